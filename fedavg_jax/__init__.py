@@ -1,0 +1,62 @@
+"""Federated Averaging, each round one compiled call.
+
+From Python, in the order of use:
+
+>>> import fedavg_jax as fa
+>>> import optax
+>>> data = fa.load_dataset('digits')
+>>> parts = fa.partition.shards(
+...     data.train.y, num_clients=30, shards_per_client=2, seed=0)
+>>> clients = fa.build_clients(data.train, parts)
+>>> model = fa.build_model(
+...     '2nn', input_shape=data.input_shape, num_classes=data.num_classes,
+...     max_value=data.max_value)
+>>> simulation = fa.build_simulation(
+...     model, clients, data.test, client_fraction=0.2, epochs=5, batch_size=10,
+...     client_optimizer=optax.sgd(0.1), server_optimizer=optax.sgd(1.0))
+>>> history = fa.run(simulation, rounds=10)
+>>> bool(history['test_accuracy'][-1] > 0.6)
+True
+"""
+
+from fedavg_jax import partition
+from fedavg_jax.checkpoint import load_params
+from fedavg_jax.clients import build_clients
+from fedavg_jax.clients import Clients
+from fedavg_jax.clients import Examples
+from fedavg_jax.clients import stack
+from fedavg_jax.datasets import Dataset
+from fedavg_jax.datasets import load_dataset
+from fedavg_jax.errors import DivergedError
+from fedavg_jax.errors import InputError
+from fedavg_jax.losses import cross_entropy
+from fedavg_jax.models import build_model
+from fedavg_jax.models import Model
+from fedavg_jax.plan import Planner
+from fedavg_jax.reference import build_reference_round
+from fedavg_jax.train import build_simulation
+from fedavg_jax.train import run
+from fedavg_jax.train import simulate
+from fedavg_jax.train import use_cpu_devices
+
+__all__ = [
+    'build_clients',
+    'build_model',
+    'build_reference_round',
+    'build_simulation',
+    'Clients',
+    'cross_entropy',
+    'Dataset',
+    'DivergedError',
+    'Examples',
+    'InputError',
+    'load_dataset',
+    'load_params',
+    'Model',
+    'partition',
+    'Planner',
+    'run',
+    'simulate',
+    'stack',
+    'use_cpu_devices',
+]

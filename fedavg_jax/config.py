@@ -1,0 +1,132 @@
+"""Checks a config, once, before anything runs.
+
+Every knob stands in the config file; none is hidden in a default here.
+"""
+
+from collections.abc import Callable, Mapping
+import math
+from typing import Any, NamedTuple
+
+from fedavg_jax import datasets
+from fedavg_jax import layers
+from fedavg_jax import models
+from fedavg_jax import partition
+from fedavg_jax import plan
+from fedavg_jax.errors import InputError
+
+PIXELS = ('unit', 'standard')
+SERVER_OPTIMIZERS = ('sgd',)
+
+
+class _Rule(NamedTuple):
+  kind: type
+  holds: Callable[[Any], bool]
+  text: str
+
+
+def _one_of(names):
+  return _Rule(str, lambda v: v in names, f'must be one of {", ".join(names)}')
+
+
+def _between(low, high, kind=float):
+  return _Rule(kind, lambda v: low <= v <= high, f'must lie in [{low}, {high}]')
+
+
+def _at_least(low):
+  return _Rule(int, lambda v: v >= low, f'must be at least {low}')
+
+
+_below_one = _Rule(float, lambda v: 0 <= v < 1, 'must lie in [0, 1)')
+_positive = _Rule(float, lambda v: v > 0, 'must be above 0')
+
+_RULES: dict[str, _Rule] = {
+    'dataset': _one_of(datasets.NAMES),
+    'data_dir': _Rule(str, lambda v: True, ''),
+    'pixels': _one_of(PIXELS),
+    'model': _one_of(models.NAMES),
+    'convolution': _one_of(layers.METHODS),
+    'partition': _one_of(partition.NAMES),
+    'shards_per_client': _at_least(1),
+    'num_clients': _at_least(1),
+    'holdout_fraction': _below_one,
+    'client_fraction': _between(0, 1),
+    'unavailable_fraction': _below_one,
+    'client.epochs': _at_least(1),
+    'client.batch_size': _at_least(0),
+    'client.learning_rate': _positive,
+    'client.shuffle': _one_of(plan.SHUFFLES),
+    'server.optimizer': _one_of(SERVER_OPTIMIZERS),
+    'server.learning_rate': _positive,
+    'server.momentum': _below_one,
+    'rounds': _at_least(1),
+    'eval_every': _at_least(1),
+    'target_accuracy': _between(0, 1),
+    'seed': _between(0, 2**31 - 1, int),
+    'lanes': _at_least(0),
+    'cpu_devices': _at_least(0),
+}
+
+
+def check(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config as a plain nested dict, if every key keeps its rule.
+
+  Args:
+    config: nested, such as `ConfigDict.to_dict()`.
+
+  Raises:
+    InputError: a key is unknown or missing, or a value breaks its rule.
+  """
+  flat = dict(_flatten(config))
+  for key in flat:
+    if key not in _RULES:
+      raise InputError(f'{key}: unknown key; known are {", ".join(_RULES)}')
+  for key, rule in _RULES.items():
+    if key not in flat:
+      raise InputError(f'{key}: missing in the config')
+    flat[key] = _checked(key, flat[key], rule)
+  _check_cohort(flat)
+  nested: dict[str, Any] = {}
+  for key, value in flat.items():
+    *parents, name = key.split('.')
+    inner = nested
+    for parent in parents:
+      inner = inner.setdefault(parent, {})
+    inner[name] = value
+  return nested
+
+
+def _flatten(config, prefix=''):
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
+
+
+def _checked(key, value, rule):
+  fits = isinstance(value, rule.kind) or (
+      rule.kind is float and isinstance(value, int)
+  )
+  if not fits or isinstance(value, bool):
+    raise InputError(
+        f'{key} = {value!r}: must be of type {rule.kind.__name__}'
+    )
+  value = rule.kind(value)
+  if rule.kind is float and not math.isfinite(value):
+    raise InputError(f'{key} = {value}: must be finite')
+  if not rule.holds(value):
+    raise InputError(f'{key} = {value!r}: {rule.text}')
+  return value
+
+
+def _check_cohort(flat) -> None:
+  clients = flat['num_clients']
+  cohort = plan.cohort_size(clients, flat['client_fraction'])
+  away = plan.num_unavailable(clients, flat['unavailable_fraction'])
+  if clients - away < cohort:
+    raise InputError(
+        f'unavailable_fraction = {flat["unavailable_fraction"]}: leaves'
+        f' {clients - away} of num_clients = {clients} in reach, fewer than the'
+        f' cohort of {cohort} that client_fraction ='
+        f' {flat["client_fraction"]} asks for'
+    )

@@ -1,0 +1,250 @@
+"""Files and packages to arrays. NumPy only; heavy imports happen on use.
+
+* `digits`: 1,797 real handwritten digits of 8 x 8 that scikit-learn ships.
+* `mnist`, `fashion_mnist`: the four original IDX files, from a folder or
+  downloaded through tensorflow-datasets, which knows their checksums.
+"""
+
+import gzip
+import os
+import pathlib
+from typing import NamedTuple
+import zlib
+
+import numpy as np
+
+from fedavg_jax.clients import Examples
+from fedavg_jax.errors import InputError
+
+NAMES = ('digits', 'mnist', 'fashion_mnist')
+
+_IDX_UBYTE = 0x08
+# Part of an example's split, whether images or labels, rank, number of rows.
+_IDX_FILES = {
+    ('train', 'x'): ('train-images-idx3-ubyte', 3, 60_000),
+    ('train', 'y'): ('train-labels-idx1-ubyte', 1, 60_000),
+    ('test', 'x'): ('t10k-images-idx3-ubyte', 3, 10_000),
+    ('test', 'y'): ('t10k-labels-idx1-ubyte', 1, 10_000),
+}
+
+
+class Dataset(NamedTuple):
+  """A supervised data set of images.
+
+  Attributes:
+    name: one of `NAMES`.
+    train: x [n, H, W, C] uint8, y [n] int32.
+    test: the same of the test set.
+    num_classes: labels are 0 .. num_classes - 1.
+    max_value: the largest value that a pixel can have.
+  """
+
+  name: str
+  train: Examples
+  test: Examples
+  num_classes: int
+  max_value: float
+
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """Shape of one example."""
+    return self.train.x.shape[1:]
+
+  def pixel_statistics(self) -> tuple[float, float]:
+    """Mean and standard deviation of all training pixels, scaled to [0, 1]."""
+    values = np.arange(256) / self.max_value
+    weights = np.bincount(self.train.x.ravel(), minlength=256)
+    weights = weights / weights.sum()
+    mean = float(weights @ values)
+    return mean, float(np.sqrt(weights @ (values - mean) ** 2))
+
+
+def load_dataset(name: str, data_dir: str = '') -> Dataset:
+  """Loads a data set.
+
+  Args:
+    name: one of `NAMES`.
+    data_dir: a folder with the four IDX files, gzipped or not; empty to get
+      them through tensorflow-datasets (kept in `tfds_dir()`). `digits` needs
+      none.
+
+  Raises:
+    InputError: another name, or a file that is missing, cut short or wrong.
+  """
+  if name == 'digits':
+    return _digits()
+  if name not in NAMES:
+    raise InputError(f'dataset = {name!r}: must be one of {", ".join(NAMES)}')
+  if data_dir:
+    paths = find_idx_files(data_dir)
+  else:
+    paths = download_idx_files(name, tfds_dir())
+  return _from_idx(name, paths)
+
+
+def tfds_dir() -> pathlib.Path:
+  """Where tensorflow-datasets keeps downloads: $TFDS_DATA_DIR/downloads."""
+  home = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  return pathlib.Path(home).expanduser() / 'downloads'
+
+
+def find_idx_files(data_dir: str) -> dict[tuple[str, str], pathlib.Path]:
+  """The paths of the four IDX files in a folder, `NAME` or `NAME.gz`."""
+  folder = pathlib.Path(data_dir).expanduser()
+  paths = {}
+  for key, (stem, _, _) in _IDX_FILES.items():
+    candidates = [folder / stem, folder / f'{stem}.gz']
+    found = [path for path in candidates if path.is_file()]
+    if not found:
+      raise InputError(
+          f'data_dir = {data_dir!r}: {candidates[0]}[.gz] is missing; put the'
+          ' four original IDX files there, or leave data_dir empty to download'
+          ' them'
+      )
+    paths[key] = found[0]
+  return paths
+
+
+def download_idx_files(
+    name: str,
+    download_dir: pathlib.Path,
+    manual_dir: pathlib.Path | None = None,
+) -> dict[tuple[str, str], pathlib.Path]:
+  """Gets the four IDX files through tensorflow-datasets' download manager.
+
+  It verifies size and SHA-256 against what tensorflow-datasets registers, and
+  downloads nothing that is there already. The manager needs no TensorFlow,
+  unlike the builder of these data sets, which would decompress and re-encode
+  every image with it.
+
+  Args:
+    name: 'mnist' or 'fashion_mnist'.
+    download_dir: where downloads are kept.
+    manual_dir: a folder in which files of the right name are verified and used
+      instead of a download.
+
+  Returns:
+    Paths by (split, part).
+
+  Raises:
+    InputError: no network, or a wrong checksum.
+  """
+  import tensorflow_datasets as tfds  # Heavy, and rarely needed.
+
+  builder = tfds.builder_cls(name)
+  try:
+    manager = tfds.download.DownloadManager(
+        download_dir=download_dir,
+        manual_dir=manual_dir,
+        url_infos=builder.url_infos,
+        dataset_name=name,
+        force_checksums_validation=True,
+    )
+    urls = {
+        key: f'{builder.URL}{stem}.gz'
+        for key, (stem, _, _) in _IDX_FILES.items()
+    }
+    paths = manager.download(urls)
+  except Exception as error:  # requests, tfds and the file system have no base.
+    reason = ' '.join(str(error).split())[:300]
+    raise InputError(
+        f'dataset = {name!r}: tensorflow-datasets could not fetch it into'
+        f' {download_dir} ({type(error).__name__}: {reason}); put the four'
+        ' original IDX files in a folder and name it in data_dir'
+    ) from error
+  return {key: pathlib.Path(path) for key, path in paths.items()}
+
+
+def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
+  """Reads an IDX file of unsigned bytes, gzipped or not.
+
+  The format: two zero bytes, a type byte (8 for uint8), a byte with the rank,
+  one big-endian uint32 per dimension, the values.
+
+  Args:
+    path: the file.
+    rank: 3 for images, 1 for labels.
+
+  Returns:
+    A uint8 array.
+
+  Raises:
+    InputError: the file cannot be read, is cut short or is something else.
+  """
+  try:
+    with open(path, 'rb') as file:
+      zipped = file.read(2) == b'\x1f\x8b'
+    with gzip.open(path) if zipped else open(path, 'rb') as file:
+      header = file.read(4 + 4 * rank)
+      if header[:4] != bytes([0, 0, _IDX_UBYTE, rank]) or len(header) < (
+          4 + 4 * rank
+      ):
+        raise InputError(
+            f'{path}: not an IDX file of bytes with {rank} dimension(s):'
+            f' starts with {header[:4].hex() or "nothing"}; {_GET_ANEW}'
+        )
+      shape = tuple(int(n) for n in np.frombuffer(header, '>u4')[1:])
+      size = int(np.prod(shape, dtype=object))
+      values = _read_at_most(file, size + 1)
+  except (OSError, EOFError, zlib.error) as error:
+    raise InputError(
+        f'{path}: cannot be read ({error}); {_GET_ANEW}'
+    ) from error
+  if len(values) != size:
+    raise InputError(
+        f'{path}: holds {"less" if len(values) < size else "more"} than the'
+        f' {size:,} values of its shape {shape}; {_GET_ANEW}'
+    )
+  return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+_GET_ANEW = 'copy or download the file again'
+
+
+def _read_at_most(file, size: int) -> bytes:
+  """Reads in pieces: what a header promises allocates nothing."""
+  pieces = []
+  while size > 0 and (piece := file.read(min(size, 1 << 24))):
+    pieces.append(piece)
+    size -= len(piece)
+  return b''.join(pieces)
+
+
+def _from_idx(name, paths) -> Dataset:
+  arrays = {}
+  for key, (_, rank, rows) in _IDX_FILES.items():
+    array = read_idx(paths[key], rank)
+    expected = (rows, 28, 28)[:rank]
+    if array.shape != expected:
+      raise InputError(
+          f'{paths[key]}: has shape {array.shape}, {name} has {expected};'
+          f' {_GET_ANEW}'
+      )
+    if rank == 1 and array.max() > 9:
+      raise InputError(
+          f'{paths[key]}: has a label {array.max()}, {name} has 0 to 9;'
+          f' {_GET_ANEW}'
+      )
+    arrays[key] = array
+  train, test = (
+      Examples(arrays[split, 'x'][..., None], arrays[split, 'y'].astype(np.int32))
+      for split in ('train', 'test')
+  )
+  return Dataset(name, train, test, num_classes=10, max_value=255.0)
+
+
+def _digits() -> Dataset:
+  """Digits 0 to 9, shuffled once with a fixed seed: 1,500 train, 297 test."""
+  from sklearn.datasets import load_digits  # Takes a second; used here alone.
+
+  bunch = load_digits()
+  order = np.random.default_rng(0).permutation(len(bunch.target))
+  x = bunch.images.astype(np.uint8)[order][..., None]
+  y = bunch.target.astype(np.int32)[order]
+  return Dataset(
+      'digits',
+      train=Examples(x[:1500], y[:1500]),
+      test=Examples(x[1500:], y[1500:]),
+      num_classes=10,
+      max_value=16.0,
+  )

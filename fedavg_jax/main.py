@@ -1,0 +1,82 @@
+"""The command line: flags, one call, one line for what a person can mend.
+
+Kept short: everything else lives in modules that a notebook can import.
+"""
+
+from collections.abc import Sequence
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from fedavg_jax import metrics
+from fedavg_jax import train
+from fedavg_jax.errors import DivergedError
+from fedavg_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'File of a setting, configs/NAME.py or configs/NAME.py:ARG.'
+)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'New folder for results; default outputs/<date>/<time>_...'
+)
+
+# Exit codes: 2 as for any misused command, 3 where training itself failed.
+_BAD_INPUT, _DIVERGED, _INTERRUPTED = 2, 3, 130
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs one setting. Returns the exit code."""
+  if len(argv) > 1:
+    return _fail(_BAD_INPUT, f'{argv[1]}: not a flag; flags begin with --')
+  if _CONFIG.value is None:
+    return _fail(_BAD_INPUT, '--config is missing: name a file of configs/')
+  source = flags.FLAGS['config'].config_filename
+  name = '_'.join(
+      [pathlib.Path(source.split(':')[0]).stem, *source.split(':')[1:]]
+  )
+  if _WORKDIR.value == '':
+    return _fail(_BAD_INPUT, '--workdir is empty: name a new folder')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
+  workdir = pathlib.Path(_WORKDIR.value or metrics.default_workdir(name))
+  try:
+    summary = train.train(_CONFIG.value, workdir)
+  except InputError as error:
+    return _fail(_BAD_INPUT, error)
+  except DivergedError as error:
+    return _fail(_DIVERGED, error)
+  except OSError as error:
+    return _fail(
+        _BAD_INPUT, f'{error.filename or workdir}: {error.strerror or error}'
+    )
+  except KeyboardInterrupt:
+    return _fail(_INTERRUPTED, f'interrupted; what was done is in {workdir}')
+  print(
+      f'{summary["status"]} after {summary["rounds"]} rounds: test accuracy'
+      f' {summary["final_test_accuracy"]:.4f} (best'
+      f' {summary["best_test_accuracy"]:.4f}),'
+      f' {summary["rounds_per_second"]:.3g} rounds/s; results in {workdir}'
+  )
+  return 0
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    sys.exit(_fail(_BAD_INPUT, error))
+  except Exception as error:  # What a person's own config file raises.
+    sys.exit(_fail(_BAD_INPUT, f'--config: {type(error).__name__}: {error}'))
+
+
+def _fail(code: int, message: object) -> int:
+  print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
+  return code
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,182 @@
+"""The paper's models, behind `init(key)` and `apply(params, x)`.
+
+The only importer of flax: everything else sees a dict of arrays. A model takes
+raw pixels and scales them itself, inside the compiled step. It is written for
+one client; `vmap` gives every client its own weights.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedavg_jax import layers
+
+Params = Any
+
+
+class Model(NamedTuple):
+  """A model for one kind of example.
+
+  Attributes:
+    name: one of `NAMES`.
+    init: key -> params.
+    apply: (params, x [B, ...] raw pixels) -> logits [B, classes].
+  """
+
+  name: str
+  init: Callable[[jax.Array], Params]
+  apply: Callable[[Params, jax.Array], jax.Array]
+
+
+class Dense(nn.Module):
+  """Affine map, [B, I] -> [B, features]."""
+
+  features: int
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', self.bias_init, (self.features,))
+    return layers.matmul(x, kernel) + bias
+
+
+class TwoHiddenLayers(nn.Module):
+  """The paper's 2NN: two hidden layers of 200, ReLU; 199,210 on MNIST."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = x.reshape(x.shape[0], -1)
+    for _ in range(2):
+      x = nn.relu(Dense(200)(x))
+    return Dense(self.num_classes)(x)
+
+
+class ConvPoolRelu(nn.Module):
+  """Convolution, 2 x 2 maximum, bias, ReLU.
+
+  The same function as convolution, bias, ReLU, maximum: adding a constant and
+  ReLU keep the order of numbers. It touches a quarter of the data.
+  """
+
+  features: int
+  conv_padding: int
+  pool_padding: int
+  method: str
+  kernel_init: nn.initializers.Initializer
+  bias_init: nn.initializers.Initializer
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (5, 5, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', self.bias_init, (self.features,))
+    x = layers.conv2d(
+        x, kernel, padding=self.conv_padding, method=self.method
+    )
+    return nn.relu(layers.max_pool2(x, padding=self.pool_padding) + bias)
+
+
+class ConvNet(nn.Module):
+  """The paper's MNIST CNN: two 5 x 5 convolutions, dense 512; 1,663,370.
+
+  `torch_like` is the geometry and the initial weights of Flower's baseline:
+  both paddings are 1 and weights and biases are uniform in +-1/sqrt(fan_in).
+  """
+
+  num_classes: int
+  method: str
+  torch_like: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    for features in (32, 64):
+      kernel_init, bias_init = self._initializers(fan_in=25 * x.shape[-1])
+      x = ConvPoolRelu(
+          features,
+          conv_padding=1 if self.torch_like else 2,
+          pool_padding=1 if self.torch_like else 0,
+          method=self.method,
+          kernel_init=kernel_init,
+          bias_init=bias_init,
+      )(x)
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(self._dense(512, fan_in=x.shape[-1])(x))
+    return self._dense(self.num_classes, fan_in=512)(x)
+
+  def _dense(self, features, fan_in):
+    kernel_init, bias_init = self._initializers(fan_in)
+    return Dense(features, kernel_init=kernel_init, bias_init=bias_init)
+
+  def _initializers(self, fan_in):
+    if not self.torch_like:
+      return nn.initializers.lecun_normal(), nn.initializers.zeros
+    bound = fan_in**-0.5
+
+    def uniform(key, shape, dtype=jnp.float32):
+      return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return uniform, uniform
+
+
+_MODULES = {
+    '2nn': lambda num_classes, method: TwoHiddenLayers(num_classes),
+    'cnn': ConvNet,
+    'cnn_torch': functools.partial(ConvNet, torch_like=True),
+}
+NAMES = tuple(_MODULES)
+
+
+def build_model(
+    name: str,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    max_value: float,
+    mean: float = 0.0,
+    std: float = 1.0,
+    convolution: str = 'auto',
+) -> Model:
+  """Builds one of `NAMES` for images of one shape.
+
+  Args:
+    name: '2nn', 'cnn', or 'cnn_torch' (the CNN of Flower's baseline).
+    input_shape: of one example, [H, W, C].
+    num_classes: outputs.
+    max_value: the largest raw pixel; apply divides by it.
+    mean: subtracted from pixels in [0, 1].
+    std: what they are divided by then.
+    convolution: a method of `layers.conv2d`.
+
+  Returns:
+    A `Model`; params are a dict of dicts of float32 arrays.
+
+  Raises:
+    ValueError: for another name.
+  """
+  if name not in _MODULES:
+    raise ValueError(f'model = {name!r}: must be one of {", ".join(NAMES)}')
+  module = _MODULES[name](num_classes, convolution)
+
+  def apply(params, x):
+    x = (x.astype(jnp.float32) / max_value - mean) / std
+    return module.apply({'params': params}, x)
+
+  def init(key):
+    example = jnp.zeros((1, *input_shape), jnp.float32)
+    return module.init(key, example)['params']
+
+  return Model(name, init, apply)
+
+
+def num_parameters(params: Params) -> int:
+  """How many numbers a model has."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

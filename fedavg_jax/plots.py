@@ -1,0 +1,132 @@
+"""The two pictures of a run. matplotlib is imported when one is drawn."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+_ACCURACY, _LOSS, _TARGET, _PAPER = '#1f5f99', '#b8541a', '#666666', '#2e8540'
+
+
+def draw_curves(
+    path: pathlib.Path,
+    *,
+    title: str,
+    records: list[dict[str, Any]],
+    target_accuracy: float,
+    paper_rounds: list[int],
+) -> None:
+  """Draws test accuracy and both losses against rounds.
+
+  Args:
+    path: of the new PNG.
+    title: what was run.
+    records: the lines of metrics.jsonl.
+    target_accuracy: drawn as a line, unless 0.
+    paper_rounds: the paper's number of rounds for this very setting, if any.
+  """
+  figure = _figure(8, 6)
+  top, bottom = figure.subplots(2, 1, sharex=True)
+  tested = [r for r in records if r.get('test_accuracy') is not None]
+  rounds = [r['round'] for r in tested]
+  accuracies = [r['test_accuracy'] for r in tested]
+  few = '.' if len(tested) <= 40 else ''
+  top.plot(rounds, accuracies, color=_ACCURACY, marker=few, label='test')
+  if target_accuracy:
+    top.axhline(
+        target_accuracy,
+        color=_TARGET,
+        linestyle='--',
+        linewidth=1,
+        label=f'target {target_accuracy:g}',
+    )
+  for i, number in enumerate(paper_rounds):
+    top.axvline(
+        number,
+        color=_PAPER,
+        linestyle=':',
+        label=None
+        if i
+        else 'paper: ' + ', '.join(map(str, paper_rounds)) + ' rounds',
+    )
+  _focus(top, accuracies, target_accuracy)
+  top.set_ylabel('test accuracy')
+  top.legend(loc='lower right')
+  trained = [r for r in records if r.get('train_loss') is not None]
+  bottom.plot(
+      [r['round'] for r in trained],
+      [r['train_loss'] for r in trained],
+      color=_LOSS,
+      label='training, while it goes on',
+  )
+  bottom.plot(
+      rounds,
+      [r['test_loss'] for r in tested],
+      color=_ACCURACY,
+      marker=few,
+      label='test',
+  )
+  bottom.set_yscale('log')
+  bottom.set_xlabel('communication round')
+  bottom.set_ylabel('cross entropy')
+  bottom.legend(loc='upper right')
+  for axes in (top, bottom):
+    axes.grid(alpha=0.3)
+  top.set_title(title)
+  figure.savefig(path, dpi=120)
+
+
+def draw_partition(path: pathlib.Path, *, title: str, counts: np.ndarray) -> None:
+  """Draws how many examples of each label each client holds.
+
+  Args:
+    path: of the new PNG.
+    title: what was divided.
+    counts: [K, classes], from `partition.label_counts`.
+  """
+  figure = _figure(10, 4.5)
+  axes = figure.subplots()
+  num_clients, num_classes = counts.shape
+  edges = np.arange(num_clients + 1) - 0.5
+  tops = np.concatenate(
+      [np.zeros((num_clients, 1), int), np.cumsum(counts, axis=1)], axis=1
+  )
+  colors = _colors(num_classes)
+  for label in range(num_classes):
+    axes.stairs(
+        tops[:, label + 1],
+        edges,
+        baseline=tops[:, label],
+        fill=True,
+        color=colors[label],
+        label=str(label),
+    )
+  axes.set_xlim(edges[0], edges[-1])
+  axes.set_ylim(0, tops[:, -1].max() * 1.02)
+  axes.set_xlabel('client')
+  axes.set_ylabel('training examples')
+  axes.set_title(title)
+  axes.legend(
+      title='label', loc='center left', bbox_to_anchor=(1, 0.5), reverse=True
+  )
+  figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float):
+  from matplotlib.figure import Figure  # No pyplot: no global state, no window.
+
+  return Figure(figsize=(width, height), layout='constrained')
+
+
+def _colors(number: int):
+  import matplotlib
+
+  return matplotlib.colormaps['tab10'](np.arange(number) % 10)
+
+
+def _focus(axes, accuracies: list[float], target: float) -> None:
+  """Shows the end of the climb: where the differences are."""
+  best = max(accuracies)
+  if best > 0.9:
+    low = 0.9 if max(best, target) < 0.98 else 0.95
+    axes.set_ylim(low, 1.002)

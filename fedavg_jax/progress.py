@@ -1,0 +1,82 @@
+"""What a person watches: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 5.0
+_LONG_RUN_SECONDS = 60.0
+
+
+class Progress:
+  """Shows rounds as they end. Says how long a long run will take."""
+
+  def __init__(self, rounds: int):
+    self._rounds = rounds
+    self._start = self._last_line = time.monotonic()
+    self._accuracy: float | None = None
+    self._told_duration = False
+    self._bar = None
+    if sys.stdout.isatty():
+      self._bar = tqdm(total=rounds, unit='round', file=sys.stdout)
+
+  def update(self, record: dict[str, Any]) -> None:
+    """Takes a record of metrics.jsonl; the first one is round 0."""
+    number = record['round']
+    if number == 0:
+      self._start = time.monotonic()  # Compilation is over.
+    accuracy = record.get('test_accuracy', self._accuracy)
+    self._accuracy = accuracy
+    if self._bar is not None:
+      self._bar.set_postfix_str(f'test accuracy {accuracy:.4f}', refresh=False)
+      self._bar.update(1 if number else 0)
+    else:
+      self._line(number, record)
+    self._expect(number)
+
+  def close(self) -> None:
+    """Leaves the last state of the bar on the terminal."""
+    if self._bar is not None:
+      self._bar.close()
+
+  def _line(self, number, record) -> None:
+    now = time.monotonic()
+    tenth = number % max(1, self._rounds // 10) == 0
+    due = tenth or now - self._last_line >= _SECONDS_BETWEEN_LINES
+    if not due and 3 < number < self._rounds:
+      return
+    self._last_line = now
+    text = f'round {number}/{self._rounds}'
+    if self._accuracy is not None:
+      text += f'  test accuracy {self._accuracy:.4f}'
+    if record.get('train_loss') is not None:
+      text += f'  train loss {record["train_loss"]:.4f}'
+    if number:
+      pace = number / max(now - self._start, 1e-9)
+      left = (self._rounds - number) / pace
+      text += f'  {pace:.3g} rounds/s  {_duration(left)} left'
+    print(text, flush=True)
+
+  def _expect(self, number) -> None:
+    """Once, after three rounds."""
+    if self._told_duration or number < min(3, self._rounds):
+      return
+    self._told_duration = True
+    seconds = (time.monotonic() - self._start) / number
+    total = seconds * self._rounds
+    if total > _LONG_RUN_SECONDS:
+      text = (
+          f'{seconds:.2g} s a round: all {self._rounds} rounds take about'
+          f' {_duration(total)}; a target that is reached ends it sooner'
+      )
+      tqdm.write(text) if self._bar is not None else print(text, flush=True)
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 100:
+    return f'{seconds:.0f} s'
+  if seconds < 6000:
+    return f'{seconds / 60:.0f} min'
+  return f'{seconds / 3600:.1f} h'
