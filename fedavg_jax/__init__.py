@@ -21,17 +21,17 @@ True
 
 from fedavg_jax import partition
 from fedavg_jax.checkpoint import load_params
-from fedavg_jax.clients import build_clients
 from fedavg_jax.clients import Clients
 from fedavg_jax.clients import Examples
+from fedavg_jax.clients import build_clients
 from fedavg_jax.clients import stack
 from fedavg_jax.datasets import Dataset
 from fedavg_jax.datasets import load_dataset
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
 from fedavg_jax.losses import cross_entropy
-from fedavg_jax.models import build_model
 from fedavg_jax.models import Model
+from fedavg_jax.models import build_model
 from fedavg_jax.plan import Planner
 from fedavg_jax.reference import build_reference_round
 from fedavg_jax.train import build_simulation
@@ -40,23 +40,23 @@ from fedavg_jax.train import simulate
 from fedavg_jax.train import use_cpu_devices
 
 __all__ = [
-    'build_clients',
-    'build_model',
-    'build_reference_round',
-    'build_simulation',
-    'Clients',
-    'cross_entropy',
-    'Dataset',
-    'DivergedError',
-    'Examples',
-    'InputError',
-    'load_dataset',
-    'load_params',
-    'Model',
-    'partition',
-    'Planner',
-    'run',
-    'simulate',
-    'stack',
-    'use_cpu_devices',
+  'build_clients',
+  'build_model',
+  'build_reference_round',
+  'build_simulation',
+  'Clients',
+  'cross_entropy',
+  'Dataset',
+  'DivergedError',
+  'Examples',
+  'InputError',
+  'load_dataset',
+  'load_params',
+  'Model',
+  'partition',
+  'Planner',
+  'run',
+  'simulate',
+  'stack',
+  'use_cpu_devices',
 ]

@@ -36,5 +36,7 @@ def load_params(workdir: str | pathlib.Path):
     raise FileNotFoundError(f'{path}: no model of a finished run is here')
   with ocp.StandardCheckpointer() as checkpointer:
     structure = checkpointer.metadata(path).item_metadata
-    target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(structure))
+    target = jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(structure)
+    )
     return checkpointer.restore(path, target)

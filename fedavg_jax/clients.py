@@ -47,9 +47,9 @@ def build_clients(examples: Examples, parts: Sequence[np.ndarray]) -> Clients:
   sizes = [len(part) for part in parts]
   rows = np.concatenate(parts)
   return Clients(
-      x=examples.x[rows],
-      y=examples.y[rows],
-      offsets=np.concatenate([[0], np.cumsum(sizes)]),
+    x=examples.x[rows],
+    y=examples.y[rows],
+    offsets=np.concatenate([[0], np.cumsum(sizes)]),
   )
 
 

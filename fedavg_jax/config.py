@@ -3,9 +3,11 @@
 Every knob stands in the config file; none is hidden in a default here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import math
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from fedavg_jax import datasets
 from fedavg_jax import layers
@@ -40,30 +42,30 @@ _below_one = _Rule(float, lambda v: 0 <= v < 1, 'must lie in [0, 1)')
 _positive = _Rule(float, lambda v: v > 0, 'must be above 0')
 
 _RULES: dict[str, _Rule] = {
-    'dataset': _one_of(datasets.NAMES),
-    'data_dir': _Rule(str, lambda v: True, ''),
-    'pixels': _one_of(PIXELS),
-    'model': _one_of(models.NAMES),
-    'convolution': _one_of(layers.METHODS),
-    'partition': _one_of(partition.NAMES),
-    'shards_per_client': _at_least(1),
-    'num_clients': _at_least(1),
-    'holdout_fraction': _below_one,
-    'client_fraction': _between(0, 1),
-    'unavailable_fraction': _below_one,
-    'client.epochs': _at_least(1),
-    'client.batch_size': _at_least(0),
-    'client.learning_rate': _positive,
-    'client.shuffle': _one_of(plan.SHUFFLES),
-    'server.optimizer': _one_of(SERVER_OPTIMIZERS),
-    'server.learning_rate': _positive,
-    'server.momentum': _below_one,
-    'rounds': _at_least(1),
-    'eval_every': _at_least(1),
-    'target_accuracy': _between(0, 1),
-    'seed': _between(0, 2**31 - 1, int),
-    'lanes': _at_least(0),
-    'cpu_devices': _at_least(0),
+  'dataset': _one_of(datasets.NAMES),
+  'data_dir': _Rule(str, lambda v: True, ''),
+  'pixels': _one_of(PIXELS),
+  'model': _one_of(models.NAMES),
+  'convolution': _one_of(layers.METHODS),
+  'partition': _one_of(partition.NAMES),
+  'shards_per_client': _at_least(1),
+  'num_clients': _at_least(1),
+  'holdout_fraction': _below_one,
+  'client_fraction': _between(0, 1),
+  'unavailable_fraction': _below_one,
+  'client.epochs': _at_least(1),
+  'client.batch_size': _at_least(0),
+  'client.learning_rate': _positive,
+  'client.shuffle': _one_of(plan.SHUFFLES),
+  'server.optimizer': _one_of(SERVER_OPTIMIZERS),
+  'server.learning_rate': _positive,
+  'server.momentum': _below_one,
+  'rounds': _at_least(1),
+  'eval_every': _at_least(1),
+  'target_accuracy': _between(0, 1),
+  'seed': _between(0, 2**31 - 1, int),
+  'lanes': _at_least(0),
+  'cpu_devices': _at_least(0),
 }
 
 
@@ -105,12 +107,10 @@ def _flatten(config, prefix=''):
 
 def _checked(key, value, rule):
   fits = isinstance(value, rule.kind) or (
-      rule.kind is float and isinstance(value, int)
+    rule.kind is float and isinstance(value, int)
   )
   if not fits or isinstance(value, bool):
-    raise InputError(
-        f'{key} = {value!r}: must be of type {rule.kind.__name__}'
-    )
+    raise InputError(f'{key} = {value!r}: must be of type {rule.kind.__name__}')
   value = rule.kind(value)
   if rule.kind is float and not math.isfinite(value):
     raise InputError(f'{key} = {value}: must be finite')
@@ -125,8 +125,8 @@ def _check_cohort(flat) -> None:
   away = plan.num_unavailable(clients, flat['unavailable_fraction'])
   if clients - away < cohort:
     raise InputError(
-        f'unavailable_fraction = {flat["unavailable_fraction"]}: leaves'
-        f' {clients - away} of num_clients = {clients} in reach, fewer than the'
-        f' cohort of {cohort} that client_fraction ='
-        f' {flat["client_fraction"]} asks for'
+      f'unavailable_fraction = {flat["unavailable_fraction"]}: leaves'
+      f' {clients - away} of num_clients = {clients} in reach, fewer than the'
+      f' cohort of {cohort} that client_fraction ='
+      f' {flat["client_fraction"]} asks for'
     )

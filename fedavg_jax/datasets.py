@@ -8,6 +8,7 @@
 import gzip
 import os
 import pathlib
+import shutil
 from typing import NamedTuple
 import zlib
 
@@ -21,10 +22,10 @@ NAMES = ('digits', 'mnist', 'fashion_mnist')
 _IDX_UBYTE = 0x08
 # Part of an example's split, whether images or labels, rank, number of rows.
 _IDX_FILES = {
-    ('train', 'x'): ('train-images-idx3-ubyte', 3, 60_000),
-    ('train', 'y'): ('train-labels-idx1-ubyte', 1, 60_000),
-    ('test', 'x'): ('t10k-images-idx3-ubyte', 3, 10_000),
-    ('test', 'y'): ('t10k-labels-idx1-ubyte', 1, 10_000),
+  ('train', 'x'): ('train-images-idx3-ubyte', 3, 60_000),
+  ('train', 'y'): ('train-labels-idx1-ubyte', 1, 60_000),
+  ('test', 'x'): ('t10k-images-idx3-ubyte', 3, 10_000),
+  ('test', 'y'): ('t10k-labels-idx1-ubyte', 1, 10_000),
 }
 
 
@@ -75,9 +76,16 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
     return _digits()
   if name not in NAMES:
     raise InputError(f'dataset = {name!r}: must be one of {", ".join(NAMES)}')
-  if data_dir:
-    paths = find_idx_files(data_dir)
-  else:
+  folder = pathlib.Path(data_dir).expanduser() if data_dir else None
+  paths = _find_idx_files(folder or tfds_dir() / name)
+  missing = [key for key in _IDX_FILES if key not in paths]
+  if missing and folder:
+    raise InputError(
+      f'data_dir = {data_dir!r}: {folder / _IDX_FILES[missing[0]][0]}[.gz] is'
+      ' missing; put the four original IDX files there, or leave data_dir'
+      ' empty to download them'
+    )
+  if missing:
     paths = download_idx_files(name, tfds_dir())
   return _from_idx(name, paths)
 
@@ -88,71 +96,84 @@ def tfds_dir() -> pathlib.Path:
   return pathlib.Path(home).expanduser() / 'downloads'
 
 
-def find_idx_files(data_dir: str) -> dict[tuple[str, str], pathlib.Path]:
-  """The paths of the four IDX files in a folder, `NAME` or `NAME.gz`."""
-  folder = pathlib.Path(data_dir).expanduser()
-  paths = {}
-  for key, (stem, _, _) in _IDX_FILES.items():
-    candidates = [folder / stem, folder / f'{stem}.gz']
-    found = [path for path in candidates if path.is_file()]
-    if not found:
-      raise InputError(
-          f'data_dir = {data_dir!r}: {candidates[0]}[.gz] is missing; put the'
-          ' four original IDX files there, or leave data_dir empty to download'
-          ' them'
-      )
-    paths[key] = found[0]
-  return paths
-
-
 def download_idx_files(
-    name: str,
-    download_dir: pathlib.Path,
-    manual_dir: pathlib.Path | None = None,
+  name: str, download_dir: pathlib.Path
 ) -> dict[tuple[str, str], pathlib.Path]:
   """Gets the four IDX files through tensorflow-datasets' download manager.
 
-  It verifies size and SHA-256 against what tensorflow-datasets registers, and
-  downloads nothing that is there already. The manager needs no TensorFlow,
-  unlike the builder of these data sets, which would decompress and re-encode
-  every image with it.
+  It verifies size and SHA-256 against what tensorflow-datasets registers. The
+  manager needs no TensorFlow, unlike the builder of these data sets, which
+  decompresses and encodes every image with it. The verified files are linked
+  under their own names into download_dir/NAME, where the next start finds them
+  without tensorflow-datasets.
 
   Args:
     name: 'mnist' or 'fashion_mnist'.
     download_dir: where downloads are kept.
-    manual_dir: a folder in which files of the right name are verified and used
-      instead of a download.
 
   Returns:
     Paths by (split, part).
 
   Raises:
-    InputError: no network, or a wrong checksum.
+    InputError: no network, no space, or a wrong checksum.
   """
-  import tensorflow_datasets as tfds  # Heavy, and rarely needed.
+  import requests
+  import tensorflow_datasets as tfds  # Heavy, and needed once.
+  from tensorflow_datasets.core.download import download_manager
 
   builder = tfds.builder_cls(name)
+  urls = {
+    key: f'{builder.URL}{stem}.gz' for key, (stem, _, _) in _IDX_FILES.items()
+  }
   try:
+    # The manager would try for minutes; a machine without network knows now.
+    requests.head(urls['test', 'y'], timeout=20, allow_redirects=True)
     manager = tfds.download.DownloadManager(
-        download_dir=download_dir,
-        manual_dir=manual_dir,
-        url_infos=builder.url_infos,
-        dataset_name=name,
-        force_checksums_validation=True,
+      download_dir=download_dir,
+      url_infos=builder.url_infos,
+      dataset_name=name,
+      force_checksums_validation=True,
     )
-    urls = {
-        key: f'{builder.URL}{stem}.gz'
-        for key, (stem, _, _) in _IDX_FILES.items()
+    downloads = manager.download(urls)
+    return {
+      key: _link(
+        pathlib.Path(downloads[key]), download_dir / name / f'{stem}.gz'
+      )
+      for key, (stem, _, _) in _IDX_FILES.items()
     }
-    paths = manager.download(urls)
-  except Exception as error:  # requests, tfds and the file system have no base.
-    reason = ' '.join(str(error).split())[:300]
+  except (
+    OSError,  # Those of requests are OSErrors too.
+    tfds.download.DownloadError,
+    download_manager.NonMatchingChecksumError,
+  ) as error:
+    reason = f'{type(error).__name__}: {" ".join(str(error).split())}'[:160]
     raise InputError(
-        f'dataset = {name!r}: tensorflow-datasets could not fetch it into'
-        f' {download_dir} ({type(error).__name__}: {reason}); put the four'
-        ' original IDX files in a folder and name it in data_dir'
+      f'dataset = {name!r}: tensorflow-datasets could not get it from'
+      f' {builder.URL} into {download_dir} ({reason}); put the four original'
+      ' IDX files in a folder and name it in data_dir'
     ) from error
-  return {key: pathlib.Path(path) for key, path in paths.items()}
+
+
+def _find_idx_files(
+  folder: pathlib.Path,
+) -> dict[tuple[str, str], pathlib.Path]:
+  """Those of the four IDX files that a folder has, as NAME or NAME.gz."""
+  return {
+    key: path
+    for key, (stem, _, _) in _IDX_FILES.items()
+    for path in (folder / f'{stem}.gz', folder / stem)
+    if path.is_file()
+  }
+
+
+def _link(path: pathlib.Path, name: pathlib.Path) -> pathlib.Path:
+  """Gives a file a second name; a copy where the file system has no links."""
+  name.unlink(missing_ok=True)
+  try:
+    os.link(path, name)
+  except OSError:
+    shutil.copyfile(path, name)
+  return name
 
 
 def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
@@ -177,23 +198,23 @@ def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
     with gzip.open(path) if zipped else open(path, 'rb') as file:
       header = file.read(4 + 4 * rank)
       if header[:4] != bytes([0, 0, _IDX_UBYTE, rank]) or len(header) < (
-          4 + 4 * rank
+        4 + 4 * rank
       ):
         raise InputError(
-            f'{path}: not an IDX file of bytes with {rank} dimension(s):'
-            f' starts with {header[:4].hex() or "nothing"}; {_GET_ANEW}'
+          f'{path}: not an IDX file of bytes with {rank} dimension(s):'
+          f' starts with {header[:4].hex() or "nothing"}; {_GET_ANEW}'
         )
       shape = tuple(int(n) for n in np.frombuffer(header, '>u4')[1:])
       size = int(np.prod(shape, dtype=object))
       values = _read_at_most(file, size + 1)
   except (OSError, EOFError, zlib.error) as error:
     raise InputError(
-        f'{path}: cannot be read ({error}); {_GET_ANEW}'
+      f'{path}: cannot be read ({error}); {_GET_ANEW}'
     ) from error
   if len(values) != size:
     raise InputError(
-        f'{path}: holds {"less" if len(values) < size else "more"} than the'
-        f' {size:,} values of its shape {shape}; {_GET_ANEW}'
+      f'{path}: holds {"less" if len(values) < size else "more"} than the'
+      f' {size:,} values of its shape {shape}; {_GET_ANEW}'
     )
   return np.frombuffer(values, np.uint8).reshape(shape)
 
@@ -217,18 +238,18 @@ def _from_idx(name, paths) -> Dataset:
     expected = (rows, 28, 28)[:rank]
     if array.shape != expected:
       raise InputError(
-          f'{paths[key]}: has shape {array.shape}, {name} has {expected};'
-          f' {_GET_ANEW}'
+        f'{paths[key]}: has shape {array.shape}, {name} has {expected};'
+        f' {_GET_ANEW}'
       )
     if rank == 1 and array.max() > 9:
       raise InputError(
-          f'{paths[key]}: has a label {array.max()}, {name} has 0 to 9;'
-          f' {_GET_ANEW}'
+        f'{paths[key]}: has a label {array.max()}, {name} has 0 to 9;'
+        f' {_GET_ANEW}'
       )
     arrays[key] = array
   train, test = (
-      Examples(arrays[split, 'x'][..., None], arrays[split, 'y'].astype(np.int32))
-      for split in ('train', 'test')
+    Examples(arrays[split, 'x'][..., None], arrays[split, 'y'].astype(np.int32))
+    for split in ('train', 'test')
   )
   return Dataset(name, train, test, num_classes=10, max_value=255.0)
 
@@ -242,9 +263,9 @@ def _digits() -> Dataset:
   x = bunch.images.astype(np.uint8)[order][..., None]
   y = bunch.target.astype(np.int32)[order]
   return Dataset(
-      'digits',
-      train=Examples(x[:1500], y[:1500]),
-      test=Examples(x[1500:], y[1500:]),
-      num_classes=10,
-      max_value=16.0,
+    'digits',
+    train=Examples(x[:1500], y[:1500]),
+    test=Examples(x[1500:], y[1500:]),
+    num_classes=10,
+    max_value=16.0,
   )

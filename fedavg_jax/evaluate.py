@@ -57,15 +57,15 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> Examples:
   x = np.concatenate([test.x, np.zeros((padding, *test.x.shape[1:]), np.uint8)])
   y = np.concatenate([test.y, np.full(padding, _PADDING, test.y.dtype)])
   return jax.device_put(
-      Examples(
-          x.reshape(batches, _BATCH, *x.shape[1:]), y.reshape(batches, _BATCH)
-      ),
-      jax.sharding.NamedSharding(mesh, jax.P('lanes')),
+    Examples(
+      x.reshape(batches, _BATCH, *x.shape[1:]), y.reshape(batches, _BATCH)
+    ),
+    jax.sharding.NamedSharding(mesh, jax.P('lanes')),
   )
 
 
 def build_evaluate(
-    apply: Callable, loss_fn: LossFn, mesh: jax.sharding.Mesh
+  apply: Callable, loss_fn: LossFn, mesh: jax.sharding.Mesh
 ) -> Callable[..., TestMetrics]:
   """Builds the jitted `evaluate(params, test) -> TestMetrics`.
 
@@ -82,29 +82,29 @@ def build_evaluate(
     # A padded example has no label; any valid one will do, it does not count.
     losses = loss_fn(params, x, jnp.where(real, y, 0))
     return TestMetrics(
-        correct=jnp.sum(jnp.where(real, correct, False).astype(jnp.float32)),
-        loss_sum=jnp.sum(jnp.where(real, losses, 0.0)),
-        count=jnp.sum(real.astype(jnp.float32)),
+      correct=jnp.sum(jnp.where(real, correct, False).astype(jnp.float32)),
+      loss_sum=jnp.sum(jnp.where(real, losses, 0.0)),
+      count=jnp.sum(real.astype(jnp.float32)),
     )
 
   def device_sums(params, test: Examples):
     zero = jnp.zeros((), jnp.float32)
     sums, _ = lax.scan(
-        lambda sums, batch: (
-            jax.tree.map(jnp.add, sums, batch_sums(params, batch)),
-            None,
-        ),
-        TestMetrics(zero, zero, zero),
-        test,
+      lambda sums, batch: (
+        jax.tree.map(jnp.add, sums, batch_sums(params, batch)),
+        None,
+      ),
+      TestMetrics(zero, zero, zero),
+      test,
     )
     return lax.psum(sums, 'lanes')
 
   return jax.jit(
-      jax.shard_map(
-          device_sums,
-          mesh=mesh,
-          in_specs=(jax.P(), jax.P('lanes')),
-          out_specs=jax.P(),
-          check_vma=False,
-      )
+    jax.shard_map(
+      device_sums,
+      mesh=mesh,
+      in_specs=(jax.P(), jax.P('lanes')),
+      out_specs=jax.P(),
+      check_vma=False,
+    )
   )

@@ -25,7 +25,7 @@ METHODS = ('auto', 'canonical', 'patches', 'lax')
 
 
 def conv2d(
-    x: jax.Array, kernel: jax.Array, *, padding: int, method: str = 'auto'
+  x: jax.Array, kernel: jax.Array, *, padding: int, method: str = 'auto'
 ) -> jax.Array:
   """Two-dimensional convolution of stride one.
 
@@ -81,7 +81,7 @@ def max_pool2(x: jax.Array, *, padding: int = 0) -> jax.Array:
   if padding:
     width = (padding, padding, 0)
     x = lax.pad(
-        x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), width, width, (0, 0, 0))
+      x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), width, width, (0, 0, 0))
     )
   height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
   x = x[:, :height, :width]
@@ -91,11 +91,11 @@ def max_pool2(x: jax.Array, *, padding: int = 0) -> jax.Array:
 
 def _lax_conv(x, kernel, *, padding):
   return lax.conv_general_dilated(
-      x,
-      kernel,
-      window_strides=(1, 1),
-      padding=((padding, padding), (padding, padding)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    x,
+    kernel,
+    window_strides=(1, 1),
+    padding=((padding, padding), (padding, padding)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
 
 
@@ -126,12 +126,8 @@ def _patches(x, k, padding):
   x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   height, width = x.shape[1] - k + 1, x.shape[2] - k + 1
   return jnp.concatenate(
-      [
-          x[:, i : i + height, j : j + width]
-          for i in range(k)
-          for j in range(k)
-      ],
-      axis=-1,
+    [x[:, i : i + height, j : j + width] for i in range(k) for j in range(k)],
+    axis=-1,
   )
 
 
@@ -165,7 +161,7 @@ def _conv_bwd(padding, method, residuals, g):
   dx = _forward(g, turned, k - 1 - padding, method)
   if method == 'canonical':
     dkernel = _canonical(
-        x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), padding=padding
+      x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), padding=padding
     ).transpose(1, 2, 0, 3)  # [C, k, k, O] -> [k, k, C, O]
   else:
     patches = _patches(x, k, padding).reshape(-1, k * k * c)

@@ -10,6 +10,7 @@ import sys
 from absl import app
 from absl import flags
 from absl import logging
+import ml_collections
 from ml_collections import config_flags
 
 from fedavg_jax import metrics
@@ -18,10 +19,10 @@ from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'File of a setting, configs/NAME.py or configs/NAME.py:ARG.'
+  'config', None, 'File of a setting, configs/NAME.py or configs/NAME.py:ARG.'
 )
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'New folder for results; default outputs/<date>/<time>_...'
+  'workdir', None, 'New folder for results; default outputs/<date>/<time>_...'
 )
 
 # Exit codes: 2 as for any misused command, 3 where training itself failed.
@@ -35,8 +36,12 @@ def main(argv: Sequence[str]) -> int:
   if _CONFIG.value is None:
     return _fail(_BAD_INPUT, '--config is missing: name a file of configs/')
   source = flags.FLAGS['config'].config_filename
+  if not pathlib.Path(source.split(':')[0]).is_file():
+    return _fail(_BAD_INPUT, f'--config {source}: there is no such file')
+  if not isinstance(_CONFIG.value, ml_collections.ConfigDict):
+    return _fail(_BAD_INPUT, f'{source}: get_config() must return a ConfigDict')
   name = '_'.join(
-      [pathlib.Path(source.split(':')[0]).stem, *source.split(':')[1:]]
+    [pathlib.Path(source.split(':')[0]).stem, *source.split(':')[1:]]
   )
   if _WORKDIR.value == '':
     return _fail(_BAD_INPUT, '--workdir is empty: name a new folder')
@@ -51,15 +56,15 @@ def main(argv: Sequence[str]) -> int:
     return _fail(_DIVERGED, error)
   except OSError as error:
     return _fail(
-        _BAD_INPUT, f'{error.filename or workdir}: {error.strerror or error}'
+      _BAD_INPUT, f'{error.filename or workdir}: {error.strerror or error}'
     )
   except KeyboardInterrupt:
     return _fail(_INTERRUPTED, f'interrupted; what was done is in {workdir}')
   print(
-      f'{summary["status"]} after {summary["rounds"]} rounds: test accuracy'
-      f' {summary["final_test_accuracy"]:.4f} (best'
-      f' {summary["best_test_accuracy"]:.4f}),'
-      f' {summary["rounds_per_second"]:.3g} rounds/s; results in {workdir}'
+    f'{summary["status"]} after {summary["rounds"]} rounds: test accuracy'
+    f' {summary["final_test_accuracy"]:.4f} (best'
+    f' {summary["best_test_accuracy"]:.4f}),'
+    f' {summary["rounds_per_second"]:.3g} rounds/s; results in {workdir}'
   )
   return 0
 
@@ -68,8 +73,13 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    sys.exit(_fail(_BAD_INPUT, error))
-  except Exception as error:  # What a person's own config file raises.
+    # An error inside get_config() arrives with its traceback: keep the end.
+    lines = str(error).strip().splitlines()
+    message = lines[-1] if 'Traceback' in str(error) else ' '.join(lines)
+    sys.exit(_fail(_BAD_INPUT, message))
+  except (AttributeError, KeyError) as error:
+    sys.exit(_fail(_BAD_INPUT, f'--config has no key {error.args[0]}'))
+  except Exception as error:  # Whatever else a person's own file raises.
     sys.exit(_fail(_BAD_INPUT, f'--config: {type(error).__name__}: {error}'))
 
 

@@ -32,13 +32,13 @@ def environment() -> dict[str, Any]:
   """Versions and device, to stand beside every number."""
   device = jax.devices()[0]
   return {
-      'python': platform.python_version(),
-      'versions': {name: _version(name) for name in _PACKAGES},
-      'machine': platform.platform(),
-      'cores': os.cpu_count(),
-      'platform': device.platform,
-      'device': device.device_kind,
-      'num_devices': jax.device_count(),
+    'python': platform.python_version(),
+    'versions': {name: _version(name) for name in _PACKAGES},
+    'machine': platform.platform(),
+    'cores': os.cpu_count(),
+    'platform': device.platform,
+    'device': device.device_kind,
+    'num_devices': jax.device_count(),
   }
 
 
@@ -60,12 +60,12 @@ class RunWriter:
       workdir.mkdir(parents=True, exist_ok=False)
     except FileExistsError as error:
       raise InputError(
-          f'workdir = {workdir}: exists already; name a new folder, nothing is'
-          ' ever written over'
+        f'workdir = {workdir}: exists already; name a new folder, nothing is'
+        ' ever written over'
       ) from error
     except OSError as error:
       raise InputError(
-          f'workdir = {workdir}: cannot be made ({error.strerror})'
+        f'workdir = {workdir}: cannot be made ({error.strerror})'
       ) from error
     self._lines = open(workdir / 'metrics.jsonl', 'x', encoding='utf-8')
 
@@ -85,7 +85,7 @@ class RunWriter:
 
 
 def rounds_to_target(
-    rounds: list[int], accuracies: list[float], target: float
+  rounds: list[int], accuracies: list[float], target: float
 ) -> int | None:
   """First evaluated round whose accuracy is at least the target, or None."""
   for number, accuracy in zip(rounds, accuracies, strict=True):
@@ -95,7 +95,7 @@ def rounds_to_target(
 
 
 def rounds_to_target_paper_grid(
-    rounds: list[int], accuracies: list[float], target: float
+  rounds: list[int], accuracies: list[float], target: float
 ) -> float | None:
   """Rounds to the target as the paper measures them.
 
@@ -103,11 +103,11 @@ def rounds_to_target_paper_grid(
   10 up to 100, then every 100, and interpolated linearly between those.
   """
   points = [
-      (number, best)
-      for number, best in zip(
-          rounds, np.maximum.accumulate(accuracies), strict=True
-      )
-      if number > 0 and _on_paper_grid(number)
+    (number, best)
+    for number, best in zip(
+      rounds, np.maximum.accumulate(accuracies), strict=True
+    )
+    if number > 0 and _on_paper_grid(number)
   ]
   for i, (number, best) in enumerate(points):
     if best < target:

@@ -7,7 +7,8 @@ one client; `vmap` gives every client its own weights.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
@@ -44,7 +45,7 @@ class Dense(nn.Module):
     shape = (x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape)
     bias = self.param('bias', self.bias_init, (self.features,))
-    return layers.matmul(x, kernel) + bias
+    return layers.matmul(x, kernel) + bias[None]
 
 
 class TwoHiddenLayers(nn.Module):
@@ -79,10 +80,9 @@ class ConvPoolRelu(nn.Module):
     shape = (5, 5, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape)
     bias = self.param('bias', self.bias_init, (self.features,))
-    x = layers.conv2d(
-        x, kernel, padding=self.conv_padding, method=self.method
-    )
-    return nn.relu(layers.max_pool2(x, padding=self.pool_padding) + bias)
+    x = layers.conv2d(x, kernel, padding=self.conv_padding, method=self.method)
+    x = layers.max_pool2(x, padding=self.pool_padding)
+    return nn.relu(x + bias[None, None, None])
 
 
 class ConvNet(nn.Module):
@@ -101,12 +101,12 @@ class ConvNet(nn.Module):
     for features in (32, 64):
       kernel_init, bias_init = self._initializers(fan_in=25 * x.shape[-1])
       x = ConvPoolRelu(
-          features,
-          conv_padding=1 if self.torch_like else 2,
-          pool_padding=1 if self.torch_like else 0,
-          method=self.method,
-          kernel_init=kernel_init,
-          bias_init=bias_init,
+        features,
+        conv_padding=1 if self.torch_like else 2,
+        pool_padding=1 if self.torch_like else 0,
+        method=self.method,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
       )(x)
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(self._dense(512, fan_in=x.shape[-1])(x))
@@ -128,22 +128,22 @@ class ConvNet(nn.Module):
 
 
 _MODULES = {
-    '2nn': lambda num_classes, method: TwoHiddenLayers(num_classes),
-    'cnn': ConvNet,
-    'cnn_torch': functools.partial(ConvNet, torch_like=True),
+  '2nn': lambda num_classes, method: TwoHiddenLayers(num_classes),
+  'cnn': ConvNet,
+  'cnn_torch': functools.partial(ConvNet, torch_like=True),
 }
 NAMES = tuple(_MODULES)
 
 
 def build_model(
-    name: str,
-    *,
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    max_value: float,
-    mean: float = 0.0,
-    std: float = 1.0,
-    convolution: str = 'auto',
+  name: str,
+  *,
+  input_shape: tuple[int, ...],
+  num_classes: int,
+  max_value: float,
+  mean: float = 0.0,
+  std: float = 1.0,
+  convolution: str = 'auto',
 ) -> Model:
   """Builds one of `NAMES` for images of one shape.
 

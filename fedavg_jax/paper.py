@@ -8,14 +8,14 @@ from importlib import resources
 
 
 def rounds_in_paper(
-    *,
-    model: str,
-    dataset: str,
-    partition: str,
-    client_fraction: float,
-    epochs: int,
-    batch_size: int,
-    target_accuracy: float,
+  *,
+  model: str,
+  dataset: str,
+  partition: str,
+  client_fraction: float,
+  epochs: int,
+  batch_size: int,
+  target_accuracy: float,
 ) -> list[int]:
   """Rounds to the target that the paper prints for a setting.
 
@@ -33,13 +33,13 @@ def rounds_in_paper(
     paper has no such setting or did not reach the target.
   """
   wanted = {
-      'model': model,
-      'dataset': dataset,
-      'partition': partition,
-      'C': client_fraction,
-      'E': epochs,
-      'B': batch_size or float('inf'),
-      'target_accuracy': target_accuracy,
+    'model': model,
+    'dataset': dataset,
+    'partition': partition,
+    'C': client_fraction,
+    'E': epochs,
+    'B': batch_size or float('inf'),
+    'target_accuracy': target_accuracy,
   }
   table = resources.files('fedavg_jax').joinpath('paper_tables.csv')
   with table.open(encoding='utf-8') as file:
@@ -51,7 +51,7 @@ def rounds_in_paper(
     return bool(cell) and float(cell) == value
 
   return sorted(
-      int(row['rounds'])
-      for row in rows
-      if row['rounds'] and all(same(row[key], v) for key, v in wanted.items())
+    int(row['rounds'])
+    for row in rows
+    if row['rounds'] and all(same(row[key], v) for key, v in wanted.items())
   )

@@ -13,9 +13,7 @@ from fedavg_jax.errors import InputError
 NAMES = ('iid', 'shards')
 
 
-def iid(
-    num_examples: int, *, num_clients: int, seed: int
-) -> list[np.ndarray]:
+def iid(num_examples: int, *, num_clients: int, seed: int) -> list[np.ndarray]:
   """Shuffles, then cuts into K parts whose sizes differ by at most one."""
   _check_clients(num_examples, num_clients)
   order = np.random.default_rng(seed).permutation(num_examples)
@@ -23,7 +21,7 @@ def iid(
 
 
 def shards(
-    labels: np.ndarray, *, num_clients: int, shards_per_client: int, seed: int
+  labels: np.ndarray, *, num_clients: int, shards_per_client: int, seed: int
 ) -> list[np.ndarray]:
   """Sorts by label, cuts into shards, deals each client some at random.
 
@@ -44,26 +42,26 @@ def shards(
   _check_clients(num_examples, num_clients)
   if shards_per_client < 1:
     raise InputError(
-        f'shards_per_client = {shards_per_client}: must be at least 1'
+      f'shards_per_client = {shards_per_client}: must be at least 1'
     )
   num_shards = num_clients * shards_per_client
   if num_shards > num_examples:
     raise InputError(
-        f'num_clients = {num_clients} with shards_per_client ='
-        f' {shards_per_client}: {num_shards} shards need at least as many'
-        f' training examples, there are {num_examples}'
+      f'num_clients = {num_clients} with shards_per_client ='
+      f' {shards_per_client}: {num_shards} shards need at least as many'
+      f' training examples, there are {num_examples}'
     )
   by_label = np.argsort(labels, kind='stable')
   pieces = np.array_split(by_label, num_shards)
   deal = np.random.default_rng(seed).permutation(num_shards)
   return [
-      np.concatenate([pieces[i] for i in mine])
-      for mine in np.split(deal, num_clients)
+    np.concatenate([pieces[i] for i in mine])
+    for mine in np.split(deal, num_clients)
   ]
 
 
 def hold_out(
-    parts: Sequence[np.ndarray], *, fraction: float, seed: int
+  parts: Sequence[np.ndarray], *, fraction: float, seed: int
 ) -> list[np.ndarray]:
   """Takes int(fraction * n_k) random examples of every client out of training.
 
@@ -77,17 +75,17 @@ def hold_out(
 
 
 def label_counts(
-    labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int
+  labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int
 ) -> np.ndarray:
   """Examples of each label at each client, [K, num_classes]."""
-  return np.stack([
-      np.bincount(labels[part], minlength=num_classes) for part in parts
-  ])
+  return np.stack(
+    [np.bincount(labels[part], minlength=num_classes) for part in parts]
+  )
 
 
 def _check_clients(num_examples: int, num_clients: int) -> None:
   if not 1 <= num_clients <= num_examples:
     raise InputError(
-        f'num_clients = {num_clients}: must be at least 1 and at most'
-        f' {num_examples}, the number of training examples'
+      f'num_clients = {num_clients}: must be at least 1 and at most'
+      f' {num_examples}, the number of training examples'
     )

@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
 
 def cohort_size(num_clients: int, client_fraction: float) -> int:
-  """m = max(int(C * K), 1), where a C such as 0.29 counts as written.
+  """M = max(int(C * K), 1), where a C such as 0.29 counts as written.
 
   Args:
     num_clients: K.
@@ -99,8 +99,8 @@ class Planner:
   def __post_init__(self):
     if self.lanes < 1 or self.lanes % self.num_devices:
       raise ValueError(
-          f'lanes = {self.lanes}: must be a positive multiple of num_devices ='
-          f' {self.num_devices}'
+        f'lanes = {self.lanes}: must be a positive multiple of num_devices ='
+        f' {self.num_devices}'
       )
     if self.shuffle not in SHUFFLES:
       raise ValueError(f'shuffle = {self.shuffle!r}: must be in {SHUFFLES}')
@@ -111,14 +111,13 @@ class Planner:
     return self.batch_size or int(self.num_examples.max())
 
   def cohort(self, round_number: int) -> np.ndarray:
-    """m reachable clients, drawn uniformly without replacement, [M]."""
+    """M reachable clients, drawn uniformly without replacement, [M]."""
     rng = np.random.default_rng([self.seed, _COHORT, round_number])
     drawn = rng.permutation(len(self.num_examples))
     return drawn[self.num_unavailable :][: self.cohort_size]
 
   def epoch_orders(self, round_number: int, client: int) -> np.ndarray:
-    """The order in which a client reads its examples, [E, n_k] in 0 .. n_k - 1.
-    """
+    """The order in which a client reads its examples, [E, n_k] in 0 .. n_k - 1."""
     rng = np.random.default_rng([self.seed, _ORDER, round_number, client])
     size = int(self.num_examples[client])
     if self.shuffle == 'round':
@@ -126,7 +125,7 @@ class Planner:
     return np.stack([rng.permutation(size) for _ in range(self.epochs)])
 
   def padded_batches(
-      self, round_number: int, ids: Sequence[int] | np.ndarray
+    self, round_number: int, ids: Sequence[int] | np.ndarray
   ) -> np.ndarray:
     """The batches of some clients for `reference.py`, [M, T, B], -1 = padding.
 
@@ -135,12 +134,12 @@ class Planner:
     """
     width = self.step_examples
     batches = [
-        [
-            order[start : start + width]
-            for order in self.epoch_orders(round_number, k)
-            for start in range(0, len(order), width)
-        ]
-        for k in ids
+      [
+        order[start : start + width]
+        for order in self.epoch_orders(round_number, k)
+        for start in range(0, len(order), width)
+      ]
+      for k in ids
     ]
     longest = max(len(mine) for mine in batches)
     padded = np.full((len(ids), longest, width), -1, np.int32)
@@ -168,7 +167,7 @@ class Planner:
         starts = orders.shape[1] * np.arange(self.epochs)[:, None] + in_epoch
         counts = np.minimum(self.step_examples, orders.shape[1] - in_epoch)
         plan.order[position : position + orders.size] = (
-            offsets[k] + orders.ravel()
+          offsets[k] + orders.ravel()
         )
         steps_k = slice(t, t + starts.size)
         plan.start[lane, steps_k] = position + starts.ravel()
@@ -201,13 +200,13 @@ class Planner:
     positions = self.epochs * largest.sum() + self.step_examples
     lanes, devices, events = self.lanes, self.num_devices, self.cohort_size
     return Plan(
-        order=np.zeros(positions, np.int32),
-        start=np.zeros((lanes, longest), np.int32),
-        count=np.zeros((lanes, longest), np.int32),
-        event=np.zeros((devices, events), np.int32),
-        num_events=np.zeros(devices, np.int32),
-        client=np.full((lanes, events), -1, np.int32),
-        weight=np.zeros((lanes, events), np.float32),
+      order=np.zeros(positions, np.int32),
+      start=np.zeros((lanes, longest), np.int32),
+      count=np.zeros((lanes, longest), np.int32),
+      event=np.zeros((devices, events), np.int32),
+      num_events=np.zeros(devices, np.int32),
+      client=np.full((lanes, events), -1, np.int32),
+      weight=np.zeros((lanes, events), np.float32),
     )
 
 

@@ -9,12 +9,12 @@ _ACCURACY, _LOSS, _TARGET, _PAPER = '#1f5f99', '#b8541a', '#666666', '#2e8540'
 
 
 def draw_curves(
-    path: pathlib.Path,
-    *,
-    title: str,
-    records: list[dict[str, Any]],
-    target_accuracy: float,
-    paper_rounds: list[int],
+  path: pathlib.Path,
+  *,
+  title: str,
+  records: list[dict[str, Any]],
+  target_accuracy: float,
+  paper_rounds: list[int],
 ) -> None:
   """Draws test accuracy and both losses against rounds.
 
@@ -34,37 +34,37 @@ def draw_curves(
   top.plot(rounds, accuracies, color=_ACCURACY, marker=few, label='test')
   if target_accuracy:
     top.axhline(
-        target_accuracy,
-        color=_TARGET,
-        linestyle='--',
-        linewidth=1,
-        label=f'target {target_accuracy:g}',
+      target_accuracy,
+      color=_TARGET,
+      linestyle='--',
+      linewidth=1,
+      label=f'target {target_accuracy:g}',
     )
   for i, number in enumerate(paper_rounds):
     top.axvline(
-        number,
-        color=_PAPER,
-        linestyle=':',
-        label=None
-        if i
-        else 'paper: ' + ', '.join(map(str, paper_rounds)) + ' rounds',
+      number,
+      color=_PAPER,
+      linestyle=':',
+      label=None
+      if i
+      else 'paper: ' + ', '.join(map(str, paper_rounds)) + ' rounds',
     )
   _focus(top, accuracies, target_accuracy)
   top.set_ylabel('test accuracy')
   top.legend(loc='lower right')
   trained = [r for r in records if r.get('train_loss') is not None]
   bottom.plot(
-      [r['round'] for r in trained],
-      [r['train_loss'] for r in trained],
-      color=_LOSS,
-      label='training, while it goes on',
+    [r['round'] for r in trained],
+    [r['train_loss'] for r in trained],
+    color=_LOSS,
+    label='training, while it goes on',
   )
   bottom.plot(
-      rounds,
-      [r['test_loss'] for r in tested],
-      color=_ACCURACY,
-      marker=few,
-      label='test',
+    rounds,
+    [r['test_loss'] for r in tested],
+    color=_ACCURACY,
+    marker=few,
+    label='test',
   )
   bottom.set_yscale('log')
   bottom.set_xlabel('communication round')
@@ -76,7 +76,9 @@ def draw_curves(
   figure.savefig(path, dpi=120)
 
 
-def draw_partition(path: pathlib.Path, *, title: str, counts: np.ndarray) -> None:
+def draw_partition(
+  path: pathlib.Path, *, title: str, counts: np.ndarray
+) -> None:
   """Draws how many examples of each label each client holds.
 
   Args:
@@ -89,17 +91,17 @@ def draw_partition(path: pathlib.Path, *, title: str, counts: np.ndarray) -> Non
   num_clients, num_classes = counts.shape
   edges = np.arange(num_clients + 1) - 0.5
   tops = np.concatenate(
-      [np.zeros((num_clients, 1), int), np.cumsum(counts, axis=1)], axis=1
+    [np.zeros((num_clients, 1), int), np.cumsum(counts, axis=1)], axis=1
   )
   colors = _colors(num_classes)
   for label in range(num_classes):
     axes.stairs(
-        tops[:, label + 1],
-        edges,
-        baseline=tops[:, label],
-        fill=True,
-        color=colors[label],
-        label=str(label),
+      tops[:, label + 1],
+      edges,
+      baseline=tops[:, label],
+      fill=True,
+      color=colors[label],
+      label=str(label),
     )
   axes.set_xlim(edges[0], edges[-1])
   axes.set_ylim(0, tops[:, -1].max() * 1.02)
@@ -107,7 +109,7 @@ def draw_partition(path: pathlib.Path, *, title: str, counts: np.ndarray) -> Non
   axes.set_ylabel('training examples')
   axes.set_title(title)
   axes.legend(
-      title='label', loc='center left', bbox_to_anchor=(1, 0.5), reverse=True
+    title='label', loc='center left', bbox_to_anchor=(1, 0.5), reverse=True
   )
   figure.savefig(path, dpi=120)
 

@@ -68,8 +68,8 @@ class Progress:
     total = seconds * self._rounds
     if total > _LONG_RUN_SECONDS:
       text = (
-          f'{seconds:.2g} s a round: all {self._rounds} rounds take about'
-          f' {_duration(total)}; a target that is reached ends it sooner'
+        f'{seconds:.2g} s a round: all {self._rounds} rounds take about'
+        f' {_duration(total)}; a target that is reached ends it sooner'
       )
       tqdm.write(text) if self._bar is not None else print(text, flush=True)
 

@@ -38,10 +38,12 @@ def build_reference_round(loss_fn: Callable, learning_rate: float) -> Callable:
 
       def mean_loss(params):
         losses = jnp.where(real, loss_fn(params, x[batch], y[batch]), 0.0)
-        return losses.sum() / jnp.maximum(real.sum(), 1)
+        return losses.sum() / jnp.maximum(real.sum(dtype=losses.dtype), 1)
 
       grads = jax.grad(mean_loss)(params)  # Zero where the batch is empty.
-      return jax.tree.map(lambda w, g: w - learning_rate * g, params, grads), None
+      return jax.tree.map(
+        lambda w, g: w - learning_rate * g, params, grads
+      ), None
 
     params, _ = lax.scan(step, params, batches)
     return params
@@ -49,9 +51,9 @@ def build_reference_round(loss_fn: Callable, learning_rate: float) -> Callable:
   @jax.jit
   def reference_round(params, x, y, mask, batches):
     locals_ = jax.vmap(client_update, in_axes=(None, 0, 0, 0))(
-        params, x, y, batches
+      params, x, y, batches
     )
-    num_examples = mask.sum(axis=1)  # n_k, [M]
+    num_examples = mask.sum(axis=1, dtype=jnp.float32)  # n_k, [M]
     weights = num_examples / num_examples.sum()
     return jax.tree.map(lambda w: jnp.tensordot(weights, w, axes=1), locals_)
 

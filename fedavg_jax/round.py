@@ -11,6 +11,7 @@ Shape letters: L lanes of one device, B examples of a step, T, S, N as in
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -56,37 +57,36 @@ class RoundMetrics(NamedTuple):
 
 
 RoundFn = Callable[
-    [ServerState, Examples, Plan], tuple[ServerState, RoundMetrics]
+  [ServerState, Examples, Plan], tuple[ServerState, RoundMetrics]
 ]
 
 
-def lane_mesh(num_devices: int) -> jax.sharding.Mesh:
-  """The first devices of the default backend, along the axis 'lanes'."""
-  return jax.sharding.Mesh(jax.devices()[:num_devices], ('lanes',))
+def lane_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+  """The devices along one axis, 'lanes'."""
+  return jax.sharding.Mesh(devices, ('lanes',))
 
 
 def init_state(
-    params: optax.Params,
-    server_optimizer: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
+  params: optax.Params,
+  server_optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
 ) -> ServerState:
   """The state before the first round, on every device of the mesh."""
   state = ServerState(
-      round=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state=server_optimizer.init(params),
+    round=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=server_optimizer.init(params),
   )
   return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.P()))
 
 
 def build_local_step(
-    loss_fn: LossFn, client_optimizer: optax.GradientTransformation
+  loss_fn: LossFn, client_optimizer: optax.GradientTransformation
 ) -> Callable:
   """One minibatch step of ONE client: w <- w - eta * grad loss(w; b)."""
 
   def local_step(params, opt_state, x, y, mask):
-    """x [B, ...], y [B], mask [B]; the loss is the mean over real examples."""
-
+    """X [B, ...], y [B], mask [B]; the loss is the mean over real examples."""
     count = jnp.sum(mask)
 
     def mean_loss(params):
@@ -96,18 +96,18 @@ def build_local_step(
     loss, grads = jax.value_and_grad(mean_loss)(params)
     updates, opt_state = client_optimizer.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
-    return params, opt_state, loss * count, count
+    return params, opt_state, loss * count.astype(loss.dtype), count
 
   return local_step
 
 
 def build_round(
-    loss_fn: LossFn,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation,
-    *,
-    step_examples: int,
-    mesh: jax.sharding.Mesh,
+  loss_fn: LossFn,
+  client_optimizer: optax.GradientTransformation,
+  server_optimizer: optax.GradientTransformation,
+  *,
+  step_examples: int,
+  mesh: jax.sharding.Mesh,
 ) -> RoundFn:
   """Builds the jitted round; the state that goes in is donated.
 
@@ -130,7 +130,7 @@ def build_round(
     """One device's lanes: the sum of weight * delta, the loss, the count."""
     num_lanes = plan.start.shape[0]
     begin = jax.tree.map(
-        lambda p: jnp.broadcast_to(p, (num_lanes, *p.shape)), params
+      lambda p: jnp.broadcast_to(p, (num_lanes, *p.shape)), params
     )
     begin_opt = jax.vmap(client_optimizer.init)(begin)
 
@@ -143,13 +143,13 @@ def build_round(
         return local_step(params, opt_state, data.x[rows], data.y[rows], mask)
 
       local, opt_state, loss, count = jax.vmap(one_lane)(
-          local, opt_state, plan.start[:, t], plan.count[:, t]
+        local, opt_state, plan.start[:, t], plan.count[:, t]
       )
       return (
-          local,
-          opt_state,
-          loss_sum + jnp.sum(loss),
-          examples + jnp.sum(count),
+        local,
+        opt_state,
+        loss_sum + jnp.sum(loss),
+        examples + jnp.sum(count),
       )
 
     def until_event(s, carry):
@@ -157,7 +157,7 @@ def build_round(
       total, *local_carry = carry
       first = jnp.where(s == 0, 0, plan.event[0, s - 1])
       local, opt_state, loss_sum, examples = lax.fori_loop(
-          first, plan.event[0, s], step, tuple(local_carry)
+        first, plan.event[0, s], step, tuple(local_carry)
       )
       ended = plan.client[:, s] >= 0  # [L]
 
@@ -178,25 +178,25 @@ def build_round(
       return total, local, opt_state, loss_sum, examples
 
     total, _, _, loss_sum, examples = lax.fori_loop(
-        0,
-        plan.num_events[0],
-        until_event,
-        (
-            jax.tree.map(jnp.zeros_like, params),
-            begin,
-            begin_opt,
-            jnp.zeros((), jnp.float32),
-            jnp.zeros((), jnp.int32),
-        ),
+      0,
+      plan.num_events[0],
+      until_event,
+      (
+        jax.tree.map(jnp.zeros_like, params),
+        begin,
+        begin_opt,
+        jnp.zeros((), jnp.float32),
+        jnp.zeros((), jnp.int32),
+      ),
     )
     return lax.psum((total, loss_sum, examples), 'lanes')
 
   train_cohort = jax.shard_map(
-      train_lanes,
-      mesh=mesh,
-      in_specs=(everywhere, everywhere, Plan(everywhere, *[lanes] * 6)),
-      out_specs=everywhere,
-      check_vma=False,
+    train_lanes,
+    mesh=mesh,
+    in_specs=(everywhere, everywhere, Plan(everywhere, *[lanes] * 6)),
+    out_specs=everywhere,
+    check_vma=False,
   )
 
   def round_fn(state, data, plan):
@@ -204,19 +204,19 @@ def build_round(
     # Optimizers descend: the direction to go, delta, is minus a gradient.
     pseudo_gradient = jax.tree.map(jnp.negative, mean_delta)
     updates, opt_state = server_optimizer.update(
-        pseudo_gradient, state.opt_state, state.params
+      pseudo_gradient, state.opt_state, state.params
     )
     new_state = ServerState(
-        state.round + 1, optax.apply_updates(state.params, updates), opt_state
+      state.round + 1, optax.apply_updates(state.params, updates), opt_state
     )
     finite = jnp.isfinite(loss_sum) & _all_finite(new_state.params)
     new_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), new_state, state
+      lambda new, old: jnp.where(finite, new, old), new_state, state
     )
     metrics = RoundMetrics(
-        train_loss=loss_sum / jnp.maximum(examples, 1).astype(jnp.float32),
-        examples=examples,
-        finite=finite,
+      train_loss=loss_sum / jnp.maximum(examples, 1).astype(jnp.float32),
+      examples=examples,
+      finite=finite,
     )
     return new_state, metrics
 
@@ -224,19 +224,19 @@ def build_round(
     return jax.sharding.NamedSharding(mesh, spec)
 
   return jax.jit(
-      round_fn,
-      donate_argnums=0,
-      in_shardings=(
-          sharding(everywhere),
-          sharding(everywhere),
-          Plan(sharding(everywhere), *[sharding(lanes)] * 6),
-      ),
-      out_shardings=sharding(everywhere),
+    round_fn,
+    donate_argnums=0,
+    in_shardings=(
+      sharding(everywhere),
+      sharding(everywhere),
+      Plan(sharding(everywhere), *[sharding(lanes)] * 6),
+    ),
+    out_shardings=sharding(everywhere),
   )
 
 
 def place_examples(
-    x: np.ndarray, y: np.ndarray, mesh: jax.sharding.Mesh
+  x: np.ndarray, y: np.ndarray, mesh: jax.sharding.Mesh
 ) -> Examples:
   """Puts all examples on every device of the mesh, to stay there."""
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
@@ -245,5 +245,5 @@ def place_examples(
 
 def _all_finite(tree) -> jax.Array:
   return jnp.all(
-      jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
+    jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
   )

@@ -4,11 +4,13 @@
 `build_simulation` and `simulate` are the same steps for a notebook.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 import os
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -78,19 +80,19 @@ class Record(NamedTuple):
 
 
 def build_simulation(
-    model: models.Model,
-    clients: clients_lib.Clients,
-    test: clients_lib.Examples,
-    *,
-    client_fraction: float,
-    epochs: int,
-    batch_size: int,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation,
-    unavailable_fraction: float = 0.0,
-    shuffle: str = 'epoch',
-    seed: int = 0,
-    lanes: int = 0,
+  model: models.Model,
+  clients: clients_lib.Clients,
+  test: clients_lib.Examples,
+  *,
+  client_fraction: float,
+  epochs: int,
+  batch_size: int,
+  client_optimizer: optax.GradientTransformation,
+  server_optimizer: optax.GradientTransformation,
+  unavailable_fraction: float = 0.0,
+  shuffle: str = 'epoch',
+  seed: int = 0,
+  lanes: int = 0,
 ) -> Simulation:
   """Compiles a federation for the devices at hand.
 
@@ -114,19 +116,19 @@ def build_simulation(
   """
   cohort = plan_lib.cohort_size(clients.num_clients, client_fraction)
   num_devices, lanes = choose_lanes(lanes, cohort)
-  mesh = round_lib.lane_mesh(num_devices)
+  mesh = round_lib.lane_mesh(jax.devices()[:num_devices])
   planner = plan_lib.Planner(
-      num_examples=clients.num_examples,
-      cohort_size=cohort,
-      num_unavailable=plan_lib.num_unavailable(
-          clients.num_clients, unavailable_fraction
-      ),
-      epochs=epochs,
-      batch_size=batch_size,
-      shuffle=shuffle,
-      seed=seed,
-      lanes=lanes,
-      num_devices=num_devices,
+    num_examples=clients.num_examples,
+    cohort_size=cohort,
+    num_unavailable=plan_lib.num_unavailable(
+      clients.num_clients, unavailable_fraction
+    ),
+    epochs=epochs,
+    batch_size=batch_size,
+    shuffle=shuffle,
+    seed=seed,
+    lanes=lanes,
+    num_devices=num_devices,
   )
   loss_fn = losses.cross_entropy(model.apply)
   data = round_lib.place_examples(clients.x, clients.y, mesh)
@@ -139,28 +141,28 @@ def build_simulation(
   start = time.perf_counter()
   state = init_state()
   round_fn = round_lib.build_round(
-      loss_fn,
-      client_optimizer,
-      server_optimizer,
-      step_examples=planner.step_examples,
-      mesh=mesh,
+    loss_fn,
+    client_optimizer,
+    server_optimizer,
+    step_examples=planner.step_examples,
+    mesh=mesh,
   )
   round_fn = round_fn.lower(state, data, planner(1)).compile()
   evaluate = evaluate_lib.build_evaluate(model.apply, loss_fn, mesh)
   evaluate = evaluate.lower(state.params, test_set).compile()
   compile_seconds = time.perf_counter() - start
   return Simulation(
-      init_state=init_state,
-      planner=planner,
-      round_fn=round_fn,
-      data=data,
-      evaluate=lambda state: evaluate(state.params, test_set),
-      compile_seconds=compile_seconds,
+    init_state=init_state,
+    planner=planner,
+    round_fn=round_fn,
+    data=data,
+    evaluate=lambda state: evaluate(state.params, test_set),
+    compile_seconds=compile_seconds,
   )
 
 
 def simulate(
-    simulation: Simulation, *, rounds: int, eval_every: int = 1
+  simulation: Simulation, *, rounds: int, eval_every: int = 1
 ) -> Iterator[Record]:
   """Runs the rounds, one at a time as they are asked for; round 0 first.
 
@@ -181,7 +183,7 @@ def simulate(
 
 
 def run(
-    simulation: Simulation, *, rounds: int, eval_every: int = 1
+  simulation: Simulation, *, rounds: int, eval_every: int = 1
 ) -> dict[str, np.ndarray]:
   """Runs all rounds; returns the history as arrays, for a notebook.
 
@@ -189,9 +191,7 @@ def run(
     Arrays with an entry per round, round 0 included: round, train_loss,
     examples, seconds, test_accuracy, test_loss; NaN where there is none.
   """
-  names = (
-      'round train_loss examples seconds test_accuracy test_loss'.split()
-  )
+  names = 'round train_loss examples seconds test_accuracy test_loss'.split()
   history: dict[str, list] = {name: [] for name in names}
   for record in simulate(simulation, rounds=rounds, eval_every=eval_every):
     for name in names:
@@ -201,7 +201,7 @@ def run(
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> dict[str, Any]:
   """Runs the federation that a config describes and keeps what it tells.
 
@@ -229,13 +229,13 @@ def train(
   if cfg['pixels'] == 'standard':
     mean, std = dataset.pixel_statistics()
   model = models.build_model(
-      cfg['model'],
-      input_shape=dataset.input_shape,
-      num_classes=dataset.num_classes,
-      max_value=dataset.max_value,
-      mean=mean,
-      std=std,
-      convolution=cfg['convolution'],
+    cfg['model'],
+    input_shape=dataset.input_shape,
+    num_classes=dataset.num_classes,
+    max_value=dataset.max_value,
+    mean=mean,
+    std=std,
+    convolution=cfg['convolution'],
   )
   local, server = cfg['client'], cfg['server']
 
@@ -243,45 +243,43 @@ def train(
   writer = metrics.RunWriter(workdir)
   print(f'workdir: {workdir}', flush=True)
   simulation = build_simulation(
-      model,
-      clients,
-      dataset.test,
-      client_fraction=cfg['client_fraction'],
-      unavailable_fraction=cfg['unavailable_fraction'],
-      epochs=local['epochs'],
-      batch_size=local['batch_size'],
-      client_optimizer=optax.sgd(local['learning_rate']),
-      server_optimizer=optax.sgd(
-          server['learning_rate'], momentum=server['momentum'] or None
-      ),
-      shuffle=local['shuffle'],
-      seed=cfg['seed'],
-      lanes=cfg['lanes'],
+    model,
+    clients,
+    dataset.test,
+    client_fraction=cfg['client_fraction'],
+    unavailable_fraction=cfg['unavailable_fraction'],
+    epochs=local['epochs'],
+    batch_size=local['batch_size'],
+    client_optimizer=optax.sgd(local['learning_rate']),
+    server_optimizer=optax.sgd(
+      server['learning_rate'], momentum=server['momentum'] or None
+    ),
+    shuffle=local['shuffle'],
+    seed=cfg['seed'],
+    lanes=cfg['lanes'],
   )
   planner = simulation.planner
   writer.json(
-      'config.json',
-      {
-          'config': cfg,
-          'lanes': planner.lanes,
-          'devices': planner.num_devices,
-          **metrics.environment(),
-      },
+    'config.json',
+    {
+      'config': cfg,
+      'lanes': planner.lanes,
+      'devices': planner.num_devices,
+      **metrics.environment(),
+    },
   )
   title = describe(cfg)
   plots.draw_partition(
-      workdir / 'partition.png',
-      title=title,
-      counts=partition.label_counts(
-          dataset.train.y, parts, dataset.num_classes
-      ),
+    workdir / 'partition.png',
+    title=title,
+    counts=partition.label_counts(dataset.train.y, parts, dataset.num_classes),
   )
   print(
-      f'{title}\n{planner.cohort_size} of {clients.num_clients} clients a'
-      f' round in {planner.lanes} lanes on {planner.num_devices}'
-      f' {jax.default_backend()} device(s); compiled in'
-      f' {simulation.compile_seconds:.1f} s',
-      flush=True,
+    f'{title}\n{planner.cohort_size} of {clients.num_clients} clients a'
+    f' round in {planner.lanes} lanes on {planner.num_devices}'
+    f' {jax.default_backend()} device(s); compiled in'
+    f' {simulation.compile_seconds:.1f} s',
+    flush=True,
   )
 
   # The rounds.
@@ -291,7 +289,7 @@ def train(
   progress = Progress(cfg['rounds'])
   try:
     for record in simulate(
-        simulation, rounds=cfg['rounds'], eval_every=cfg['eval_every']
+      simulation, rounds=cfg['rounds'], eval_every=cfg['eval_every']
     ):
       params = record.state.params
       line = _line(record)
@@ -313,18 +311,20 @@ def train(
       summary = summarize(cfg, simulation, records, params, status)
       writer.json('summary.json', summary)
       plots.draw_curves(
-          workdir / 'curves.png',
-          title=title,
-          records=records,
-          target_accuracy=cfg['target_accuracy'],
-          paper_rounds=paper_rounds(cfg),
+        workdir / 'curves.png',
+        title=title,
+        records=records,
+        target_accuracy=cfg['target_accuracy'],
+        paper_rounds=paper_rounds(cfg),
       )
-      checkpoint.save_params(workdir, params)
+      # An interrupted round has already taken the model that went into it.
+      if not any(leaf.is_deleted() for leaf in jax.tree.leaves(params)):
+        checkpoint.save_params(workdir, params)
   if status == 'diverged':
     raise DivergedError(
-        f'round {records[-1]["round"]}: the loss or the model is not finite;'
-        f' client.learning_rate = {local["learning_rate"]} is probably too'
-        f' large; the model and metrics before it are kept in {workdir}'
+      f'round {records[-1]["round"]}: the loss or the model is not finite;'
+      f' client.learning_rate = {local["learning_rate"]} is probably too'
+      f' large; the model and metrics before it are kept in {workdir}'
     )
   return summary
 
@@ -333,17 +333,17 @@ def divide(cfg: dict[str, Any], labels: np.ndarray) -> list[np.ndarray]:
   """The partition that a checked config names, training examples only."""
   if cfg['partition'] == 'shards':
     parts = partition.shards(
-        labels,
-        num_clients=cfg['num_clients'],
-        shards_per_client=cfg['shards_per_client'],
-        seed=cfg['seed'],
+      labels,
+      num_clients=cfg['num_clients'],
+      shards_per_client=cfg['shards_per_client'],
+      seed=cfg['seed'],
     )
   else:
     parts = partition.iid(
-        len(labels), num_clients=cfg['num_clients'], seed=cfg['seed']
+      len(labels), num_clients=cfg['num_clients'], seed=cfg['seed']
     )
   return partition.hold_out(
-      parts, fraction=cfg['holdout_fraction'], seed=cfg['seed']
+    parts, fraction=cfg['holdout_fraction'], seed=cfg['seed']
   )
 
 
@@ -358,13 +358,13 @@ def use_cpu_devices(number: int) -> None:
     number: of devices, 0 for one per core this process may use.
   """
   if (
-      jax.config.jax_num_cpu_devices > 0
-      or 'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+    jax.config.jax_num_cpu_devices > 0
+    or 'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
   ):
     return
   try:
     jax.config.update(
-        'jax_num_cpu_devices', number or len(os.sched_getaffinity(0))
+      'jax_num_cpu_devices', number or len(os.sched_getaffinity(0))
     )
   except RuntimeError:
     pass  # JAX runs already: keep its devices.
@@ -395,43 +395,47 @@ def describe(cfg: dict[str, Any]) -> str:
   """One line that names a setting, with the paper's letters."""
   local = cfg['client']
   return (
-      f'{cfg["model"]} on {cfg["dataset"]}, {cfg["partition"]}:'
-      f' K={cfg["num_clients"]} C={cfg["client_fraction"]:g}'
-      f' E={local["epochs"]} B={local["batch_size"] or "∞"}'
-      f' lr={local["learning_rate"]:g}'
+    f'{cfg["model"]} on {cfg["dataset"]}, {cfg["partition"]}:'
+    f' K={cfg["num_clients"]} C={cfg["client_fraction"]:g}'
+    f' E={local["epochs"]} B={local["batch_size"] or "∞"}'
+    f' lr={local["learning_rate"]:g}'
   )
 
 
 def paper_rounds(cfg: dict[str, Any]) -> list[int]:
   """The paper's rounds to the target for exactly this setting, if it has it."""
-  kind = {('iid', True): 'iid', ('iid', False): 'iid', ('shards', True): 'noniid'}
+  kind = {
+    ('iid', True): 'iid',
+    ('iid', False): 'iid',
+    ('shards', True): 'noniid',
+  }
   name = kind.get((cfg['partition'], cfg['shards_per_client'] == 2))
   plain = (
-      cfg['num_clients'] == 100
-      and cfg['unavailable_fraction'] == 0
-      and cfg['holdout_fraction'] == 0
-      and cfg['server']['learning_rate'] == 1
-      and cfg['server']['momentum'] == 0
+    cfg['num_clients'] == 100
+    and cfg['unavailable_fraction'] == 0
+    and cfg['holdout_fraction'] == 0
+    and cfg['server']['learning_rate'] == 1
+    and cfg['server']['momentum'] == 0
   )
   if name is None or not plain:
     return []
   return paper.rounds_in_paper(
-      model=cfg['model'],
-      dataset=cfg['dataset'],
-      partition=name,
-      client_fraction=cfg['client_fraction'],
-      epochs=cfg['client']['epochs'],
-      batch_size=cfg['client']['batch_size'],
-      target_accuracy=cfg['target_accuracy'],
+    model=cfg['model'],
+    dataset=cfg['dataset'],
+    partition=name,
+    client_fraction=cfg['client_fraction'],
+    epochs=cfg['client']['epochs'],
+    batch_size=cfg['client']['batch_size'],
+    target_accuracy=cfg['target_accuracy'],
   )
 
 
 def summarize(
-    cfg: dict[str, Any],
-    simulation: Simulation,
-    records: list[dict[str, Any]],
-    params: models.Params,
-    status: str,
+  cfg: dict[str, Any],
+  simulation: Simulation,
+  records: list[dict[str, Any]],
+  params: models.Params,
+  status: str,
 ) -> dict[str, Any]:
   """summary.json of a run from the lines of its metrics.jsonl."""
   tested = [r for r in records if 'test_accuracy' in r]
@@ -442,54 +446,50 @@ def summarize(
   planner = simulation.planner
   mean_examples = float(np.mean(planner.num_examples))
   return {
-      'status': status,
-      'rounds': records[-1]['round'],
-      'final_test_accuracy': accuracies[-1],
-      'best_test_accuracy': max(accuracies),
-      'target_accuracy': target,
-      'rounds_to_target': (
-          metrics.rounds_to_target(rounds, accuracies, target)
-          if target
-          else None
-      ),
-      'rounds_to_target_paper_grid': (
-          metrics.rounds_to_target_paper_grid(rounds, accuracies, target)
-          if target
-          else None
-      ),
-      'paper_rounds': paper_rounds(cfg),
-      'rounds_per_second': (
-          records[-1]['round'] / seconds if seconds else None
-      ),
-      'compile_seconds': simulation.compile_seconds,
-      # u = E n / (K B), the paper's measure of local work.
-      'updates_per_round': planner.epochs
-      * (mean_examples / planner.batch_size if planner.batch_size else 1.0),
-      'parameters': models.num_parameters(params),
+    'status': status,
+    'rounds': records[-1]['round'],
+    'final_test_accuracy': accuracies[-1],
+    'best_test_accuracy': max(accuracies),
+    'target_accuracy': target,
+    'rounds_to_target': (
+      metrics.rounds_to_target(rounds, accuracies, target) if target else None
+    ),
+    'rounds_to_target_paper_grid': (
+      metrics.rounds_to_target_paper_grid(rounds, accuracies, target)
+      if target
+      else None
+    ),
+    'paper_rounds': paper_rounds(cfg),
+    'rounds_per_second': (records[-1]['round'] / seconds if seconds else None),
+    'compile_seconds': simulation.compile_seconds,
+    # u = E n / (K B), the paper's measure of local work.
+    'updates_per_round': planner.epochs
+    * (mean_examples / planner.batch_size if planner.batch_size else 1.0),
+    'parameters': models.num_parameters(params),
   }
 
 
 def _record(simulation, state, told, seconds, number, evaluated) -> Record:
   test = jax.device_get(simulation.evaluate(state)) if evaluated else None
   return Record(
-      round=number,
-      state=state,
-      train_loss=None if told is None else float(told.train_loss),
-      examples=0 if told is None else int(told.examples),
-      seconds=seconds,
-      finite=told is None or bool(told.finite),
-      test_accuracy=None if test is None else test.accuracy,
-      test_loss=None if test is None else test.loss,
+    round=number,
+    state=state,
+    train_loss=None if told is None else float(told.train_loss),
+    examples=0 if told is None else int(told.examples),
+    seconds=seconds,
+    finite=told is None or bool(told.finite),
+    test_accuracy=None if test is None else test.accuracy,
+    test_loss=None if test is None else test.loss,
   )
 
 
 def _line(record: Record) -> dict[str, Any]:
   """A line of metrics.jsonl."""
   line = {
-      'round': record.round,
-      'train_loss': record.train_loss,
-      'seconds': record.seconds,
-      'examples': record.examples,
+    'round': record.round,
+    'train_loss': record.train_loss,
+    'seconds': record.seconds,
+    'examples': record.examples,
   }
   if record.test_accuracy is not None:
     line['test_accuracy'] = record.test_accuracy

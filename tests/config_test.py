@@ -1,0 +1,148 @@
+"""What a config may say, and that every config of the repository says it."""
+
+import importlib.util
+
+import pytest
+
+from fedavg_jax import config
+from fedavg_jax.errors import InputError
+
+CONFIGS = [
+  ('quickstart', None),
+  ('mnist_2nn', 'iid'),
+  ('mnist_2nn', 'noniid'),
+  ('mnist_cnn', 'iid'),
+  ('mnist_cnn', 'noniid'),
+  ('flower_mnist', None),
+]
+
+
+def load(repository, name, argument=None):
+  path = repository / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*[argument] if argument else [])
+
+
+@pytest.fixture
+def quickstart(repository):
+  return load(repository, 'quickstart')
+
+
+def test_every_config_file_is_listed_here(repository):
+  files = {path.stem for path in (repository / 'configs').glob('*.py')}
+  assert files == {name for name, _ in CONFIGS}
+
+
+@pytest.mark.parametrize(('name', 'argument'), CONFIGS)
+def test_configs_keep_the_rules_and_have_every_key(repository, name, argument):
+  given = load(repository, name, argument).to_dict()
+  checked = config.check(given)
+  assert checked == given
+
+
+@pytest.mark.parametrize('name', ['mnist_2nn', 'mnist_cnn'])
+def test_the_two_federations_of_the_paper(repository, name):
+  assert load(repository, name).partition == 'iid'
+  assert load(repository, name, 'iid').partition == 'iid'
+  noniid = load(repository, name, 'noniid')
+  assert (noniid.partition, noniid.shards_per_client) == ('shards', 2)
+  with pytest.raises(ValueError, match='use :iid or :noniid'):
+    load(repository, name, 'niid')
+
+
+# Key, value, what the message says besides the key and the value.
+BAD_VALUES = [
+  ('dataset', 'mnits', 'must be one of digits, mnist'),
+  ('dataset', 3, 'must be of type str'),
+  ('pixels', 'raw', 'must be one of'),
+  ('model', '3nn', 'must be one of 2nn'),
+  ('convolution', 'fft', 'must be one of auto'),
+  ('partition', 'sorted', 'must be one of iid, shards'),
+  ('shards_per_client', 0, 'at least 1'),
+  ('num_clients', 0, 'at least 1'),
+  ('num_clients', 2.5, 'type int'),
+  ('num_clients', True, 'type int'),
+  ('holdout_fraction', 1.0, '[0, 1)'),
+  ('client_fraction', 1.01, '[0, 1]'),
+  ('client_fraction', -0.1, '[0, 1]'),
+  ('client_fraction', float('nan'), 'finite'),
+  ('unavailable_fraction', -0.1, '[0, 1)'),
+  ('unavailable_fraction', 1.0, '[0, 1)'),
+  ('client.epochs', 0, 'at least 1'),
+  ('client.epochs', -1, 'at least 1'),
+  ('client.batch_size', -1, 'at least 0'),
+  ('client.learning_rate', 0.0, 'above 0'),
+  ('client.learning_rate', -0.1, 'above 0'),
+  ('client.learning_rate', float('nan'), 'finite'),
+  ('client.learning_rate', float('inf'), 'finite'),
+  ('client.shuffle', 'never', 'must be one of epoch, round'),
+  ('server.optimizer', 'lion', 'must be one of sgd'),
+  ('server.learning_rate', 0.0, 'above 0'),
+  ('server.momentum', 1.0, '[0, 1)'),
+  ('rounds', 0, 'at least 1'),
+  ('eval_every', 0, 'at least 1'),
+  ('target_accuracy', 97.0, '[0, 1]'),
+  ('seed', -1, '[0, 2147483647]'),
+  ('lanes', -1, 'at least 0'),
+  ('cpu_devices', -1, 'at least 0'),
+]
+
+
+@pytest.mark.parametrize(('key', 'value', 'rule'), BAD_VALUES)
+def test_bad_values_are_told_with_key_value_and_rule(
+  quickstart, key, value, rule
+):
+  given = quickstart.to_dict()
+  inner = given
+  *parents, name = key.split('.')
+  for parent in parents:
+    inner = inner[parent]
+  inner[name] = value
+  with pytest.raises(InputError) as info:
+    config.check(given)
+  message = str(info.value)
+  assert message.startswith(f'{key} = {value!r}: ') or message.startswith(
+    f'{key} = {value}: '
+  )
+  assert rule in message and '\n' not in message
+
+
+def test_unknown_and_missing_keys(quickstart):
+  given = quickstart.to_dict()
+  given['client']['momentum'] = 0.9
+  with pytest.raises(InputError, match='client.momentum: unknown key'):
+    config.check(given)
+  given = quickstart.to_dict()
+  del given['server']['momentum']
+  with pytest.raises(InputError, match='server.momentum: missing'):
+    config.check(given)
+  given = quickstart.to_dict()
+  given['client'] = 3
+  with pytest.raises(InputError, match='client'):
+    config.check(given)
+
+
+@pytest.mark.parametrize(
+    ('client_fraction', 'unavailable_fraction', 'fits'),
+    [(1.0, 0.0, True), (1.0, 0.1, False), (0.5, 0.5, True), (0.5, 0.6, False),
+     (0.0, 0.9, True)],
+)  # fmt: skip
+def test_the_cohort_must_be_in_reach(
+  quickstart, client_fraction, unavailable_fraction, fits
+):
+  given = quickstart.to_dict()
+  given['client_fraction'] = client_fraction
+  given['unavailable_fraction'] = unavailable_fraction
+  if fits:
+    config.check(given)
+  else:
+    with pytest.raises(InputError, match='unavailable_fraction.*fewer than'):
+      config.check(given)
+
+
+def test_whole_numbers_are_fine_for_fractions(quickstart):
+  given = quickstart.to_dict()
+  given['client_fraction'] = 1
+  assert isinstance(config.check(given)['client_fraction'], float)

@@ -1,0 +1,41 @@
+"""Strict JAX, two CPU devices, and what several tests share."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 2)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def repository() -> pathlib.Path:
+  return REPOSITORY
+
+
+@pytest.fixture
+def mnist_dir() -> pathlib.Path:
+  """The folder of the original MNIST files; skips where there is none."""
+  folder = pathlib.Path(os.environ.get('FEDAVG_DATA', '/nonexistent')) / 'mnist'
+  if not folder.is_dir():
+    pytest.skip('real MNIST: FEDAVG_DATA names no folder with mnist/ in it')
+  return folder
+
+
+@pytest.fixture
+def uneven_examples():
+  """23 examples of 3 x 3 pixels and their uneven division among 5 clients.
+
+  One client has a single example, sizes are no multiples of the batch sizes.
+  """
+  rng = np.random.default_rng(7)
+  x = rng.integers(0, 256, (23, 3, 3, 1)).astype(np.uint8)
+  y = rng.integers(0, 4, 23).astype(np.int32)
+  order = rng.permutation(23)
+  return x, y, np.split(order, [1, 8, 12, 21])

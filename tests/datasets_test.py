@@ -1,0 +1,284 @@
+"""Real files, files made here, damaged files, and a real download."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+from hypothesis import HealthCheck
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from fedavg_jax import datasets
+from fedavg_jax.errors import InputError
+
+FILES = {
+  'train-images-idx3-ubyte': (60_000, 28, 28),
+  'train-labels-idx1-ubyte': (60_000,),
+  't10k-images-idx3-ubyte': (10_000, 28, 28),
+  't10k-labels-idx1-ubyte': (10_000,),
+}
+
+
+def idx_bytes(array):
+  header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes()
+  return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture(scope='module')
+def made_files():
+  """Four files in the shapes of MNIST, with random content."""
+  rng = np.random.default_rng(0)
+  return {
+    name: idx_bytes(rng.integers(0, 10 if len(shape) == 1 else 256, shape))
+    for name, shape in FILES.items()
+  }
+
+
+@pytest.fixture
+def made_dir(made_files, tmp_path):
+  for name, content in made_files.items():
+    (tmp_path / name).write_bytes(content)
+  return tmp_path
+
+
+def test_digits_are_real_and_fixed():
+  data = datasets.load_dataset('digits')
+  assert data.train.x.shape == (1500, 8, 8, 1) and data.train.x.max() == 16
+  assert data.test.x.shape == (297, 8, 8, 1) and data.train.x.dtype == np.uint8
+  both = np.concatenate([data.train.y, data.test.y])
+  np.testing.assert_array_equal(
+    np.bincount(both), [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+  )
+  again = datasets.load_dataset('digits')
+  np.testing.assert_array_equal(data.train.x, again.train.x)
+
+
+def test_real_mnist(mnist_dir):
+  data = datasets.load_dataset('mnist', str(mnist_dir))
+  assert data.train.x.shape == (60_000, 28, 28, 1)
+  assert data.input_shape == (28, 28, 1)
+  np.testing.assert_array_equal(
+    np.bincount(data.test.y),
+    [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+  )
+  mean, std = data.pixel_statistics()
+  scaled = data.train.x / 255.0
+  assert mean == pytest.approx(scaled.mean(), abs=1e-9)
+  assert std == pytest.approx(scaled.std(), abs=1e-9)
+  assert (round(mean, 4), round(std, 4)) == (0.1307, 0.3081)
+
+
+@pytest.mark.parametrize('name', ['mnist', 'fashion_mnist'])
+def test_gzipped_or_not(made_dir, name):
+  plain = datasets.load_dataset(name, str(made_dir))
+  for file in FILES:
+    path = made_dir / file
+    (made_dir / f'{file}.gz').write_bytes(gzip.compress(path.read_bytes(), 1))
+    path.unlink()
+  zipped = datasets.load_dataset(name, str(made_dir))
+  assert zipped.name == name
+  for a, b in zip(plain[1:3], zipped[1:3], strict=True):
+    np.testing.assert_array_equal(a.x, b.x)
+    np.testing.assert_array_equal(a.y, b.y)
+
+
+def damaged(name, content):
+  """The ways a file can be wrong: what it holds then, what is said of it."""
+  images = 'idx3' in name
+  return {
+    'empty': (b'', 'not an IDX file'),
+    'header cut': (content[:6], 'not an IDX file'),
+    'cut': (content[:-1], 'less than'),
+    'too long': (content + b'x', 'more than'),
+    'text': (b'<html>404</html>' * 9, 'not an IDX file'),
+    'other type': (b'\0\0\x0d' + content[3:], 'not an IDX file'),
+    'other rank': (
+      content[:3] + bytes([2]) + content[4:],
+      'not an IDX file',
+    ),
+    'promises too much': (
+      content[:4] + b'\xff' * (12 if images else 4) + content[8:],
+      'less than',
+    ),
+    'gzip cut': (gzip.compress(content[:9999], 1)[:-9], 'cannot be read'),
+    'gzip spoilt': (
+      gzip.compress(content[:9999], 1)[:50] + b'\0' * 99,
+      'cannot be read',
+    ),
+    'other size': (
+      idx_bytes(np.zeros((7, 28, 28) if images else (7,))),
+      'has shape',
+    ),
+  }
+
+
+@pytest.mark.parametrize(
+  'file', ['train-images-idx3-ubyte', 't10k-labels-idx1-ubyte']
+)
+@pytest.mark.parametrize('how', damaged('', b'').keys())
+def test_a_damaged_file_is_named(made_dir, made_files, file, how):
+  content, said = damaged(file, made_files[file])[how]
+  (made_dir / file).write_bytes(content)
+  with pytest.raises(InputError, match=said) as info:
+    datasets.load_dataset('mnist', str(made_dir))
+  message = str(info.value)
+  assert str(made_dir / file) in message and '\n' not in message
+  assert 'copy or download' in message
+
+
+def test_a_wrong_label_is_named(made_dir, made_files):
+  file = made_dir / 'train-labels-idx1-ubyte'
+  file.write_bytes(made_files[file.name][:-1] + b'\x0a')
+  with pytest.raises(InputError, match='label 10'):
+    datasets.load_dataset('mnist', str(made_dir))
+
+
+def test_a_missing_file_is_named(made_dir):
+  (made_dir / 't10k-labels-idx1-ubyte').unlink()
+  with pytest.raises(InputError, match='t10k-labels.*missing.*data_dir empty'):
+    datasets.load_dataset('mnist', str(made_dir))
+
+
+def test_unknown_data_set():
+  with pytest.raises(InputError, match="dataset = 'mnits'.*digits, mnist"):
+    datasets.load_dataset('mnits')
+
+
+@settings(
+  max_examples=150,
+  deadline=None,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+  content=st.binary(max_size=64), zipped=st.booleans(), valid=st.booleans()
+)
+def test_any_bytes_give_an_array_or_one_line(tmp_path, content, zipped, valid):
+  content = b'\0\0\x08\x03' + content if valid else content
+  path = tmp_path / 'file'
+  path.write_bytes(gzip.compress(content) if zipped else content)
+  try:
+    assert datasets.read_idx(path, 3).ndim == 3
+  except InputError as error:
+    assert str(path) in str(error)
+
+
+@pytest.fixture
+def server(mnist_dir, monkeypatch):
+  """The address of the data set, moved to this machine; checksums stay."""
+  import tensorflow_datasets as tfds
+
+  served = []
+
+  class Handler(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+      served.append(self.path)
+      super().do_GET()
+
+    def log_message(self, *args):
+      pass
+
+  httpd = http.server.ThreadingHTTPServer(
+    ('127.0.0.1', 0), functools.partial(Handler, directory=str(mnist_dir))
+  )
+  thread = threading.Thread(target=httpd.serve_forever)
+  thread.start()
+  url = f'http://127.0.0.1:{httpd.server_port}/'
+  # Read all before any is replaced: one builder inherits from the other.
+  registered = {
+    builder: list(builder.url_infos.values())
+    for builder in map(tfds.builder_cls, ('mnist', 'fashion_mnist'))
+  }
+  for builder, infos in registered.items():
+    monkeypatch.setattr(builder, 'URL', url)
+    monkeypatch.setattr(
+      builder, 'url_infos', {url + info.filename: info for info in infos}
+    )
+  yield served
+  httpd.shutdown()
+  httpd.server_close()
+  thread.join()
+
+
+# What others' code warns of while it downloads is theirs.
+@pytest.mark.filterwarnings('default')
+def test_download_through_tensorflow_datasets(
+  server, mnist_dir, tmp_path, monkeypatch
+):
+  """The real download manager and the registered checksums; a local server."""
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  first = datasets.load_dataset('mnist')
+  assert len(server) == 4
+  expected = datasets.load_dataset('mnist', str(mnist_dir))
+  np.testing.assert_array_equal(first.train.x, expected.train.x)
+  np.testing.assert_array_equal(first.test.y, expected.test.y)
+  second = datasets.load_dataset('mnist')
+  np.testing.assert_array_equal(first.test.x, second.test.x)
+  assert len(server) == 4  # Nothing was fetched again.
+
+
+@pytest.mark.filterwarnings('default')
+def test_a_wrong_checksum_is_told(server, tmp_path, monkeypatch):
+  """MNIST's files under Fashion-MNIST's name and checksums."""
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  with pytest.raises(InputError, match='fashion_mnist.*checksum') as info:
+    datasets.load_dataset('fashion_mnist')
+  assert '\n' not in str(info.value)
+
+
+@pytest.mark.filterwarnings('default')
+def test_no_network_is_told_at_once(tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  monkeypatch.setattr(
+    tfds.builder_cls('mnist'), 'URL', 'http://127.0.0.1:9/nobody/'
+  )
+  start = time.monotonic()
+  with pytest.raises(InputError, match="dataset = 'mnist'.*data_dir") as info:
+    datasets.load_dataset('mnist')
+  assert '\n' not in str(info.value)
+  assert time.monotonic() - start < 60  # Not the minutes of its retries.
+
+
+def test_second_start_needs_neither_network_nor_tensorflow_datasets(
+  mnist_dir, tmp_path
+):
+  """Files in the download folder are read without importing anything heavy."""
+  folder = tmp_path / 'downloads' / 'mnist'
+  folder.mkdir(parents=True)
+  for file in FILES:
+    shutil.copy(mnist_dir / f'{file}.gz', folder)
+  code = (
+    'import sys; from fedavg_jax import datasets;'
+    ' print(len(datasets.load_dataset("mnist").train.y));'
+    ' print([m for m in ("tensorflow", "tensorflow_datasets", "jax",'
+    ' "matplotlib", "sklearn") if m in sys.modules])'
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', code],
+    env={'TFDS_DATA_DIR': str(tmp_path), 'PATH': ''},
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.split('\n')
+  assert out[0] == '60000'
+  assert 'tensorflow' not in out[1] and 'matplotlib' not in out[1]
+
+
+def test_checksums_that_tensorflow_datasets_registers(mnist_dir):
+  import tensorflow_datasets as tfds
+
+  infos = tfds.builder_cls('mnist').url_infos
+  assert len(infos) == 4
+  for info in infos.values():
+    content = (mnist_dir / info.filename).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == info.checksum

@@ -1,0 +1,32 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedavg_jax import clients as clients_lib
+from fedavg_jax import evaluate
+from fedavg_jax import losses
+from fedavg_jax import round as round_lib
+
+
+@pytest.mark.parametrize('num_devices', [1, 2])
+@pytest.mark.parametrize('examples', [1, 124, 125, 126, 250, 511])
+def test_padding_does_not_count(num_devices, examples):
+  """A linear model on awkward sizes, against NumPy."""
+  rng = np.random.default_rng(examples)
+  x = rng.integers(0, 256, (examples, 2, 2, 1)).astype(np.uint8)
+  y = rng.integers(0, 3, examples).astype(np.int32)
+  w = rng.normal(size=(4, 3))
+
+  def apply(params, x):
+    return x.astype(jnp.float32).reshape(x.shape[0], -1) / 255 @ params
+
+  mesh = round_lib.lane_mesh(jax.devices()[:num_devices])
+  test = evaluate.place_test_set(clients_lib.Examples(x, y), mesh)
+  run = evaluate.build_evaluate(apply, losses.cross_entropy(apply), mesh)
+  got = jax.device_get(run(jnp.float32(w), test))
+  logits = x.reshape(examples, -1) / 255.0 @ w
+  log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+  assert got.count == examples
+  assert got.accuracy == (logits.argmax(axis=1) == y).mean()
+  assert got.loss == pytest.approx(-log_p[np.arange(examples), y].mean(), 1e-5)

@@ -1,0 +1,108 @@
+"""Rounds to a target on curves with known crossings, and the JSON files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedavg_jax import metrics
+from fedavg_jax import paper
+from fedavg_jax.errors import InputError
+
+
+def test_rounds_to_target_is_the_first_crossing():
+  rounds, accuracies = [0, 5, 10, 15], [0.1, 0.8, 0.7, 0.9]
+  assert metrics.rounds_to_target(rounds, accuracies, 0.8) == 5
+  assert metrics.rounds_to_target(rounds, accuracies, 0.85) == 15
+  assert metrics.rounds_to_target(rounds, accuracies, 0.95) is None
+
+
+def test_paper_grid_interpolates_between_its_points():
+  """Accuracy t / 1000 at round t, a line, crosses 0.25 at round 250."""
+  rounds = list(range(401))
+  line = [t / 1000 for t in rounds]
+  crossing = metrics.rounds_to_target_paper_grid(rounds, line, 0.25)
+  assert crossing == pytest.approx(250)
+  assert metrics.rounds_to_target_paper_grid(rounds, line, 0.9) is None
+
+
+def test_paper_grid_sees_only_its_points_and_the_best_so_far():
+  rounds = list(range(31))
+  accuracies = [0.0] * 31
+  accuracies[12] = 0.9  # A lucky round between the points 10 and 20 ...
+  assert metrics.rounds_to_target(rounds, accuracies, 0.9) == 12
+  # ... counts in the running maximum, which is read at 20.
+  crossing = metrics.rounds_to_target_paper_grid(rounds, accuracies, 0.45)
+  assert crossing == pytest.approx(15)
+
+
+@pytest.mark.parametrize(
+  ('before', 'after', 'rounds', 'expected'),
+  [
+    # Neighbours that were read off the paper's curves, and the crossings
+    # that linear interpolation gives.
+    (0.9681, 0.9709, (1400, 1500), 1467.9),
+    (0.9886, 0.9903, (400, 500), 482.4),
+  ],
+)
+def test_paper_grid_on_the_papers_own_neighbours(
+  before, after, rounds, expected
+):
+  target = 0.97 if before < 0.97 else 0.99
+  crossing = metrics.rounds_to_target_paper_grid(
+    list(rounds), [before, after], target
+  )
+  assert crossing == pytest.approx(expected, abs=0.1)
+
+
+def test_first_point_of_the_grid():
+  assert metrics.rounds_to_target_paper_grid([0, 1], [0.1, 0.9], 0.5) == 1
+
+
+@pytest.mark.parametrize(
+  ('setting', 'expected'),
+  [
+    (('cnn', 'iid', 0.1, 5, 10, 0.99), [18, 20]),
+    (('2nn', 'iid', 0.1, 1, 10, 0.97), [87, 92]),
+    (('2nn', 'noniid', 0.1, 1, 10, 0.97), [664, 831]),
+    (('cnn', 'noniid', 1.0, 5, 10, 0.99), [97]),
+    (('2nn', 'iid', 0.1, 1, 0, 0.97), [1468, 1474]),
+    (('cnn', 'noniid', 1.0, 5, 0, 0.99), []),  # Not reached.
+    (('cnn', 'iid', 0.1, 5, 10, 0.97), []),  # Not the paper's target.
+    (('cnn', 'iid', 0.1, 4, 10, 0.99), []),
+  ],
+)
+def test_cells_of_the_paper(setting, expected):
+  names = 'model partition client_fraction epochs batch_size target_accuracy'
+  kwargs = dict(zip(names.split(), setting, strict=True))
+  assert paper.rounds_in_paper(dataset='mnist', **kwargs) == expected
+
+
+def test_writer_writes_json_and_never_over(tmp_path):
+  writer = metrics.RunWriter(tmp_path / 'a' / 'run')
+  writer.round({'round': 0, 'train_loss': float('nan')})
+  writer.round({'round': np.int64(1), 'train_loss': np.float32(0.5)})
+  writer.json('summary.json', {'nested': {'values': [np.float64(1), None]}})
+  lines = (writer.workdir / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line) for line in lines] == [
+    {'round': 0, 'train_loss': None},
+    {'round': 1, 'train_loss': 0.5},
+  ]
+  with pytest.raises(FileExistsError):
+    writer.json('summary.json', {})
+  writer.close()
+  with pytest.raises(InputError, match='exists already'):
+    metrics.RunWriter(writer.workdir)
+  (tmp_path / 'file').write_text('kept')
+  with pytest.raises(InputError, match='workdir = .*cannot be made'):
+    metrics.RunWriter(tmp_path / 'file' / 'run')
+  assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_default_workdirs_differ(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  first = metrics.default_workdir('quickstart')
+  first.mkdir(parents=True)
+  second = metrics.default_workdir('quickstart')
+  assert first != second and first.name.endswith('_quickstart')
+  assert first.parts[0] == 'outputs' and len(first.parts) == 3

@@ -1,0 +1,209 @@
+"""The rules about sampling, order, batches and packing, without JAX."""
+
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from fedavg_jax.plan import SHUFFLES
+from fedavg_jax.plan import Planner
+from fedavg_jax.plan import cohort_size
+from fedavg_jax.plan import num_unavailable
+from fedavg_jax.plan import pack
+
+
+@pytest.mark.parametrize(
+  ('clients', 'fraction', 'expected'),
+  [
+    (100, 0.0, 1),
+    (100, 0.1, 10),
+    (100, 0.29, 29),  # 0.29 * 100 < 29 in floating point.
+    (100, 1.0, 100),
+    (1146, 0.1, 114),  # 114.6 is cut.
+    (3, 0.1, 1),
+    (1, 1.0, 1),
+  ],
+)
+def test_cohort_size(clients, fraction, expected):
+  assert cohort_size(clients, fraction) == expected
+
+
+def test_num_unavailable():
+  assert num_unavailable(100, 0.29) == 29
+  assert num_unavailable(10, 0.05) == 0
+
+
+def make(sizes, **kwargs):
+  defaults = {
+    'cohort_size': len(sizes),
+    'epochs': 1,
+    'batch_size': 2,
+    'seed': 0,
+  }
+  return Planner(num_examples=np.array(sizes), **(defaults | kwargs))
+
+
+def test_cohorts_have_no_client_twice_and_differ():
+  planner = make([3] * 50, cohort_size=20)
+  cohorts = [planner.cohort(t) for t in range(1, 30)]
+  for cohort in cohorts:
+    assert len(set(cohort)) == 20
+    assert set(cohort) <= set(range(50))
+  assert len({tuple(cohort) for cohort in cohorts}) == len(cohorts)
+  other = make([3] * 50, cohort_size=20, seed=1)
+  assert any(tuple(other.cohort(t)) != tuple(cohorts[t - 1]) for t in (1, 2))
+
+
+def test_cohorts_are_uniform():
+  """Each pair of clients meets equally often: chi-square over 45 pairs.
+
+  2,000 cohorts of 3 in 10 clients hold 6,000 pairs, 133.3 of each; the
+  statistic has about 44 degrees of freedom and passes 90 once in 20,000 seeds.
+  """
+  planner = make([1] * 10, cohort_size=3)
+  met = np.zeros((10, 10))
+  for t in range(2000):
+    cohort = planner.cohort(t)
+    met[np.ix_(cohort, cohort)] += 1
+  pairs = met[np.triu_indices(10, 1)]
+  expected = 2000 * 3 / 45
+  assert ((pairs - expected) ** 2 / expected).sum() < 90
+  assert np.diag(met).sum() == 6000
+
+
+def test_unavailable_clients_stay_out():
+  planner = make([1] * 10, cohort_size=4, num_unavailable=6)
+  seen = set()
+  for t in range(100):
+    cohort = planner.cohort(t)
+    assert len(set(cohort)) == 4
+    seen |= set(cohort)
+  assert seen == set(range(10))  # Anew in every round.
+
+
+def test_shuffle():
+  by_epoch = make([8], epochs=3).epoch_orders(1, 0)
+  by_round = make([8], epochs=3, shuffle='round').epoch_orders(1, 0)
+  assert (by_epoch[0] != by_epoch[1]).any()
+  assert (by_round == by_round[0]).all()
+  np.testing.assert_array_equal(by_epoch[0], by_round[0])
+  for orders in (by_epoch, by_round):
+    np.testing.assert_array_equal(np.sort(orders, axis=1)[1], np.arange(8))
+  assert (make([8]).epoch_orders(1, 0) != make([8]).epoch_orders(2, 0)).any()
+
+
+def read_back(planner, plan):
+  """What every client reads according to the arrays: {client: batches}."""
+  read = {}
+  per_device = planner.lanes // planner.num_devices
+  for lane in range(planner.lanes):
+    device = lane // per_device
+    t = 0
+    for s in range(plan.num_events[device]):
+      k = plan.client[lane, s]
+      if k < 0:
+        continue
+      end = plan.event[device, s]
+      read[int(k)] = [
+        plan.order[plan.start[lane, i] :][: plan.count[lane, i]]
+        for i in range(t, end)
+      ]
+      t = end
+    assert (plan.count[lane, :t] > 0).all()
+    assert (plan.count[lane, t:] == 0).all()  # Idle to the end.
+    assert (plan.client[lane, plan.num_events[device] :] == -1).all()
+  return read
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  sizes=st.lists(st.integers(1, 30), min_size=1, max_size=14),
+  epochs=st.integers(1, 3),
+  batch_size=st.integers(0, 9),
+  lanes_per_device=st.integers(1, 4),
+  num_devices=st.integers(1, 3),
+  shuffle=st.sampled_from(SHUFFLES),
+  data=st.data(),
+)
+def test_a_plan_reads_what_it_should(
+  sizes, epochs, batch_size, lanes_per_device, num_devices, shuffle, data
+):
+  planner = make(
+    sizes,
+    cohort_size=data.draw(st.integers(1, len(sizes))),
+    epochs=epochs,
+    batch_size=batch_size,
+    shuffle=shuffle,
+    lanes=lanes_per_device * num_devices,
+    num_devices=num_devices,
+  )
+  offsets = np.concatenate([[0], np.cumsum(sizes)])
+  shapes = [array.shape for array in planner(1)]
+  for t in (1, 2):
+    plan = planner(t)
+    assert [array.shape for array in plan] == shapes
+    read = read_back(planner, plan)
+    cohort = planner.cohort(t)
+    assert sorted(read) == sorted(cohort)
+    padded = planner.padded_batches(t, cohort)
+    for row, k in enumerate(cohort):
+      wanted = [b[b >= 0] + offsets[k] for b in padded[row]]
+      wanted = [b for b in wanted if len(b)]
+      assert len(read[k]) == len(wanted)
+      for got, expected in zip(read[k], wanted, strict=True):
+        np.testing.assert_array_equal(got, expected)
+      # Every example exactly E times; only an epoch's last batch is short.
+      times = np.bincount(np.concatenate(read[k]) - offsets[k])
+      assert (times == epochs).all() and len(times) == sizes[k]
+    total = sum(sizes[k] for k in cohort)
+    weights = {
+      int(k): w
+      for k, w in zip(plan.client.ravel(), plan.weight.ravel(), strict=True)
+      if k >= 0
+    }
+    for k in cohort:
+      assert weights[k] == pytest.approx(sizes[k] / total, rel=1e-6)
+    assert plan.weight[plan.client < 0].sum() == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  steps=st.lists(st.integers(0, 40), min_size=1, max_size=30),
+  lanes=st.integers(1, 8),
+)
+def test_longest_first_bound(steps, lanes):
+  steps = np.array(steps)
+  packed = pack(steps, lanes)
+  assert sorted(sum(packed, [])) == sorted(np.flatnonzero(steps))
+  work = [steps[mine].sum() for mine in packed]
+  assert max(work) <= -(-(steps.sum() + (lanes - 1) * steps.max()) // lanes)
+  # No lane idles while another has a client waiting that it could have taken.
+  for mine, load in zip(packed, work, strict=True):
+    if len(mine) > 1:
+      assert load - steps[mine[-1]] <= min(work)
+
+
+def test_a_plan_depends_on_seed_and_round_alone():
+  sizes = [5, 1, 9, 4, 7]
+  first, again = make(sizes)(3), make(sizes)(3)
+  for a, b in zip(first, again, strict=True):
+    np.testing.assert_array_equal(a, b)
+  wide = make(sizes, lanes=4, num_devices=2)
+  narrow = make(sizes)
+  np.testing.assert_array_equal(wide.cohort(3), narrow.cohort(3))
+  for k, batches in read_back(wide, wide(3)).items():
+    for a, b in zip(batches, read_back(narrow, first)[k], strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_padding_is_bounded_by_the_longest_lane():
+  planner = make([4, 4, 4, 4], lanes=2, num_devices=1)
+  assert planner(1).start.shape == (2, 5)  # 4 steps each; the bound allows 5.
+
+
+def test_bad_layouts_are_refused():
+  with pytest.raises(ValueError, match='lanes = 3.*num_devices = 2'):
+    make([1], lanes=3, num_devices=2)
+  with pytest.raises(ValueError, match="shuffle = 'no'"):
+    make([1], shuffle='no')

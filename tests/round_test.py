@@ -1,0 +1,316 @@
+"""The engine against closed forms, the NumPy twin and the reference."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedavg_jax import clients as clients_lib
+from fedavg_jax import losses
+from fedavg_jax import reference
+from fedavg_jax import round as round_lib
+from fedavg_jax.plan import SHUFFLES
+from fedavg_jax.plan import Planner
+
+sys.path.append(str(__import__('pathlib').Path(__file__).parent))
+import twin  # noqa: E402  Beside this file, no package.
+
+LEARNING_RATE = 0.3
+CLASSES = 4
+
+
+def apply(params, x):
+  """The twin's network, in JAX, on raw pixels."""
+  x = x.astype(jnp.float32).reshape(x.shape[0], -1) / 255
+  h = jax.nn.relu(x @ params['w1'] + params['b1'][None])
+  return h @ params['w2'] + params['b2'][None]
+
+
+loss_fn = losses.cross_entropy(apply)
+
+
+def make_engine(population, *, client=None, server=None, **planner_kwargs):
+  """Everything to run rounds: returns `step(state, round)`, state, planner."""
+  kwargs = {'lanes': 1, 'num_devices': 1, 'seed': 3} | planner_kwargs
+  planner = Planner(num_examples=population.num_examples, **kwargs)
+  mesh = round_lib.lane_mesh(jax.devices()[: planner.num_devices])
+  server = server or optax.sgd(1.0)
+  round_fn = round_lib.build_round(
+    loss_fn,
+    client or optax.sgd(LEARNING_RATE),
+    server,
+    step_examples=planner.step_examples,
+    mesh=mesh,
+  )
+  data = round_lib.place_examples(population.x, population.y, mesh)
+  params = jax.tree.map(
+    lambda p: jnp.asarray(p, jnp.float32),
+    twin.init(np.random.default_rng(0), 9, 6, CLASSES),
+  )
+  state = round_lib.init_state(params, server, mesh)
+  return round_fn, data, state, planner
+
+
+def run(population, rounds=1, **kwargs):
+  round_fn, data, state, planner = make_engine(population, **kwargs)
+  told = []
+  for number in range(1, rounds + 1):
+    state, metrics = round_fn(state, data, planner(number))
+    told.append(jax.device_get(metrics))
+  return jax.device_get(state.params), told
+
+
+def assert_close(a, b, tolerance):
+  for name in a:
+    np.testing.assert_allclose(
+      a[name], b[name], rtol=0, atol=tolerance, err_msg=name
+    )
+
+
+def distance(a, b):
+  return max(np.abs(a[name] - b[name]).max() for name in a)
+
+
+@pytest.fixture
+def population(uneven_examples):
+  x, y, parts = uneven_examples
+  return clients_lib.build_clients(clients_lib.Examples(x, y), parts)
+
+
+@pytest.mark.parametrize('shuffle', SHUFFLES)
+@pytest.mark.parametrize('batch_size', [1, 3, 4, 0])
+@pytest.mark.parametrize('cohort_size', [1, 3, 5])
+def test_numpy_twin_after_three_rounds(
+  uneven_examples, population, shuffle, batch_size, cohort_size
+):
+  x, y, parts = uneven_examples
+  got, told = run(
+    population,
+    rounds=3,
+    cohort_size=cohort_size,
+    epochs=2,
+    batch_size=batch_size,
+    shuffle=shuffle,
+    lanes=2,
+    num_devices=2,
+  )
+  planner = Planner(
+    num_examples=np.array([len(part) for part in parts]),
+    cohort_size=cohort_size,
+    epochs=2,
+    batch_size=batch_size,
+    shuffle=shuffle,
+    seed=3,
+  )
+  params = twin.init(np.random.default_rng(0), 9, 6, CLASSES)
+  flat = x.reshape(len(x), -1) / 255.0
+  for number in (1, 2, 3):
+
+    def batches_of(k, number=number):
+      size = batch_size or len(parts[k])
+      for order in planner.epoch_orders(number, k):
+        for start in range(0, len(order), size):
+          yield order[start : start + size]
+
+    cohort = planner.cohort(number)
+    params, loss = twin.federated_round(
+      params, flat, y, parts, cohort, batches_of, LEARNING_RATE
+    )
+    assert told[number - 1].train_loss == pytest.approx(loss, abs=1e-5)
+    assert told[number - 1].examples == 2 * sum(len(parts[k]) for k in cohort)
+  assert_close(got, params, 1e-5)
+
+
+@pytest.mark.parametrize('sizes', [[23], [1, 22], [1, 7, 4, 9, 2], [1] * 23])
+def test_fedsgd_is_one_step_on_the_union_of_the_data(uneven_examples, sizes):
+  """E = 1, B = inf, C = 1: w - eta * gradient, however the data is divided."""
+  x, y, _ = uneven_examples
+  parts = np.split(np.arange(23), np.cumsum(sizes)[:-1])
+  population = clients_lib.build_clients(clients_lib.Examples(x, y), parts)
+  got, _ = run(population, cohort_size=len(sizes), epochs=1, batch_size=0)
+  params = twin.init(np.random.default_rng(0), 9, 6, CLASSES)
+  _, gradient = twin.losses_and_gradient(params, x.reshape(23, -1) / 255.0, y)
+  expected = {n: params[n] - LEARNING_RATE * gradient[n] for n in params}
+  assert_close(got, expected, 1e-6)
+
+
+def test_one_client_is_plain_sgd(uneven_examples, population):
+  """C = 0: the new model is the client's own."""
+  x, y, parts = uneven_examples
+  planner = make_engine(population, cohort_size=1, epochs=3, batch_size=2)[-1]
+  (k,) = planner.cohort(1)
+  got, _ = run(population, cohort_size=1, epochs=3, batch_size=2)
+  flat = x[parts[k]].reshape(len(parts[k]), -1) / 255.0
+  batches = [
+    order[start : start + 2]
+    for order in planner.epoch_orders(1, k)
+    for start in range(0, len(order), 2)
+  ]
+  expected, _ = twin.client_update(
+    twin.init(np.random.default_rng(0), 9, 6, CLASSES),
+    flat,
+    y[parts[k]],
+    batches,
+    LEARNING_RATE,
+  )
+  assert_close(got, expected, 1e-6)
+
+
+@pytest.mark.parametrize('batch_size', [3, 0])
+def test_reference_round(population, batch_size):
+  round_fn, data, state, planner = make_engine(
+    population, cohort_size=4, epochs=2, batch_size=batch_size, lanes=2
+  )
+  reference_round = reference.build_reference_round(loss_fn, LEARNING_RATE)
+  params = jax.device_get(state.params)
+  for number in (1, 2):
+    ids = planner.cohort(number)
+    params = reference_round(
+      params,
+      *clients_lib.stack(population, ids),
+      planner.padded_batches(number, ids),
+    )
+    state, _ = round_fn(state, data, planner(number))
+  assert_close(jax.device_get(state.params), jax.device_get(params), 1e-6)
+
+
+@pytest.mark.parametrize(
+  ('lanes', 'num_devices'), [(1, 1), (2, 1), (2, 2), (5, 1), (6, 2), (8, 2)]
+)
+def test_lanes_and_devices_change_nothing(population, lanes, num_devices):
+  """Vmapped equals one by one, also with idle lanes."""
+  setting = {'cohort_size': 5, 'epochs': 2, 'batch_size': 3, 'rounds': 2}
+  one_by_one, told_one = run(population, **setting)
+  got, told = run(population, lanes=lanes, num_devices=num_devices, **setting)
+  assert_close(got, one_by_one, 1e-6)
+  assert told[-1].train_loss == pytest.approx(told_one[-1].train_loss, rel=1e-6)
+  assert told[-1].examples == told_one[-1].examples
+
+
+def test_idle_lanes_cannot_harm(population):
+  """A stateful client optimizer goes on in an idle lane; nobody sees it."""
+  setting = {
+    'cohort_size': 5,
+    'epochs': 3,
+    'batch_size': 1,
+    'client': optax.sgd(1.5, momentum=0.9, nesterov=True),
+  }
+  one_by_one, _ = run(population, **setting)
+  got, _ = run(population, lanes=5, **setting)
+  assert_close(got, one_by_one, 1e-5)
+
+
+def test_client_optimizer_starts_anew_with_every_client(population):
+  """One lane, momentum: as if every client had a lane of its own."""
+  setting = {
+    'cohort_size': 5,
+    'epochs': 2,
+    'batch_size': 2,
+    'client': optax.sgd(0.1, momentum=0.9),
+  }
+  assert_close(
+    run(population, lanes=1, **setting)[0],
+    run(population, lanes=5, **setting)[0],
+    1e-6,
+  )
+
+
+def test_server_learning_rate_scales_the_mean_delta(population):
+  setting = {'cohort_size': 3, 'epochs': 1, 'batch_size': 2}
+  begin = jax.device_get(make_engine(population, **setting)[2].params)
+  full, _ = run(population, **setting)
+  half, _ = run(population, server=optax.sgd(0.5), **setting)
+  assert_close(
+    half, {n: begin[n] + (full[n] - begin[n]) / 2 for n in full}, 1e-6
+  )
+
+
+def test_server_momentum_matches_its_recurrence(population):
+  """v <- 0.5 v + delta, w <- w + v; the deltas come from plain rounds."""
+  setting = {'cohort_size': 5, 'epochs': 1, 'batch_size': 0}
+  round_fn, data, state, planner = make_engine(population, **setting)
+  w = jax.device_get(state.params)
+  v = {n: np.zeros_like(value) for n, value in w.items()}
+  mesh = round_lib.lane_mesh(jax.devices()[:1])
+  for number in (1, 2, 3):
+    begin = round_lib.init_state(
+      jax.tree.map(jnp.array, w), optax.sgd(1.0), mesh
+    )
+    after, _ = round_fn(begin, data, planner(number))
+    delta = {n: np.asarray(after.params[n]) - w[n] for n in w}
+    v = {n: 0.5 * v[n] + delta[n] for n in w}
+    w = {n: w[n] + v[n] for n in w}
+  got, _ = run(
+    population, rounds=3, server=optax.sgd(1.0, momentum=0.5), **setting
+  )
+  assert_close(got, w, 1e-5)
+
+
+def test_one_trace_serves_every_cohort(uneven_examples):
+  """Cohorts of very different work neither trace nor compile again."""
+  traces = []
+
+  def counting_loss(params, x, y):
+    traces.append(1)
+    return loss_fn(params, x, y)
+
+  x, y, _ = uneven_examples
+  population = clients_lib.build_clients(
+    clients_lib.Examples(x, y), np.split(np.arange(23), [1, 2, 3])
+  )
+  _, data, state, planner = make_engine(
+    population, cohort_size=1, epochs=2, batch_size=2
+  )
+  round_fn = round_lib.build_round(
+    counting_loss,
+    optax.sgd(0.1),
+    optax.sgd(1.0),
+    step_examples=2,
+    mesh=round_lib.lane_mesh(jax.devices()[:1]),
+  )
+  examples = set()
+  for number in range(1, 9):
+    state, told = round_fn(state, data, planner(number))
+    examples.add(int(told.examples))
+    if number == 1:
+      after_first = len(traces)
+  assert examples == {2, 40}  # Both kinds of cohort were there.
+  assert len(traces) == after_first
+  assert round_fn._cache_size() == 1
+
+
+def test_same_seed_same_bits_other_seed_other_model(population):
+  setting = {'cohort_size': 3, 'epochs': 2, 'batch_size': 2, 'rounds': 3}
+  first, _ = run(population, **setting)
+  again, _ = run(population, **setting)
+  for name in first:
+    np.testing.assert_array_equal(first[name], again[name])
+  assert distance(first, run(population, seed=4, **setting)[0]) > 1e-3
+
+
+def test_the_state_that_goes_in_is_donated(population):
+  round_fn, data, state, planner = make_engine(
+    population, cohort_size=2, epochs=1, batch_size=2
+  )
+  new, _ = round_fn(state, data, planner(1))
+  jax.block_until_ready(new)
+  assert state.params['w1'].is_deleted()
+  assert int(new.round) == 1
+
+
+def test_divergence_is_told_and_leaves_the_model(population):
+  round_fn, data, state, planner = make_engine(
+    population,
+    cohort_size=5,
+    epochs=1,
+    batch_size=2,
+    client=optax.sgd(1e38),
+  )
+  before = jax.device_get(state.params)
+  state, told = round_fn(state, data, planner(1))
+  assert not told.finite
+  assert_close(jax.device_get(state.params), before, 0.0)
+  assert int(state.round) == 0

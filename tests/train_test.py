@@ -1,0 +1,300 @@
+"""The narrative, in this process: what a run computes and leaves behind."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedavg_jax as fa
+from fedavg_jax import train
+from fedavg_jax.errors import DivergedError
+from fedavg_jax.errors import InputError
+
+
+def load(repository, name, **changes):
+  path = repository / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  with config.unlocked():
+    config.update_from_flattened_dict(changes)
+  return config
+
+
+def lines(workdir):
+  return [
+    json.loads(line)
+    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+  ]
+
+
+def png_size(path):
+  content = path.read_bytes()
+  assert content[:8] == b'\x89PNG\r\n\x1a\n'
+  return tuple(np.frombuffer(content[16:24], '>u4'))
+
+
+# Orbax and what it uses warn about their own future.
+pytestmark = pytest.mark.filterwarnings('default')
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A short run, the summary that it returned, its folder."""
+  repository = pathlib.Path(__file__).parent.parent
+  workdir = tmp_path_factory.mktemp('runs') / 'run'
+  config = load(repository, 'quickstart', rounds=5, eval_every=2)
+  return config, train.train(config, workdir), workdir
+
+
+def test_metrics_lines(finished):
+  _, _, workdir = finished
+  records = lines(workdir)
+  assert [r['round'] for r in records] == [0, 1, 2, 3, 4, 5]
+  for record in records:
+    assert {'round', 'train_loss', 'seconds', 'examples'} <= record.keys()
+    evaluated = record['round'] in (0, 2, 4, 5)  # The last one always.
+    assert ('test_accuracy' in record) == evaluated
+    assert ('test_loss' in record) == evaluated
+  assert records[0]['train_loss'] is None and records[0]['examples'] == 0
+  assert all(r['examples'] == 5 * 9 * 50 for r in records[1:])  # E m n_k
+  assert records[-1]['train_loss'] < records[1]['train_loss']
+
+
+def test_summary(finished):
+  _, summary, workdir = finished
+  assert summary == json.loads((workdir / 'summary.json').read_text())
+  tested = [r['test_accuracy'] for r in lines(workdir) if 'test_loss' in r]
+  assert summary['final_test_accuracy'] == tested[-1]
+  assert summary['best_test_accuracy'] == max(tested)
+  assert summary['rounds_to_target'] is None
+  assert summary['status'] == 'finished' and summary['rounds'] == 5
+  assert summary['updates_per_round'] == 25.0  # u = E n / (K B)
+  assert summary['parameters'] == 64 * 200 + 200 + 200 * 201 + 10 * 201
+  seconds = sum(r['seconds'] for r in lines(workdir))
+  assert summary['rounds_per_second'] == pytest.approx(5 / seconds)
+  assert summary['compile_seconds'] > 0
+
+
+def test_config_json_tells_versions_and_device(finished):
+  config, _, workdir = finished
+  told = json.loads((workdir / 'config.json').read_text())
+  assert told['config'] == config.to_dict()
+  assert told['versions']['jax'] == jax.__version__
+  assert (told['platform'], told['devices'], told['lanes']) == ('cpu', 2, 2)
+
+
+def test_pictures(finished):
+  _, _, workdir = finished
+  assert png_size(workdir / 'curves.png') == (960, 720)
+  assert png_size(workdir / 'partition.png') == (1200, 540)
+
+
+def test_the_final_model_loads_and_gives_the_same_accuracy(finished):
+  _, summary, workdir = finished
+  params = fa.load_params(workdir)
+  data = fa.load_dataset('digits')
+  model = fa.build_model(
+    '2nn',
+    input_shape=data.input_shape,
+    num_classes=data.num_classes,
+    max_value=data.max_value,
+  )
+  logits = model.apply(params, data.test.x)
+  accuracy = float(np.mean(np.argmax(logits, axis=1) == data.test.y))
+  assert accuracy == pytest.approx(summary['final_test_accuracy'])
+  with pytest.raises(FileNotFoundError, match='no model'):
+    fa.load_params(workdir / 'nowhere')
+
+
+def test_same_config_same_bits(finished, tmp_path):
+  config, _, workdir = finished
+  train.train(config, tmp_path / 'again')
+  for a, b in zip(lines(workdir), lines(tmp_path / 'again'), strict=True):
+    assert {**a, 'seconds': 0} == {**b, 'seconds': 0}
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    fa.load_params(workdir),
+    fa.load_params(tmp_path / 'again'),
+  )
+
+
+def test_stops_at_the_target(repository, tmp_path):
+  config = load(repository, 'quickstart', rounds=60, target_accuracy=0.5)
+  summary = train.train(config, tmp_path / 'run')
+  assert summary['status'] == 'target reached'
+  assert summary['rounds'] == summary['rounds_to_target'] < 60
+  assert summary['final_test_accuracy'] >= 0.5
+  assert lines(tmp_path / 'run')[-1]['round'] == summary['rounds']
+
+
+def test_divergence_stops_and_keeps(repository, tmp_path):
+  config = load(
+    repository, 'quickstart', rounds=9, **{'client.learning_rate': 1e30}
+  )
+  with pytest.raises(
+    DivergedError, match=r'round 1: .*client.learning_rate = 1e\+30'
+  ):
+    train.train(config, tmp_path / 'run')
+  records = lines(tmp_path / 'run')
+  assert [r['round'] for r in records] == [0, 1]
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert summary['status'] == 'diverged'
+  for leaf in jax.tree.leaves(fa.load_params(tmp_path / 'run')):
+    assert np.isfinite(leaf).all()
+  assert (tmp_path / 'run' / 'curves.png').exists()
+
+
+def test_an_interrupted_run_keeps_what_it_has(
+  repository, tmp_path, monkeypatch
+):
+  simulate, stop_after = train.simulate, 2
+
+  def interrupted(*args, **kwargs):
+    for record in simulate(*args, **kwargs):
+      yield record
+      if record.round == stop_after:
+        raise KeyboardInterrupt
+
+  monkeypatch.setattr(train, 'simulate', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    train.train(load(repository, 'quickstart'), tmp_path / 'run')
+  assert [r['round'] for r in lines(tmp_path / 'run')] == [0, 1, 2]
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert (summary['status'], summary['rounds']) == ('interrupted', 2)
+  fa.load_params(tmp_path / 'run')
+
+
+def test_a_folder_that_exists_is_left_alone(repository, tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('mine')
+  with pytest.raises(InputError, match='workdir = .*exists already'):
+    train.train(load(repository, 'quickstart', rounds=1), tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
+  assert (tmp_path / 'metrics.jsonl').read_text() == 'mine'
+
+
+def test_bad_data_makes_no_folder(repository, tmp_path):
+  config = load(repository, 'mnist_2nn', data_dir=str(tmp_path / 'nothing'))
+  with pytest.raises(InputError, match='data_dir'):
+    train.train(config, tmp_path / 'run')
+  config = load(repository, 'quickstart', num_clients=1501)
+  with pytest.raises(InputError, match='num_clients = 1501'):
+    train.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes'),
+  [
+    ('mnist_2nn', {}),
+    ('mnist_2nn', {'partition': 'shards'}),
+    ('mnist_cnn', {'client.epochs': 1, 'client_fraction': 0.02}),
+    (
+      'flower_mnist',
+      {
+        'partition': 'iid',
+        'client.epochs': 1,
+        'client_fraction': 0.02,
+      },
+    ),
+  ],
+)
+def test_mnist_configs_shrunk(repository, tmp_path, mnist_dir, name, changes):
+  """The real files; only the number of rounds and the work are smaller."""
+  config = load(repository, name, rounds=2, data_dir=str(mnist_dir), **changes)
+  summary = train.train(config, tmp_path / 'run')
+  records = lines(tmp_path / 'run')
+  assert summary['parameters'] in (199_210, 1_663_370)
+  assert records[-1]['test_loss'] < records[0]['test_loss']
+  per_client = 540 if name == 'flower_mnist' else 600
+  cohort = max(int(config.client_fraction * 100), 1)
+  assert records[-1]['examples'] == cohort * per_client * config.client.epochs
+
+
+def make_simulation(**changes):
+  data = fa.load_dataset('digits')
+  parts = fa.partition.iid(1500, num_clients=7, seed=0)
+  clients = fa.build_clients(data.train, parts)
+  model = fa.build_model(
+    '2nn',
+    input_shape=data.input_shape,
+    num_classes=data.num_classes,
+    max_value=data.max_value,
+  )
+  kwargs = {
+    'client_fraction': 0.5,
+    'epochs': 1,
+    'batch_size': 32,
+    'client_optimizer': optax.sgd(0.1),
+    'server_optimizer': optax.sgd(1.0),
+  }
+  return fa.build_simulation(model, clients, data.test, **(kwargs | changes))
+
+
+def test_history_as_arrays():
+  history = fa.run(make_simulation(), rounds=3, eval_every=3)
+  np.testing.assert_array_equal(history['round'], [0, 1, 2, 3])
+  np.testing.assert_array_equal(
+    np.isnan(history['test_accuracy']), [False, True, True, False]
+  )
+  assert np.isnan(history['train_loss'][0])
+
+
+def test_evaluation_changes_nothing():
+  simulation = make_simulation()
+  often = fa.run(simulation, rounds=4)
+  rarely = fa.run(simulation, rounds=4, eval_every=4)
+  assert often['test_accuracy'][-1] == rarely['test_accuracy'][-1]
+  np.testing.assert_array_equal(often['train_loss'], rarely['train_loss'])
+
+
+def test_other_seed_other_cohorts_and_weights():
+  one, other = make_simulation(seed=0), make_simulation(seed=1)
+  assert any(
+    set(one.planner.cohort(t)) != set(other.planner.cohort(t))
+    for t in range(1, 6)
+  )
+  kernels = [
+    np.asarray(s.init_state().params['Dense_0']['kernel']) for s in (one, other)
+  ]
+  assert (kernels[0] != kernels[1]).any()
+
+
+def test_unavailable_clients():
+  simulation = make_simulation(client_fraction=0.3, unavailable_fraction=0.6)
+  assert simulation.planner.num_unavailable == 4
+  assert simulation.planner.cohort_size == 2
+
+
+@pytest.mark.parametrize(
+    ('lanes', 'cohort', 'expected'),
+    [(0, 10, (2, 2)), (0, 1, (1, 1)), (1, 10, (1, 1)), (3, 10, (2, 4)),
+     (10, 10, (2, 10)), (99, 10, (2, 10)), (99, 1, (1, 1))],
+)  # fmt: skip
+def test_choose_lanes(lanes, cohort, expected):
+  assert train.choose_lanes(lanes, cohort) == expected
+
+
+def test_paper_rounds_only_for_the_papers_own_setting(repository):
+  def cells(**changes):
+    return train.paper_rounds(
+      load(repository, 'mnist_cnn', **changes).to_dict()
+    )
+
+  assert cells() == [18, 20]
+  assert cells(partition='shards') == [206, 229]
+  for changes in (
+    {'partition': 'shards', 'shards_per_client': 3},
+    {'num_clients': 50},
+    {'unavailable_fraction': 0.5},
+    {'server.momentum': 0.9},
+    {'dataset': 'fashion_mnist'},
+    {'target_accuracy': 0.0},
+    {'client.epochs': 3},
+  ):
+    assert cells(**changes) == []

@@ -1,0 +1,65 @@
+"""Algorithm 1 once more, in plain NumPy: own network, own gradient, own loops.
+
+It shares nothing with the package but the plan's words for who reads what.
+"""
+
+import numpy as np
+
+
+def init(rng, inputs, hidden, classes):
+  """A network of one hidden layer, float64."""
+  return {
+    'w1': rng.normal(size=(inputs, hidden)) * 0.5,
+    'b1': rng.normal(size=hidden) * 0.1,
+    'w2': rng.normal(size=(hidden, classes)) * 0.5,
+    'b2': rng.normal(size=classes) * 0.1,
+  }
+
+
+def losses_and_gradient(params, x, y):
+  """Cross entropy of every example, and the gradient of their mean."""
+  h = x @ params['w1'] + params['b1']
+  a = np.where(h > 0, h, 0.0)
+  logits = a @ params['w2'] + params['b2']
+  logits = logits - logits.max(axis=1, keepdims=True)
+  p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  rows = np.arange(len(y))
+  losses = -np.log(p[rows, y])
+  d = p.copy()
+  d[rows, y] -= 1.0
+  d /= len(y)
+  dh = (d @ params['w2'].T) * (h > 0)
+  gradient = {
+    'w1': x.T @ dh,
+    'b1': dh.sum(axis=0),
+    'w2': a.T @ d,
+    'b2': d.sum(axis=0),
+  }
+  return losses, gradient
+
+
+def client_update(params, x, y, batches, learning_rate):
+  """w <- w - eta * gradient, for every batch. Returns w and all losses."""
+  params = dict(params)
+  read = []
+  for batch in batches:
+    losses, gradient = losses_and_gradient(params, x[batch], y[batch])
+    read.extend(losses)
+    for name in params:
+      params[name] = params[name] - learning_rate * gradient[name]
+  return params, read
+
+
+def federated_round(params, x, y, parts, cohort, batches_of, learning_rate):
+  """The mean of the cohort's models, weighted by their numbers of examples."""
+  total = sum(len(parts[k]) for k in cohort)
+  new = {name: np.zeros_like(value) for name, value in params.items()}
+  read = []
+  for k in cohort:
+    local, losses = client_update(
+      params, x[parts[k]], y[parts[k]], batches_of(k), learning_rate
+    )
+    read.extend(losses)
+    for name in new:
+      new[name] += len(parts[k]) / total * local[name]
+  return new, float(np.mean(read))
