@@ -9,6 +9,7 @@ import gzip
 import os
 import pathlib
 import shutil
+from typing import Any
 from typing import NamedTuple
 import zlib
 
@@ -121,7 +122,7 @@ def download_idx_files(
   import tensorflow_datasets as tfds  # Heavy, and needed once.
   from tensorflow_datasets.core.download import download_manager
 
-  builder = tfds.builder_cls(name)
+  builder: Any = tfds.builder_cls(name)
   urls = {
     key: f'{builder.URL}{stem}.gz' for key, (stem, _, _) in _IDX_FILES.items()
   }
@@ -134,7 +135,7 @@ def download_idx_files(
       dataset_name=name,
       force_checksums_validation=True,
     )
-    downloads = manager.download(urls)
+    downloads: Any = manager.download(urls)
     return {
       key: _link(
         pathlib.Path(downloads[key]), download_dir / name / f'{stem}.gz'
@@ -258,7 +259,7 @@ def _digits() -> Dataset:
   """Digits 0 to 9, shuffled once with a fixed seed: 1,500 train, 297 test."""
   from sklearn.datasets import load_digits  # Takes a second; used here alone.
 
-  bunch = load_digits()
+  bunch: Any = load_digits()
   order = np.random.default_rng(0).permutation(len(bunch.target))
   x = bunch.images.astype(np.uint8)[order][..., None]
   y = bunch.target.astype(np.int32)[order]

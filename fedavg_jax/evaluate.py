@@ -66,7 +66,7 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> Examples:
 
 def build_evaluate(
   apply: Callable, loss_fn: LossFn, mesh: jax.sharding.Mesh
-) -> Callable[..., TestMetrics]:
+) -> jax.stages.Wrapped:
   """Builds the jitted `evaluate(params, test) -> TestMetrics`.
 
   Args:

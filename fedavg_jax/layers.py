@@ -73,7 +73,7 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def max_pool2(x: jax.Array, *, padding: int = 0) -> jax.Array:
-  """Maximum over windows of 2 x 2, stride two: [B, H, W, C] -> [B, H/2, W/2, C].
+  """Maximum over windows of 2 x 2, stride two: [B, H, W, C] -> [B, H/2, ..].
 
   Strided slices have a cheaper gradient than `reduce_window`. Tied maxima
   share the gradient. The padding never wins a window.

@@ -6,6 +6,7 @@ Kept short: everything else lives in modules that a notebook can import.
 from collections.abc import Sequence
 import pathlib
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -35,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
     return _fail(_BAD_INPUT, f'{argv[1]}: not a flag; flags begin with --')
   if _CONFIG.value is None:
     return _fail(_BAD_INPUT, '--config is missing: name a file of configs/')
-  source = flags.FLAGS['config'].config_filename
+  flag: Any = flags.FLAGS['config']
+  source = flag.config_filename
   if not pathlib.Path(source.split(':')[0]).is_file():
     return _fail(_BAD_INPUT, f'--config {source}: there is no such file')
   if not isinstance(_CONFIG.value, ml_collections.ConfigDict):

@@ -166,7 +166,7 @@ def build_model(
     raise ValueError(f'model = {name!r}: must be one of {", ".join(NAMES)}')
   module = _MODULES[name](num_classes, convolution)
 
-  def apply(params, x):
+  def apply(params, x) -> Any:
     x = (x.astype(jnp.float32) / max_value - mean) / std
     return module.apply({'params': params}, x)
 

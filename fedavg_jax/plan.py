@@ -117,7 +117,7 @@ class Planner:
     return drawn[self.num_unavailable :][: self.cohort_size]
 
   def epoch_orders(self, round_number: int, client: int) -> np.ndarray:
-    """The order in which a client reads its examples, [E, n_k] in 0 .. n_k - 1."""
+    """The order in which a client reads its 0 .. n_k - 1 examples, [E, n_k]."""
     rng = np.random.default_rng([self.seed, _ORDER, round_number, client])
     size = int(self.num_examples[client])
     if self.shuffle == 'round':

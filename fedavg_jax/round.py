@@ -56,11 +56,6 @@ class RoundMetrics(NamedTuple):
   finite: jax.Array
 
 
-RoundFn = Callable[
-  [ServerState, Examples, Plan], tuple[ServerState, RoundMetrics]
-]
-
-
 def lane_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
   """The devices along one axis, 'lanes'."""
   return jax.sharding.Mesh(devices, ('lanes',))
@@ -108,7 +103,7 @@ def build_round(
   *,
   step_examples: int,
   mesh: jax.sharding.Mesh,
-) -> RoundFn:
+) -> jax.stages.Wrapped:
   """Builds the jitted round; the state that goes in is donated.
 
   Args:
@@ -194,7 +189,7 @@ def build_round(
   train_cohort = jax.shard_map(
     train_lanes,
     mesh=mesh,
-    in_specs=(everywhere, everywhere, Plan(everywhere, *[lanes] * 6)),
+    in_specs=(everywhere, everywhere, Plan._make([everywhere, *[lanes] * 6])),
     out_specs=everywhere,
     check_vma=False,
   )
@@ -229,7 +224,7 @@ def build_round(
     in_shardings=(
       sharding(everywhere),
       sharding(everywhere),
-      Plan(sharding(everywhere), *[sharding(lanes)] * 6),
+      Plan._make([sharding(everywhere), *[sharding(lanes)] * 6]),
     ),
     out_shardings=sharding(everywhere),
   )

@@ -224,26 +224,19 @@ def train(
   parts = divide(cfg, dataset.train.y)
   clients = clients_lib.build_clients(dataset.train, parts)
 
-  # Model and optimizers.
-  mean, std = (0.0, 1.0)
-  if cfg['pixels'] == 'standard':
-    mean, std = dataset.pixel_statistics()
-  model = models.build_model(
-    cfg['model'],
-    input_shape=dataset.input_shape,
-    num_classes=dataset.num_classes,
-    max_value=dataset.max_value,
-    mean=mean,
-    std=std,
-    convolution=cfg['convolution'],
-  )
-  local, server = cfg['client'], cfg['server']
-
   # The folder, before anything takes long.
   writer = metrics.RunWriter(workdir)
-  print(f'workdir: {workdir}', flush=True)
+  print(f'{describe(cfg)}\nworkdir: {workdir}', flush=True)
+  plots.draw_partition(
+    workdir / 'partition.png',
+    title=describe(cfg),
+    counts=partition.label_counts(dataset.train.y, parts, dataset.num_classes),
+  )
+
+  # Model, optimizers, compiled round.
+  local, server = cfg['client'], cfg['server']
   simulation = build_simulation(
-    model,
+    build_model(cfg, dataset),
     clients,
     dataset.test,
     client_fraction=cfg['client_fraction'],
@@ -259,6 +252,13 @@ def train(
     lanes=cfg['lanes'],
   )
   planner = simulation.planner
+  print(
+    f'{planner.cohort_size} of {clients.num_clients} clients a round in'
+    f' {planner.lanes} lanes on {planner.num_devices}'
+    f' {jax.default_backend()} device(s); compiled in'
+    f' {simulation.compile_seconds:.1f} s',
+    flush=True,
+  )
   writer.json(
     'config.json',
     {
@@ -268,23 +268,25 @@ def train(
       **metrics.environment(),
     },
   )
-  title = describe(cfg)
-  plots.draw_partition(
-    workdir / 'partition.png',
-    title=title,
-    counts=partition.label_counts(dataset.train.y, parts, dataset.num_classes),
-  )
-  print(
-    f'{title}\n{planner.cohort_size} of {clients.num_clients} clients a'
-    f' round in {planner.lanes} lanes on {planner.num_devices}'
-    f' {jax.default_backend()} device(s); compiled in'
-    f' {simulation.compile_seconds:.1f} s',
-    flush=True,
-  )
 
   # The rounds.
+  summary = _run_and_keep(cfg, simulation, writer)
+  if summary['status'] == 'diverged':
+    raise DivergedError(
+      f'round {summary["rounds"]}: the loss or the model is not finite;'
+      f' client.learning_rate = {local["learning_rate"]} is probably too'
+      f' large; the model and metrics before it are kept in {workdir}'
+    )
+  return summary
+
+
+def _run_and_keep(
+  cfg: dict[str, Any], simulation: Simulation, writer: metrics.RunWriter
+) -> dict[str, Any]:
+  """Runs until an end; however it ends, what was done is written."""
   records: list[dict[str, Any]] = []
-  params = None
+  params: models.Params = None
+  summary: dict[str, Any] = {}
   status = 'interrupted'
   progress = Progress(cfg['rounds'])
   try:
@@ -292,10 +294,9 @@ def train(
       simulation, rounds=cfg['rounds'], eval_every=cfg['eval_every']
     ):
       params = record.state.params
-      line = _line(record)
-      records.append(line)
-      writer.round(line)
-      progress.update(line)
+      records.append(_line(record))
+      writer.round(records[-1])
+      progress.update(records[-1])
       if not record.finite:
         status = 'diverged'
         break
@@ -311,22 +312,32 @@ def train(
       summary = summarize(cfg, simulation, records, params, status)
       writer.json('summary.json', summary)
       plots.draw_curves(
-        workdir / 'curves.png',
-        title=title,
+        writer.workdir / 'curves.png',
+        title=describe(cfg),
         records=records,
         target_accuracy=cfg['target_accuracy'],
         paper_rounds=paper_rounds(cfg),
       )
       # An interrupted round has already taken the model that went into it.
       if not any(leaf.is_deleted() for leaf in jax.tree.leaves(params)):
-        checkpoint.save_params(workdir, params)
-  if status == 'diverged':
-    raise DivergedError(
-      f'round {records[-1]["round"]}: the loss or the model is not finite;'
-      f' client.learning_rate = {local["learning_rate"]} is probably too'
-      f' large; the model and metrics before it are kept in {workdir}'
-    )
+        checkpoint.save_params(writer.workdir, params)
   return summary
+
+
+def build_model(cfg: dict[str, Any], dataset: datasets.Dataset) -> models.Model:
+  """The model that a checked config names, for a data set's pixels."""
+  mean, std = (0.0, 1.0)
+  if cfg['pixels'] == 'standard':
+    mean, std = dataset.pixel_statistics()
+  return models.build_model(
+    cfg['model'],
+    input_shape=dataset.input_shape,
+    num_classes=dataset.num_classes,
+    max_value=dataset.max_value,
+    mean=mean,
+    std=std,
+    convolution=cfg['convolution'],
+  )
 
 
 def divide(cfg: dict[str, Any], labels: np.ndarray) -> list[np.ndarray]:
@@ -357,15 +368,16 @@ def use_cpu_devices(number: int) -> None:
   Args:
     number: of devices, 0 for one per core this process may use.
   """
-  if (
-    jax.config.jax_num_cpu_devices > 0
-    or 'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
-  ):
+  config: Any = jax.config
+  flags = os.environ.get('XLA_FLAGS', '')
+  if config.jax_num_cpu_devices > 0 or 'host_platform_device_count' in flags:
     return
+  if hasattr(os, 'sched_getaffinity'):  # Where a process can be pinned.
+    cores = len(os.sched_getaffinity(0))
+  else:
+    cores = os.cpu_count() or 1
   try:
-    jax.config.update(
-      'jax_num_cpu_devices', number or len(os.sched_getaffinity(0))
-    )
+    jax.config.update('jax_num_cpu_devices', number or cores)
   except RuntimeError:
     pass  # JAX runs already: keep its devices.
 
@@ -404,12 +416,12 @@ def describe(cfg: dict[str, Any]) -> str:
 
 def paper_rounds(cfg: dict[str, Any]) -> list[int]:
   """The paper's rounds to the target for exactly this setting, if it has it."""
-  kind = {
-    ('iid', True): 'iid',
-    ('iid', False): 'iid',
-    ('shards', True): 'noniid',
-  }
-  name = kind.get((cfg['partition'], cfg['shards_per_client'] == 2))
+  if cfg['partition'] == 'iid':
+    division = 'iid'
+  elif cfg['partition'] == 'shards' and cfg['shards_per_client'] == 2:
+    division = 'noniid'
+  else:
+    return []
   plain = (
     cfg['num_clients'] == 100
     and cfg['unavailable_fraction'] == 0
@@ -417,12 +429,12 @@ def paper_rounds(cfg: dict[str, Any]) -> list[int]:
     and cfg['server']['learning_rate'] == 1
     and cfg['server']['momentum'] == 0
   )
-  if name is None or not plain:
+  if not plain:
     return []
   return paper.rounds_in_paper(
     model=cfg['model'],
     dataset=cfg['dataset'],
-    partition=name,
+    partition=division,
     client_fraction=cfg['client_fraction'],
     epochs=cfg['client']['epochs'],
     batch_size=cfg['client']['batch_size'],

@@ -1,12 +1,11 @@
 """The engine against closed forms, the NumPy twin and the reference."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import twin
 
 from fedavg_jax import clients as clients_lib
 from fedavg_jax import losses
@@ -14,9 +13,6 @@ from fedavg_jax import reference
 from fedavg_jax import round as round_lib
 from fedavg_jax.plan import SHUFFLES
 from fedavg_jax.plan import Planner
-
-sys.path.append(str(__import__('pathlib').Path(__file__).parent))
-import twin  # noqa: E402  Beside this file, no package.
 
 LEARNING_RATE = 0.3
 CLASSES = 4
