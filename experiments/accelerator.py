@@ -1,0 +1,147 @@
+"""Is the engine right on this accelerator, and which convolution is fastest?
+
+Checks first: a round of the CNN and one of the 2NN, computed by the accelerator
+in every way to convolve and by this machine's CPU, must agree. Then it measures
+seconds per round of the paper's MNIST settings (100 clients of 600 random
+examples, C = 0.1, B = 10) over ways to convolve, lanes and E. It appends a JSON
+line per finding, skips what the file has already, and so can be stopped and
+started again.
+
+python -m experiments.accelerator --out experiments/results/accelerator.jsonl
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import fedavg_jax as fa
+from fedavg_jax import layers
+from fedavg_jax import losses
+from fedavg_jax import metrics
+from fedavg_jax import round as round_lib
+
+# Float32 with exact products: what differs then is the order of additions.
+TOLERANCE = 1e-4
+METHODS = ('patches', 'lax', 'canonical')
+
+
+def make_round(model_name, method, devices, lanes, epochs, uneven=False):
+  """A compiled round on some devices: (round_fn, state, data, planner)."""
+  rng = np.random.default_rng(0)
+  sizes = [600] * 100
+  if uneven:  # A client of one example, short last batches.
+    sizes = [1, 7, 25, 40, 13, 30, 11, 3, 20, 10]
+  n = sum(sizes)
+  x = rng.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8)
+  y = rng.integers(0, 10, n).astype(np.int32)
+  model = fa.build_model(
+    model_name,
+    input_shape=(28, 28, 1),
+    num_classes=10,
+    max_value=255.0,
+    convolution=method,
+  )
+  planner = fa.Planner(
+    num_examples=np.array(sizes),
+    cohort_size=10,
+    epochs=epochs,
+    batch_size=10,
+    seed=0,
+    lanes=lanes,
+    num_devices=len(devices),
+  )
+  mesh = round_lib.lane_mesh(devices)
+  round_fn = round_lib.build_round(
+    losses.cross_entropy(model.apply),
+    optax.sgd(0.1),
+    optax.sgd(1.0),
+    step_examples=planner.step_examples,
+    mesh=mesh,
+  )
+  with jax.default_device(jax.devices('cpu')[0]):
+    params = jax.device_get(model.init(jax.random.key(0)))
+  state = round_lib.init_state(params, optax.sgd(1.0), mesh)
+  return round_fn, state, round_lib.place_examples(x, y, mesh), planner
+
+
+def check(model_name: str, method: str) -> dict[str, Any]:
+  """Largest difference of a round's new model from the CPU's."""
+  models = []
+  for devices, how, lanes in (
+    (jax.devices('cpu')[:1], 'canonical', 1),
+    (jax.devices()[:1], method, 10),
+  ):
+    with jax.default_matmul_precision('highest'):
+      round_fn, state, data, planner = make_round(
+        model_name, how, devices, lanes, epochs=2, uneven=True
+      )
+      state, _ = round_fn(state, data, planner(1))
+    models.append(jax.device_get(state.params))
+  differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), *models)
+  largest = float(max(jax.tree.leaves(differences)))
+  return {'largest_difference': largest, 'agrees': largest < TOLERANCE}
+
+
+def measure(
+  model_name: str, method: str, lanes: int, epochs: int
+) -> dict[str, Any]:
+  """Median seconds of eight rounds, after one that warms up."""
+  round_fn, state, data, planner = make_round(
+    model_name, method, jax.devices()[:1], lanes, epochs
+  )
+  start = time.perf_counter()
+  compiled = round_fn.lower(state, data, planner(1)).compile()
+  compile_seconds = time.perf_counter() - start
+  seconds = []
+  for number in range(1, 10):
+    plan = planner(number)
+    start = time.perf_counter()
+    state, _ = compiled(state, data, plan)
+    jax.block_until_ready(state)
+    seconds.append(time.perf_counter() - start)
+  return {
+    'seconds_per_round': statistics.median(seconds[1:]),
+    'seconds': seconds[1:],
+    'compile_seconds': compile_seconds,
+  }
+
+
+def main() -> None:
+  """Checks, then measures, what the file does not have yet."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  args = parser.parse_args()
+  args.out.parent.mkdir(parents=True, exist_ok=True)
+  device = jax.devices()[0].device_kind
+  rows = []
+  if args.out.exists():
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+  done = {row['key'] for row in rows if row['device'] == device}
+  assert set(METHODS) == set(layers.METHODS) - {'auto'}
+  cells: list[tuple[Any, ...]] = [
+    ('check', model, method) for model in ('2nn', 'cnn') for method in METHODS
+  ]
+  for epochs in (1, 5):
+    for lanes in (10, 5, 2, 1):
+      cells.append(('measure', '2nn', 'patches', lanes, epochs))
+      cells += [('measure', 'cnn', m, lanes, epochs) for m in METHODS]
+  for kind, *arguments in cells:
+    key = ' '.join(map(str, [kind, *arguments]))
+    if key in done:
+      continue
+    found = check(*arguments) if kind == 'check' else measure(*arguments)
+    row = {'key': key, 'device': device, **found, **metrics.environment()}
+    print(key, {k: v for k, v in found.items() if k != 'seconds'}, flush=True)
+    with open(args.out, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(row) + '\n')
+
+
+if __name__ == '__main__':
+  main()
