@@ -39,15 +39,12 @@ def make_round(model_name, method, devices, lanes, epochs, uneven=False):
   if uneven:  # A client of one example, short last batches.
     sizes = [1, 7, 25, 40, 13, 30, 11, 3, 20, 10]
   n = sum(sizes)
-  x = rng.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8)
-  y = rng.integers(0, 10, n).astype(np.int32)
-  model = fa.build_model(
-    model_name,
-    input_shape=(28, 28, 1),
-    num_classes=10,
-    max_value=255.0,
-    convolution=method,
+  examples = fa.Examples(
+    rng.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8),
+    rng.integers(0, 10, n).astype(np.int32),
   )
+  data = fa.Dataset('random', examples, examples, 10, max_value=255.0)
+  model = fa.build_model(model_name, data, convolution=method)
   planner = fa.Planner(
     num_examples=np.array(sizes),
     cohort_size=10,
@@ -68,7 +65,7 @@ def make_round(model_name, method, devices, lanes, epochs, uneven=False):
   with jax.default_device(jax.devices('cpu')[0]):
     params = jax.device_get(model.init(jax.random.key(0)))
   state = round_lib.init_state(params, optax.sgd(1.0), mesh)
-  return round_fn, state, round_lib.place_examples(x, y, mesh), planner
+  return round_fn, state, round_lib.place_examples(*examples, mesh), planner
 
 
 def check(model_name: str, method: str) -> dict[str, Any]:

@@ -52,14 +52,13 @@ def our_racer(workload: str, lanes: int) -> tuple[Racer, dict[str, Any]]:
     rng.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8),
     rng.integers(0, 10, n).astype(np.int32),
   )
+  test = fa.Examples(examples.x[:125], examples.y[:125])
+  data = fa.Dataset('random', examples, test, num_classes=10, max_value=255.0)
   parts = fa.partition.iid(n, num_clients=NUM_CLIENTS, seed=0)
-  model = fa.build_model(
-    workload, input_shape=(28, 28, 1), num_classes=10, max_value=255.0
-  )
   simulation = fa.build_simulation(
-    model,
-    fa.build_clients(examples, parts),
-    fa.Examples(examples.x[:125], examples.y[:125]),
+    fa.build_model(workload, data),
+    fa.build_clients(data.train, parts),
+    data.test,
     client_fraction=COHORT / NUM_CLIENTS,
     epochs=1,
     batch_size=BATCH,

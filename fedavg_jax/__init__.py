@@ -8,9 +8,7 @@ From Python, in the order of use:
 >>> parts = fa.partition.shards(
 ...     data.train.y, num_clients=30, shards_per_client=2, seed=0)
 >>> clients = fa.build_clients(data.train, parts)
->>> model = fa.build_model(
-...     '2nn', input_shape=data.input_shape, num_classes=data.num_classes,
-...     max_value=data.max_value)
+>>> model = fa.build_model('2nn', data)
 >>> simulation = fa.build_simulation(
 ...     model, clients, data.test, client_fraction=0.2, epochs=5, batch_size=10,
 ...     client_optimizer=optax.sgd(0.1), server_optimizer=optax.sgd(1.0))

@@ -16,7 +16,6 @@ from fedavg_jax import partition
 from fedavg_jax import plan
 from fedavg_jax.errors import InputError
 
-PIXELS = ('unit', 'standard')
 SERVER_OPTIMIZERS = ('sgd',)
 
 
@@ -44,7 +43,7 @@ _positive = _Rule(float, lambda v: v > 0, 'must be above 0')
 _RULES: dict[str, _Rule] = {
   'dataset': _one_of(datasets.NAMES),
   'data_dir': _Rule(str, lambda v: True, ''),
-  'pixels': _one_of(PIXELS),
+  'pixels': _one_of(models.PIXELS),
   'model': _one_of(models.NAMES),
   'convolution': _one_of(layers.METHODS),
   'partition': _one_of(partition.NAMES),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedavg_jax import layers
+from fedavg_jax.datasets import Dataset
 
 Params = Any
 
@@ -133,45 +134,44 @@ _MODULES = {
   'cnn_torch': functools.partial(ConvNet, torch_like=True),
 }
 NAMES = tuple(_MODULES)
+PIXELS = ('unit', 'standard')
 
 
 def build_model(
   name: str,
+  data: Dataset,
   *,
-  input_shape: tuple[int, ...],
-  num_classes: int,
-  max_value: float,
-  mean: float = 0.0,
-  std: float = 1.0,
+  pixels: str = 'unit',
   convolution: str = 'auto',
 ) -> Model:
-  """Builds one of `NAMES` for images of one shape.
+  """Builds one of `NAMES` for the images of a data set.
 
   Args:
     name: '2nn', 'cnn', or 'cnn_torch' (the CNN of Flower's baseline).
-    input_shape: of one example, [H, W, C].
-    num_classes: outputs.
-    max_value: the largest raw pixel; apply divides by it.
-    mean: subtracted from pixels in [0, 1].
-    std: what they are divided by then.
+    data: gives the shape of an image, its largest value, the classes.
+    pixels: 'unit' scales them to [0, 1], 'standard' then to mean 0 and
+      standard deviation 1 over all pixels of the training set.
     convolution: a method of `layers.conv2d`.
 
   Returns:
     A `Model`; params are a dict of dicts of float32 arrays.
 
   Raises:
-    ValueError: for another name.
+    ValueError: for another name or scale.
   """
   if name not in _MODULES:
     raise ValueError(f'model = {name!r}: must be one of {", ".join(NAMES)}')
-  module = _MODULES[name](num_classes, convolution)
+  if pixels not in PIXELS:
+    raise ValueError(f'pixels = {pixels!r}: must be one of {", ".join(PIXELS)}')
+  module = _MODULES[name](data.num_classes, convolution)
+  mean, std = (0.0, 1.0) if pixels == 'unit' else data.pixel_statistics()
 
   def apply(params, x) -> Any:
-    x = (x.astype(jnp.float32) / max_value - mean) / std
+    x = (x.astype(jnp.float32) / data.max_value - mean) / std
     return module.apply({'params': params}, x)
 
   def init(key):
-    example = jnp.zeros((1, *input_shape), jnp.float32)
+    example = jnp.zeros((1, *data.input_shape), jnp.float32)
     return module.init(key, example)['params']
 
   return Model(name, init, apply)

@@ -236,7 +236,12 @@ def train(
   # Model, optimizers, compiled round.
   local, server = cfg['client'], cfg['server']
   simulation = build_simulation(
-    build_model(cfg, dataset),
+    models.build_model(
+      cfg['model'],
+      dataset,
+      pixels=cfg['pixels'],
+      convolution=cfg['convolution'],
+    ),
     clients,
     dataset.test,
     client_fraction=cfg['client_fraction'],
@@ -322,22 +327,6 @@ def _run_and_keep(
       if not any(leaf.is_deleted() for leaf in jax.tree.leaves(params)):
         checkpoint.save_params(writer.workdir, params)
   return summary
-
-
-def build_model(cfg: dict[str, Any], dataset: datasets.Dataset) -> models.Model:
-  """The model that a checked config names, for a data set's pixels."""
-  mean, std = (0.0, 1.0)
-  if cfg['pixels'] == 'standard':
-    mean, std = dataset.pixel_statistics()
-  return models.build_model(
-    cfg['model'],
-    input_shape=dataset.input_shape,
-    num_classes=dataset.num_classes,
-    max_value=dataset.max_value,
-    mean=mean,
-    std=std,
-    convolution=cfg['convolution'],
-  )
 
 
 def divide(cfg: dict[str, Any], labels: np.ndarray) -> list[np.ndarray]:

@@ -5,9 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedavg_jax as fa
 from fedavg_jax import models
 
-MNIST = {'input_shape': (28, 28, 1), 'num_classes': 10, 'max_value': 255.0}
+
+def images(max_value=255.0):
+  """Random images in the shape of MNIST's."""
+  rng = np.random.default_rng(0)
+  examples = fa.Examples(
+    rng.integers(0, 256, (20, 28, 28, 1)).astype(np.uint8),
+    rng.integers(0, 10, 20).astype(np.int32),
+  )
+  return fa.Dataset('random', examples, examples, 10, max_value)
 
 
 @pytest.mark.parametrize(
@@ -15,28 +24,33 @@ MNIST = {'input_shape': (28, 28, 1), 'num_classes': 10, 'max_value': 255.0}
   [('2nn', 199_210), ('cnn', 1_663_370), ('cnn_torch', 1_663_370)],
 )
 def test_parameter_counts_of_the_paper(name, expected):
-  params = models.build_model(name, **MNIST).init(jax.random.key(0))
+  params = models.build_model(name, images()).init(jax.random.key(0))
   assert models.num_parameters(params) == expected
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize('name', models.NAMES)
-def test_a_model_scales_raw_pixels_itself(name):
-  """(x / 255 - mean) / std inside equals doing it outside."""
-  rng = np.random.default_rng(0)
-  x = rng.integers(0, 256, (3, 28, 28, 1)).astype(np.uint8)
-  inside = models.build_model(name, **MNIST, mean=0.13, std=0.31)
-  outside = models.build_model(name, **(MNIST | {'max_value': 1.0}))
-  params = inside.init(jax.random.key(1))
-  scaled = jnp.float32((x / 255 - 0.13) / 0.31)
-  logits = inside.apply(params, x)
+@pytest.mark.parametrize('pixels', models.PIXELS)
+def test_a_model_scales_raw_pixels_itself(name, pixels):
+  """Scaling inside equals scaling outside, in NumPy."""
+  data = images()
+  x = data.train.x[:3]
+  scaled = x / 255.0
+  if pixels == 'standard':
+    every = data.train.x / 255.0
+    scaled = (scaled - every.mean()) / every.std()
+  model = models.build_model(name, data, pixels=pixels)
+  outside = models.build_model(name, images(max_value=1.0))
+  params = model.init(jax.random.key(1))
+  logits = model.apply(params, x)
   assert logits.shape == (3, 10) and logits.dtype == jnp.float32
-  np.testing.assert_allclose(logits, outside.apply(params, scaled), atol=1e-4)
+  expected = outside.apply(params, jnp.float32(scaled))
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 def test_cnn_is_the_network_that_the_paper_describes():
   """Pooling before bias and ReLU is convolution, bias, ReLU, pooling."""
-  model = models.build_model('cnn', **MNIST, convolution='lax')
+  model = models.build_model('cnn', images(), convolution='lax')
   params = model.init(jax.random.key(0))
   params = jax.tree.map(  # Biases start at zero; make them count.
     lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape), params
@@ -61,7 +75,7 @@ def test_cnn_is_the_network_that_the_paper_describes():
 
 
 def test_torch_like_weights_are_uniform_in_one_over_root_fan_in():
-  params = models.build_model('cnn_torch', **MNIST).init(jax.random.key(3))
+  params = models.build_model('cnn_torch', images()).init(jax.random.key(3))
   for name, fan_in in {
     'ConvPoolRelu_0': 25,
     'ConvPoolRelu_1': 800,
@@ -79,4 +93,6 @@ def test_torch_like_weights_are_uniform_in_one_over_root_fan_in():
 
 def test_unknown_model():
   with pytest.raises(ValueError, match="model = 'vit'"):
-    models.build_model('vit', **MNIST)
+    models.build_model('vit', images())
+  with pytest.raises(ValueError, match="pixels = 'raw'"):
+    models.build_model('cnn', images(), pixels='raw')

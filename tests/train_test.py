@@ -99,12 +99,7 @@ def test_the_final_model_loads_and_gives_the_same_accuracy(finished):
   _, summary, workdir = finished
   params = fa.load_params(workdir)
   data = fa.load_dataset('digits')
-  model = fa.build_model(
-    '2nn',
-    input_shape=data.input_shape,
-    num_classes=data.num_classes,
-    max_value=data.max_value,
-  )
+  model = fa.build_model('2nn', data)
   logits = model.apply(params, data.test.x)
   accuracy = float(np.mean(np.argmax(logits, axis=1) == data.test.y))
   assert accuracy == pytest.approx(summary['final_test_accuracy'])
@@ -220,12 +215,7 @@ def make_simulation(**changes):
   data = fa.load_dataset('digits')
   parts = fa.partition.iid(1500, num_clients=7, seed=0)
   clients = fa.build_clients(data.train, parts)
-  model = fa.build_model(
-    '2nn',
-    input_shape=data.input_shape,
-    num_classes=data.num_classes,
-    max_value=data.max_value,
-  )
+  model = fa.build_model('2nn', data)
   kwargs = {
     'client_fraction': 0.5,
     'epochs': 1,
