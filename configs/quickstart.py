@@ -1,7 +1,7 @@
 """Handwritten digits, divided by label: learns in seconds, needs no download.
 
-1,500 real digits of 8 x 8 pixels that scikit-learn ships, 30 clients that know
-about two digits each, a cohort of 10 a round.
+1,500 real digits of 8 x 8 pixels that scikit-learn ships, 50 clients that know
+about two digits each, a cohort of 25 a round.
 
 python -m fedavg_jax.main --config configs/quickstart.py
 
@@ -22,10 +22,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.partition = 'shards'
   config.shards_per_client = 2  # Of 'shards': about two labels per client.
-  config.num_clients = 30  # K
+  config.num_clients = 50  # K
   config.holdout_fraction = 0.0  # Of each client's examples, never used.
 
-  config.client_fraction = 0.3  # C: the cohort is max(int(C * K), 1) clients.
+  config.client_fraction = 0.5  # C: the cohort is max(int(C * K), 1) clients.
   config.unavailable_fraction = 0.0  # Of the clients, out of reach in a round.
   config.client = ml_collections.ConfigDict()
   config.client.epochs = 5  # E
@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.server.learning_rate = 1.0  # With momentum 0 this is FedAvg.
   config.server.momentum = 0.0
 
-  config.rounds = 100
+  config.rounds = 200
   config.eval_every = 1
   config.target_accuracy = 0.0  # Stops there; 0 runs all rounds.
   config.seed = 0  # Of partition, initial weights, cohorts and orders.

@@ -54,7 +54,7 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> Examples:
   """
   batches = -(-len(test.y) // (_BATCH * mesh.size)) * mesh.size
   padding = batches * _BATCH - len(test.y)
-  x = np.concatenate([test.x, np.zeros((padding, *test.x.shape[1:]), np.uint8)])
+  x = np.concatenate([test.x, np.zeros((padding, *test.x.shape[1:]), test.x.dtype)])
   y = np.concatenate([test.y, np.full(padding, _PADDING, test.y.dtype)])
   return jax.device_put(
     Examples(

@@ -127,8 +127,8 @@ def _colors(number: int):
 
 
 def _focus(axes, accuracies: list[float], target: float) -> None:
-  """Shows the end of the climb: where the differences are."""
-  best = max(accuracies)
-  if best > 0.9:
-    low = 0.9 if max(best, target) < 0.98 else 0.95
-    axes.set_ylim(low, 1.002)
+  """Shows the end of the climb where that is what matters."""
+  if max(target, *accuracies) >= 0.985:
+    axes.set_ylim(0.95, 1.002)
+  elif target >= 0.9:
+    axes.set_ylim(0.9, 1.002)

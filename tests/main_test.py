@@ -50,7 +50,7 @@ def test_overrides_reach_the_run(repository, tmp_path):
   assert told['client']['learning_rate'] == 1.0
   text = (tmp_path / 'run' / 'metrics.jsonl').read_text()
   records = [json.loads(line) for line in text.splitlines()]
-  assert [r['examples'] for r in records] == [0, 50, 50]  # One client, E = 1.
+  assert [r['examples'] for r in records] == [0, 30, 30]  # One client, E = 1.
   assert 'round 2/2' in process.stdout  # Plain lines: this is no terminal.
   assert 'finished after 2 rounds' in process.stdout
 
@@ -84,7 +84,7 @@ BAD_FLAGS = {
   'B': (['--config.client.batch_size=-1'], ['batch_size', '-1']),
   'unavailable': (
     ['--config.unavailable_fraction=0.9'],
-    ['unavailable_fraction', '0.9', 'cohort of 9'],
+    ['unavailable_fraction', '0.9', 'cohort of 25'],
   ),
   'no folder': (['--workdir='], ['workdir']),
   'data_dir': (

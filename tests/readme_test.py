@@ -37,7 +37,7 @@ def test_first_command(repository, blocks, tmp_path):
   assert (config['dataset'], config['partition']) == ('digits', 'shards')
   summary = json.loads((folder / 'summary.json').read_text())
   assert summary['final_test_accuracy'] > 0.95
-  assert 'round 100/100' in process.stdout
+  assert 'round 200/200' in process.stdout
 
 
 def test_second_command_is_what_runs_here(repository, blocks):

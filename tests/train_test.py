@@ -62,7 +62,7 @@ def test_metrics_lines(finished):
     assert ('test_accuracy' in record) == evaluated
     assert ('test_loss' in record) == evaluated
   assert records[0]['train_loss'] is None and records[0]['examples'] == 0
-  assert all(r['examples'] == 5 * 9 * 50 for r in records[1:])  # E m n_k
+  assert all(r['examples'] == 5 * 25 * 30 for r in records[1:])  # E m n_k
   assert records[-1]['train_loss'] < records[1]['train_loss']
 
 
@@ -74,7 +74,7 @@ def test_summary(finished):
   assert summary['best_test_accuracy'] == max(tested)
   assert summary['rounds_to_target'] is None
   assert summary['status'] == 'finished' and summary['rounds'] == 5
-  assert summary['updates_per_round'] == 25.0  # u = E n / (K B)
+  assert summary['updates_per_round'] == 15.0  # u = E n / (K B)
   assert summary['parameters'] == 64 * 200 + 200 + 200 * 201 + 10 * 201
   seconds = sum(r['seconds'] for r in lines(workdir))
   assert summary['rounds_per_second'] == pytest.approx(5 / seconds)
