@@ -30,8 +30,7 @@ def get_config(partition: str = 'iid') -> ml_collections.ConfigDict:
   config.client.learning_rate = 0.1  # eta
   config.client.shuffle = 'epoch'  # 'round': one order for all epochs.
   config.server = ml_collections.ConfigDict()
-  config.server.optimizer = 'sgd'
-  config.server.learning_rate = 1.0  # With momentum 0 this is FedAvg.
+  config.server.learning_rate = 1.0  # 1 with momentum 0 is FedAvg.
   config.server.momentum = 0.0
 
   config.rounds = 1000

@@ -30,31 +30,49 @@ from fedavg_jax.errors import InputError
 from fedavg_jax.losses import cross_entropy
 from fedavg_jax.models import Model
 from fedavg_jax.models import build_model
+from fedavg_jax.plan import Plan
 from fedavg_jax.plan import Planner
 from fedavg_jax.reference import build_reference_round
-from fedavg_jax.train import build_simulation
-from fedavg_jax.train import run
-from fedavg_jax.train import simulate
-from fedavg_jax.train import use_cpu_devices
+from fedavg_jax.round import RoundMetrics
+from fedavg_jax.round import ServerState
+from fedavg_jax.round import build_round
+from fedavg_jax.round import init_state
+from fedavg_jax.round import lane_mesh
+from fedavg_jax.round import place_examples
+from fedavg_jax.simulation import Record
+from fedavg_jax.simulation import Simulation
+from fedavg_jax.simulation import build_simulation
+from fedavg_jax.simulation import run
+from fedavg_jax.simulation import simulate
+from fedavg_jax.simulation import use_cpu_devices
 
 __all__ = [
   'build_clients',
   'build_model',
   'build_reference_round',
+  'build_round',
   'build_simulation',
   'Clients',
   'cross_entropy',
   'Dataset',
   'DivergedError',
   'Examples',
+  'init_state',
   'InputError',
+  'lane_mesh',
   'load_dataset',
   'load_params',
   'Model',
   'partition',
+  'place_examples',
+  'Plan',
   'Planner',
+  'Record',
+  'RoundMetrics',
   'run',
+  'ServerState',
   'simulate',
+  'Simulation',
   'stack',
   'use_cpu_devices',
 ]

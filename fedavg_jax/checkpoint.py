@@ -5,16 +5,36 @@ import pathlib
 import jax
 import numpy as np
 
+from fedavg_jax.errors import InputError
+
 _FOLDER = 'final_model'
 
 
+def bytes_needed(params) -> int:
+  """What a run needs on disk: twice the model, and room for the small files."""
+  model = sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)
+  )
+  return 2 * model + 2**21
+
+
 def save_params(workdir: pathlib.Path, params) -> None:
-  """Writes a model into a workdir; takes arrays or numpy arrays."""
+  """Writes a model into a workdir.
+
+  Raises:
+    InputError: it cannot be written, for want of space for example.
+  """
   import orbax.checkpoint as ocp  # Heavy; training starts without it.
 
   host = jax.tree.map(np.asarray, params)
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save((workdir / _FOLDER).resolve(), host)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save((workdir / _FOLDER).resolve(), host)
+  except (OSError, ValueError) as error:  # Its storage raises ValueError.
+    reason = str(error).strip().splitlines()[0][:200]
+    raise InputError(
+      f'workdir = {workdir}: the model cannot be written ({reason})'
+    ) from error
 
 
 def load_params(workdir: str | pathlib.Path):

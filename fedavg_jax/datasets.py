@@ -29,6 +29,12 @@ _IDX_FILES = {
   ('test', 'y'): ('t10k-labels-idx1-ubyte', 1, 10_000),
 }
 
+# Training examples of each label: tells one data set's files from another's.
+_LABELS = {
+  'mnist': [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+  'fashion_mnist': [6000] * 10,
+}
+
 
 class Dataset(NamedTuple):
   """A supervised data set of images.
@@ -246,6 +252,11 @@ def _from_idx(name, paths) -> Dataset:
       raise InputError(
         f'{paths[key]}: has a label {array.max()}, {name} has 0 to 9;'
         f' {_GET_ANEW}'
+      )
+    if key == ('train', 'y') and np.bincount(array).tolist() != _LABELS[name]:
+      raise InputError(
+        f'{paths[key]}: not the labels of {name}; name the data set that is in'
+        ' this folder, or the folder that has this one'
       )
     arrays[key] = array
   train, test = (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax.clients import Examples
-from fedavg_jax.round import LossFn
+from fedavg_jax.losses import LossFn
 
 # Examples at a time: large enough to be fast, small enough to bound memory.
 _BATCH = 125
@@ -54,7 +54,9 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> Examples:
   """
   batches = -(-len(test.y) // (_BATCH * mesh.size)) * mesh.size
   padding = batches * _BATCH - len(test.y)
-  x = np.concatenate([test.x, np.zeros((padding, *test.x.shape[1:]), test.x.dtype)])
+  x = np.concatenate(
+    [test.x, np.zeros((padding, *test.x.shape[1:]), test.x.dtype)]
+  )
   y = np.concatenate([test.y, np.full(padding, _PADDING, test.y.dtype)])
   return jax.device_put(
     Examples(

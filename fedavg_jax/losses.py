@@ -1,12 +1,16 @@
 """Losses, one number per example."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
 
+# (params, x [B, ...], y [B]) -> losses [B].
+LossFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
-def cross_entropy(apply: Callable) -> Callable:
+
+def cross_entropy(apply: Callable) -> LossFn:
   """Makes a loss of a classifier: (params, x [B, ...], y [B]) -> losses [B]."""
 
   def loss_fn(params, x: jax.Array, y: jax.Array) -> jax.Array:

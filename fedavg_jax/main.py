@@ -6,11 +6,13 @@ Kept short: everything else lives in modules that a notebook can import.
 from collections.abc import Sequence
 import pathlib
 import sys
+import traceback
 from typing import Any
 
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 import ml_collections
 from ml_collections import config_flags
 
@@ -26,8 +28,8 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'New folder for results; default outputs/<date>/<time>_...'
 )
 
-# Exit codes: 2 as for any misused command, 3 where training itself failed.
-_BAD_INPUT, _DIVERGED, _INTERRUPTED = 2, 3, 130
+# Exit codes: 2 for what was asked, 1 for what the machine could not do.
+_FAILED, _BAD_INPUT, _DIVERGED, _INTERRUPTED = 1, 2, 3, 130
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
   workdir = pathlib.Path(_WORKDIR.value or metrics.default_workdir(name))
+  workdir = workdir.expanduser()
   try:
     summary = train.train(_CONFIG.value, workdir)
   except InputError as error:
@@ -57,9 +60,11 @@ def main(argv: Sequence[str]) -> int:
   except DivergedError as error:
     return _fail(_DIVERGED, error)
   except OSError as error:
-    return _fail(
-      _BAD_INPUT, f'{error.filename or workdir}: {error.strerror or error}'
-    )
+    what = error.filename or f'workdir = {workdir}'
+    return _fail(_FAILED, f'{what}: {error.strerror or error}')
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    reason = str(error).strip().splitlines()[0][:200]
+    return _fail(_FAILED, f'out of memory or device failed: {reason}')
   except KeyboardInterrupt:
     return _fail(_INTERRUPTED, f'interrupted; what was done is in {workdir}')
   print(
@@ -79,10 +84,15 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     lines = str(error).strip().splitlines()
     message = lines[-1] if 'Traceback' in str(error) else ' '.join(lines)
     sys.exit(_fail(_BAD_INPUT, message))
-  except (AttributeError, KeyError) as error:
-    sys.exit(_fail(_BAD_INPUT, f'--config has no key {error.args[0]}'))
-  except Exception as error:  # Whatever else a person's own file raises.
-    sys.exit(_fail(_BAD_INPUT, f'--config: {type(error).__name__}: {error}'))
+  except Exception as error:  # An unknown key; or a person's own file.
+    text = str(error)
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    kind = type(error).__name__
+    if 'ml_collections' in where and kind in ('AttributeError', 'KeyError'):
+      # ml_collections quotes the text of a KeyError inside another error.
+      kind = 'no such key'
+      text = text[1:-1].replace("\\'", "'").replace('\\n', ' ')
+    sys.exit(_fail(_BAD_INPUT, f'--config: {kind}: {text}'))
 
 
 def _fail(code: int, message: object) -> int:

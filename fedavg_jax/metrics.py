@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import platform
+import shutil
 from typing import Any
 
 import jax
@@ -42,6 +43,26 @@ def environment() -> dict[str, Any]:
   }
 
 
+def refuse_existing(workdir: pathlib.Path) -> None:
+  """Raises InputError where a run would find its folder there already."""
+  if workdir.exists():
+    raise InputError(
+      f'workdir = {workdir}: exists already; name a new folder, nothing is ever'
+      ' written over'
+    )
+
+
+def refuse_full(workdir: pathlib.Path, room: int) -> None:
+  """Raises InputError where fewer than `room` bytes are free."""
+  here = next(path for path in (workdir, *workdir.parents) if path.exists())
+  free = shutil.disk_usage(here).free
+  if free < room:
+    raise InputError(
+      f'workdir = {workdir}: {free / 2**20:.1f} MiB are free, a run needs'
+      f' {room / 2**20:.1f}'
+    )
+
+
 class RunWriter:
   """Writes into a folder that did not exist before.
 
@@ -49,20 +70,21 @@ class RunWriter:
     workdir: the folder.
   """
 
-  def __init__(self, workdir: pathlib.Path):
+  def __init__(self, workdir: pathlib.Path, *, room: int):
     """Makes the folder.
 
+    Args:
+      workdir: the new folder.
+      room: bytes that must be free.
+
     Raises:
-      InputError: it is there already, or cannot be made.
+      InputError: it is there already, cannot be made or has no room.
     """
+    refuse_existing(workdir)
+    refuse_full(workdir, room)
     self.workdir = workdir
     try:
       workdir.mkdir(parents=True, exist_ok=False)
-    except FileExistsError as error:
-      raise InputError(
-        f'workdir = {workdir}: exists already; name a new folder, nothing is'
-        ' ever written over'
-      ) from error
     except OSError as error:
       raise InputError(
         f'workdir = {workdir}: cannot be made ({error.strerror})'
@@ -100,28 +122,24 @@ def rounds_to_target_paper_grid(
   """Rounds to the target as the paper measures them.
 
   The running maximum of the accuracy, seen only at rounds 1 .. 10, then every
-  10 up to 100, then every 100, and interpolated linearly between those.
+  10 up to 100, then every 100, and interpolated linearly between those. None
+  where the target was not seen there: not reached, stopped before the next of
+  these rounds, or one of them not evaluated.
   """
-  points = [
-    (number, best)
-    for number, best in zip(
-      rounds, np.maximum.accumulate(accuracies), strict=True
-    )
-    if number > 0 and _on_paper_grid(number)
-  ]
-  for i, (number, best) in enumerate(points):
-    if best < target:
-      continue
-    if i == 0:
-      return float(number)
-    before, low = points[i - 1]
-    return float(before + (number - before) * (target - low) / (best - low))
+  best = dict(zip(rounds, np.maximum.accumulate(accuracies), strict=True))
+  before = 0
+  while (number := _next_on_paper_grid(before)) in best:
+    if best[number] >= target:
+      if before == 0:
+        return float(number)
+      share = (target - best[before]) / (best[number] - best[before])
+      return float(before + (number - before) * share)
+    before = number
   return None
 
 
-def _on_paper_grid(number: int) -> bool:
-  spacing = 1 if number <= 10 else 10 if number <= 100 else 100
-  return number % spacing == 0
+def _next_on_paper_grid(number: int) -> int:
+  return number + (1 if number < 10 else 10 if number < 100 else 100)
 
 
 def _version(name: str) -> str:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from fedavg_jax import layers
 from fedavg_jax.datasets import Dataset
+from fedavg_jax.errors import InputError
 
 Params = Any
 
@@ -157,12 +158,12 @@ def build_model(
     A `Model`; params are a dict of dicts of float32 arrays.
 
   Raises:
-    ValueError: for another name or scale.
+    InputError: for another name or scale.
   """
   if name not in _MODULES:
-    raise ValueError(f'model = {name!r}: must be one of {", ".join(NAMES)}')
+    raise InputError(f'model = {name!r}: must be one of {", ".join(NAMES)}')
   if pixels not in PIXELS:
-    raise ValueError(f'pixels = {pixels!r}: must be one of {", ".join(PIXELS)}')
+    raise InputError(f'pixels = {pixels!r}: must be one of {", ".join(PIXELS)}')
   module = _MODULES[name](data.num_classes, convolution)
   mean, std = (0.0, 1.0) if pixels == 'unit' else data.pixel_statistics()
 

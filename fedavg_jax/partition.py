@@ -12,6 +12,8 @@ from fedavg_jax.errors import InputError
 
 NAMES = ('iid', 'shards')
 
+_HOLD_OUT = 3  # plan.py has 1 and 2.
+
 
 def iid(num_examples: int, *, num_clients: int, seed: int) -> list[np.ndarray]:
   """Shuffles, then cuts into K parts whose sizes differ by at most one."""
@@ -69,7 +71,9 @@ def hold_out(
   """
   kept = []
   for client, part in enumerate(parts):
-    rng = np.random.default_rng([seed, client])
+    # Apart from the stream `seed` of the division, and from those of plan.py;
+    # never a trailing zero, which a short seed is padded with.
+    rng = np.random.default_rng([seed, _HOLD_OUT, client + 1])
     kept.append(rng.permutation(part)[int(fraction * len(part)) :])
   return kept
 

@@ -21,14 +21,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedavg_jax.errors import InputError
+
 SHUFFLES = ('epoch', 'round')
 
-# One independent stream of random numbers for each purpose.
+# One independent stream of random numbers for each purpose, beside the one of
+# partition.py.
 _COHORT, _ORDER = 1, 2
 
 
 class Plan(NamedTuple):
-  """One round as integers; lanes l * L/D ... belong to device l.
+  """One round as integers; lanes d * L/D ... belong to device d.
 
   Attributes:
     order: [N] int32, row of the clients' arrays that is read at each position.
@@ -61,6 +64,8 @@ def cohort_size(num_clients: int, client_fraction: float) -> int:
     m. The product is rounded to six decimals before it is cut, because
     0.29 * 100 is 28.999999999999996.
   """
+  if not 0 <= client_fraction <= 1:
+    raise InputError(f'client_fraction = {client_fraction}: must lie in [0, 1]')
   return max(int(round(client_fraction * num_clients, 6)), 1)
 
 
@@ -69,7 +74,7 @@ def num_unavailable(num_clients: int, unavailable_fraction: float) -> int:
   return int(round(unavailable_fraction * num_clients, 6))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Planner:
   """Everything that plans depend on, but the round.
 
@@ -97,18 +102,36 @@ class Planner:
   num_devices: int = 1
 
   def __post_init__(self):
-    if self.lanes < 1 or self.lanes % self.num_devices:
-      raise ValueError(
-        f'lanes = {self.lanes}: must be a positive multiple of num_devices ='
-        f' {self.num_devices}'
-      )
-    if self.shuffle not in SHUFFLES:
-      raise ValueError(f'shuffle = {self.shuffle!r}: must be in {SHUFFLES}')
+    reachable = len(self.num_examples) - self.num_unavailable
+    for name, holds, rule in (
+      ('num_unavailable', self.num_unavailable >= 0, 'must be at least 0'),
+      (
+        'cohort_size',
+        1 <= self.cohort_size <= reachable,
+        f'must lie in [1, {reachable}], the clients in reach',
+      ),
+      ('epochs', self.epochs >= 1, 'must be at least 1'),
+      (
+        'epochs',
+        self.epochs * int(self.num_examples.sum()) < 2**31,
+        'times all examples must stay below 2**31',
+      ),
+      ('batch_size', self.batch_size >= 0, 'must be at least 0'),
+      ('shuffle', self.shuffle in SHUFFLES, f'must be one of {SHUFFLES}'),
+      (
+        'lanes',
+        self.lanes >= 1 and self.lanes % self.num_devices == 0,
+        f'must be a positive multiple of num_devices = {self.num_devices}',
+      ),
+    ):
+      if not holds:
+        raise InputError(f'{name} = {getattr(self, name)!r}: {rule}')
 
   @property
   def step_examples(self) -> int:
-    """Rows of one step's batch: B, or the largest n_k where B is infinite."""
-    return self.batch_size or int(self.num_examples.max())
+    """Rows of one step's batch: B, or the largest n_k where B is larger."""
+    largest = int(self.num_examples.max())
+    return min(self.batch_size or largest, largest)
 
   def cohort(self, round_number: int) -> np.ndarray:
     """M reachable clients, drawn uniformly without replacement, [M]."""
@@ -194,8 +217,9 @@ class Planner:
     """An idle plan, large enough for the largest cohort there can be."""
     largest = np.sort(self.num_examples)[-self.cohort_size :]
     steps = self._steps(largest)
-    # Longest first never exceeds this (Graham 1969): when the last client to
-    # end was started, no lane had more work than the average of the rest.
+    # Longest first never exceeds this (Graham 1969): the lane that ends last
+    # had the least work when it took its last client, so at most the average
+    # of all the others.
     longest = -(-(steps.sum() + (self.lanes - 1) * steps.max()) // self.lanes)
     positions = self.epochs * largest.sum() + self.step_examples
     lanes, devices, events = self.lanes, self.num_devices, self.cohort_size

@@ -128,7 +128,7 @@ def _colors(number: int):
 
 def _focus(axes, accuracies: list[float], target: float) -> None:
   """Shows the end of the climb where that is what matters."""
-  if max(target, *accuracies) >= 0.985:
-    axes.set_ylim(0.95, 1.002)
-  elif target >= 0.9:
-    axes.set_ylim(0.9, 1.002)
+  best = max(target, *accuracies)
+  if best >= 0.9:
+    low = 0.95 if best >= 0.985 else 0.9 if target else 0.0
+    axes.set_ylim(min(low, target - 0.02) if target else low, 1.002)

@@ -13,8 +13,9 @@ _LONG_RUN_SECONDS = 60.0
 class Progress:
   """Shows rounds as they end. Says how long a long run will take."""
 
-  def __init__(self, rounds: int):
+  def __init__(self, rounds: int, *, may_end_sooner: bool):
     self._rounds = rounds
+    self._may_end_sooner = may_end_sooner
     self._start = self._last_line = time.monotonic()
     self._accuracy: float | None = None
     self._told_duration = False
@@ -69,8 +70,10 @@ class Progress:
     if total > _LONG_RUN_SECONDS:
       text = (
         f'{seconds:.2g} s a round: all {self._rounds} rounds take about'
-        f' {_duration(total)}; a target that is reached ends it sooner'
+        f' {_duration(total)}'
       )
+      if self._may_end_sooner:
+        text += '; the target, once reached, ends it sooner'
       tqdm.write(text) if self._bar is not None else print(text, flush=True)
 
 

@@ -55,6 +55,8 @@ def build_reference_round(loss_fn: Callable, learning_rate: float) -> Callable:
     )
     num_examples = mask.sum(axis=1, dtype=jnp.float32)  # n_k, [M]
     weights = num_examples / num_examples.sum()
-    return jax.tree.map(lambda w: jnp.tensordot(weights, w, axes=1), locals_)
+    return jax.tree.map(
+      lambda w: jnp.tensordot(weights, w, 1, precision='highest'), locals_
+    )
 
   return reference_round

@@ -21,10 +21,8 @@ import numpy as np
 import optax
 
 from fedavg_jax.clients import Examples
+from fedavg_jax.losses import LossFn
 from fedavg_jax.plan import Plan
-
-# (params, x [B, ...], y [B]) -> losses [B], one per example.
-LossFn = Callable[[optax.Params, jax.Array, jax.Array], jax.Array]
 
 
 class ServerState(NamedTuple):
@@ -81,7 +79,7 @@ def build_local_step(
   """One minibatch step of ONE client: w <- w - eta * grad loss(w; b)."""
 
   def local_step(params, opt_state, x, y, mask):
-    """X [B, ...], y [B], mask [B]; the loss is the mean over real examples."""
+    """The loss of x [B, ...], y [B] is the mean where mask [B] is True."""
     count = jnp.sum(mask)
 
     def mean_loss(params):
@@ -162,7 +160,7 @@ def build_round(
       def add(total, local, begin):
         # An idle lane's model is nobody's: left out, not multiplied by zero.
         delta = jnp.where(per_lane(ended, local), local - begin, 0)
-        return total + jnp.tensordot(plan.weight[:, s], delta, axes=1)
+        return total + _exact_tensordot(plan.weight[:, s], delta)
 
       def restart(now, begin):
         return jnp.where(per_lane(ended, now), begin, now)
@@ -236,6 +234,11 @@ def place_examples(
   """Puts all examples on every device of the mesh, to stay there."""
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.device_put(Examples(x, y), everywhere)
+
+
+def _exact_tensordot(weights, stacked) -> jax.Array:
+  """[L] x [L, ...] -> [...], in float32 also where matrix units round more."""
+  return jnp.tensordot(weights, stacked, 1, precision=lax.Precision.HIGHEST)
 
 
 def _all_finite(tree) -> jax.Array:

@@ -63,7 +63,12 @@ def test_default_workdir_is_named_after_date_and_config(repository, tmp_path):
 
 
 BAD_FLAGS = {
-  'misspelt key': (['--config.client.epoch=3'], ['epoch']),
+  'misspelt key': (
+    ['--config.client.epoch=3'],
+    ['no such key: \'epoch\' Did you mean "epochs"'],
+  ),
+  'huge E': (['--config.client.epochs=100000000'], ['epochs', '2**31']),
+  'huge lr': (['--config.client.learning_rate=1e300'], ['learning_rate']),
   'unknown key': (['--config.optimizer=adam'], ['optimizer']),
   'not a number': (['--config.rounds=many'], ['rounds', 'many']),
   'fraction of a round': (['--config.rounds=2.5'], ['rounds', '2.5']),
@@ -78,7 +83,7 @@ BAD_FLAGS = {
     ['--config.num_clients=1000'],
     ['num_clients', '1000', 'shards_per_client', '2'],
   ),
-  'E': (['--config.client.epochs=0'], ['client.epochs', '0', 'at least 1']),
+  'E': (['--config.client.epochs=0'], ['client.epochs', '0', '[1,']),
   'lr': (['--config.client.learning_rate=-1'], ['learning_rate', '-1.0']),
   'lr nan': (['--config.client.learning_rate=nan'], ['learning_rate', 'nan']),
   'B': (['--config.client.batch_size=-1'], ['batch_size', '-1']),
@@ -140,24 +145,55 @@ def test_a_workdir_that_cannot_be_made(repository, tmp_path):
   assert_one_line(process, 'workdir', '/proc/run')
 
 
-def test_no_space_is_one_line(repository, tmp_path):
-  """/dev/full refuses every byte; metrics.jsonl is made a link to it."""
-  code = (
-    'import pathlib, sys; from fedavg_jax import main, metrics;'
-    ' real = open;'
-    ' metrics.open = lambda path, *a, **k: real("/dev/full", "w");'
-    ' from absl import app;'
-    ' app.run(main.main, flags_parser=main._parse_flags)'
-  )
+@pytest.fixture
+def small_disk(tmp_path):
+  """A real file system of 4 MiB, in tmp_path / 'disk'."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'none', disk]
+  if subprocess.run(mount, capture_output=True).returncode:
+    pytest.skip('mounting a small file system needs rights')
+  yield disk
+  subprocess.run(['umount', disk], check=True)
+
+
+def test_no_room_is_told_before_the_run(repository, tmp_path, small_disk):
+  (small_disk / 'mine').write_bytes(b'x' * 3 * 2**20)
+  process = run(repository, tmp_path, workdir='disk/run')
+  assert_one_line(process, 'workdir = disk/run', 'MiB are free')
+  assert [path.name for path in small_disk.iterdir()] == ['mine']
+
+
+def test_a_disk_that_fills_up_is_one_line(repository, tmp_path, small_disk):
+  """While round 2 goes on, somebody else takes all the space."""
+  code = """
+from absl import app
+from fedavg_jax import main, train
+simulate = train.simulate
+
+def fills(*args, **kwargs):
+  for record in simulate(*args, **kwargs):
+    if record.round == 2:
+      with open('disk/theirs', 'wb', buffering=0) as file:
+        try:
+          while file.write(bytes(4096)):
+            pass
+        except OSError:
+          pass
+    yield record
+
+train.simulate = fills
+app.run(main.main, flags_parser=main._parse_flags)
+"""
   config = repository / 'configs' / 'quickstart.py'
   process = subprocess.run(
-    [sys.executable, '-c', code, '--config', config, '--workdir', 'run'],
+    [sys.executable, '-c', code, '--config', config, '--workdir', 'disk/run'],
     cwd=tmp_path,
     capture_output=True,
     text=True,
     timeout=120,
   )
-  assert_one_line(process, 'No space left')
+  assert_one_line(process, 'disk/run', 'No space left', code=1)
 
 
 def test_divergence_is_one_line_and_its_own_exit_code(repository, tmp_path):

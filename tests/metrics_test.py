@@ -37,22 +37,31 @@ def test_paper_grid_sees_only_its_points_and_the_best_so_far():
 
 
 @pytest.mark.parametrize(
-  ('before', 'after', 'rounds', 'expected'),
+  ('before', 'after', 'last', 'expected'),
   [
     # Neighbours that were read off the paper's curves, and the crossings
     # that linear interpolation gives.
-    (0.9681, 0.9709, (1400, 1500), 1467.9),
-    (0.9886, 0.9903, (400, 500), 482.4),
+    (0.9681, 0.9709, 1500, 1467.9),
+    (0.9886, 0.9903, 500, 482.4),
   ],
 )
-def test_paper_grid_on_the_papers_own_neighbours(
-  before, after, rounds, expected
-):
+def test_paper_grid_on_the_papers_own_neighbours(before, after, last, expected):
   target = 0.97 if before < 0.97 else 0.99
   crossing = metrics.rounds_to_target_paper_grid(
-    list(rounds), [before, after], target
+    list(range(last + 1)), [before] * last + [after], target
   )
   assert crossing == pytest.approx(expected, abs=0.1)
+
+
+def test_paper_grid_needs_every_one_of_its_rounds():
+  """Stopped at 12, before 20 was seen; or evaluated every second round."""
+  rounds = list(range(13))
+  assert (
+    metrics.rounds_to_target_paper_grid(rounds, [0.0] * 12 + [0.9], 0.5) is None
+  )
+  rounds = list(range(0, 41, 2))
+  accuracies = [t / 40 for t in rounds]
+  assert metrics.rounds_to_target_paper_grid(rounds, accuracies, 0.5) is None
 
 
 def test_first_point_of_the_grid():
@@ -79,7 +88,7 @@ def test_cells_of_the_paper(setting, expected):
 
 
 def test_writer_writes_json_and_never_over(tmp_path):
-  writer = metrics.RunWriter(tmp_path / 'a' / 'run')
+  writer = metrics.RunWriter(tmp_path / 'a' / 'run', room=0)
   writer.round({'round': 0, 'train_loss': float('nan')})
   writer.round({'round': np.int64(1), 'train_loss': np.float32(0.5)})
   writer.json('summary.json', {'nested': {'values': [np.float64(1), None]}})
@@ -92,11 +101,17 @@ def test_writer_writes_json_and_never_over(tmp_path):
     writer.json('summary.json', {})
   writer.close()
   with pytest.raises(InputError, match='exists already'):
-    metrics.RunWriter(writer.workdir)
+    metrics.RunWriter(writer.workdir, room=0)
   (tmp_path / 'file').write_text('kept')
   with pytest.raises(InputError, match='workdir = .*cannot be made'):
-    metrics.RunWriter(tmp_path / 'file' / 'run')
+    metrics.RunWriter(tmp_path / 'file' / 'run', room=0)
   assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_no_room(tmp_path):
+  with pytest.raises(InputError, match='MiB are free, a run needs 1048576.0'):
+    metrics.RunWriter(tmp_path / 'run', room=2**40)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_default_workdirs_differ(tmp_path, monkeypatch):

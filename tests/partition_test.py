@@ -1,6 +1,7 @@
 """Every example exactly once, and each partition's own law."""
 
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ def assert_exact_cover(parts, num_examples):
   )
 
 
+@settings(deadline=None)
 @given(
   num_examples=st.integers(1, 200),
   data=st.data(),
@@ -29,6 +31,7 @@ def test_iid_covers_and_is_balanced(num_examples, data, seed):
   assert max(sizes) - min(sizes) <= 1
 
 
+@settings(deadline=None)
 @given(
   labels=st.lists(st.integers(0, 9), min_size=4, max_size=200),
   shards_per_client=st.integers(1, 4),
@@ -100,6 +103,8 @@ def test_hold_out_takes_a_share_of_every_client():
   assert [len(part) for part in kept] == [540, 1, 10]
   for before, after in zip(parts, kept, strict=True):
     assert set(after) <= set(before) and len(set(after)) == len(after)
+  other = partition.hold_out(parts, fraction=0.1, seed=1)
+  assert set(kept[0]) != set(other[0])  # At random, by the seed.
   whole = partition.hold_out(parts, fraction=0.0, seed=0)
   for before, after in zip(parts, whole, strict=True):
     np.testing.assert_array_equal(before, np.sort(after))

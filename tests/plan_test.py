@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from fedavg_jax.errors import InputError
 from fedavg_jax.plan import SHUFFLES
 from fedavg_jax.plan import Planner
 from fedavg_jax.plan import cohort_size
@@ -73,7 +74,11 @@ def test_cohorts_are_uniform():
 
 
 def test_unavailable_clients_stay_out():
+  """With none away the same round draws others: those away are passed over."""
   planner = make([1] * 10, cohort_size=4, num_unavailable=6)
+  everyone = make([1] * 10, cohort_size=10)
+  for t in range(20):  # Away are the first six of the round's own order.
+    assert set(planner.cohort(t)).isdisjoint(everyone.cohort(t)[:6])
   seen = set()
   for t in range(100):
     cohort = planner.cohort(t)
@@ -202,8 +207,35 @@ def test_padding_is_bounded_by_the_longest_lane():
   assert planner(1).start.shape == (2, 5)  # 4 steps each; the bound allows 5.
 
 
-def test_bad_layouts_are_refused():
-  with pytest.raises(ValueError, match='lanes = 3.*num_devices = 2'):
-    make([1], lanes=3, num_devices=2)
-  with pytest.raises(ValueError, match="shuffle = 'no'"):
-    make([1], shuffle='no')
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'lanes': 3, 'num_devices': 2}, 'lanes = 3.*num_devices = 2'),
+    ({'lanes': 0}, 'lanes = 0'),
+    ({'shuffle': 'no'}, "shuffle = 'no'"),
+    ({'cohort_size': 6}, r'cohort_size = 6: must lie in \[1, 5\]'),
+    ({'cohort_size': 0}, 'cohort_size = 0'),
+    ({'num_unavailable': 3}, r'cohort_size = 5: must lie in \[1, 2\]'),
+    ({'num_unavailable': -1}, 'num_unavailable = -1'),
+    ({'epochs': 0}, 'epochs = 0'),
+    ({'epochs': 10**9}, 'epochs = 1000000000.*2'),
+    ({'batch_size': -3}, 'batch_size = -3'),
+  ],
+)
+def test_bad_layouts_are_refused(changes, said):
+  with pytest.raises(InputError, match=said):
+    make([5, 1, 9, 4, 7], **changes)
+
+
+@pytest.mark.parametrize('fraction', [-0.1, 1.1, float('nan')])
+def test_a_fraction_outside_its_range_is_refused(fraction):
+  with pytest.raises(InputError, match='client_fraction'):
+    cohort_size(10, fraction)
+
+
+def test_a_batch_larger_than_every_client_is_no_larger_than_the_largest():
+  """B = 10**6, as some write infinity, costs what B = infinity costs."""
+  huge, infinite = make([3, 7], batch_size=10**6), make([3, 7], batch_size=0)
+  assert huge.step_examples == infinite.step_examples == 7
+  for a, b in zip(huge(1), infinite(1), strict=True):
+    np.testing.assert_array_equal(a, b)

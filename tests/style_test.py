@@ -66,7 +66,7 @@ def test_imports_point_one_way(repository):
     if path.stem not in ('__init__', 'main'):
       assert 'train' not in names and 'main' not in names, path
   for leaf in ('errors', 'layers', 'losses', 'paper', 'plots', 'checkpoint'):
-    assert imported(package / f'{leaf}.py') == set(), leaf
+    assert imported(package / f'{leaf}.py') <= {'errors'}, leaf
   for leaf in ('plan', 'partition', 'clients', 'datasets'):
     assert packages(package / f'{leaf}.py').isdisjoint({'jax', 'flax'}), leaf
 
