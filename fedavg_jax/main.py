@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
     what = error.filename or f'workdir = {workdir}'
     return _fail(_FAILED, f'{what}: {error.strerror or error}')
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
-    reason = str(error).strip().splitlines()[0][:200]
-    return _fail(_FAILED, f'out of memory or device failed: {reason}')
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _fail(_FAILED, f'out of memory or device failed: {reason[:200]}')
   except KeyboardInterrupt:
     return _fail(_INTERRUPTED, f'interrupted; what was done is in {workdir}')
   print(
