@@ -1,9 +1,9 @@
 """The paper's CNN on MNIST, Tables 1 and 2, E = 5, B = 10, C = 0.1, to 99 %.
 
-The paper needs 18 and 20 rounds IID, 206 and 229 non-IID. Seen here, IID:
-CNNDOC
-About 7 s a round on two CPU cores. Non-IID was not run to the end here; rates
-near 0.04 to 0.1 are what others report for it.
+The paper needs 18 and 20 rounds IID, 206 and 229 non-IID. Seen here, IID: 35
+with seed 0, 29 with seed 1; with --config.client.learning_rate=0.147 or 0.215,
+23 to 27. About 7 s a round on two CPU cores, evaluation included. Non-IID was
+not run to the end here.
 
 python -m fedavg_jax.main --config configs/mnist_cnn.py
 python -m fedavg_jax.main --config configs/mnist_cnn.py:noniid

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns the setting."""
   config = ml_collections.ConfigDict()
   config.dataset = 'digits'
-  config.data_dir = ''  # Folder with the IDX files; empty: download them.
+  config.data_dir = ''  # Not needed: the digits come with scikit-learn.
   config.pixels = 'unit'  # 'unit': in [0, 1]. 'standard': mean 0, std 1.
   config.model = '2nn'
   config.convolution = 'auto'  # Or canonical, patches, lax: how it is computed.

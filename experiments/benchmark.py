@@ -155,7 +155,7 @@ def report(
       'seconds': seconds,
       'client_steps': STEPS,
       'ratio_to_ours': median / ours,
-      **(told if name == 'fedavg_jax' else {}),
+      **(told if name == 'fedavg_jax' else _requirements(name)),
       'date': time.strftime('%Y-%m-%d'),
       'command': command,
       'device': jax.devices()[0].device_kind,
@@ -164,6 +164,13 @@ def report(
     if out:
       with open(out, 'a', encoding='utf-8') as file:
         file.write(json.dumps(row) + '\n')
+
+
+def _requirements(system: str) -> dict[str, Any]:
+  """The versions that a peer was installed with."""
+  peer = system.split(',')[0]
+  text = (PEERS / peer / 'requirements.txt').read_text()
+  return {'requirements': text.split('\n')[:-1]}
 
 
 if __name__ == '__main__':

@@ -1,11 +1,10 @@
 """The final model on disk, through orbax."""
 
+import errno
 import pathlib
 
 import jax
 import numpy as np
-
-from fedavg_jax.errors import InputError
 
 _FOLDER = 'final_model'
 
@@ -22,7 +21,7 @@ def save_params(workdir: pathlib.Path, params) -> None:
   """Writes a model into a workdir.
 
   Raises:
-    InputError: it cannot be written, for want of space for example.
+    OSError: it cannot be written, for want of space for example.
   """
   import orbax.checkpoint as ocp  # Heavy; training starts without it.
 
@@ -32,8 +31,8 @@ def save_params(workdir: pathlib.Path, params) -> None:
       checkpointer.save((workdir / _FOLDER).resolve(), host)
   except (OSError, ValueError) as error:  # Its storage raises ValueError.
     reason = str(error).strip().splitlines()[0][:200]
-    raise InputError(
-      f'workdir = {workdir}: the model cannot be written ({reason})'
+    raise OSError(
+      errno.EIO, f'the model cannot be written ({reason})', str(workdir)
     ) from error
 
 

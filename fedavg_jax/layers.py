@@ -2,7 +2,8 @@
 
 Under `vmap` over clients every client has its own kernel. XLA then lowers a
 convolution to a grouped one, and its gradients to forms that neither the CPU's
-fast path nor cuDNN likes. So both gradients are written here by hand:
+fast path nor cuDNN likes. So the gradients of the first two ways below, for the
+images and for the kernel, are written by hand:
 
 * `canonical` (CPU): forward and both gradients are plain NHWC x HWIO -> NHWC
   convolutions, the one form that XLA:CPU compiles well inside a loop. Clients

@@ -28,7 +28,8 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'New folder for results; default outputs/<date>/<time>_...'
 )
 
-# Exit codes: 2 for what was asked, 1 for what the machine could not do.
+# Exit codes: 2 for what was asked, 1 for what the machine could not do, 3 for
+# training that left the finite numbers, 130 as shells have it for Ctrl-C.
 _FAILED, _BAD_INPUT, _DIVERGED, _INTERRUPTED = 1, 2, 3, 130
 
 
@@ -66,7 +67,10 @@ def main(argv: Sequence[str]) -> int:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return _fail(_FAILED, f'out of memory or device failed: {reason[:200]}')
   except KeyboardInterrupt:
-    return _fail(_INTERRUPTED, f'interrupted; what was done is in {workdir}')
+    kept = (
+      f'what was done is in {workdir}' if workdir.exists() else 'no round yet'
+    )
+    return _fail(_INTERRUPTED, f'interrupted; {kept}')
   print(
     f'{summary["status"]} after {summary["rounds"]} rounds: test accuracy'
     f' {summary["final_test_accuracy"]:.4f} (best'

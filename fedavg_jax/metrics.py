@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
   return {
     'python': platform.python_version(),
     'versions': {name: _version(name) for name in _PACKAGES},
-    'machine': platform.platform(),
+    'machine': f'{platform.system()} {platform.machine()}',
     'cores': os.cpu_count(),
     'platform': device.platform,
     'device': device.device_kind,

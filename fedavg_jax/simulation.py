@@ -234,8 +234,8 @@ def use_cpu_devices(number: int) -> None:
 def choose_lanes(lanes: int, cohort_size: int) -> tuple[int, int]:
   """How many devices and lanes a cohort gets.
 
-  A CPU core is fastest with one client at a time (its caches hold one model);
-  an accelerator wants the whole cohort at once.
+  A CPU core is fastest with one client at a time: its caches hold one model. An
+  accelerator gets many lanes, which is a guess until it is measured.
 
   Args:
     lanes: wished, of all devices together; 0 chooses.
