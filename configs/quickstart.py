@@ -5,7 +5,7 @@ about two digits each, a cohort of 25 a round.
 
 python -m fedavg_jax.main --config configs/quickstart.py
 
-Ends at 0.973 after 200 rounds with seed 0, in 4 s on two CPU cores.
+Ends between 0.97 and 0.98 after 200 rounds, in 4 s on two CPU cores.
 """
 
 import ml_collections
