@@ -135,7 +135,7 @@ def main() -> None:
     if key in done:
       continue
     found = check(*arguments) if kind == 'check' else measure(*arguments)
-    row = {'key': key, 'device': device, **found, **metrics.environment()}
+    row = {'key': key, **found, **metrics.environment()}
     print(key, {k: v for k, v in found.items() if k != 'seconds'}, flush=True)
     if not found.get('agrees', True):
       sys.exit(f'{key}: wrong by {found["largest_difference"]}; no timing')

@@ -20,7 +20,6 @@ import time
 from typing import Any
 import venv
 
-import jax
 import numpy as np
 import optax
 
@@ -158,7 +157,6 @@ def report(
       **(told if name == 'fedavg_jax' else _requirements(name)),
       'date': time.strftime('%Y-%m-%d'),
       'command': command,
-      'device': jax.devices()[0].device_kind,
       **metrics.environment(),
     }
     if out:

@@ -41,13 +41,12 @@ def main(argv: Sequence[str]) -> int:
     return _fail(_BAD_INPUT, '--config is missing: name a file of configs/')
   flag: Any = flags.FLAGS['config']
   source = flag.config_filename
-  if not pathlib.Path(source.split(':')[0]).is_file():
+  path, *argument = source.split(':')
+  if not pathlib.Path(path).is_file():
     return _fail(_BAD_INPUT, f'--config {source}: there is no such file')
   if not isinstance(_CONFIG.value, ml_collections.ConfigDict):
     return _fail(_BAD_INPUT, f'{source}: get_config() must return a ConfigDict')
-  name = '_'.join(
-    [pathlib.Path(source.split(':')[0]).stem, *source.split(':')[1:]]
-  )
+  name = '_'.join([pathlib.Path(path).stem, *argument])
   if _WORKDIR.value == '':
     return _fail(_BAD_INPUT, '--workdir is empty: name a new folder')
   if not flags.FLAGS['verbosity'].present:

@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
 
 def cohort_size(num_clients: int, client_fraction: float) -> int:
-  """M = max(int(C * K), 1), where a C such as 0.29 counts as written.
+  """The cohort, max(int(C * K), 1); a C such as 0.29 counts as written.
 
   Args:
     num_clients: K.
@@ -134,7 +134,7 @@ class Planner:
     return min(self.batch_size or largest, largest)
 
   def cohort(self, round_number: int) -> np.ndarray:
-    """M reachable clients, drawn uniformly without replacement, [M]."""
+    """The cohort: reachable clients, uniform, without replacement, [M]."""
     rng = np.random.default_rng([self.seed, _COHORT, round_number])
     drawn = rng.permutation(len(self.num_examples))
     return drawn[self.num_unavailable :][: self.cohort_size]
@@ -177,18 +177,17 @@ class Planner:
     steps = self._steps(self.num_examples[ids])
     total = self.num_examples[ids].sum()
     offsets = np.concatenate([[0], np.cumsum(self.num_examples)])
-    lanes_per_device = self.lanes // self.num_devices
+    width = self.step_examples
     plan = self._empty()
-    events = [set() for _ in range(self.num_devices)]
     ends = []  # (lane, steps done, client)
     position = 0
     for lane, mine in enumerate(pack(steps, self.lanes)):
       t = 0
       for k in ids[mine]:
         orders = self.epoch_orders(round_number, k)  # [E, n_k]
-        in_epoch = np.arange(0, orders.shape[1], self.step_examples)
+        in_epoch = np.arange(0, orders.shape[1], width)
         starts = orders.shape[1] * np.arange(self.epochs)[:, None] + in_epoch
-        counts = np.minimum(self.step_examples, orders.shape[1] - in_epoch)
+        counts = np.minimum(width, orders.shape[1] - in_epoch)
         plan.order[position : position + orders.size] = (
           offsets[k] + orders.ravel()
         )
@@ -197,16 +196,17 @@ class Planner:
         plan.count[lane, steps_k] = np.tile(counts, self.epochs)
         position += orders.size
         t += starts.size
-        events[lane // lanes_per_device].add(t)
         ends.append((lane, t, k))
-    for device, times in enumerate(events):
-      plan.event[device, : len(times)] = sorted(times)
+    lanes_per_device = self.lanes // self.num_devices
+    for device in range(self.num_devices):
+      mine = [end for end in ends if end[0] // lanes_per_device == device]
+      times = sorted({t for _, t, _ in mine})
+      plan.event[device, : len(times)] = times
       plan.num_events[device] = len(times)
-    for lane, t, k in ends:
-      times = plan.event[lane // lanes_per_device]
-      s = np.searchsorted(times[: len(events[lane // lanes_per_device])], t)
-      plan.client[lane, s] = k
-      plan.weight[lane, s] = self.num_examples[k] / total
+      for lane, t, k in mine:
+        s = np.searchsorted(times, t)
+        plan.client[lane, s] = k
+        plan.weight[lane, s] = self.num_examples[k] / total
     return plan
 
   def _steps(self, num_examples):

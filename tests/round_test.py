@@ -28,14 +28,16 @@ def apply(params, x):
 loss_fn = losses.cross_entropy(apply)
 
 
-def make_engine(population, *, client=None, server=None, **planner_kwargs):
+def make_engine(
+  population, *, loss=loss_fn, client=None, server=None, **planner_kwargs
+):
   """Everything to run rounds: returns `step(state, round)`, state, planner."""
   kwargs = {'lanes': 1, 'num_devices': 1, 'seed': 3} | planner_kwargs
   planner = Planner(num_examples=population.num_examples, **kwargs)
   mesh = round_lib.lane_mesh(jax.devices()[: planner.num_devices])
   server = server or optax.sgd(1.0)
   round_fn = round_lib.build_round(
-    loss_fn,
+    loss,
     client or optax.sgd(LEARNING_RATE),
     server,
     step_examples=planner.step_examples,
@@ -273,15 +275,8 @@ def test_one_trace_serves_every_cohort(uneven_examples):
   population = clients_lib.build_clients(
     clients_lib.Examples(x, y), np.split(np.arange(23), [1, 2, 3])
   )
-  _, data, state, planner = make_engine(
-    population, cohort_size=1, epochs=2, batch_size=2
-  )
-  round_fn = round_lib.build_round(
-    counting_loss,
-    optax.sgd(0.1),
-    optax.sgd(1.0),
-    step_examples=2,
-    mesh=round_lib.lane_mesh(jax.devices()[:1]),
+  round_fn, data, state, planner = make_engine(
+    population, loss=counting_loss, cohort_size=1, epochs=2, batch_size=2
   )
   examples = set()
   for number in range(1, 9):
@@ -341,15 +336,12 @@ def test_a_loss_that_is_not_finite_is_told(uneven_examples):
 
   x, y, parts = uneven_examples
   population = clients_lib.build_clients(clients_lib.Examples(x, y), parts)
-  _, data, state, planner = make_engine(
-    population, cohort_size=5, epochs=1, batch_size=2
-  )
-  round_fn = round_lib.build_round(
-    with_one_infinite,
-    optax.sgd(0.1),
-    optax.sgd(1.0),
-    step_examples=2,
-    mesh=round_lib.lane_mesh(jax.devices()[:1]),
+  round_fn, data, state, planner = make_engine(
+    population,
+    loss=with_one_infinite,
+    cohort_size=5,
+    epochs=1,
+    batch_size=2,
   )
   new, told = round_fn(state, data, planner(1))
   assert np.isinf(told.train_loss) and not told.finite
