@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.pixels = 'unit'  # 'unit': in [0, 1]. 'standard': mean 0, std 1.
   config.model = '2nn'
   config.convolution = 'auto'  # Or canonical, patches, lax: how it is computed.
+  config.precision = 'float32'  # 'bfloat16' computes in that.
 
   config.partition = 'shards'
   config.shards_per_client = 2  # Of 'shards': about two labels per client.
@@ -27,14 +28,21 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.client_fraction = 0.5  # C: the cohort is max(int(C * K), 1) clients.
   config.unavailable_fraction = 0.0  # Of the clients, out of reach in a round.
+  config.weighting = 'examples'  # n_k in the mean; 'uniform': all alike.
+  config.algorithm = 'fedavg'  # Or fedprox, scaffold.
   config.client = ml_collections.ConfigDict()
   config.client.epochs = 5  # E
   config.client.batch_size = 10  # B; 0 is infinity, all local data in a step.
   config.client.learning_rate = 0.1  # eta
   config.client.shuffle = 'epoch'  # 'round': one order for all epochs.
+  config.client.proximal = 0.01  # mu, of fedprox alone.
+  config.client.clip_norm = 0.0  # Most norm of a delta; 0 does not clip.
   config.server = ml_collections.ConfigDict()
-  config.server.learning_rate = 1.0  # 1 with momentum 0 is FedAvg.
-  config.server.momentum = 0.0
+  config.server.optimizer = 'sgd'  # Or adagrad, adam, yogi.
+  config.server.learning_rate = 1.0  # 1 with sgd and momentum 0 is FedAvg.
+  config.server.momentum = 0.0  # Of sgd; beta_1 of the others.
+  config.server.second_momentum = 0.99  # beta_2 of adam and yogi.
+  config.server.adaptivity = 0.001  # tau of adagrad, adam and yogi.
 
   config.rounds = 200
   config.eval_every = 1
@@ -42,5 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.seed = 0  # Of partition, initial weights, cohorts and orders.
 
   config.lanes = 0  # Clients side by side on all devices; 0 chooses.
+  config.micro_batch = 0  # Examples of a step; larger B adds up; 0 chooses.
+  config.rounds_per_call = 0  # At most, of short rounds; 0 chooses.
   config.cpu_devices = 0  # Virtual devices on CPU; 0 is one per core.
   return config

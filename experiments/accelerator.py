@@ -25,17 +25,15 @@ import optax
 
 import fedavg_jax as fa
 from fedavg_jax import layers
-from fedavg_jax import losses
 from fedavg_jax import metrics
-from fedavg_jax import round as round_lib
 
 # Float32 with exact products: what differs then is the order of additions.
 TOLERANCE = 1e-4
 METHODS = ('patches', 'lax', 'canonical')
 
 
-def make_round(model_name, method, devices, lanes, epochs, uneven=False):
-  """A compiled round on some devices: (round_fn, state, data, planner)."""
+def make_simulation(model_name, method, devices, lanes, epochs, uneven=False):
+  """The paper's setting on some devices; the data is random."""
   rng = np.random.default_rng(0)
   sizes = [600] * 100
   if uneven:  # A client of one example, short last batches.
@@ -46,43 +44,41 @@ def make_round(model_name, method, devices, lanes, epochs, uneven=False):
     rng.integers(0, 10, n).astype(np.int32),
   )
   data = fa.Dataset('random', examples, examples, 10, max_value=255.0)
-  model = fa.build_model(model_name, data, convolution=method)
-  planner = fa.Planner(
-    num_examples=np.array(sizes),
-    cohort_size=10,
+  parts = np.split(np.arange(n), np.cumsum(sizes)[:-1])
+  return fa.build_simulation(
+    fa.build_model(model_name, data, convolution=method),
+    fa.build_clients(examples, parts),
+    fa.Examples(examples.x[:125], examples.y[:125]),
+    algorithm=fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+    client_fraction=10 / len(sizes),
     epochs=epochs,
     batch_size=10,
-    seed=0,
     lanes=lanes,
-    num_devices=len(devices),
+    devices=devices,
   )
-  mesh = round_lib.lane_mesh(devices)
-  round_fn = round_lib.build_round(
-    losses.cross_entropy(model.apply),
-    optax.sgd(0.1),
-    optax.sgd(1.0),
-    step_examples=planner.step_examples,
-    mesh=mesh,
-  )
-  with jax.default_device(jax.devices('cpu')[0]):
-    params = jax.device_get(model.init(jax.random.key(0)))
-  state = round_lib.init_state(params, optax.sgd(1.0), mesh)
-  return round_fn, state, round_lib.place_examples(*examples, mesh), planner
 
 
 def check(model_name: str, method: str) -> dict[str, Any]:
   """Largest difference of a round's new model from the CPU's."""
-  models = []
+  cpu = jax.devices('cpu')[:1]
+  models, begin = [], None
   for devices, how, lanes in (
-    (jax.devices('cpu')[:1], 'canonical', 1),
+    (cpu, 'canonical', 1),
     (jax.devices()[:1], method, 10),
   ):
     with jax.default_matmul_precision('highest'):
-      round_fn, state, data, planner = make_round(
+      simulation = make_simulation(
         model_name, how, devices, lanes, epochs=2, uneven=True
       )
-      state, _ = round_fn(state, data, planner(1))
-    models.append(jax.device_get(state.params))
+      # One beginning for both: devices draw weights with other roundings.
+      state, client_states = simulation.init()
+      begin = begin or jax.device_get(state)
+      state = jax.device_put(begin, jax.tree.map(lambda a: a.sharding, state))
+      rounds = fa.run_calls(
+        simulation, state, client_states, range(1, 2), eval_every=1
+      )
+      (record,) = rounds
+    models.append(jax.device_get(record.state.params))
   differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), *models)
   largest = float(max(jax.tree.leaves(differences)))
   return {'largest_difference': largest, 'agrees': largest < TOLERANCE}
@@ -91,24 +87,24 @@ def check(model_name: str, method: str) -> dict[str, Any]:
 def measure(
   model_name: str, method: str, lanes: int, epochs: int
 ) -> dict[str, Any]:
-  """Median seconds of eight rounds, after one that warms up."""
-  round_fn, state, data, planner = make_round(
+  """Median seconds a round of seven runs of eight, after one to warm up."""
+  simulation = make_simulation(
     model_name, method, jax.devices()[:1], lanes, epochs
   )
-  start = time.perf_counter()
-  compiled = round_fn.lower(state, data, planner(1)).compile()
-  compile_seconds = time.perf_counter() - start
+  states = simulation.init()
   seconds = []
-  for number in range(1, 10):
-    plan = planner(number)
+  for number in range(8):
+    first = 8 * number + 1
     start = time.perf_counter()
-    state, _ = compiled(state, data, plan)
-    jax.block_until_ready(state)
-    seconds.append(time.perf_counter() - start)
+    *_, record = fa.run_calls(
+      simulation, *states, range(first, first + 8), eval_every=10**9
+    )
+    seconds.append((time.perf_counter() - start) / 8)
+    states = record.state, ()
   return {
     'seconds_per_round': statistics.median(seconds[1:]),
     'seconds': seconds[1:],
-    'compile_seconds': compile_seconds,
+    'compile_seconds': simulation.compile_seconds,
   }
 
 

@@ -61,8 +61,7 @@ def our_racer(workload: str, lanes: int) -> tuple[Racer, dict[str, Any]]:
     client_fraction=COHORT / NUM_CLIENTS,
     epochs=1,
     batch_size=BATCH,
-    client_optimizer=optax.sgd(0.1),
-    server_optimizer=optax.sgd(1.0),
+    algorithm=fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
     lanes=lanes,
   )
   records = fa.simulate(simulation, rounds=10**6, eval_every=10**6)

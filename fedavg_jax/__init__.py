@@ -11,13 +11,21 @@ From Python, in the order of use:
 >>> model = fa.build_model('2nn', data)
 >>> simulation = fa.build_simulation(
 ...     model, clients, data.test, client_fraction=0.2, epochs=5, batch_size=10,
-...     client_optimizer=optax.sgd(0.1), server_optimizer=optax.sgd(1.0))
+...     algorithm=fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)))
 >>> history = fa.run(simulation, rounds=10)
 >>> bool(history['test_accuracy'][-1] > 0.6)
 True
 """
 
 from fedavg_jax import partition
+from fedavg_jax.algorithms import Algorithm
+from fedavg_jax.algorithms import Ended
+from fedavg_jax.algorithms import adaptive
+from fedavg_jax.algorithms import clip_delta
+from fedavg_jax.algorithms import fedavg
+from fedavg_jax.algorithms import fedprox
+from fedavg_jax.algorithms import proximal
+from fedavg_jax.algorithms import scaffold
 from fedavg_jax.checkpoint import load_params
 from fedavg_jax.clients import Clients
 from fedavg_jax.clients import Examples
@@ -27,6 +35,7 @@ from fedavg_jax.datasets import Dataset
 from fedavg_jax.datasets import load_dataset
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
+from fedavg_jax.lanes import use_cpu_devices
 from fedavg_jax.losses import cross_entropy
 from fedavg_jax.models import Model
 from fedavg_jax.models import build_model
@@ -36,6 +45,7 @@ from fedavg_jax.reference import build_reference_round
 from fedavg_jax.round import RoundMetrics
 from fedavg_jax.round import ServerState
 from fedavg_jax.round import build_round
+from fedavg_jax.round import init_client_states
 from fedavg_jax.round import init_state
 from fedavg_jax.round import lane_mesh
 from fedavg_jax.round import place_examples
@@ -43,20 +53,27 @@ from fedavg_jax.simulation import Record
 from fedavg_jax.simulation import Simulation
 from fedavg_jax.simulation import build_simulation
 from fedavg_jax.simulation import run
+from fedavg_jax.simulation import run_calls
 from fedavg_jax.simulation import simulate
-from fedavg_jax.simulation import use_cpu_devices
 
 __all__ = [
+  'adaptive',
+  'Algorithm',
   'build_clients',
   'build_model',
   'build_reference_round',
   'build_round',
   'build_simulation',
   'Clients',
+  'clip_delta',
   'cross_entropy',
   'Dataset',
   'DivergedError',
+  'Ended',
   'Examples',
+  'fedavg',
+  'fedprox',
+  'init_client_states',
   'init_state',
   'InputError',
   'lane_mesh',
@@ -67,9 +84,12 @@ __all__ = [
   'place_examples',
   'Plan',
   'Planner',
+  'proximal',
   'Record',
   'RoundMetrics',
   'run',
+  'run_calls',
+  'scaffold',
   'ServerState',
   'simulate',
   'Simulation',

@@ -9,6 +9,7 @@ import math
 from typing import Any
 from typing import NamedTuple
 
+from fedavg_jax import algorithms
 from fedavg_jax import datasets
 from fedavg_jax import layers
 from fedavg_jax import models
@@ -45,23 +46,33 @@ _RULES: dict[str, _Rule] = {
   'pixels': _one_of(models.PIXELS),
   'model': _one_of(models.NAMES),
   'convolution': _one_of(layers.METHODS),
+  'precision': _one_of(models.PRECISIONS),
   'partition': _one_of(partition.NAMES),
   'shards_per_client': _from(1),
   'num_clients': _from(1),
   'holdout_fraction': _below_one,
   'client_fraction': _between(0, 1),
   'unavailable_fraction': _below_one,
+  'weighting': _one_of(plan.WEIGHTINGS),
+  'algorithm': _one_of(algorithms.NAMES),
   'client.epochs': _from(1),
   'client.batch_size': _from(0),
   'client.learning_rate': _rate,
   'client.shuffle': _one_of(plan.SHUFFLES),
+  'client.proximal': _between(0, 1e30),
+  'client.clip_norm': _between(0, 1e30),
+  'server.optimizer': _one_of(algorithms.SERVER_OPTIMIZERS),
   'server.learning_rate': _rate,
   'server.momentum': _below_one,
+  'server.second_momentum': _below_one,
+  'server.adaptivity': _between(1e-15, 1e15),
   'rounds': _from(1),
   'eval_every': _from(1),
   'target_accuracy': _between(0, 1),
   'seed': _from(0),
   'lanes': _from(0),
+  'micro_batch': _from(0),
+  'rounds_per_call': _from(0, 4096),
   'cpu_devices': _from(0, 1024),
 }
 
@@ -84,6 +95,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
       raise InputError(f'{key}: missing in the config')
     flat[key] = _checked(key, flat[key], rule)
   _check_cohort(flat)
+  _check_scaffold(flat)
   nested: dict[str, Any] = {}
   for key, value in flat.items():
     *parents, name = key.split('.')
@@ -127,3 +139,18 @@ def _check_cohort(flat) -> None:
       f' cohort of {cohort} that client_fraction ='
       f' {flat["client_fraction"]} asks for'
     )
+
+
+def _check_scaffold(flat) -> None:
+  """SCAFFOLD is defined with plain SGD on both sides."""
+  if flat['algorithm'] != 'scaffold':
+    return
+  for key, plain in (
+    ('server.optimizer', 'sgd'),
+    ('server.momentum', 0),
+    ('client.clip_norm', 0),
+  ):
+    if flat[key] != plain:
+      raise InputError(
+        f"{key} = {flat[key]!r}: must be {plain!r} with algorithm = 'scaffold'"
+      )

@@ -136,6 +136,7 @@ _MODULES = {
 }
 NAMES = tuple(_MODULES)
 PIXELS = ('unit', 'standard')
+PRECISIONS = ('float32', 'bfloat16')
 
 
 def build_model(
@@ -144,6 +145,7 @@ def build_model(
   *,
   pixels: str = 'unit',
   convolution: str = 'auto',
+  precision: str = 'float32',
 ) -> Model:
   """Builds one of `NAMES` for the images of a data set.
 
@@ -153,23 +155,32 @@ def build_model(
     pixels: 'unit' scales them to [0, 1], 'standard' then to mean 0 and
       standard deviation 1 over all pixels of the training set.
     convolution: a method of `layers.conv2d`.
+    precision: 'bfloat16' computes logits and gradients in that; parameters,
+      their updates and losses stay float32.
 
   Returns:
     A `Model`; params are a dict of dicts of float32 arrays.
 
   Raises:
-    InputError: for another name or scale.
+    InputError: for another name, scale or precision.
   """
   if name not in _MODULES:
     raise InputError(f'model = {name!r}: must be one of {", ".join(NAMES)}')
   if pixels not in PIXELS:
     raise InputError(f'pixels = {pixels!r}: must be one of {", ".join(PIXELS)}')
+  if precision not in PRECISIONS:
+    raise InputError(
+      f'precision = {precision!r}: must be one of {", ".join(PRECISIONS)}'
+    )
   module = _MODULES[name](data.num_classes, convolution)
   mean, std = (0.0, 1.0) if pixels == 'unit' else data.pixel_statistics()
 
   def apply(params, x) -> Any:
     x = (x.astype(jnp.float32) / data.max_value - mean) / std
-    return module.apply({'params': params}, x)
+    # The cast's gradient brings the parameters' gradient back to float32.
+    params, x = jax.tree.map(lambda a: a.astype(precision), (params, x))
+    logits: Any = module.apply({'params': params}, x)
+    return logits.astype(jnp.float32)
 
   def init(key):
     example = jnp.zeros((1, *data.input_shape), jnp.float32)

@@ -7,8 +7,8 @@ batches never depend on lanes or devices.
 
 A *lane* is one slot of the vmapped axis. It trains one client after another,
 each from the global model. Clients are packed longest first onto the lane with
-the least work. A *step* is one minibatch of every lane; an *event* is a step
-after which some lane ends a client.
+the least work. A *step* is one minibatch of every lane, or a part of one where
+minibatches are large; an *event* is a step after which some lane ends a client.
 
 Shape letters: K clients, M cohort, L lanes (of all devices), D devices, T steps
 at most, S events at most, N positions in the order of reading.
@@ -16,6 +16,7 @@ at most, S events at most, N positions in the order of reading.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import heapq
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ import numpy as np
 from fedavg_jax.errors import InputError
 
 SHUFFLES = ('epoch', 'round')
+WEIGHTINGS = ('examples', 'uniform')
 
 # One independent stream of random numbers for each purpose, beside the one of
 # partition.py.
@@ -34,23 +36,36 @@ class Plan(NamedTuple):
   """One round as integers; lanes d * L/D ... belong to device d.
 
   Attributes:
+    cohort: [M] int32, the clients of the round.
+    share: [] float32, the cohort's part of the weight of all clients.
     order: [N] int32, row of the clients' arrays that is read at each position.
-    start: [L, T] int32, position where the lane's batch of a step starts.
-    count: [L, T] int32, examples in that batch; 0 means an idle lane.
+    start: [L, T] int32, position where the lane's examples of a step start.
+    count: [L, T] int32, examples of the step; 0 means an idle lane.
+    batch: [L, T] int32, examples of the minibatch that the step belongs to,
+      where the step completes it; their negative where more of it follows.
     event: [D, S] int32, number of steps done when the device's s-th event
       happens, ascending.
     num_events: [D] int32, how many of the S entries are real.
-    client: [L, S] int32, the client that the lane ends at an event, else -1.
-    weight: [L, S] float32, that client's n_k over the sum of the cohort's.
+    ends: [L, S] int32, position in `cohort` of the client that the lane ends at
+      an event, else -1.
+    begins: [L, S + 1] int32, position in `cohort` of the client that the lane
+      begins before its first step (0) or after event s - 1, else -1.
+    weight: [L, S] float32, the ending client's weight in the cohort's mean.
+    updates: [L, S] int32, minibatches that the ending client has taken.
   """
 
+  cohort: np.ndarray
+  share: np.ndarray
   order: np.ndarray
   start: np.ndarray
   count: np.ndarray
+  batch: np.ndarray
   event: np.ndarray
   num_events: np.ndarray
-  client: np.ndarray
+  ends: np.ndarray
+  begins: np.ndarray
   weight: np.ndarray
+  updates: np.ndarray
 
 
 def cohort_size(num_clients: int, client_fraction: float) -> int:
@@ -84,8 +99,12 @@ class Planner:
     num_unavailable: clients that cannot be reached in a round, drawn anew.
     epochs: E.
     batch_size: B, 0 for all local examples in one step.
+    micro_batch: most examples of a step; a larger minibatch takes several
+      steps, of about equal parts, and one update. 0 is no limit.
     shuffle: 'epoch' draws a new order for every epoch, 'round' one for all
       epochs of a round, as Algorithm 1 reads.
+    weighting: of a client in the cohort's mean, 'examples' is n_k over the
+      cohort's sum, 'uniform' one over the cohort's clients that have any.
     seed: of the cohorts and the orders.
     lanes: L, lanes of all devices together.
     num_devices: D, divides L.
@@ -96,7 +115,9 @@ class Planner:
   num_unavailable: int = 0
   epochs: int
   batch_size: int
+  micro_batch: int = 0
   shuffle: str = 'epoch'
+  weighting: str = 'examples'
   seed: int
   lanes: int = 1
   num_devices: int = 1
@@ -117,7 +138,13 @@ class Planner:
         'times all examples must stay below 2**31',
       ),
       ('batch_size', self.batch_size >= 0, 'must be at least 0'),
+      ('micro_batch', self.micro_batch >= 0, 'must be at least 0'),
       ('shuffle', self.shuffle in SHUFFLES, f'must be one of {SHUFFLES}'),
+      (
+        'weighting',
+        self.weighting in WEIGHTINGS,
+        f'must be one of {WEIGHTINGS}',
+      ),
       (
         'lanes',
         self.lanes >= 1 and self.lanes % self.num_devices == 0,
@@ -127,11 +154,22 @@ class Planner:
       if not holds:
         raise InputError(f'{name} = {getattr(self, name)!r}: {rule}')
 
-  @property
-  def step_examples(self) -> int:
-    """Rows of one step's batch: B, or the largest n_k where B is larger."""
+  @functools.cached_property
+  def batch_examples(self) -> int:
+    """Most examples of a minibatch: B, or the largest n_k where B is larger."""
     largest = int(self.num_examples.max())
     return min(self.batch_size or largest, largest)
+
+  @functools.cached_property
+  def step_examples(self) -> int:
+    """Rows of a step: a minibatch, or the most of it that a step may hold."""
+    parts = -(-self.batch_examples // (self.micro_batch or self.batch_examples))
+    return -(-self.batch_examples // parts)
+
+  @property
+  def accumulates(self) -> bool:
+    """Whether some minibatches take several steps."""
+    return self.step_examples < self.batch_examples
 
   def cohort(self, round_number: int) -> np.ndarray:
     """The cohort: reachable clients, uniform, without replacement, [M]."""
@@ -155,7 +193,7 @@ class Planner:
     A client reads each row of `epoch_orders` in batches of B, the last one of
     an epoch may be short; after its own batches come empty ones.
     """
-    width = self.step_examples
+    width = self.batch_examples
     batches = [
       [
         order[start : start + width]
@@ -173,72 +211,126 @@ class Planner:
 
   def __call__(self, round_number: int) -> Plan:
     """The plan of one round; its shapes are the same for every round."""
-    ids = self.cohort(round_number)
-    steps = self._steps(self.num_examples[ids])
-    total = self.num_examples[ids].sum()
-    offsets = np.concatenate([[0], np.cumsum(self.num_examples)])
-    width = self.step_examples
+    cohort = self.cohort(round_number)
+    sizes = self.num_examples[cohort]
+    weights = self._weights(self.num_examples)[cohort]
+    offsets = self._offsets
     plan = self._empty()
-    ends = []  # (lane, steps done, client)
+    plan.cohort[:] = cohort
+    plan.share[...] = weights.sum() / self._weights(self.num_examples).sum()
+    ends = []  # (lane, first step, last step + 1, position in the cohort)
     position = 0
-    for lane, mine in enumerate(pack(steps, self.lanes)):
+    for lane, mine in enumerate(pack(self.steps(sizes), self.lanes)):
       t = 0
-      for k in ids[mine]:
-        orders = self.epoch_orders(round_number, k)  # [E, n_k]
-        in_epoch = np.arange(0, orders.shape[1], width)
-        starts = orders.shape[1] * np.arange(self.epochs)[:, None] + in_epoch
-        counts = np.minimum(width, orders.shape[1] - in_epoch)
-        plan.order[position : position + orders.size] = (
-          offsets[k] + orders.ravel()
+      for i in mine:
+        orders = self.epoch_orders(round_number, cohort[i])  # [E, n_k]
+        start, count, batch = _client_steps(
+          int(sizes[i]), self.batch_examples, self.step_examples, self.epochs
         )
-        steps_k = slice(t, t + starts.size)
-        plan.start[lane, steps_k] = position + starts.ravel()
-        plan.count[lane, steps_k] = np.tile(counts, self.epochs)
+        plan.order[position : position + orders.size] = (
+          offsets[cohort[i]] + orders.ravel()
+        )
+        now = slice(t, t + start.size)
+        plan.start[lane, now] = position + start
+        plan.count[lane, now] = count
+        plan.batch[lane, now] = batch
         position += orders.size
-        t += starts.size
-        ends.append((lane, t, k))
+        ends.append((lane, t, now.stop, i))
+        t = now.stop
     lanes_per_device = self.lanes // self.num_devices
     for device in range(self.num_devices):
       mine = [end for end in ends if end[0] // lanes_per_device == device]
-      times = sorted({t for _, t, _ in mine})
+      times = sorted({stop for *_, stop, _ in mine})
       plan.event[device, : len(times)] = times
       plan.num_events[device] = len(times)
-      for lane, t, k in mine:
-        s = np.searchsorted(times, t)
-        plan.client[lane, s] = k
-        plan.weight[lane, s] = self.num_examples[k] / total
+      after = {stop: s + 1 for s, stop in enumerate(times)} | {0: 0}
+      for lane, first, stop, i in mine:
+        s = after[stop] - 1
+        plan.begins[lane, after[first]] = i
+        plan.ends[lane, s] = i
+        plan.weight[lane, s] = weights[i] / weights.sum()
+        plan.updates[lane, s] = (plan.batch[lane, first:stop] > 0).sum()
     return plan
 
-  def _steps(self, num_examples):
-    """Minibatches of E epochs of clients of these sizes."""
-    return self.epochs * -(-num_examples // self.step_examples)
+  def makespan(self, round_number: int) -> int:
+    """Steps of the longest lane in a round."""
+    sizes = self.num_examples[self.cohort(round_number)]
+    return makespan(self.steps(sizes), self.lanes)
 
-  def _empty(self) -> Plan:
-    """An idle plan, large enough for the largest cohort there can be."""
+  def steps(self, num_examples: np.ndarray) -> np.ndarray:
+    """Steps that E epochs of clients of these sizes take."""
+    full, rest = np.divmod(num_examples, self.batch_examples)
+    per_full = -(-self.batch_examples // self.step_examples)
+    return self.epochs * (full * per_full + -(-rest // self.step_examples))
+
+  def _weights(self, num_examples):
+    """Weights of clients, to be divided by their sum."""
+    if self.weighting == 'uniform':
+      return (num_examples > 0).astype(np.float64)
+    return num_examples
+
+  @functools.cached_property
+  def _offsets(self):
+    return np.concatenate([[0], np.cumsum(self.num_examples)])
+
+  @functools.cached_property
+  def _sizes(self) -> tuple[int, int]:
+    """T and N that are enough for the largest cohort there can be."""
     largest = np.sort(self.num_examples)[-self.cohort_size :]
-    steps = self._steps(largest)
+    steps = self.steps(largest)
     # Longest first never exceeds this (Graham 1969): the lane that ends last
     # had the least work when it took its last client, so at most the average
     # of all the others.
     longest = -(-(steps.sum() + (self.lanes - 1) * steps.max()) // self.lanes)
-    positions = self.epochs * largest.sum() + self.step_examples
+    return int(longest), int(self.epochs * largest.sum() + self.step_examples)
+
+  def _empty(self) -> Plan:
+    """An idle plan, large enough for every cohort."""
+    longest, positions = self._sizes
     lanes, devices, events = self.lanes, self.num_devices, self.cohort_size
     return Plan(
+      cohort=np.zeros(events, np.int32),
+      share=np.zeros((), np.float32),
       order=np.zeros(positions, np.int32),
       start=np.zeros((lanes, longest), np.int32),
       count=np.zeros((lanes, longest), np.int32),
+      batch=np.zeros((lanes, longest), np.int32),
       event=np.zeros((devices, events), np.int32),
       num_events=np.zeros(devices, np.int32),
-      client=np.full((lanes, events), -1, np.int32),
+      ends=np.full((lanes, events), -1, np.int32),
+      begins=np.full((lanes, events + 1), -1, np.int32),
       weight=np.zeros((lanes, events), np.float32),
+      updates=np.zeros((lanes, events), np.int32),
     )
 
 
+@functools.lru_cache(maxsize=4096)  # Many clients are of the same size.
+def _client_steps(
+  size: int, width: int, rows: int, epochs: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Start, count and batch of every step of a client of `size` examples."""
+  firsts = np.arange(0, size, width)[:, None]  # Of each minibatch.
+  batches = np.minimum(width, size - firsts)
+  inside = np.arange(0, width, rows)
+  real = inside < batches  # The last minibatch may take fewer steps.
+  counts = np.minimum(rows, batches - inside)
+  batches = np.where(inside + rows < batches, -batches, batches)
+  return (
+    (size * np.arange(epochs)[:, None] + (firsts + inside)[real]).ravel(),
+    np.tile(counts[real], epochs),
+    np.tile(batches[real], epochs),
+  )
+
+
 def pack(steps: np.ndarray, lanes: int) -> list[list[int]]:
-  """Deals clients to lanes, longest first, to the lane with the least work.
+  """Deals clients to lanes so that the longest lane is short.
+
+  Longest first, each to the lane with the least work; then lanes exchange
+  clients with the shortest one as long as the longer of the two gets shorter.
+  In the end no lane is idle while a client waits in another.
 
   Args:
-    steps: [M] minibatches of each client; clients without any are left out.
+    steps: [M] steps of each client; clients without any are left out.
     lanes: L.
 
   Returns:
@@ -252,4 +344,38 @@ def pack(steps: np.ndarray, lanes: int) -> list[list[int]]:
     work, lane = heapq.heappop(queue)
     packed[lane].append(int(i))
     heapq.heappush(queue, (work + int(steps[i]), lane))
-  return packed
+  work = np.zeros(lanes, np.int64)
+  for load, lane in queue:
+    work[lane] = load
+  least = max(int(steps.max()), -(-int(steps.sum()) // lanes))
+  while work.max() > least and _exchange(steps, packed, work):
+    pass
+  return [sorted(mine, key=lambda i: (-steps[i], i)) for mine in packed]
+
+
+def _exchange(steps, packed, work) -> bool:
+  """Levels the shortest lane and the longest one that can be; False if none."""
+  low = int(work.argmin())
+  gives = np.array([*steps[packed[low]], 0])  # A client, or none.
+  for high in np.argsort(-work, kind='stable'):
+    gap = work[high] - work[low]
+    if gap <= 1:
+      return False
+    moved = steps[packed[high]][:, None] - gives
+    moved = np.where((moved > 0) & (moved < gap), moved, 0)
+    i, j = np.unravel_index(np.abs(2 * moved - gap).argmin(), moved.shape)
+    if moved[i, j] == 0:
+      continue
+    taken = packed[high].pop(i)
+    if j < len(packed[low]):
+      packed[high].append(packed[low].pop(j))
+    packed[low].append(taken)
+    work[high] -= moved[i, j]
+    work[low] += moved[i, j]
+    return True
+  return False
+
+
+def makespan(steps: np.ndarray, lanes: int) -> int:
+  """Steps of the longest lane after packing clients of [M] steps."""
+  return max(int(steps[mine].sum()) for mine in pack(steps, lanes))

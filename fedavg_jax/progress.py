@@ -16,7 +16,8 @@ class Progress:
   def __init__(self, rounds: int, *, may_end_sooner: bool):
     self._rounds = rounds
     self._may_end_sooner = may_end_sooner
-    self._start = self._last_line = time.monotonic()
+    self._seconds = 0.0  # Of all rounds so far.
+    self._last_line = time.monotonic()
     self._accuracy: float | None = None
     self._told_duration = False
     self._bar = None
@@ -26,8 +27,7 @@ class Progress:
   def update(self, record: dict[str, Any]) -> None:
     """Takes a record of metrics.jsonl; the first one is round 0."""
     number = record['round']
-    if number == 0:
-      self._start = time.monotonic()  # Compilation is over.
+    self._seconds += record['seconds']
     accuracy = record.get('test_accuracy', self._accuracy)
     self._accuracy = accuracy
     if self._bar is not None:
@@ -55,7 +55,7 @@ class Progress:
     if record.get('train_loss') is not None:
       text += f'  train loss {record["train_loss"]:.4f}'
     if number:
-      pace = number / max(now - self._start, 1e-9)
+      pace = number / max(self._seconds, 1e-9)
       left = (self._rounds - number) / pace
       text += f'  {pace:.3g} rounds/s  {_duration(left)} left'
     print(text, flush=True)
@@ -65,7 +65,7 @@ class Progress:
     if self._told_duration or number < min(3, self._rounds):
       return
     self._told_duration = True
-    seconds = (time.monotonic() - self._start) / number
+    seconds = self._seconds / number
     total = seconds * self._rounds
     if total > _LONG_RUN_SECONDS:
       text = (

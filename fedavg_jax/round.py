@@ -1,17 +1,18 @@
 """A communication round as one compiled call.
 
-`round_fn(state, data, plan) -> (state, metrics)` trains the whole cohort and
-updates the global model. What happens to one client is written for one client
-(`build_local_step`) and vmapped over the lanes; the lanes are sharded over the
-devices of a mesh. Trip counts come from the plan, so that one compilation
-serves every cohort.
+`round_fn(state, client_states, data, plan)` trains the whole cohort and updates
+the global model. What happens to one client is written for one client
+(`build_local_step`, `algorithms.py`) and vmapped over the lanes; the lanes are
+sharded over the devices of a mesh. Trip counts come from the plan, so that one
+compilation serves every cohort.
 
-Shape letters: L lanes of one device, B examples of a step, T, S, N as in
+Shape letters: L lanes of one device, B examples of a step, the others as in
 `plan.py`.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -20,9 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedavg_jax.algorithms import Algorithm
+from fedavg_jax.algorithms import Ended
 from fedavg_jax.clients import Examples
 from fedavg_jax.losses import LossFn
 from fedavg_jax.plan import Plan
+
+# Where a plan's arrays live: each device has its own lanes' part of them.
+PLAN_SPECS = Plan._make(
+  jax.P() if name in ('cohort', 'share', 'order') else jax.P('lanes')
+  for name in Plan._fields
+)
 
 
 class ServerState(NamedTuple):
@@ -31,12 +40,12 @@ class ServerState(NamedTuple):
   Attributes:
     round: int32 scalar, rounds done.
     params: the global model w_t.
-    opt_state: state of the server's optimizer.
+    server: what the algorithm keeps, such as an optimizer's state.
   """
 
   round: jax.Array
   params: optax.Params
-  opt_state: optax.OptState
+  server: Any
 
 
 class RoundMetrics(NamedTuple):
@@ -46,7 +55,7 @@ class RoundMetrics(NamedTuple):
     train_loss: mean loss of the examples read, each before its own step.
     examples: examples read by the cohort in all local epochs.
     finite: False where the loss or the new model is not finite; the round then
-      left the model as it was.
+      left everything as it was.
   """
 
   train_loss: jax.Array
@@ -60,171 +69,268 @@ def lane_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
 
 
 def init_state(
-  params: optax.Params,
-  server_optimizer: optax.GradientTransformation,
-  mesh: jax.sharding.Mesh,
+  params: optax.Params, algorithm: Algorithm, mesh: jax.sharding.Mesh
 ) -> ServerState:
   """The state before the first round, on every device of the mesh."""
   state = ServerState(
     round=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=server_optimizer.init(params),
+    server=algorithm.server_init(params),
   )
   return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.P()))
 
 
+def init_client_states(
+  params: optax.Params,
+  algorithm: Algorithm,
+  num_clients: int,
+  mesh: jax.sharding.Mesh,
+) -> Any:
+  """What the K clients keep before round 1, [K, ...], on every device."""
+
+  def init(params):
+    return jax.tree.map(
+      lambda leaf: jnp.broadcast_to(leaf, (num_clients, *leaf.shape)),
+      algorithm.client_init(params),
+    )
+
+  everywhere = jax.sharding.NamedSharding(mesh, jax.P())
+  return jax.jit(init, out_shardings=everywhere)(params)
+
+
 def build_local_step(
   loss_fn: LossFn, client_optimizer: optax.GradientTransformation
-) -> Callable:
-  """One minibatch step of ONE client: w <- w - eta * grad loss(w; b)."""
+) -> tuple[Callable, Callable]:
+  """One minibatch step of ONE client, w <- w - eta * grad loss(w; b).
 
-  def local_step(params, opt_state, x, y, mask):
-    """The loss of x [B, ...], y [B] is the mean where mask [B] is True."""
-    count = jnp.sum(mask)
+  Returns:
+    `gradient(params, x, y, mask, batch)` -> (sum of the losses, gradient) of
+    the step's part of a minibatch of `batch` examples; the parts of a minibatch
+    add up to the gradient of its mean loss. x [B, ...], y [B], mask [B].
+    `update(params, opt_state, grads, **seen)` -> (params, opt_state).
+  """
 
-    def mean_loss(params):
+  def gradient(params, x, y, mask, batch):
+    def share_of_mean_loss(params):
       losses = jnp.where(mask, loss_fn(params, x, y), 0.0)
-      return jnp.sum(losses) / jnp.maximum(count, 1).astype(losses.dtype)
+      return jnp.sum(losses) / jnp.maximum(batch, 1).astype(losses.dtype)
 
-    loss, grads = jax.value_and_grad(mean_loss)(params)
-    updates, opt_state = client_optimizer.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
-    return params, opt_state, loss * count.astype(loss.dtype), count
+    share, grads = jax.value_and_grad(share_of_mean_loss)(params)
+    return share * batch.astype(share.dtype), grads
 
-  return local_step
+  client_optimizer = optax.with_extra_args_support(client_optimizer)
+
+  def update(params, opt_state, grads, **seen):
+    updates, opt_state = client_optimizer.update(
+      grads, opt_state, params, **seen
+    )
+    return optax.apply_updates(params, updates), opt_state
+
+  return gradient, update
 
 
 def build_round(
   loss_fn: LossFn,
-  client_optimizer: optax.GradientTransformation,
-  server_optimizer: optax.GradientTransformation,
+  algorithm: Algorithm,
   *,
   step_examples: int,
+  accumulates: bool = False,
   mesh: jax.sharding.Mesh,
 ) -> jax.stages.Wrapped:
-  """Builds the jitted round; the state that goes in is donated.
+  """Builds the jitted round; the client states that go in are donated.
 
   Args:
     loss_fn: losses of a batch under one client's model.
-    client_optimizer: the local optimizer, `optax.sgd(eta)` in the paper; its
-      state begins anew with every client of every round.
-    server_optimizer: takes the pseudo-gradient, the negative weighted mean of
-      the clients' deltas; `optax.sgd(1.0)` is FedAvg.
-    step_examples: B, rows of one step's batch (`Planner.step_examples`).
+    algorithm: such as `algorithms.fedavg`.
+    step_examples: B, rows of one step (`Planner.step_examples`).
+    accumulates: whether a minibatch may take several steps
+      (`Planner.accumulates`).
     mesh: the devices, from `lane_mesh`; plans must be made for as many.
 
   Returns:
-    `round_fn(state, data, plan)`; data are all clients' examples.
+    `round_fn(state, client_states, data, plan) -> (state, client_states,
+    metrics)`; data are all clients' examples.
   """
-  local_step = build_local_step(loss_fn, client_optimizer)
-  lanes, everywhere = jax.P('lanes'), jax.P()
+  gradient, update = build_local_step(loss_fn, algorithm.client_optimizer)
+  everywhere = jax.P()
 
-  def train_lanes(params, data: Examples, plan: Plan):
-    """One device's lanes: the sum of weight * delta, the loss, the count."""
+  def train_lanes(state, client_states, data: Examples, plan: Plan):
+    """One device's lanes: sums of messages and losses, new client states."""
     num_lanes = plan.start.shape[0]
     begin = jax.tree.map(
-      lambda p: jnp.broadcast_to(p, (num_lanes, *p.shape)), params
+      lambda p: jnp.broadcast_to(p, (num_lanes, *p.shape)), state.params
     )
-    begin_opt = jax.vmap(client_optimizer.init)(begin)
+    begin_opt = jax.vmap(algorithm.client_optimizer.init)(begin)
+    seen = {'global_params': state.params, 'server': state.server}
+
+    def begin_clients(s, now):
+      """What the clients that begin at s keep, in the place of `now`."""
+      k = plan.cohort[plan.begins[:, s]]
+      return _where(
+        plan.begins[:, s] >= 0,
+        jax.tree.map(lambda store: store[k], client_states),
+        now,
+      )
 
     def step(t, carry):
-      local, opt_state, loss_sum, examples = carry
+      local, opt_state, grads, client, loss_sum, examples = carry
 
-      def one_lane(params, opt_state, start, count):
+      def one_lane(params, opt_state, grads, client, start, count, batch):
         rows = lax.dynamic_slice_in_dim(plan.order, start, step_examples)
         mask = jnp.arange(step_examples) < count
-        return local_step(params, opt_state, data.x[rows], data.y[rows], mask)
+        loss, new_grads = gradient(
+          params, data.x[rows], data.y[rows], mask, jnp.abs(batch)
+        )
+        if accumulates:
+          grads = jax.tree.map(jnp.add, grads, new_grads)
+          new = update(params, opt_state, grads, client=client, **seen)
+          old = (params, opt_state, grads)
+          zeros = jax.tree.map(jnp.zeros_like, grads)
+          params, opt_state, grads = jax.tree.map(
+            lambda a, b: jnp.where(batch > 0, a, b), (*new, zeros), old
+          )
+        else:
+          params, opt_state = update(
+            params, opt_state, new_grads, client=client, **seen
+          )
+        return params, opt_state, grads, loss
 
-      local, opt_state, loss, count = jax.vmap(one_lane)(
-        local, opt_state, plan.start[:, t], plan.count[:, t]
-      )
-      return (
+      local, opt_state, grads, loss = jax.vmap(one_lane)(
         local,
         opt_state,
-        loss_sum + jnp.sum(loss),
-        examples + jnp.sum(count),
+        grads,
+        client,
+        plan.start[:, t],
+        plan.count[:, t],
+        plan.batch[:, t],
       )
+      loss_sum += jnp.sum(loss)
+      examples += jnp.sum(plan.count[:, t])
+      return local, opt_state, grads, client, loss_sum, examples
 
     def until_event(s, carry):
       """Steps up to event s, then the clients that end there."""
-      total, *local_carry = carry
+      total, kept, *local_carry = carry
       first = jnp.where(s == 0, 0, plan.event[0, s - 1])
-      local, opt_state, loss_sum, examples = lax.fori_loop(
+      local, opt_state, grads, client, loss_sum, examples = lax.fori_loop(
         first, plan.event[0, s], step, tuple(local_carry)
       )
-      ended = plan.client[:, s] >= 0  # [L]
+      ended = plan.ends[:, s] >= 0  # [L]
 
-      def per_lane(flags, like):
-        return flags.reshape(-1, *(1,) * (like.ndim - 1))
+      def one_client(local, client, updates):
+        return algorithm.message(
+          Ended(
+            delta=jax.tree.map(jnp.subtract, local, state.params),
+            global_params=state.params,
+            server=state.server,
+            client=client,
+            updates=jnp.maximum(updates, 1),
+          )
+        )
 
-      def add(total, local, begin):
-        # An idle lane's model is nobody's: left out, not multiplied by zero.
-        delta = jnp.where(per_lane(ended, local), local - begin, 0)
-        return total + _exact_tensordot(plan.weight[:, s], delta)
+      message, new_client = jax.vmap(one_client)(
+        local, client, plan.updates[:, s]
+      )
+      # An idle lane's model is nobody's: left out, not multiplied by zero.
+      message = _where(ended, message, jax.tree.map(jnp.zeros_like, message))
+      total = jax.tree.map(
+        lambda total, m: total + _exact_tensordot(plan.weight[:, s], m),
+        total,
+        message,
+      )
+      slot = _slots(plan.ends[:, s], plan)
+      kept = jax.tree.map(
+        lambda kept, new: kept.at[slot].set(new, mode='drop'), kept, new_client
+      )
+      local = _where(ended, begin, local)
+      opt_state = _where(ended, begin_opt, opt_state)
+      client = begin_clients(s + 1, client)
+      return total, kept, local, opt_state, grads, client, loss_sum, examples
 
-      def restart(now, begin):
-        return jnp.where(per_lane(ended, now), begin, now)
+    def nothing_kept(store):
+      return jnp.zeros((plan.cohort.size, *store.shape[1:]), store.dtype)
 
-      total = jax.tree.map(add, total, local, begin)
-      local = jax.tree.map(restart, local, begin)
-      opt_state = jax.tree.map(restart, opt_state, begin_opt)
-      return total, local, opt_state, loss_sum, examples
+    def nothing_yet(store):
+      return jnp.zeros((num_lanes, *store.shape[1:]), store.dtype)
 
-    total, _, _, loss_sum, examples = lax.fori_loop(
+    client = begin_clients(0, jax.tree.map(nothing_yet, client_states))
+    message = jax.eval_shape(
+      algorithm.message,
+      Ended(
+        delta=state.params,
+        global_params=state.params,
+        server=state.server,
+        client=jax.tree.map(lambda store: store[0], client_states),
+        updates=plan.updates[0, 0],
+      ),
+    )[0]
+    total, kept, _, _, _, _, loss_sum, examples = lax.fori_loop(
       0,
       plan.num_events[0],
       until_event,
       (
-        jax.tree.map(jnp.zeros_like, params),
+        jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), message),
+        jax.tree.map(nothing_kept, client_states),
         begin,
         begin_opt,
+        jax.tree.map(jnp.zeros_like, begin) if accumulates else (),
+        client,
         jnp.zeros((), jnp.float32),
         jnp.zeros((), jnp.int32),
       ),
     )
-    return lax.psum((total, loss_sum, examples), 'lanes')
+    trained = jnp.zeros(plan.cohort.size, jnp.int32)
+    trained = trained.at[_slots(plan.ends, plan)].add(1, mode='drop')
+    return lax.psum((total, kept, trained, loss_sum, examples), 'lanes')
 
   train_cohort = jax.shard_map(
     train_lanes,
     mesh=mesh,
-    in_specs=(everywhere, everywhere, Plan._make([everywhere, *[lanes] * 6])),
+    in_specs=(everywhere, everywhere, everywhere, PLAN_SPECS),
     out_specs=everywhere,
     check_vma=False,
   )
 
-  def round_fn(state, data, plan):
-    mean_delta, loss_sum, examples = train_cohort(state.params, data, plan)
-    # Optimizers descend: the direction to go, delta, is minus a gradient.
-    pseudo_gradient = jax.tree.map(jnp.negative, mean_delta)
-    updates, opt_state = server_optimizer.update(
-      pseudo_gradient, state.opt_state, state.params
+  def round_fn(state, client_states, data, plan):
+    mean, kept, trained, loss_sum, examples = train_cohort(
+      state, client_states, data, plan
     )
-    new_state = ServerState(
-      state.round + 1, optax.apply_updates(state.params, updates), opt_state
+    params, server = algorithm.server_update(
+      state.params, state.server, mean, plan.share
     )
-    finite = jnp.isfinite(loss_sum) & _all_finite(new_state.params)
+    new_state = ServerState(state.round + 1, params, server)
+    finite = jnp.isfinite(loss_sum) & _all_finite(params)
     new_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), new_state, state
+    )
+    client_states = jax.tree.map(
+      lambda store, kept: store.at[plan.cohort].set(
+        _where(finite & (trained > 0), kept, store[plan.cohort])
+      ),
+      client_states,
+      kept,
     )
     metrics = RoundMetrics(
       train_loss=loss_sum / jnp.maximum(examples, 1).astype(jnp.float32),
       examples=examples,
       finite=finite,
     )
-    return new_state, metrics
+    return new_state, client_states, metrics
 
   def sharding(spec):
     return jax.sharding.NamedSharding(mesh, spec)
 
+  replicated = sharding(everywhere)
   return jax.jit(
     round_fn,
-    donate_argnums=0,
+    donate_argnums=1,
     in_shardings=(
-      sharding(everywhere),
-      sharding(everywhere),
-      Plan._make([sharding(everywhere), *[sharding(lanes)] * 6]),
+      replicated,
+      replicated,
+      replicated,
+      jax.tree.map(sharding, PLAN_SPECS),
     ),
-    out_shardings=sharding(everywhere),
+    out_shardings=replicated,
   )
 
 
@@ -236,9 +342,28 @@ def place_examples(
   return jax.device_put(Examples(x, y), everywhere)
 
 
+def _slots(ends, plan) -> jax.Array:
+  """Positions in the cohort; where none ends, one that scatters drop."""
+  return jnp.where(ends >= 0, ends, plan.cohort.size)
+
+
+def _where(flags, new, old):
+  """Picks whole rows: flags [L], leaves [L, ...]."""
+
+  def pick(new, old):
+    return jnp.where(flags.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+  return jax.tree.map(pick, new, old)
+
+
 def _exact_tensordot(weights, stacked) -> jax.Array:
   """[L] x [L, ...] -> [...], in float32 also where matrix units round more."""
-  return jnp.tensordot(weights, stacked, 1, precision=lax.Precision.HIGHEST)
+  return jnp.tensordot(
+    weights,
+    stacked.astype(jnp.float32),
+    1,
+    precision=lax.Precision.HIGHEST,
+  )
 
 
 def _all_finite(tree) -> jax.Array:

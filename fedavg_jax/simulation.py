@@ -1,21 +1,31 @@
-"""A federation, compiled for the devices at hand, and its rounds one by one.
+"""A federation, compiled for the devices at hand, and its rounds.
 
-What a notebook uses; `train.py` adds a config and a folder to it.
+What a notebook uses; `train.py` adds a config and a folder to it. Several short
+rounds, with their evaluation, are one call of the device, and while a call runs
+the next one is planned and waits in line.
+
+Shape letters: R rounds of a call at most; the others as in `plan.py`.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
-import os
+from collections.abc import Sequence
+import math
 import time
 from typing import Any
 from typing import NamedTuple
 
+from absl import logging
 import jax
+from jax import lax
+import jax.numpy as jnp
 import numpy as np
-import optax
 
+from fedavg_jax import algorithms
 from fedavg_jax import clients as clients_lib
+from fedavg_jax import cost
 from fedavg_jax import evaluate as evaluate_lib
+from fedavg_jax import lanes as lanes_lib
 from fedavg_jax import losses
 from fedavg_jax import models
 from fedavg_jax import plan as plan_lib
@@ -23,8 +33,13 @@ from fedavg_jax import round as round_lib
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
 
-# Lanes that an accelerator gets unless told otherwise: not measured yet.
-_MOST_LANES = 64
+# A call is to take about this long: long beside the cost of a call, short for
+# somebody who watches. At most so many rounds, and bytes of their plans.
+_CALL_SECONDS = 0.5
+_MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
+# Rows of a step unless told otherwise, where a minibatch has more.
+_MICRO_BATCH = 256
+_CALLS_IN_FLIGHT = 2
 
 DIVERGED = (
   'the loss or the model is not finite; client.learning_rate or'
@@ -32,25 +47,68 @@ DIVERGED = (
 )
 
 
+class Schedule(NamedTuple):
+  """What one call does.
+
+  Attributes:
+    plans: of R rounds, every array with a leading axis [R].
+    evaluate: [R] bool, rounds after which the model is tested.
+    num_rounds: [] int32, how many of the R are real.
+    enough_correct: [] float32, the call and all that follow end after a round
+      with at least so many correct test examples.
+  """
+
+  plans: plan_lib.Plan
+  evaluate: np.ndarray
+  num_rounds: np.ndarray
+  enough_correct: np.ndarray
+
+
+class Told(NamedTuple):
+  """What one call tells.
+
+  Attributes:
+    going: [] bool, False after the target or a round that is not finite.
+    num_rounds: [] int32, rounds that it did.
+    rounds: their metrics, [R].
+    tests: their test metrics, [R]; zero where the model was not tested.
+  """
+
+  going: jax.Array
+  num_rounds: jax.Array
+  rounds: round_lib.RoundMetrics
+  tests: evaluate_lib.TestMetrics
+
+
 class Simulation(NamedTuple):
   """A federation ready to run: compiled, its data on the device.
 
   Attributes:
-    init_state: () -> the state before round 1; the same one every time.
+    init: () -> (server state, client states) before round 1; the same ones
+      every time.
     planner: round number -> plan.
-    round_fn: (state, data, plan) -> (state, metrics), one compiled call; the
-      state that goes in is donated.
+    call: (going, state, client states, data, test, schedule) -> (state, client
+      states, told), compiled; up to R rounds. Client states that go in are
+      donated. Does nothing where `going` is False.
+    rounds_per_call: R.
     data: all clients' examples on the devices.
-    evaluate: state -> test metrics.
+    test: the test set on the devices.
+    evaluate: params -> test metrics.
     compile_seconds: what compiling took, by the wall clock.
+    why_lanes: one line, why the planner has the lanes it has.
+    with_lanes: number of lanes -> the same federation with other lanes.
   """
 
-  init_state: Callable[[], round_lib.ServerState]
+  init: Callable[[], tuple[round_lib.ServerState, Any]]
   planner: plan_lib.Planner
-  round_fn: Callable
+  call: Callable
+  rounds_per_call: int
   data: clients_lib.Examples
-  evaluate: Callable[[round_lib.ServerState], evaluate_lib.TestMetrics]
+  test: clients_lib.Examples
+  evaluate: Callable[[Any], evaluate_lib.TestMetrics]
   compile_seconds: float
+  why_lanes: str
+  with_lanes: Callable[[int], 'Simulation']
 
 
 class Record(NamedTuple):
@@ -58,10 +116,12 @@ class Record(NamedTuple):
 
   Attributes:
     round: its number; 0 is the initial model.
-    state: the server after it, valid until the next round is asked for.
+    state: the server after the call that did the round, so after the last round
+      of that call; after the round itself with `rounds_per_call = 1`.
     train_loss: mean loss over the examples read, each before its own step.
     examples: examples read in all local epochs.
-    seconds: wall time of the round, evaluation not included.
+    seconds: wall time from the end of the call before to the end of its own,
+      over the rounds of the call; evaluation included.
     finite: False where the round diverged; `state` is then the one before.
     test_accuracy: fraction of the test set.
     test_loss: mean cross entropy of the test set.
@@ -82,15 +142,18 @@ def build_simulation(
   clients: clients_lib.Clients,
   test: clients_lib.Examples,
   *,
+  algorithm: algorithms.Algorithm,
   client_fraction: float,
   epochs: int,
   batch_size: int,
-  client_optimizer: optax.GradientTransformation,
-  server_optimizer: optax.GradientTransformation,
   unavailable_fraction: float = 0.0,
+  weighting: str = 'examples',
   shuffle: str = 'epoch',
   seed: int = 0,
   lanes: int = 0,
+  micro_batch: int = 0,
+  rounds_per_call: int = 0,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Simulation:
   """Compiles a federation for the devices at hand.
 
@@ -98,89 +161,321 @@ def build_simulation(
     model: from `models.build_model`, or your own pair of init and apply.
     clients: the population, from `clients.build_clients`.
     test: the central test set.
+    algorithm: such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`.
     client_fraction: C; the cohort is max(int(C * K), 1) clients.
     epochs: E.
     batch_size: B, 0 for all local examples in one step.
-    client_optimizer: `optax.sgd(eta)` in the paper.
-    server_optimizer: `optax.sgd(1.0)` is FedAvg.
     unavailable_fraction: of the clients, out of reach in a round.
+    weighting: one of `plan.WEIGHTINGS`.
     shuffle: one of `plan.SHUFFLES`.
     seed: of initial weights, cohorts and orders.
     lanes: clients that train side by side, on all devices together; 0 chooses.
       Never changes what is computed, but for rounding.
+    micro_batch: examples of a step at most; a larger minibatch takes several
+      steps and one update. 0 chooses.
+    rounds_per_call: at most; 0 chooses, and fewer where rounds are long.
+    devices: to run on; all of JAX's default backend if left out.
 
   Returns:
     A `Simulation`.
+
+  Raises:
+    InputError: a value breaks its rule, or a hook of the algorithm its form.
   """
-  cohort = plan_lib.cohort_size(clients.num_clients, client_fraction)
-  num_devices, lanes = choose_lanes(lanes, cohort)
-  mesh = round_lib.lane_mesh(jax.devices()[:num_devices])
+  devices = list(jax.devices() if devices is None else devices)
+  if rounds_per_call < 0:
+    raise InputError(f'rounds_per_call = {rounds_per_call}: must be at least 0')
   planner = plan_lib.Planner(
     num_examples=clients.num_examples,
-    cohort_size=cohort,
+    cohort_size=plan_lib.cohort_size(clients.num_clients, client_fraction),
     num_unavailable=plan_lib.num_unavailable(
       clients.num_clients, unavailable_fraction
     ),
     epochs=epochs,
     batch_size=batch_size,
+    micro_batch=micro_batch or _MICRO_BATCH,
     shuffle=shuffle,
+    weighting=weighting,
     seed=seed,
-    lanes=lanes,
-    num_devices=num_devices,
   )
   loss_fn = losses.cross_entropy(model.apply)
+  params = jax.eval_shape(model.init, jax.random.key(seed))
+  algorithms.check(algorithm, params)
+  planner, why = lanes_lib.choose_lanes(
+    lanes,
+    planner,
+    devices,
+    num_weights=models.num_parameters(params),
+    lane_bytes=_lane_bytes(loss_fn, algorithm, params, planner, clients),
+  )
+
+  def with_lanes(lanes: int, why: str) -> Simulation:
+    laid_out = planner
+    if lanes != planner.lanes:
+      laid_out, _ = lanes_lib.choose_lanes(
+        lanes, planner, devices, num_weights=0, lane_bytes=0
+      )
+    return _compile(
+      model,
+      loss_fn,
+      algorithm,
+      laid_out,
+      clients,
+      test,
+      rounds_per_call=rounds_per_call,
+      devices=devices[: laid_out.num_devices],
+      why_lanes=why,
+      with_lanes=lambda fewer: with_lanes(fewer, 'memory holds no more'),
+    )
+
+  lanes = planner.lanes
+  while True:
+    try:
+      return with_lanes(lanes, why)
+    except jax.errors.JaxRuntimeError as error:
+      lanes, why = _fewer(lanes, planner, error), 'memory holds no more'
+
+
+def _compile(
+  model,
+  loss_fn,
+  algorithm,
+  planner,
+  clients,
+  test,
+  *,
+  rounds_per_call,
+  devices,
+  why_lanes,
+  with_lanes,
+) -> Simulation:
+  """Places the data, and compiles once what serves every round."""
+  mesh = round_lib.lane_mesh(devices)
   data = round_lib.place_examples(clients.x, clients.y, mesh)
   test_set = evaluate_lib.place_test_set(test, mesh)
+  seed = planner.seed
 
-  def init_state():
+  def init():
     params = model.init(jax.random.key(seed))
-    return round_lib.init_state(params, server_optimizer, mesh)
+    return (
+      round_lib.init_state(params, algorithm, mesh),
+      round_lib.init_client_states(
+        params, algorithm, clients.num_clients, mesh
+      ),
+    )
 
-  state = init_state()
+  if not rounds_per_call:
+    plan_bytes = sum(array.nbytes for array in planner(1))
+    rounds_per_call = min(_MOST_ROUNDS, _MOST_PLAN_BYTES // plan_bytes)
+    rounds_per_call = max(1, rounds_per_call)
   start = time.perf_counter()
   round_fn = round_lib.build_round(
     loss_fn,
-    client_optimizer,
-    server_optimizer,
+    algorithm,
     step_examples=planner.step_examples,
+    accumulates=planner.accumulates,
     mesh=mesh,
   )
-  round_fn = round_fn.lower(state, data, planner(1)).compile()
   evaluate = evaluate_lib.build_evaluate(model.apply, loss_fn, mesh)
-  evaluate = evaluate.lower(state.params, test_set).compile()
-  compile_seconds = time.perf_counter() - start
+  states = jax.eval_shape(init)
+  schedule = _schedule(planner, [1], rounds_per_call, 1, math.inf)
+  call = build_call(round_fn, evaluate, mesh)
+  call = call.lower(np.True_, *states, data, test_set, schedule).compile()
+  evaluate = evaluate.lower(states[0].params, test_set).compile()
   return Simulation(
-    init_state=init_state,
+    init=init,
     planner=planner,
-    round_fn=round_fn,
+    call=call,
+    rounds_per_call=rounds_per_call,
     data=data,
-    evaluate=lambda state: evaluate(state.params, test_set),
-    compile_seconds=compile_seconds,
+    test=test_set,
+    evaluate=lambda params: jax.device_get(evaluate(params, test_set)),
+    compile_seconds=time.perf_counter() - start,
+    why_lanes=why_lanes,
+    with_lanes=with_lanes,
+  )
+
+
+def build_call(
+  round_fn: Callable, evaluate: Callable, mesh: jax.sharding.Mesh
+) -> jax.stages.Wrapped:
+  """Builds `Simulation.call`: rounds until the last, the target, the first NaN.
+
+  Args:
+    round_fn: from `round.build_round`.
+    evaluate: from `evaluate.build_evaluate`.
+    mesh: the devices of both.
+  """
+
+  def call(going, state, client_states, data, test, schedule):
+    num_plans = schedule.evaluate.shape[0]
+
+    def goes_on(carry):
+      r, going, *_ = carry
+      return going & (r < schedule.num_rounds)
+
+    def one_round(carry):
+      r, _, state, client_states, rounds, tests = carry
+      plan = jax.tree.map(lambda array: array[r], schedule.plans)
+      state, client_states, metrics = round_fn(state, client_states, data, plan)
+      tested = lax.cond(
+        schedule.evaluate[r],
+        lambda: evaluate(state.params, test),
+        lambda: jax.tree.map(lambda all_: jnp.zeros_like(all_[r]), tests),
+      )
+      reached = schedule.evaluate[r] & (
+        tested.correct >= schedule.enough_correct
+      )
+      rounds, tests = jax.tree.map(
+        lambda all_, one: all_.at[r].set(one),
+        (rounds, tests),
+        (metrics, tested),
+      )
+      going = metrics.finite & ~reached
+      return r + 1, going, state, client_states, rounds, tests
+
+    def many(like):
+      return jnp.zeros((num_plans, *like.shape), like.dtype)
+
+    plan = jax.tree.map(lambda array: array[0], schedule.plans)
+    metrics = jax.eval_shape(round_fn, state, client_states, data, plan)[2]
+    tested = jax.eval_shape(evaluate, state.params, test)
+    r, going, state, client_states, rounds, tests = lax.while_loop(
+      goes_on,
+      one_round,
+      (
+        jnp.zeros((), jnp.int32),
+        going,
+        state,
+        client_states,
+        jax.tree.map(many, metrics),
+        jax.tree.map(many, tested),
+      ),
+    )
+    return state, client_states, Told(going, r, rounds, tests)
+
+  def sharding(*spec):
+    return jax.sharding.NamedSharding(mesh, jax.P(*spec))
+
+  everywhere = sharding()
+  plans = jax.tree.map(lambda spec: sharding(None, *spec), round_lib.PLAN_SPECS)
+  return jax.jit(
+    call,
+    donate_argnums=2,
+    in_shardings=(
+      everywhere,
+      everywhere,
+      everywhere,
+      everywhere,
+      sharding('lanes'),
+      Schedule._make([plans, *[everywhere] * 3]),
+    ),
+    out_shardings=everywhere,
   )
 
 
 def simulate(
-  simulation: Simulation, *, rounds: int, eval_every: int = 1
+  simulation: Simulation,
+  *,
+  rounds: int,
+  eval_every: int = 1,
+  target_accuracy: float = 0.0,
 ) -> Iterator[Record]:
-  """Runs the rounds, one at a time as they are asked for; round 0 first.
+  """Runs the rounds and gives them one at a time; round 0 first.
 
   Evaluates before round 1, every `eval_every` rounds and after the last. Ends
-  after a round that is not finite.
+  after a round that reaches the target (0 is none) or is not finite. Where a
+  device has no room for its lanes, goes on with half as many and says so.
   """
-  state = simulation.init_state()
-  yield _record(simulation, state, None, 0.0, number=0, evaluated=True)
-  plan = simulation.planner(1)
-  for number in range(1, rounds + 1):
-    start = time.perf_counter()
-    state, told = simulation.round_fn(state, simulation.data, plan)
-    if number < rounds:  # While the device works.
-      plan = simulation.planner(number + 1)
+  state, client_states = simulation.init()
+  tested = simulation.evaluate(state.params)
+  yield _record(0, state, None, tested, 0.0)
+  if 0 < target_accuracy <= tested.accuracy:
+    return
+  done = 0
+  while True:
+    try:
+      for record in run_calls(
+        simulation,
+        state,
+        client_states,
+        range(done + 1, rounds + 1),
+        eval_every=eval_every,
+        enough_correct=_enough_correct(target_accuracy, int(tested.count)),
+      ):
+        done, state = record.round, record.state
+        yield record
+      return
+    except jax.errors.JaxRuntimeError as error:
+      if done and jax.tree.leaves(client_states):
+        raise  # What the clients kept went with the call that failed.
+      lanes = simulation.planner.lanes
+      lanes = _fewer(lanes, simulation.planner, error)
+      simulation = simulation.with_lanes(lanes)
+      # The devices may be fewer: the state moves there, and loses nothing.
+      begin, client_states = simulation.init()
+      state = begin if not done else _move(state, begin)
+
+
+def run_calls(
+  simulation: Simulation,
+  state: round_lib.ServerState,
+  client_states: Any,
+  numbers: range,
+  *,
+  eval_every: int,
+  enough_correct: float = math.inf,
+) -> Iterator[Record]:
+  """Runs rounds from a state on; `simulate` is built on it.
+
+  Keeps calls in line, so that the device never waits for Python.
+
+  Args:
+    simulation: compiled.
+    state: of the server before the first of them.
+    client_states: of all clients; they go with the first call.
+    numbers: of the rounds.
+    eval_every: rounds between evaluations.
+    enough_correct: ends after a round with so many correct test examples.
+
+  Yields:
+    A record per round.
+  """
+  going: Any = np.True_
+  in_flight: list[tuple] = []  # (numbers, evaluated, state, told)
+  per_round = math.inf  # Seconds, once known.
+  asked = time.perf_counter()
+  while numbers or in_flight:
+    while numbers and len(in_flight) < _CALLS_IN_FLIGHT:
+      many = int(_CALL_SECONDS / per_round) if per_round else _MOST_ROUNDS
+      many = min(max(many, 1), simulation.rounds_per_call)
+      mine, numbers = numbers[:many], numbers[many:]
+      schedule = _schedule(
+        simulation.planner,
+        mine,
+        simulation.rounds_per_call,
+        eval_every,
+        enough_correct,
+        last=not numbers,
+      )
+      state, client_states, told = simulation.call(
+        going, state, client_states, simulation.data, simulation.test, schedule
+      )
+      going = told.going
+      in_flight.append((mine, schedule.evaluate, state, told))
+    mine, evaluated, state_then, told = in_flight.pop(0)
     told = jax.device_get(told)
-    seconds = time.perf_counter() - start
-    evaluated = number % eval_every == 0 or number == rounds
-    record = _record(simulation, state, told, seconds, number, evaluated)
-    yield record
-    if not record.finite:
+    now = time.perf_counter()
+    done = int(told.num_rounds)
+    per_round = (now - asked) / max(done, 1)
+    asked = now
+    for i, number in enumerate(mine[:done]):
+      metrics, tested = jax.tree.map(
+        lambda array, i=i: array[i], (told.rounds, told.tests)
+      )
+      tested = tested if evaluated[i] else None
+      yield _record(number, state_then, metrics, tested, per_round)
+    if not told.going:
       return
 
 
@@ -207,63 +502,99 @@ def run(
   return {name: np.array(values) for name, values in history.items()}
 
 
-def use_cpu_devices(number: int) -> None:
-  """Gives each CPU core a virtual device of its own: before JAX starts.
+def _schedule(
+  planner, numbers, capacity, eval_every, enough_correct, *, last=False
+) -> Schedule:
+  """Plans of some rounds, padded to `capacity` of them."""
+  plans = [planner(number) for number in numbers]
 
-  A small step cannot feed several cores, whole clients can. Without effect
-  where JAX runs already, on accelerators, or where JAX_NUM_CPU_DEVICES or
-  XLA_FLAGS have decided.
+  def stack(*arrays):
+    stacked = np.zeros((capacity, *arrays[0].shape), arrays[0].dtype)
+    stacked[: len(arrays)] = arrays
+    return stacked
 
-  Args:
-    number: of devices, 0 for one per core this process may use.
-  """
-  config: Any = jax.config
-  flags = os.environ.get('XLA_FLAGS', '')
-  if config.jax_num_cpu_devices > 0 or 'host_platform_device_count' in flags:
-    return
-  if hasattr(os, 'sched_getaffinity'):  # Where a process can be pinned.
-    cores = len(os.sched_getaffinity(0))
+  evaluate = np.zeros(capacity, bool)
+  evaluate[: len(plans)] = [number % eval_every == 0 for number in numbers]
+  evaluate[len(plans) - 1] |= last
+  return Schedule(
+    plans=jax.tree.map(stack, *plans),
+    evaluate=evaluate,
+    num_rounds=np.array(len(plans), np.int32),
+    enough_correct=np.array(enough_correct, np.float32),
+  )
+
+
+def _enough_correct(target: float, count: int) -> float:
+  """The fewest correct examples whose share is the target, inf for none."""
+  if not target:
+    return math.inf
+  enough = math.ceil(target * count) - 1  # The product may be rounded up.
+  while enough / count < target:
+    enough += 1
+  return enough
+
+
+def _lane_bytes(loss_fn, algorithm, params, planner, clients) -> int:
+  """About what a lane needs: models, their states, one step's results."""
+
+  def gradient(params, x, y):
+    return jax.grad(lambda params: jnp.sum(loss_fn(params, x, y)))(params)
+
+  def shapes(array):
+    return jax.ShapeDtypeStruct(
+      (planner.step_examples, *array.shape[1:]), array.dtype
+    )
+
+  step = cost.count(gradient, params, shapes(clients.x), shapes(clients.y))
+  held = (
+    params,  # The local model, and the global one to return to.
+    params,
+    jax.eval_shape(algorithm.client_optimizer.init, params),
+    jax.eval_shape(algorithm.client_init, params),
+    params if planner.accumulates else (),
+  )
+  return step.bytes + sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held)
+  )
+
+
+def _fewer(lanes: int, planner, error: Exception) -> int:
+  """Half the lanes, where the device had no memory for them; else raises."""
+  if 'RESOURCE_EXHAUSTED' not in str(error):
+    raise error
+  if lanes == 1:
+    raise InputError(
+      'lanes = 1: not even one lane of this model fits into memory; it must be'
+      ' smaller, or micro_batch'
+    ) from error
+  devices = min(planner.num_devices, lanes)
+  if lanes > devices:
+    fewer = max(lanes // devices // 2, 1) * devices
   else:
-    cores = os.cpu_count() or 1
-  try:
-    jax.config.update('jax_num_cpu_devices', number or cores)
-  except RuntimeError:
-    pass  # JAX runs already: keep its devices.
+    fewer = lanes // 2
+  logging.warning(
+    'out of memory with %d lanes: goes on with %d; results do not change',
+    lanes,
+    fewer,
+  )
+  return fewer
 
 
-def choose_lanes(lanes: int, cohort_size: int) -> tuple[int, int]:
-  """How many devices and lanes a cohort gets.
-
-  A CPU core is fastest with one client at a time: its caches hold one model. An
-  accelerator gets many lanes, which is a guess until it is measured.
-
-  Args:
-    lanes: wished, of all devices together; 0 chooses.
-    cohort_size: m, more lanes than that would be idle.
-
-  Returns:
-    (devices, lanes); lanes are rounded up to a multiple of the devices.
-  """
-  if lanes < 0:
-    raise InputError(f'lanes = {lanes}: must be at least 0')
-  devices = jax.device_count()
-  if lanes == 0:
-    per_device = 1 if jax.default_backend() == 'cpu' else _MOST_LANES
-    lanes = devices * per_device
-  lanes = min(lanes, cohort_size)
-  devices = min(devices, lanes)
-  return devices, -(-lanes // devices) * devices
+def _move(state, like):
+  """The state on the devices of another one."""
+  return jax.device_put(
+    jax.device_get(state), jax.tree.map(lambda leaf: leaf.sharding, like)
+  )
 
 
-def _record(simulation, state, told, seconds, number, evaluated) -> Record:
-  test = jax.device_get(simulation.evaluate(state)) if evaluated else None
+def _record(number, state, metrics, tested, seconds) -> Record:
   return Record(
     round=number,
     state=state,
-    train_loss=None if told is None else float(told.train_loss),
-    examples=0 if told is None else int(told.examples),
+    train_loss=None if metrics is None else float(metrics.train_loss),
+    examples=0 if metrics is None else int(metrics.examples),
     seconds=seconds,
-    finite=told is None or bool(told.finite),
-    test_accuracy=None if test is None else test.accuracy,
-    test_loss=None if test is None else test.loss,
+    finite=metrics is None or bool(metrics.finite),
+    test_accuracy=None if tested is None else tested.accuracy,
+    test_loss=None if tested is None else tested.loss,
   )

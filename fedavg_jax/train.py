@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from fedavg_jax import algorithms
 from fedavg_jax import checkpoint
 from fedavg_jax import clients as clients_lib
 from fedavg_jax import config as config_lib
@@ -21,13 +22,13 @@ from fedavg_jax import paper
 from fedavg_jax import partition
 from fedavg_jax import plots
 from fedavg_jax.errors import DivergedError
+from fedavg_jax.lanes import use_cpu_devices
 from fedavg_jax.progress import Progress
 from fedavg_jax.simulation import DIVERGED
 from fedavg_jax.simulation import Record
 from fedavg_jax.simulation import Simulation
 from fedavg_jax.simulation import build_simulation
 from fedavg_jax.simulation import simulate
-from fedavg_jax.simulation import use_cpu_devices
 
 
 def train(
@@ -63,32 +64,33 @@ def train(
       dataset,
       pixels=cfg['pixels'],
       convolution=cfg['convolution'],
+      precision=cfg['precision'],
     ),
     clients,
     dataset.test,
     client_fraction=cfg['client_fraction'],
     unavailable_fraction=cfg['unavailable_fraction'],
+    weighting=cfg['weighting'],
     epochs=local['epochs'],
     batch_size=local['batch_size'],
-    client_optimizer=optax.sgd(local['learning_rate']),
-    server_optimizer=optax.sgd(
-      server['learning_rate'], momentum=server['momentum'] or None
-    ),
+    algorithm=build_algorithm(cfg),
     shuffle=local['shuffle'],
     seed=cfg['seed'],
     lanes=cfg['lanes'],
+    micro_batch=cfg['micro_batch'],
+    rounds_per_call=cfg['rounds_per_call'],
   )
   planner = simulation.planner
   print(
     f'{describe(cfg)}\n{planner.cohort_size} of {clients.num_clients} clients a'
-    f' round in {planner.lanes} lanes on {planner.num_devices}'
-    f' {jax.default_backend()} device(s); compiled in'
+    f' round in {planner.lanes} lane(s) on {planner.num_devices}'
+    f' {jax.default_backend()} device(s): {simulation.why_lanes}\ncompiled in'
     f' {simulation.compile_seconds:.1f} s',
     flush=True,
   )
 
   # The folder: nothing of what is wrong above has left one.
-  params = jax.eval_shape(simulation.init_state).params
+  params = jax.eval_shape(simulation.init)[0].params
   writer = metrics.RunWriter(workdir, room=checkpoint.bytes_needed(params))
   print(f'workdir: {workdir}', flush=True)
   writer.json('config.json', {'config': cfg, **metrics.environment()})
@@ -120,7 +122,10 @@ def _run_and_keep(
   progress = Progress(cfg['rounds'], may_end_sooner=cfg['target_accuracy'] > 0)
   try:
     for record in simulate(
-      simulation, rounds=cfg['rounds'], eval_every=cfg['eval_every']
+      simulation,
+      rounds=cfg['rounds'],
+      eval_every=cfg['eval_every'],
+      target_accuracy=cfg['target_accuracy'],
     ):
       params = record.state.params
       records.append(_line(record))
@@ -143,9 +148,7 @@ def _run_and_keep(
     if records:
       summary = summarize(cfg, simulation, records, params, status)
       writer.json('summary.json', summary)
-      # An interrupted round has already taken the model that went into it.
-      if not any(leaf.is_deleted() for leaf in jax.tree.leaves(params)):
-        checkpoint.save_params(writer.workdir, params)
+      checkpoint.save_params(writer.workdir, params)
       plots.draw_curves(
         writer.workdir / 'curves.png',
         title=describe(cfg),
@@ -174,11 +177,41 @@ def divide(cfg: dict[str, Any], labels: np.ndarray) -> list[np.ndarray]:
   )
 
 
+def build_algorithm(cfg: dict[str, Any]) -> algorithms.Algorithm:
+  """The algorithm that a checked config names."""
+  local, server = cfg['client'], cfg['server']
+  if cfg['algorithm'] == 'scaffold':
+    return algorithms.scaffold(local['learning_rate'], server['learning_rate'])
+  if server['optimizer'] == 'sgd':
+    server_optimizer = optax.sgd(
+      server['learning_rate'], momentum=server['momentum'] or None
+    )
+  else:
+    server_optimizer = algorithms.adaptive(
+      server['optimizer'],
+      server['learning_rate'],
+      b1=server['momentum'],
+      b2=server['second_momentum'],
+      tau=server['adaptivity'],
+    )
+  client_optimizer = optax.sgd(local['learning_rate'])
+  if cfg['algorithm'] == 'fedprox':
+    algorithm = algorithms.fedprox(
+      local['proximal'], client_optimizer, server_optimizer
+    )
+  else:
+    algorithm = algorithms.fedavg(client_optimizer, server_optimizer)
+  if local['clip_norm']:
+    algorithm = algorithms.clip_delta(algorithm, local['clip_norm'])
+  return algorithm
+
+
 def describe(cfg: dict[str, Any]) -> str:
   """One line that names a setting, with the paper's letters."""
   local = cfg['client']
+  algorithm = '' if cfg['algorithm'] == 'fedavg' else f'{cfg["algorithm"]}, '
   return (
-    f'{cfg["model"]} on {cfg["dataset"]}, {cfg["partition"]}:'
+    f'{algorithm}{cfg["model"]} on {cfg["dataset"]}, {cfg["partition"]}:'
     f' K={cfg["num_clients"]} C={cfg["client_fraction"]:g}'
     f' E={local["epochs"]} B={local["batch_size"] or "inf"}'
     f' lr={local["learning_rate"]:g}'
@@ -197,6 +230,10 @@ def paper_rounds(cfg: dict[str, Any]) -> list[int]:
     cfg['num_clients'] == 100
     and cfg['unavailable_fraction'] == 0
     and cfg['holdout_fraction'] == 0
+    and cfg['algorithm'] == 'fedavg'
+    and cfg['weighting'] == 'examples'
+    and cfg['client']['clip_norm'] == 0
+    and cfg['server']['optimizer'] == 'sgd'
     and cfg['server']['learning_rate'] == 1
     and cfg['server']['momentum'] == 0
   )

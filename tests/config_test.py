@@ -84,7 +84,17 @@ BAD_VALUES = [
   ('eval_every', 0, '[1, 2147483647]'),
   ('target_accuracy', 97.0, '[0, 1]'),
   ('seed', -1, '[0, 2147483647]'),
+  ('precision', 'float16', 'must be one of float32, bfloat16'),
+  ('weighting', 'size', 'must be one of examples, uniform'),
+  ('algorithm', 'fedsgd', 'must be one of fedavg, fedprox, scaffold'),
+  ('client.proximal', -0.1, '[0, 1e+30]'),
+  ('client.clip_norm', -1.0, '[0, 1e+30]'),
+  ('server.optimizer', 'adamw', 'must be one of sgd, adagrad, adam, yogi'),
+  ('server.second_momentum', 1.0, '[0, 1)'),
+  ('server.adaptivity', 0.0, '[1e-15,'),
   ('lanes', -1, '[0, 2147483647]'),
+  ('micro_batch', -1, '[0, 2147483647]'),
+  ('rounds_per_call', -1, '[0, 4096]'),
   ('cpu_devices', -1, '[0, 1024]'),
   ('cpu_devices', 100_000, '[0, 1024]'),
   ('client.epochs', 10**22, '[1, 2147483647]'),
@@ -149,3 +159,20 @@ def test_whole_numbers_are_fine_for_fractions(quickstart):
   given = quickstart.to_dict()
   given['client_fraction'] = 1
   assert isinstance(config.check(given)['client_fraction'], float)
+
+
+@pytest.mark.parametrize(
+  ('section', 'name', 'value'),
+  [
+    ('server', 'optimizer', 'adam'),
+    ('server', 'momentum', 0.9),
+    ('client', 'clip_norm', 1.0),
+  ],
+)
+def test_scaffold_is_plain_sgd(quickstart, section, name, value):
+  given = quickstart.to_dict()
+  given['algorithm'] = 'scaffold'
+  config.check(given)
+  given[section][name] = value
+  with pytest.raises(InputError, match=f"{section}.{name} = .*'scaffold'"):
+    config.check(given)

@@ -99,26 +99,47 @@ def test_shuffle():
 
 
 def read_back(planner, plan):
-  """What every client reads according to the arrays: {client: batches}."""
+  """What every client reads according to the arrays: {client: minibatches}."""
   read = {}
   per_device = planner.lanes // planner.num_devices
   for lane in range(planner.lanes):
     device = lane // per_device
-    t = 0
-    for s in range(plan.num_events[device]):
-      k = plan.client[lane, s]
-      if k < 0:
+    events = plan.num_events[device]
+    times = [0, *plan.event[device, :events]]
+    assert (np.diff(times) > 0).all()
+    now, t = plan.begins[lane, 0], 0
+    for s in range(events):
+      i = plan.ends[lane, s]
+      if i < 0:
+        assert plan.begins[lane, s + 1] < 0
+        assert plan.updates[lane, s] == plan.weight[lane, s] == 0
         continue
-      end = plan.event[device, s]
-      read[int(k)] = [
-        plan.order[plan.start[lane, i] :][: plan.count[lane, i]]
-        for i in range(t, end)
-      ]
-      t = end
-    assert (plan.count[lane, :t] > 0).all()
+      assert i == now  # Who ends here began where the one before ended.
+      now = plan.begins[lane, s + 1]
+      batches, parts = [], []
+      for step in range(t, times[s + 1]):
+        count, batch = plan.count[lane, step], plan.batch[lane, step]
+        assert 0 < count <= planner.step_examples
+        parts.append(plan.order[plan.start[lane, step] :][:count])
+        if batch > 0:  # The last part of a minibatch.
+          batches.append(np.concatenate(parts))
+          assert len(batches[-1]) == batch
+          parts = []
+      assert not parts and plan.updates[lane, s] == len(batches)
+      read[int(plan.cohort[i])] = batches
+      t = times[s + 1]
+    assert now < 0
     assert (plan.count[lane, t:] == 0).all()  # Idle to the end.
-    assert (plan.client[lane, plan.num_events[device] :] == -1).all()
+    assert (plan.ends[lane, events:] == -1).all()
   return read
+
+
+def weights(plan):
+  """{client: its weight in the mean}."""
+  ended = plan.ends >= 0
+  assert plan.weight[~ended].sum() == 0
+  clients = plan.cohort[plan.ends[ended]]
+  return dict(zip(clients.tolist(), plan.weight[ended].tolist(), strict=True))
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,19 +147,28 @@ def read_back(planner, plan):
   sizes=st.lists(st.integers(1, 30), min_size=1, max_size=14),
   epochs=st.integers(1, 3),
   batch_size=st.integers(0, 9),
+  micro_batch=st.integers(0, 5),
   lanes_per_device=st.integers(1, 4),
   num_devices=st.integers(1, 3),
   shuffle=st.sampled_from(SHUFFLES),
   data=st.data(),
 )
 def test_a_plan_reads_what_it_should(
-  sizes, epochs, batch_size, lanes_per_device, num_devices, shuffle, data
+  sizes,
+  epochs,
+  batch_size,
+  micro_batch,
+  lanes_per_device,
+  num_devices,
+  shuffle,
+  data,
 ):
   planner = make(
     sizes,
     cohort_size=data.draw(st.integers(1, len(sizes))),
     epochs=epochs,
     batch_size=batch_size,
+    micro_batch=micro_batch,
     shuffle=shuffle,
     lanes=lanes_per_device * num_devices,
     num_devices=num_devices,
@@ -162,14 +192,17 @@ def test_a_plan_reads_what_it_should(
       times = np.bincount(np.concatenate(read[k]) - offsets[k])
       assert (times == epochs).all() and len(times) == sizes[k]
     total = sum(sizes[k] for k in cohort)
-    weights = {
-      int(k): w
-      for k, w in zip(plan.client.ravel(), plan.weight.ravel(), strict=True)
-      if k >= 0
-    }
-    for k in cohort:
-      assert weights[k] == pytest.approx(sizes[k] / total, rel=1e-6)
-    assert plan.weight[plan.client < 0].sum() == 0
+    assert weights(plan) == pytest.approx(
+      {int(k): sizes[k] / total for k in cohort}, rel=1e-6
+    )
+    assert plan.share == pytest.approx(total / sum(sizes), rel=1e-6)
+    # Steps are of nearly equal parts, and as few as can be.
+    if planner.accumulates:
+      assert planner.step_examples <= micro_batch
+      assert -(-planner.batch_examples // planner.step_examples) == -(
+        -planner.batch_examples // micro_batch
+      )
+    assert planner.makespan(t) == (plan.count > 0).sum(axis=1).max()
 
 
 @settings(max_examples=60, deadline=None)
@@ -177,16 +210,50 @@ def test_a_plan_reads_what_it_should(
   steps=st.lists(st.integers(0, 40), min_size=1, max_size=30),
   lanes=st.integers(1, 8),
 )
-def test_longest_first_bound(steps, lanes):
+def test_packing(steps, lanes):
   steps = np.array(steps)
   packed = pack(steps, lanes)
   assert sorted(sum(packed, [])) == sorted(np.flatnonzero(steps))
   work = [steps[mine].sum() for mine in packed]
   assert max(work) <= -(-(steps.sum() + (lanes - 1) * steps.max()) // lanes)
-  # No lane idles while another has a client waiting that it could have taken.
+  assert max(work) <= max(longest_first(steps, lanes))
   for mine, load in zip(packed, work, strict=True):
+    assert list(steps[mine]) == sorted(steps[mine], reverse=True)
+    # No lane is idle while a client waits in another.
     if len(mine) > 1:
       assert load - steps[mine[-1]] <= min(work)
+
+
+def longest_first(steps, lanes):
+  """Loads of Graham's rule, which packing must never do worse than."""
+  loads = [0] * lanes
+  for n in sorted(steps, reverse=True):
+    loads[loads.index(min(loads))] += n
+  return loads
+
+
+@pytest.mark.parametrize('lanes', [2, 4, 8])
+@pytest.mark.parametrize('spread', [0.1, 0.5, 1.0])
+def test_makespan_is_within_a_hundredth_of_its_bound(lanes, spread):
+  """Natural sizes, five or more clients a lane, mean of 50 cohorts."""
+  rng = np.random.default_rng(0)
+  sizes = 10 + rng.lognormal(5, spread, 2000).astype(int)
+  planner = make(sizes, cohort_size=6 * lanes, batch_size=1, lanes=lanes)
+  ratios = []
+  for t in range(1, 51):
+    steps = planner.steps(planner.num_examples[planner.cohort(t)])
+    bound = max(steps.max(), steps.sum() / lanes)
+    ratios.append(planner.makespan(t) / bound)
+  assert 1 <= np.mean(ratios) < 1.01
+
+
+def test_uniform_weights_leave_out_who_has_no_examples():
+  planner = make([4, 0, 1, 7], weighting='uniform')
+  plan = planner(1)
+  assert weights(plan) == pytest.approx({0: 1 / 3, 2: 1 / 3, 3: 1 / 3})
+  assert plan.share == 1
+  half = make([4, 2, 1, 7], weighting='uniform', cohort_size=2)(1)
+  assert half.share == pytest.approx(0.5)
 
 
 def test_a_plan_depends_on_seed_and_round_alone():
@@ -220,6 +287,8 @@ def test_padding_is_bounded_by_the_longest_lane():
     ({'epochs': 0}, 'epochs = 0'),
     ({'epochs': 10**9}, 'epochs = 1000000000.*2'),
     ({'batch_size': -3}, 'batch_size = -3'),
+    ({'micro_batch': -1}, 'micro_batch = -1'),
+    ({'weighting': 'size'}, "weighting = 'size'"),
   ],
 )
 def test_bad_layouts_are_refused(changes, said):

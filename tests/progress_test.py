@@ -6,7 +6,7 @@ from fedavg_jax import progress
 
 
 class Clock:
-  """Stands in for the clock: three seconds a look."""
+  """Stands in for the clock that spaces the lines: three seconds a look."""
 
   def __init__(self):
     self.now = 0.0
@@ -24,6 +24,7 @@ def watch(monkeypatch, *, terminal, rounds=400, may_end_sooner=False):
   shown = progress.Progress(rounds, may_end_sooner=may_end_sooner)
   for number in range(rounds + 1):
     record = {'round': number, 'train_loss': 0.25 if number else None}
+    record['seconds'] = 3.0 if number else 0.0
     if number % 2 == 0:
       record['test_accuracy'] = 0.5 + number / 1000
     shown.update(record)
@@ -41,7 +42,7 @@ def test_plain_lines(monkeypatch):
 def test_a_long_run_tells_its_duration_once(monkeypatch):
   for terminal in (False, True):
     text = watch(monkeypatch, terminal=terminal)
-    assert text.count('all 400 rounds take about') == 1
+    assert text.count('3 s a round: all 400 rounds take about 20 min') == 1
     assert 'sooner' not in text
     text = watch(monkeypatch, terminal=terminal, may_end_sooner=True)
     assert 'the target, once reached, ends it sooner' in text

@@ -38,16 +38,56 @@ def losses_and_gradient(params, x, y):
   return losses, gradient
 
 
-def client_update(params, x, y, batches, learning_rate):
-  """w <- w - eta * gradient, for every batch. Returns w and all losses."""
+def client_update(params, x, y, batches, learning_rate, adjust=None):
+  """w <- w - eta * gradient, for every batch. Returns w and all losses.
+
+  `adjust(gradient, w)` may return another direction.
+  """
   params = dict(params)
   read = []
   for batch in batches:
     losses, gradient = losses_and_gradient(params, x[batch], y[batch])
     read.extend(losses)
+    if adjust is not None:
+      gradient = adjust(gradient, params)
     for name in params:
       params[name] = params[name] - learning_rate * gradient[name]
   return params, read
+
+
+def batches_of(planner, round_number, client):
+  """A client's minibatches in a round, as positions of its own examples."""
+  size = planner.batch_size or int(planner.num_examples[client])
+  return [
+    order[start : start + size]
+    for order in planner.epoch_orders(round_number, client)
+    for start in range(0, len(order), size)
+  ]
+
+
+def deltas(params, x, y, parts, planner, round_number, learning_rate):
+  """{client: (local model - global one)} of plain FedAvg's cohort."""
+  found = {}
+  for k in planner.cohort(round_number):
+    local, _ = client_update(
+      params,
+      x[parts[k]],
+      y[parts[k]],
+      batches_of(planner, round_number, k),
+      learning_rate,
+    )
+    found[int(k)] = {name: local[name] - params[name] for name in params}
+  return found
+
+
+def mean(trees, weights):
+  """Weighted mean of {client: {name: array}}."""
+  total = sum(weights[k] for k in trees)
+  names = next(iter(trees.values()))
+  return {
+    name: sum(weights[k] / total * tree[name] for k, tree in trees.items())
+    for name in names
+  }
 
 
 def federated_round(params, x, y, parts, cohort, batches_of, learning_rate):

@@ -1,0 +1,154 @@
+"""How many lanes, on which devices, and why."""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedavg_jax import plan as plan_lib
+from fedavg_jax.errors import InputError
+
+# Weights that an accelerator can move about in the time its kernels take to
+# start; with fewer in all lanes together, more lanes cost nothing. An estimate,
+# not measured: 0.1 ms of kernel launches at 2 TB/s, a weight moved five times.
+_WEIGHTS_PER_LAUNCH = 10_000_000
+# Cohorts that are packed on trial, and the gain below which fewer lanes win.
+_TRIALS, _WORTH = 8, 1.02
+# Part of the free memory that lanes may take.
+_MEMORY_SHARE = 0.8
+
+
+def use_cpu_devices(number: int) -> None:
+  """Gives each CPU core a virtual device of its own: before JAX starts.
+
+  A small step cannot feed several cores, whole clients can. Without effect
+  where JAX runs already, on accelerators, or where JAX_NUM_CPU_DEVICES or
+  XLA_FLAGS have decided.
+
+  Args:
+    number: of devices, 0 for one per core this process may use.
+  """
+  config: Any = jax.config
+  flags = os.environ.get('XLA_FLAGS', '')
+  if config.jax_num_cpu_devices > 0 or 'host_platform_device_count' in flags:
+    return
+  if hasattr(os, 'sched_getaffinity'):  # Where a process can be pinned.
+    cores = len(os.sched_getaffinity(0))
+  else:
+    cores = os.cpu_count() or 1
+  try:
+    jax.config.update('jax_num_cpu_devices', number or cores)
+  except RuntimeError:
+    pass  # JAX runs already: keep its devices.
+
+
+def choose_lanes(
+  wished: int,
+  planner: plan_lib.Planner,
+  devices: Sequence[jax.Device],
+  *,
+  num_weights: int,
+  lane_bytes: int,
+) -> tuple[plan_lib.Planner, str]:
+  """Lays a federation out for the devices.
+
+  Chosen are the fewest lanes that come within 2 % of the most useful steps per
+  second. Useful steps are counted by packing some of the run's own cohorts. A
+  step of l lanes on a device is taken to cost l on a CPU, where whole clients
+  per core are fastest, and max(1, l / l_0) on an accelerator, where l_0 lanes
+  hide the start of its kernels.
+
+  Args:
+    wished: lanes of all devices together; 0 chooses.
+    planner: of the federation, its lanes not yet decided.
+    devices: to share the lanes.
+    num_weights: of the model.
+    lane_bytes: memory that a lane needs.
+
+  Returns:
+    The planner with its lanes and devices, and one line that says why.
+
+  Raises:
+    InputError: lanes below 0, no multiple of the devices, or more than fit.
+  """
+  if wished < 0:
+    raise InputError(f'lanes = {wished}: must be at least 0')
+  free = free_bytes(devices[0])
+  fit = len(planner.num_examples)
+  if free is not None:
+    # Virtual CPU devices share one memory.
+    shared_by = len(devices) if devices[0].platform == 'cpu' else 1
+    fit = int(free * _MEMORY_SHARE) // max(lane_bytes * shared_by, 1)
+  needs = f'a lane needs about {lane_bytes / 2**20:.3g} MiB'
+  if wished:
+    lanes = min(wished, planner.cohort_size)
+    num_devices = min(len(devices), lanes)
+    if wished % num_devices:
+      raise InputError(
+        f'lanes = {wished}: must be a multiple of the {num_devices} devices'
+      )
+    lanes = -(-lanes // num_devices) * num_devices
+    if lanes > max(fit, 1) * num_devices:
+      raise InputError(
+        f'lanes = {wished}: {needs}, so at most {max(fit, 1) * num_devices} fit'
+      )
+    why = 'as asked'
+    if wished > lanes:
+      why = f'the cohort of {planner.cohort_size} fills no more'
+    return _with_lanes(planner, lanes, num_devices), why
+  num_devices = min(len(devices), planner.cohort_size)
+  enough = 1.0
+  if devices[0].platform != 'cpu':
+    enough = max(1.0, _WEIGHTS_PER_LAUNCH / max(num_weights, 1))
+  most = max(1, min(fit, -(-planner.cohort_size // num_devices)))
+  cohorts = [
+    planner.steps(planner.num_examples[planner.cohort(r)])
+    for r in range(1, _TRIALS + 1)
+  ]
+  best, best_speed, best_share = 1, 0.0, 0.0
+  for lanes in _candidates(most):
+    share = useful_share(cohorts, lanes * num_devices)
+    speed = share * lanes / max(1.0, lanes / enough)
+    if speed > best_speed * _WORTH:
+      best, best_speed, best_share = lanes, speed, share
+  why = f'{100 * best_share:.0f} % of their steps are useful; {needs}'
+  if fit < -(-planner.cohort_size // num_devices):
+    why += f', and memory holds {fit} on a device'
+
+  return _with_lanes(planner, best * num_devices, num_devices), why
+
+
+def useful_share(cohorts: Sequence[np.ndarray], lanes: int) -> float:
+  """Steps of clients over steps that all lanes execute, idle ones included.
+
+  Args:
+    cohorts: for each, the steps of its clients, [M].
+    lanes: L.
+  """
+  makespans = sum(plan_lib.makespan(steps, lanes) for steps in cohorts)
+  return float(sum(steps.sum() for steps in cohorts) / (lanes * makespans))
+
+
+def free_bytes(device: jax.Device) -> int | None:
+  """Free memory of a device, None where it does not say."""
+  if device.platform == 'cpu':
+    if 'SC_AVPHYS_PAGES' not in os.sysconf_names:
+      return None
+    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  stats = device.memory_stats()
+  if not stats or 'bytes_limit' not in stats:
+    return None
+  return stats['bytes_limit'] - stats['bytes_in_use']
+
+
+def _candidates(most: int) -> list[int]:
+  """1, 2, 3, 4, 6, 8, 12, 16, 24 ... up to and with `most`."""
+  steps = [1, 2, 3] + [n << k for k in range(1, 30) for n in (2, 3)]
+  return sorted({n for n in steps if n < most} | {most})
+
+
+def _with_lanes(planner, lanes, num_devices):
+  return dataclasses.replace(planner, lanes=lanes, num_devices=num_devices)

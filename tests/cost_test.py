@@ -1,0 +1,54 @@
+"""Costs against hand counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedavg_jax import clients as clients_lib
+from fedavg_jax import cost
+from fedavg_jax import datasets
+from fedavg_jax import layers
+from fedavg_jax import losses
+from fedavg_jax import models
+
+CNN = (28 * 28 * 25 * 32, 14 * 14 * 25 * 32 * 64, 3136 * 512, 512 * 10)
+TWO = (784 * 200, 200 * 200, 200 * 10)
+
+
+@pytest.mark.parametrize('method', layers.METHODS)
+@pytest.mark.parametrize(('name', 'products'), [('cnn', CNN), ('2nn', TWO)])
+def test_gradient_of_the_papers_models(name, products, method):
+  """Three products a layer; the first layer has no gradient of its data."""
+  examples = clients_lib.Examples(
+    np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32)
+  )
+  data = datasets.Dataset('zeros', examples, examples, 10, max_value=255.0)
+  model = models.build_model(name, data, convolution=method)
+  loss_fn = losses.cross_entropy(model.apply)
+  found = cost.count(
+    jax.grad(lambda params, x, y: loss_fn(params, x, y).sum()),
+    jax.eval_shape(model.init, jax.random.key(0)),
+    jax.ShapeDtypeStruct((10, 28, 28, 1), 'uint8'),
+    jax.ShapeDtypeStruct((10,), 'int32'),
+  )
+  assert found.flops == 2 * 10 * (3 * sum(products) - products[0])
+  assert found.bytes > 4 * sum(products[-2:])
+
+
+def test_loops_branches_and_calls():
+  def product(w):
+    return w @ w  # 2 * 4 ** 3 = 128.
+
+  w = jnp.ones((4, 4))
+  scan = cost.count(
+    lambda w: jax.lax.scan(lambda c, _: (product(c), None), w, length=7)[0], w
+  )
+  assert scan.flops == 7 * 128
+  assert cost.count(jax.jit(product), w).flops == 128
+  nobody = cost.count(lambda w: (product(w), w + 1)[1], w)
+  assert nobody == cost.Cost(0, 64)
+  one = cost.count(
+    lambda w: jax.lax.cond(w[0, 0] > 0, product, lambda w: w + w, w), w
+  )
+  assert one.flops == 128

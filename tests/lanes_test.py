@@ -1,0 +1,97 @@
+"""The choice of lanes; its bounds and what it says."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from fedavg_jax import lanes as lanes_lib
+from fedavg_jax.errors import InputError
+from fedavg_jax.plan import Planner
+
+
+def planner(sizes, cohort_size):
+  return Planner(
+    num_examples=np.array(sizes),
+    cohort_size=cohort_size,
+    epochs=1,
+    batch_size=10,
+    seed=0,
+  )
+
+
+def gpu(free):
+  """What the choice looks at in an accelerator."""
+  stats = {'bytes_limit': free + 5, 'bytes_in_use': 5}
+  return types.SimpleNamespace(platform='gpu', memory_stats=lambda: stats)
+
+
+def choose(wished, cohort=10, sizes=(600,) * 100, devices=None, **kwargs):
+  kwargs = {'num_weights': 1000, 'lane_bytes': 1000} | kwargs
+  chosen, why = lanes_lib.choose_lanes(
+    wished, planner(sizes, cohort), devices or jax.devices(), **kwargs
+  )
+  return chosen.num_devices, chosen.lanes, why
+
+
+@pytest.mark.parametrize(
+    ('lanes', 'cohort', 'expected'),
+    [(0, 10, (2, 2)), (0, 1, (1, 1)), (1, 10, (1, 1)), (4, 10, (2, 4)),
+     (10, 10, (2, 10)), (98, 9, (2, 10)), (98, 1, (1, 1))],
+)  # fmt: skip
+def test_on_two_cpu_devices(lanes, cohort, expected):
+  assert choose(lanes, cohort)[:2] == expected
+
+
+def test_small_models_get_all_lanes_of_an_accelerator_large_ones_few():
+  free = [gpu(2**40)]
+  assert choose(0, 50, devices=free, num_weights=10_000)[1] == 50
+  assert choose(0, 50, devices=free, num_weights=10**7)[1] == 1
+
+
+def test_no_more_lanes_than_the_longest_client_keeps_busy():
+  """One client of 1,000 steps beside 49 of ten: two lanes do it all."""
+  sizes = [10_000] + [100] * 49
+  devices, lanes, why = choose(0, 50, sizes, [gpu(2**40)])
+  assert (devices, lanes) == (1, 2)
+  assert 'useful' in why
+
+
+def test_memory_bounds_the_choice_and_is_named():
+  devices = [gpu(2**20)]
+  _, lanes, why = choose(0, 50, devices=devices, lane_bytes=2**20 // 10)
+  assert lanes == 8  # A fifth stays free.
+  assert 'memory holds 8' in why
+
+
+@pytest.mark.parametrize(
+  ('lanes', 'kwargs', 'said'),
+  [
+    (-1, {}, 'lanes = -1: must be at least 0'),
+    (3, {}, 'lanes = 3: must be a multiple of the 2 devices'),
+    (
+      10,
+      {'devices': [gpu(2**20)], 'lane_bytes': 2**18},
+      'lanes = 10: a lane needs about 0.25 MiB, so at most 3 fit',
+    ),
+  ],
+)
+def test_bad_lanes_are_refused(lanes, kwargs, said):
+  with pytest.raises(InputError, match=said):
+    choose(lanes, **kwargs)
+
+
+def test_useful_share():
+  assert lanes_lib.useful_share([np.array([4, 2, 2])], 2) == 1.0
+  assert lanes_lib.useful_share([np.array([4, 2, 2])], 4) == 0.5
+  # A cohort counts by its steps.
+  assert lanes_lib.useful_share(
+    [np.array([4, 2, 2]), np.array([1])], 2
+  ) == pytest.approx(9 / 10)
+
+
+def test_free_memory_of_this_machine():
+  assert lanes_lib.free_bytes(jax.devices()[0]) > 2**20
+  silent = types.SimpleNamespace(platform='gpu', memory_stats=lambda: None)
+  assert lanes_lib.free_bytes(silent) is None

@@ -1,0 +1,261 @@
+"""Rounds in calls: what the number of rounds per call must not change."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedavg_jax as fa
+from fedavg_jax import simulation as simulation_lib
+from fedavg_jax.errors import DivergedError
+from fedavg_jax.errors import InputError
+
+
+def sgd(learning_rate):
+  return fa.fedavg(optax.sgd(learning_rate), optax.sgd(1.0))
+
+
+def make_simulation(**changes):
+  data = fa.load_dataset('digits')
+  parts = fa.partition.iid(1500, num_clients=7, seed=0)
+  clients = fa.build_clients(data.train, parts)
+  model = fa.build_model('2nn', data)
+  kwargs = {
+    'client_fraction': 0.5,
+    'epochs': 1,
+    'batch_size': 32,
+    'algorithm': sgd(0.1),
+  }
+  return fa.build_simulation(model, clients, data.test, **(kwargs | changes))
+
+
+def test_run_tells_divergence():
+  with pytest.raises(DivergedError, match='round 1'):
+    fa.run(
+      make_simulation(algorithm=fa.fedavg(optax.sgd(1e30), optax.sgd(1.0))),
+      rounds=5,
+    )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'rounds_per_call': -1}, 'rounds_per_call = -1'),
+    ({'micro_batch': -1}, 'micro_batch = -1'),
+    ({'lanes': 3}, 'lanes = 3'),
+    ({'weighting': 'none'}, 'weighting'),
+    (
+      {'algorithm': sgd(0.1)._replace(message=lambda ended: ended.delta)},
+      'algorithm.message',
+    ),
+    ({'client_fraction': 2.0}, 'client_fraction'),
+    ({'unavailable_fraction': 0.9}, 'cohort_size = 3'),
+    ({'lanes': -5}, 'lanes = -5'),
+  ],
+)
+def test_a_notebook_is_told_too(changes, said):
+  with pytest.raises(InputError, match=said):
+    make_simulation(**changes)
+
+
+def test_history_as_arrays():
+  history = fa.run(make_simulation(), rounds=3, eval_every=3)
+  np.testing.assert_array_equal(history['round'], [0, 1, 2, 3])
+  np.testing.assert_array_equal(
+    np.isnan(history['test_accuracy']), [False, True, True, False]
+  )
+  assert np.isnan(history['train_loss'][0])
+
+
+def test_evaluation_changes_nothing():
+  simulation = make_simulation()
+  often = fa.run(simulation, rounds=4)
+  rarely = fa.run(simulation, rounds=4, eval_every=4)
+  assert often['test_accuracy'][-1] == rarely['test_accuracy'][-1]
+  np.testing.assert_array_equal(often['train_loss'], rarely['train_loss'])
+
+
+def test_other_seed_other_cohorts_and_weights():
+  one, other = make_simulation(seed=0), make_simulation(seed=1)
+  assert any(
+    set(one.planner.cohort(t)) != set(other.planner.cohort(t))
+    for t in range(1, 6)
+  )
+  kernels = [
+    np.asarray(s.init()[0].params['Dense_0']['kernel']) for s in (one, other)
+  ]
+  assert (kernels[0] != kernels[1]).any()
+
+
+def test_unavailable_clients():
+  simulation = make_simulation(client_fraction=0.3, unavailable_fraction=0.6)
+  assert simulation.planner.num_unavailable == 4
+  assert simulation.planner.cohort_size == 2
+
+
+ALGORITHMS = {
+  'fedavg': fa.fedavg(optax.sgd(0.1), optax.sgd(1.0, momentum=0.5)),
+  'scaffold': fa.scaffold(0.1),
+}
+
+
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_rounds_per_call_change_no_bit(name):
+  """Ten rounds one by one, by three, and all in one call."""
+  runs = []
+  for per_call in (1, 3, 64):
+    simulation = make_simulation(
+      algorithm=ALGORITHMS[name], rounds_per_call=per_call
+    )
+    records = list(fa.simulate(simulation, rounds=10, eval_every=2))
+    assert [r.round for r in records] == list(range(11))
+    assert [r.test_accuracy is None for r in records[:4]] == [
+      False,
+      True,
+      False,
+      True,
+    ]
+    told = [(r.train_loss, r.test_loss, r.examples) for r in records]
+    runs.append((told, jax.device_get(records[-1].state)))
+  for told, state in runs[1:]:
+    assert told == runs[0][0]
+    for a, b in zip(
+      jax.tree.leaves(state), jax.tree.leaves(runs[0][1]), strict=True
+    ):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_states_stay_valid_and_are_those_of_their_rounds():
+  """Calls wait in line, yet each record has its own model."""
+  simulation = make_simulation(rounds_per_call=1)
+  records = list(fa.simulate(simulation, rounds=5))
+  for record in records:
+    assert int(record.state.round) == record.round
+    tested = simulation.evaluate(record.state.params)
+    assert tested.accuracy == record.test_accuracy
+
+
+@pytest.mark.parametrize('per_call', [1, 4, 64])
+def test_the_target_ends_a_run_in_the_middle_of_a_call(per_call):
+  """No later round, done or in line, changes what is left."""
+  simulation = make_simulation(rounds_per_call=per_call)
+  accuracies = fa.run(simulation, rounds=12)['test_accuracy']
+  target = accuracies[7]
+  first = int(np.flatnonzero(accuracies >= target)[0])
+  assert 3 < first < 12
+  records = list(fa.simulate(simulation, rounds=50, target_accuracy=target))
+  assert records[-1].round == first
+  assert records[-1].test_accuracy >= target
+  last = simulation.evaluate(records[-1].state.params)
+  assert last.accuracy == records[-1].test_accuracy
+  assert int(records[-1].state.round) == first
+
+
+def test_a_target_is_met_exactly_or_not():
+  """Of 10,000, 9,900 are 99 %; of 10, three are at least 0.3, not 0.30001."""
+  enough = simulation_lib._enough_correct
+  assert enough(0.99, 10_000) == 9900
+  assert enough(0.3, 10) == 3 and enough(0.30001, 10) == 4
+  assert enough(1.0, 7) == 7 and enough(0.0, 7) == np.inf
+  for count in (7, 297, 10_000):
+    for correct in range(1, count + 1, 5):
+      assert enough(correct / count, count) == correct
+
+
+def test_the_initial_model_may_reach_the_target():
+  records = list(fa.simulate(make_simulation(), rounds=5, target_accuracy=1e-9))
+  assert len(records) == 1 or records[0].test_accuracy == 0
+
+
+@pytest.mark.parametrize('per_call', [1, 64])
+def test_divergence_in_the_middle_of_a_call(per_call):
+  """The server's third update is infinite: two rounds stay done."""
+
+  def update(updates, count, params=None):
+    del params
+    scale = jnp.where(count < 2, -1.0, jnp.inf)
+    return jax.tree.map(lambda g: scale * g, updates), count + 1
+
+  server = optax.GradientTransformation(
+    lambda params: jnp.zeros((), jnp.int32), update
+  )
+  simulation = make_simulation(
+    algorithm=fa.fedavg(optax.sgd(0.1), server), rounds_per_call=per_call
+  )
+  records = list(fa.simulate(simulation, rounds=9))
+  assert [r.finite for r in records] == [True, True, True, False]
+  assert int(records[-1].state.round) == 2
+  tested = simulation.evaluate(records[-1].state.params)
+  assert tested.accuracy == records[2].test_accuracy
+
+
+@pytest.mark.parametrize('micro_batch', [1, 7, 50, 1000])
+def test_micro_batches_equal_the_full_batch(micro_batch):
+  """B = inf in parts; the last part and the clients are uneven."""
+  setting = {'batch_size': 0, 'epochs': 3, 'client_fraction': 1.0}
+  whole = fa.run(make_simulation(micro_batch=1000, **setting), rounds=3)
+  simulation = make_simulation(micro_batch=micro_batch, **setting)
+  assert simulation.planner.step_examples <= micro_batch
+  parts = fa.run(simulation, rounds=3)
+  np.testing.assert_allclose(
+    parts['train_loss'][1:], whole['train_loss'][1:], rtol=1e-5
+  )
+  np.testing.assert_allclose(parts['test_loss'], whole['test_loss'], rtol=1e-5)
+
+
+OUT_OF_MEMORY = """
+import pathlib, re, resource
+import numpy as np
+import optax
+import fedavg_jax as fa
+
+rng = np.random.default_rng(0)
+n = 2048
+examples = fa.Examples(
+  rng.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8),
+  rng.integers(0, 10, n).astype(np.int32),
+)
+data = fa.Dataset('random', examples, examples, 10, max_value=255.0)
+parts = fa.partition.iid(n, num_clients=512, seed=0)
+simulation = fa.build_simulation(
+  fa.build_model('2nn', data), fa.build_clients(examples, parts), examples,
+  client_fraction=1.0, epochs=1, batch_size=4, lanes=512,
+  algorithm=fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)))
+status = pathlib.Path('/proc/self/status').read_text()
+now = int(re.search(r'VmSize:\\s+(\\d+) kB', status)[1]) * 1024
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+for limit in (now + 1100 * 2**20, most):
+  resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+  losses = [r.test_loss for r in fa.simulate(simulation, rounds=2)]
+  print('losses', *losses)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='address space is limited')
+def test_out_of_memory_halves_the_lanes_and_changes_no_result():
+  """A process whose address space ends: the machine really refuses."""
+  process = subprocess.run(
+    [sys.executable, '-c', OUT_OF_MEMORY],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert process.returncode == 0, process.stderr
+  assert 'out of memory with 512 lanes: goes on with 256' in process.stderr
+  limited, free = [
+    [float(x) for x in line.split()[1:]] for line in process.stdout.splitlines()
+  ]
+  np.testing.assert_allclose(limited, free, rtol=1e-6)
+
+
+def test_not_even_one_lane_fits():
+  error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+  planner = make_simulation(lanes=1).planner
+  with pytest.raises(InputError, match='lanes = 1: not even one lane'):
+    simulation_lib._fewer(1, planner, error)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
+    simulation_lib._fewer(4, planner, jax.errors.JaxRuntimeError('INTERNAL'))
