@@ -75,7 +75,7 @@ def check(model_name: str, method: str) -> dict[str, Any]:
       begin = begin or jax.device_get(state)
       state = jax.device_put(begin, jax.tree.map(lambda a: a.sharding, state))
       rounds = fa.run_calls(
-        simulation, state, client_states, range(1, 2), eval_every=1
+        simulation, state, client_states, range(1, 2), evaluated=bool
       )
       (record,) = rounds
     models.append(jax.device_get(record.state.params))
@@ -97,7 +97,7 @@ def measure(
     first = 8 * number + 1
     start = time.perf_counter()
     *_, record = fa.run_calls(
-      simulation, *states, range(first, first + 8), eval_every=10**9
+      simulation, *states, range(first, first + 8), evaluated=lambda _: False
     )
     seconds.append((time.perf_counter() - start) / 8)
     states = record.state, ()

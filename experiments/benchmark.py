@@ -1,16 +1,18 @@
-"""Seconds per round on this machine, beside other systems in the same run.
+"""Rounds per second on this machine, beside other systems in the same run.
 
-The paper's MNIST settings with random pixels: 100 clients of 600 examples,
-C = 0.1, E = 1, B = 10, so a round is 600 client steps. All systems take turns,
-one round each, so that a machine whose speed drifts is fair to all. The first
-rounds, which compile and warm up, do not count.
+Every system is a process of its own. All take turns of a second or so, the same
+number of rounds in each of their turns, so that a machine whose speed drifts is
+fair to all; the first turns, which compile and warm up, do not count. Workloads
+are defined in `experiments/workloads.py`, peers in `experiments/peers/`.
 
 python -m experiments.benchmark
-python -m experiments.benchmark --peers torch --rounds 15 --out results.jsonl
+python -m experiments.benchmark --peers torch,fedjax,flower,pfl --out FILE
+python -m experiments.benchmark --workloads writers,roles,roles_8
+python -m experiments.benchmark --workloads cohorts --picture cohorts.png
+python -m experiments.benchmark --workloads cnn --profile DIR
 """
 
 import argparse
-from collections.abc import Callable
 import json
 import pathlib
 import statistics
@@ -20,62 +22,100 @@ import time
 from typing import Any
 import venv
 
-import numpy as np
-import optax
+from experiments import workloads
 
-import fedavg_jax as fa
-from fedavg_jax import metrics
-from fedavg_jax import models
-
-NUM_CLIENTS, COHORT, EXAMPLES, BATCH = 100, 10, 600, 10
-STEPS = COHORT * EXAMPLES // BATCH
-WORKLOADS = ('cnn', '2nn')
 PEERS = pathlib.Path(__file__).parent / 'peers'
-# How a peer's worker is started, and under which name: every way it could run.
+DEFAULT = 'cnn,2nn'
+GROUPS = {
+  'all': list(workloads.WORKLOADS),
+  'cohorts': [f'cohort_{m}' for m in workloads.COHORTS],
+  'sizes': [name for name in workloads.WORKLOADS if name.startswith('size_')],
+  'run': ['run_2nn', 'run_cnn'],
+}
+# How a peer is started, under which name: every way that could be the fastest.
 PEER_MODES = {
   'torch': {
     'torch, 2 processes x 1 thread': ('2', '1'),
     'torch, 1 process x 2 threads': ('1', '2'),
-  }
+  },
+  'fedjax': {'fedjax, jit': ()},
+  'flower': {'flower, 2 workers': ('2',), 'flower, 1 worker': ('1',)},
+  'pfl': {'pfl-research, 2 threads': ('2',), 'pfl-research, 1 thread': ('1',)},
 }
-
-# A system in a race: runs one round, returns its seconds.
-Racer = Callable[[], float]
-
-
-def our_racer(workload: str, lanes: int) -> tuple[Racer, dict[str, Any]]:
-  """The engine as `main` runs it: plan, call, wait; no evaluation."""
-  rng = np.random.default_rng(0)
-  n = NUM_CLIENTS * EXAMPLES
-  examples = fa.Examples(
-    rng.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8),
-    rng.integers(0, 10, n).astype(np.int32),
-  )
-  test = fa.Examples(examples.x[:125], examples.y[:125])
-  data = fa.Dataset('random', examples, test, num_classes=10, max_value=255.0)
-  parts = fa.partition.iid(n, num_clients=NUM_CLIENTS, seed=0)
-  simulation = fa.build_simulation(
-    fa.build_model(workload, data),
-    fa.build_clients(data.train, parts),
-    data.test,
-    client_fraction=COHORT / NUM_CLIENTS,
-    epochs=1,
-    batch_size=BATCH,
-    algorithm=fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
-    lanes=lanes,
-  )
-  records = fa.simulate(simulation, rounds=10**6, eval_every=10**6)
-  initial = next(records)
-  told = {
-    'lanes': simulation.planner.lanes,
-    'devices': simulation.planner.num_devices,
-    'compile_seconds': simulation.compile_seconds,
-    'parameters': models.num_parameters(initial.state.params),
-  }
-  return (lambda: next(records).seconds), told
+NOTES = {
+  'fedjax': 'tops up a last short batch with examples drawn again',
+  'flower': 'the strategy aggregates on the host after every round',
+  'pfl': 'its mean is not weighted by examples; users drawn with replacement',
+}
+# The engine in other ways of its own, to compare with.
+OWN_MODES = {
+  'roles': {'fedavg_jax, a padded lane per client': {'lanes': 'cohort'}},
+  'run_2nn': {'fedavg_jax, device alone': {'device_alone': True}},
+  'run_cnn': {'fedavg_jax, device alone': {'device_alone': True}},
+}
+_TURN_SECONDS = 1.0
 
 
-def peer_racer(peer: str, workload: str, arguments: tuple[str, ...]) -> Racer:
+class Racer:
+  """A system in a race.
+
+  Attributes:
+    told: what it says of itself.
+    seconds: of a round, one entry per turn.
+    rounds: of each turn.
+    peak_kib: most memory of its processes so far.
+  """
+
+  def __init__(self, command: list[Any]):
+    self._process = subprocess.Popen(
+      [str(part) for part in command],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    self.told = self._answer()
+    self.seconds: list[float] = []
+    self.rounds = 1
+    self.peak_kib = 0
+
+  def turn(self, *, counts: bool) -> None:
+    """Runs `rounds` rounds."""
+    assert self._process.stdin
+    self._process.stdin.write(f'{self.rounds}\n')
+    self._process.stdin.flush()
+    answer = self._answer()
+    seconds = answer['seconds'] / self.rounds
+    self.peak_kib = answer['peak_kib']
+    if counts:
+      self.seconds.append(seconds)
+    else:  # Still warming up: how many rounds fill a turn?
+      self.rounds = max(1, round(_TURN_SECONDS / seconds))
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.kill()
+    self._process.wait()
+
+  def _answer(self) -> dict[str, Any]:
+    assert self._process.stdout and self._process.stderr
+    line = self._process.stdout.readline()
+    if not line:
+      last = self._process.stderr.read().strip().splitlines()[-1:]
+      raise ChildProcessError(f'ended: {" ".join(last) or "said nothing"}')
+    return json.loads(line)
+
+
+def our_command(workload: str, options: dict[str, Any]) -> list[Any]:
+  """Starts the engine's worker."""
+  return [
+    *(sys.executable, '-m', 'experiments.worker'),
+    json.dumps(workloads.WORKLOADS[workload].as_dict()),
+    json.dumps(options),
+  ]
+
+
+def peer_command(peer: str, workload: str, mode: tuple[str, ...]) -> list[Any]:
   """Starts a peer's worker in its own environment, made where it is missing."""
   home = pathlib.Path('build') / 'peers' / peer
   python = home / 'bin' / 'python'
@@ -84,90 +124,189 @@ def peer_racer(peer: str, workload: str, arguments: tuple[str, ...]) -> Racer:
     requirements = PEERS / peer / 'requirements.txt'
     install = [python, '-m', 'pip', 'install', '-q', '-r', requirements]
     subprocess.run(install, check=True)
-  worker = subprocess.Popen(
-    [python, PEERS / peer / 'worker.py', workload, *arguments],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
+  content = json.dumps(workloads.WORKLOADS[workload].as_dict())
+  return [python, PEERS / peer / 'worker.py', content, *mode]
+
+
+def race(
+  workload: str, peers: list[str], turns: int, options: dict[str, Any]
+) -> dict[str, Racer]:
+  """Lets the engine and the peers take turns."""
+  commands = {'fedavg_jax': our_command(workload, options)}
+  for name, own in OWN_MODES.get(workload, {}).items():
+    commands[name] = our_command(workload, options | own)
+  for peer in peers:
+    for name, mode in PEER_MODES[peer].items():
+      try:
+        commands[name] = peer_command(peer, workload, mode)
+      except (OSError, subprocess.CalledProcessError) as error:
+        print(f'{name}: cannot be installed here, left out: {error}')
+  racers: dict[str, Racer] = {}
+  try:
+    for name, command in commands.items():
+      try:
+        racers[name] = Racer(command)
+      except ChildProcessError as error:
+        print(f'{name}: does not start, left out: {error}')
+    for number in range(turns + 2):
+      for name, racer in list(racers.items()):
+        try:
+          racer.turn(counts=number >= 2)
+        except ChildProcessError as error:
+          print(f'{name}: fails, left out: {error}')
+          racers.pop(name).close()
+  finally:
+    for racer in racers.values():
+      racer.close()
+  return racers
+
+
+def rows(
+  workload: str, racers: dict[str, Racer], peaks: dict[str, float]
+) -> list[dict[str, Any]]:
+  """A JSON line per system."""
+  told = racers['fedavg_jax'].told
+  ours = statistics.median(racers['fedavg_jax'].seconds)
+  found = []
+  for name, racer in racers.items():
+    seconds = statistics.median(racer.seconds)
+    row = {
+      'workload': workload,
+      'about': workloads.WORKLOADS[workload].about,
+      'system': name,
+      'seconds_per_round': seconds,
+      'seconds': racer.seconds,
+      'rounds_per_turn': racer.rounds,
+      'ratio_to_ours': seconds / ours,
+      'rounds_per_second': 1 / seconds,
+      'clients_per_second': told['clients'] / seconds,
+      'steps_per_second': told['client_steps'] / seconds,
+      'examples_per_second': told['examples'] / seconds,
+      'gflops': 1e-9 * told['flops_per_example'] * told['examples'] / seconds,
+      'peak_mib': racer.peak_kib / 1024,
+      **peaks,
+      **racer.told,
+      'note': NOTES.get(name.split(',')[0].split('-')[0], ''),
+      'date': time.strftime('%Y-%m-%d'),
+      'command': ' '.join(['python -m experiments.benchmark', *sys.argv[1:]]),
+    }
+    found.append(row)
+  return found
+
+
+def show(found: list[dict[str, Any]]) -> None:
+  """Prints one workload's table."""
+  ours = found[0]
+  print(f'\n{ours["workload"]}: {ours["about"]}')
+  heads = ('s a round', 'min', 'max', 'ms a step', 'GFLOP/s', 'MiB', 'ratio')
+  print(f'{"":38}' + ''.join(f'{head:>10}' for head in heads))
+  for row in found:
+    cells = (
+      f'{row["seconds_per_round"]:.4g}',
+      f'{min(row["seconds"]):.4g}',
+      f'{max(row["seconds"]):.4g}',
+      f'{1000 / row["steps_per_second"]:.3g}',
+      f'{row["gflops"]:.3g}',
+      f'{row["peak_mib"]:.0f}',
+      f'{row["ratio_to_ours"]:.2f}',
+    )
+    print(f'{row["system"]:38}' + ''.join(f'{cell:>10}' for cell in cells))
+  print(
+    f'  {ours["rounds_per_second"]:.4g} rounds,'
+    f' {ours["clients_per_second"]:.4g} clients,'
+    f' {ours["steps_per_second"]:.4g} client steps,'
+    f' {ours["examples_per_second"]:.5g} examples a second; compiled in'
+    f' {ours["compile_seconds"]:.1f} s\n'
+    f'  {ours["lanes"]} lane(s) on {ours["devices"]} device(s),'
+    f' {100 * ours["useful_share"]:.1f} % of their steps useful;'
+    f' {ours["temporary_bytes"] / 2**20:.3g} MiB for the call,'
+    f' {ours["plan_bytes"] / 2**20:.3g} for a plan\n'
+    f'  {ours["gflops"]:.3g} GFLOP/s of {ours["peak_gflops_float32"]:.3g} that'
+    ' a large matrix product reaches; a large copy'
+    f' {ours["peak_gbytes"]:.3g} GB/s',
+    flush=True,
   )
 
-  def race() -> float:
-    assert worker.stdin and worker.stdout
-    worker.stdin.write('round\n')
-    worker.stdin.flush()
-    return json.loads(worker.stdout.readline())['seconds']
 
-  return race
+def draw_cohorts(found: list[dict[str, Any]], path: pathlib.Path) -> None:
+  """Cost of a client and memory of a call against the size of the cohort."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+  for system in dict.fromkeys(row['system'] for row in found):
+    mine = [row for row in found if row['system'] == system]
+    cohorts = [workloads.WORKLOADS[row['workload']].cohort for row in mine]
+    cost = [1000 / row['clients_per_second'] for row in mine]
+    left.plot(cohorts, cost, 'o-', label=system)
+    if system == 'fedavg_jax':
+      call = [row['temporary_bytes'] / 2**20 for row in mine]
+      plans = [row['plan_bytes'] / 2**20 for row in mine]
+      right.plot(cohorts, call, 'o-', label='the call, beside data and model')
+      right.plot(cohorts, plans, 's--', label='the plan')
+  left.set(xscale='log', xlabel='cohort', ylabel='ms a client')
+  right.set(xscale='log', xlabel='cohort', ylabel='MiB')
+  for axes in (left, right):
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+  figure.suptitle('2NN, 1,000 clients of 60 examples, E = 1, B = 10')
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
 
 
 def main() -> None:
   """Races every system on every workload; prints and appends the figures."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--workloads', nargs='+', default=WORKLOADS)
-  parser.add_argument('--peers', nargs='*', default=(), choices=PEER_MODES)
-  parser.add_argument('--rounds', type=int, default=11)
-  parser.add_argument('--lanes', type=int, default=0)
-  parser.add_argument('--out', type=pathlib.Path)
+  parser.add_argument(
+    '--workloads', default=DEFAULT, help=f'names, or of {", ".join(GROUPS)}'
+  )
+  parser.add_argument('--peers', default='', help=','.join(PEER_MODES))
+  parser.add_argument('--turns', type=int, default=9)
+  parser.add_argument('--lanes', type=int, help='over the workload')
+  parser.add_argument('--convolution', default='auto')
+  parser.add_argument('--precision', default='float32')
+  parser.add_argument('--cpu_devices', type=int, default=0)
+  parser.add_argument('--profile', help='folder for a trace of our engine')
+  parser.add_argument('--out', type=pathlib.Path, help='appends JSON lines')
+  parser.add_argument('--picture', type=pathlib.Path, help='of the cohorts')
   args = parser.parse_args()
-  fa.use_cpu_devices(0)
-  for workload in args.workloads:
-    ours, told = our_racer(workload, args.lanes)
-    racers = {'fedavg_jax': ours}
-    for peer in args.peers:
-      try:
-        for name, arguments in PEER_MODES[peer].items():
-          racers[name] = peer_racer(peer, workload, arguments)
-      except (OSError, subprocess.CalledProcessError) as error:
-        print(f'{peer}: cannot be installed here, left out: {error}')
-    times: dict[str, list[float]] = {name: [] for name in racers}
-    for number in range(args.rounds + 2):
-      for name, race in racers.items():
-        seconds = race()
-        if number >= 2:
-          times[name].append(seconds)
-    report(workload, told, times, args.out)
-
-
-def report(
-  workload: str,
-  told: dict[str, Any],
-  times: dict[str, list[float]],
-  out: pathlib.Path | None,
-) -> None:
-  """Prints a table; appends a JSON line per system."""
-  command = ' '.join(['python -m experiments.benchmark', *sys.argv[1:]])
-  ours = statistics.median(times['fedavg_jax'])
-  print(f'\n{workload}: {STEPS} client steps a round, B = {BATCH}')
-  heads = ('s a round', 'min', 'max', 'ms a step', 'ratio')
-  print(f'{"":32}' + ''.join(f'{head:>11}' for head in heads))
-  for name, seconds in times.items():
-    median = statistics.median(seconds)
-    print(
-      f'{name:32}{median:11.4f}{min(seconds):11.4f}{max(seconds):11.4f}'
-      f'{1000 * median / STEPS:11.3f}{median / ours:11.2f}'
-    )
-    row = {
-      'workload': workload,
-      'system': name,
-      'seconds_per_round': median,
-      'seconds': seconds,
-      'client_steps': STEPS,
-      'ratio_to_ours': median / ours,
-      **(told if name == 'fedavg_jax' else _requirements(name)),
-      'date': time.strftime('%Y-%m-%d'),
-      'command': command,
-      **metrics.environment(),
-    }
-    if out:
-      with open(out, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(row) + '\n')
-
-
-def _requirements(system: str) -> dict[str, Any]:
-  """The versions that a peer was installed with."""
-  peer = system.split(',')[0]
-  text = (PEERS / peer / 'requirements.txt').read_text()
-  return {'requirements': text.split('\n')[:-1]}
+  names: list[str] = []
+  for name in args.workloads.split(','):
+    names += GROUPS.get(name, [name])
+  peers = [peer for peer in args.peers.split(',') if peer]
+  for kind, given, known in (
+    ('--workloads', names, workloads.WORKLOADS),
+    ('--peers', peers, PEER_MODES),
+  ):
+    for name in given:
+      if name not in known:
+        parser.error(f'{kind} {name}: must be one of {", ".join(known)}')
+  if args.turns < 1:
+    parser.error(f'--turns {args.turns}: must be at least 1')
+  options = {
+    key: getattr(args, key)
+    for key in ('lanes', 'convolution', 'precision', 'cpu_devices', 'profile')
+    if getattr(args, key) is not None
+  }
+  best = Racer(our_command(names[0], options | {'peaks': True}))
+  best.close()
+  everything = []
+  for name in names:
+    racers = race(name, peers, args.turns, options)
+    if 'fedavg_jax' not in racers:
+      sys.exit(f'{name}: our own engine fails')
+    found = rows(name, racers, best.told)
+    show(found)
+    everything += found
+    if args.out:
+      with open(args.out, 'a', encoding='utf-8') as file:
+        file.writelines(json.dumps(row) + '\n' for row in found)
+  if args.picture:
+    draw_cohorts(everything, args.picture)
 
 
 if __name__ == '__main__':

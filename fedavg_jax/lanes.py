@@ -17,6 +17,9 @@ from fedavg_jax.errors import InputError
 _WEIGHTS_PER_LAUNCH = 10_000_000
 # Cohorts that are packed on trial, and the gain below which fewer lanes win.
 _TRIALS, _WORTH = 8, 1.02
+# Useful share below which devices go on with fewer lanes as lanes run dry; each
+# number of lanes is compiled for itself, so there are few.
+_GOOD_SHARE, _MOST_WIDTHS = 0.97, 4
 # Part of the free memory that lanes may take.
 _MEMORY_SHARE = 0.8
 
@@ -59,7 +62,8 @@ def choose_lanes(
   second. Useful steps are counted by packing some of the run's own cohorts. A
   step of l lanes on a device is taken to cost l on a CPU, where whole clients
   per core are fastest, and max(1, l / l_0) on an accelerator, where l_0 lanes
-  hide the start of its kernels.
+  hide the start of its kernels. Where few clients are much longer than the
+  others, a device goes on with a half, a quarter, an eighth of its lanes.
 
   Args:
     wished: lanes of all devices together; 0 chooses.
@@ -98,38 +102,66 @@ def choose_lanes(
     why = 'as asked'
     if wished > lanes:
       why = f'the cohort of {planner.cohort_size} fills no more'
-    return _with_lanes(planner, lanes, num_devices), why
+    cohorts = _trial_cohorts(planner)
+    widths = _choose_widths(cohorts, num_devices, lanes // num_devices)
+    return _with_lanes(planner, num_devices, widths), why
   num_devices = min(len(devices), planner.cohort_size)
   enough = 1.0
   if devices[0].platform != 'cpu':
     enough = max(1.0, _WEIGHTS_PER_LAUNCH / max(num_weights, 1))
   most = max(1, min(fit, -(-planner.cohort_size // num_devices)))
-  cohorts = [
-    planner.steps(planner.num_examples[planner.cohort(r)])
-    for r in range(1, _TRIALS + 1)
-  ]
-  best, best_speed, best_share = 1, 0.0, 0.0
+  cohorts = _trial_cohorts(planner)
+  best, best_speed = (1,), 0.0
   for lanes in _candidates(most):
-    share = useful_share(cohorts, lanes * num_devices)
-    speed = share * lanes / max(1.0, lanes / enough)
+    widths = _choose_widths(cohorts, num_devices, lanes)
+    costs = np.maximum(1.0, np.array(widths) / enough)
+    seconds = sum(
+      (plan_lib.steps_by_width(steps, num_devices, widths) * costs)
+      .sum(axis=1)
+      .max()
+      for steps in cohorts
+    )
+    speed = sum(steps.sum() for steps in cohorts) / seconds
     if speed > best_speed * _WORTH:
-      best, best_speed, best_share = lanes, speed, share
-  why = f'{100 * best_share:.0f} % of their steps are useful; {needs}'
+      best, best_speed = widths, speed
+  share = useful_share(cohorts, num_devices, best)
+  why = f'{100 * share:.0f} % of their steps are useful; {needs}'
   if fit < -(-planner.cohort_size // num_devices):
     why += f', and memory holds {fit} on a device'
+  return _with_lanes(planner, num_devices, best), why
 
-  return _with_lanes(planner, best * num_devices, num_devices), why
 
-
-def useful_share(cohorts: Sequence[np.ndarray], lanes: int) -> float:
+def useful_share(
+  cohorts: Sequence[np.ndarray], num_devices: int, widths: Sequence[int]
+) -> float:
   """Steps of clients over steps that all lanes execute, idle ones included.
 
   Args:
     cohorts: for each, the steps of its clients, [M].
-    lanes: L.
+    num_devices: D.
+    widths: [W], as in `plan.Planner`.
   """
-  makespans = sum(plan_lib.makespan(steps, lanes) for steps in cohorts)
-  return float(sum(steps.sum() for steps in cohorts) / (lanes * makespans))
+  executed = sum(
+    (plan_lib.steps_by_width(steps, num_devices, widths) * widths).sum()
+    for steps in cohorts
+  )
+  return float(sum(steps.sum() for steps in cohorts) / executed)
+
+
+def _trial_cohorts(planner) -> list[np.ndarray]:
+  """Steps of the clients of the first rounds."""
+  return [
+    planner.steps(planner.num_examples[planner.cohort(r)])
+    for r in range(1, _TRIALS + 1)
+  ]
+
+
+def _choose_widths(cohorts, num_devices, lanes) -> tuple[int, ...]:
+  """All lanes of a device to the end, or ever fewer where that wastes much."""
+  if useful_share(cohorts, num_devices, (lanes,)) >= _GOOD_SHARE:
+    return (lanes,)
+  halves = {-(-lanes // 2**i) for i in range(_MOST_WIDTHS)}
+  return tuple(sorted(halves, reverse=True))
 
 
 def free_bytes(device: jax.Device) -> int | None:
@@ -150,5 +182,10 @@ def _candidates(most: int) -> list[int]:
   return sorted({n for n in steps if n < most} | {most})
 
 
-def _with_lanes(planner, lanes, num_devices):
-  return dataclasses.replace(planner, lanes=lanes, num_devices=num_devices)
+def _with_lanes(planner, num_devices, widths):
+  return dataclasses.replace(
+    planner,
+    lanes=num_devices * widths[0],
+    num_devices=num_devices,
+    widths=widths,
+  )

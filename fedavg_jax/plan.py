@@ -11,13 +11,14 @@ the least work. A *step* is one minibatch of every lane, or a part of one where
 minibatches are large; an *event* is a step after which some lane ends a client.
 
 Shape letters: K clients, M cohort, L lanes (of all devices), D devices, T steps
-at most, S events at most, N positions in the order of reading.
+at most, S events at most, N positions in the order of reading, W widths.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import functools
 import heapq
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,8 @@ class Plan(NamedTuple):
       where the step completes it; their negative where more of it follows.
     event: [D, S] int32, number of steps done when the device's s-th event
       happens, ascending.
-    num_events: [D] int32, how many of the S entries are real.
+    until: [D, W] int32, events that happen before the device goes on with
+      fewer lanes, the next of `Planner.widths`; the last entry counts them all.
     ends: [L, S] int32, position in `cohort` of the client that the lane ends at
       an event, else -1.
     begins: [L, S + 1] int32, position in `cohort` of the client that the lane
@@ -61,7 +63,7 @@ class Plan(NamedTuple):
   count: np.ndarray
   batch: np.ndarray
   event: np.ndarray
-  num_events: np.ndarray
+  until: np.ndarray
   ends: np.ndarray
   begins: np.ndarray
   weight: np.ndarray
@@ -108,6 +110,8 @@ class Planner:
     seed: of the cohorts and the orders.
     lanes: L, lanes of all devices together.
     num_devices: D, divides L.
+    widths: [W] lanes of a device that step together, descending from L / D. A
+      device goes on with fewer of them once the others are idle to the end.
   """
 
   num_examples: np.ndarray
@@ -121,8 +125,12 @@ class Planner:
   seed: int
   lanes: int = 1
   num_devices: int = 1
+  widths: tuple[int, ...] = ()
 
   def __post_init__(self):
+    if not self.widths:
+      width = (max(self.lanes // self.num_devices, 1),)
+      object.__setattr__(self, 'widths', width)
     reachable = len(self.num_examples) - self.num_unavailable
     for name, holds, rule in (
       ('num_unavailable', self.num_unavailable >= 0, 'must be at least 0'),
@@ -149,6 +157,12 @@ class Planner:
         'lanes',
         self.lanes >= 1 and self.lanes % self.num_devices == 0,
         f'must be a positive multiple of num_devices = {self.num_devices}',
+      ),
+      (
+        'widths',
+        self.widths[0] * self.num_devices == self.lanes
+        and all(a > b >= 1 for a, b in itertools.pairwise(self.widths)),
+        'must descend from the lanes of a device',
       ),
     ):
       if not holds:
@@ -220,7 +234,7 @@ class Planner:
     plan.share[...] = weights.sum() / self._weights(self.num_examples).sum()
     ends = []  # (lane, first step, last step + 1, position in the cohort)
     position = 0
-    for lane, mine in enumerate(pack(self.steps(sizes), self.lanes)):
+    for lane, mine in enumerate(self._deal(self.steps(sizes))):
       t = 0
       for i in mine:
         orders = self.epoch_orders(round_number, cohort[i])  # [E, n_k]
@@ -237,12 +251,16 @@ class Planner:
         position += orders.size
         ends.append((lane, t, now.stop, i))
         t = now.stop
-    lanes_per_device = self.lanes // self.num_devices
+    width = self.widths[0]
     for device in range(self.num_devices):
-      mine = [end for end in ends if end[0] // lanes_per_device == device]
+      mine = [end for end in ends if end[0] // width == device]
       times = sorted({stop for *_, stop, _ in mine})
       plan.event[device, : len(times)] = times
-      plan.num_events[device] = len(times)
+      # The longest lane is the first: as many are busy as end later.
+      lane_ends = (plan.count[device * width :][:width] > 0).sum(axis=1)
+      for w, fewer in enumerate([*self.widths[1:], 0]):
+        busy_until = lane_ends[fewer] if fewer < width else 0
+        plan.until[device, w] = np.searchsorted(times, busy_until, 'right')
       after = {stop: s + 1 for s, stop in enumerate(times)} | {0: 0}
       for lane, first, stop, i in mine:
         s = after[stop] - 1
@@ -252,10 +270,15 @@ class Planner:
         plan.updates[lane, s] = (plan.batch[lane, first:stop] > 0).sum()
     return plan
 
-  def makespan(self, round_number: int) -> int:
-    """Steps of the longest lane in a round."""
-    sizes = self.num_examples[self.cohort(round_number)]
-    return makespan(self.steps(sizes), self.lanes)
+  def _deal(self, steps: np.ndarray) -> list[list[int]]:
+    """Clients of every lane; the longest lanes come first on every device."""
+    packed = pack(steps, self.lanes)
+    packed.sort(key=lambda mine: -steps[mine].sum())
+    return [
+      packed[i * self.num_devices + device]
+      for device in range(self.num_devices)
+      for i in range(self.widths[0])
+    ]
 
   def steps(self, num_examples: np.ndarray) -> np.ndarray:
     """Steps that E epochs of clients of these sizes take."""
@@ -296,7 +319,7 @@ class Planner:
       count=np.zeros((lanes, longest), np.int32),
       batch=np.zeros((lanes, longest), np.int32),
       event=np.zeros((devices, events), np.int32),
-      num_events=np.zeros(devices, np.int32),
+      until=np.zeros((devices, len(self.widths)), np.int32),
       ends=np.full((lanes, events), -1, np.int32),
       begins=np.full((lanes, events + 1), -1, np.int32),
       weight=np.zeros((lanes, events), np.float32),
@@ -379,3 +402,23 @@ def _exchange(steps, packed, work) -> bool:
 def makespan(steps: np.ndarray, lanes: int) -> int:
   """Steps of the longest lane after packing clients of [M] steps."""
   return max(int(steps[mine].sum()) for mine in pack(steps, lanes))
+
+
+def steps_by_width(
+  steps: np.ndarray, num_devices: int, widths: Sequence[int]
+) -> np.ndarray:
+  """Steps that each device takes with each number of lanes, [D, W].
+
+  Times `widths`, their sum is what the lanes execute, on nothing included.
+
+  Args:
+    steps: [M] steps of a cohort's clients.
+    num_devices: D.
+    widths: [W], as in `Planner`.
+  """
+  packed = pack(steps, num_devices * widths[0])
+  ends = np.sort([steps[mine].sum() for mine in packed])[::-1]
+  # Lane i of a device is idle after its end: `widths[w]` lanes step until the
+  # lane ends that is the first beyond the next width.
+  until = [ends.reshape(-1, num_devices)[w] for w in (*widths[1:], 0)]
+  return np.diff(np.stack(until, axis=1), axis=1, prepend=0)

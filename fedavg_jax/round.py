@@ -135,6 +135,7 @@ def build_round(
   *,
   step_examples: int,
   accumulates: bool = False,
+  widths: Sequence[int],
   mesh: jax.sharding.Mesh,
 ) -> jax.stages.Wrapped:
   """Builds the jitted round; the client states that go in are donated.
@@ -145,6 +146,7 @@ def build_round(
     step_examples: B, rows of one step (`Planner.step_examples`).
     accumulates: whether a minibatch may take several steps
       (`Planner.accumulates`).
+    widths: lanes of a device that step together (`Planner.widths`).
     mesh: the devices, from `lane_mesh`; plans must be made for as many.
 
   Returns:
@@ -156,131 +158,132 @@ def build_round(
 
   def train_lanes(state, client_states, data: Examples, plan: Plan):
     """One device's lanes: sums of messages and losses, new client states."""
-    num_lanes = plan.start.shape[0]
-    begin = jax.tree.map(
-      lambda p: jnp.broadcast_to(p, (num_lanes, *p.shape)), state.params
-    )
-    begin_opt = jax.vmap(algorithm.client_optimizer.init)(begin)
-    seen = {'global_params': state.params, 'server': state.server}
+    params = state.params
+    begin_opt = algorithm.client_optimizer.init(params)
+    seen = {'global_params': params, 'server': state.server}
+    num_clients = plan.cohort.size
 
-    def begin_clients(s, now):
-      """What the clients that begin at s keep, in the place of `now`."""
-      k = plan.cohort[plan.begins[:, s]]
-      return _where(
-        plan.begins[:, s] >= 0,
-        jax.tree.map(lambda store: store[k], client_states),
-        now,
+    def stacked(tree, number):
+      """`number` rows of zeros like the leaves of a tree."""
+      return jax.tree.map(
+        lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), tree
       )
 
     def step(t, carry):
+      """One step of the lanes in the carry, the first ones of the device."""
       local, opt_state, grads, client, loss_sum, examples = carry
+      now = jax.tree.map(
+        lambda array: array[: _rows(local), t],
+        (plan.start, plan.count, plan.batch),
+      )
 
-      def one_lane(params, opt_state, grads, client, start, count, batch):
+      def one_lane(local, opt_state, grads, client, start, count, batch):
         rows = lax.dynamic_slice_in_dim(plan.order, start, step_examples)
         mask = jnp.arange(step_examples) < count
         loss, new_grads = gradient(
-          params, data.x[rows], data.y[rows], mask, jnp.abs(batch)
+          local, data.x[rows], data.y[rows], mask, jnp.abs(batch)
         )
-        if accumulates:
-          grads = jax.tree.map(jnp.add, grads, new_grads)
-          new = update(params, opt_state, grads, client=client, **seen)
-          old = (params, opt_state, grads)
-          zeros = jax.tree.map(jnp.zeros_like, grads)
-          params, opt_state, grads = jax.tree.map(
-            lambda a, b: jnp.where(batch > 0, a, b), (*new, zeros), old
-          )
-        else:
-          params, opt_state = update(
-            params, opt_state, new_grads, client=client, **seen
-          )
-        return params, opt_state, grads, loss
+        if not accumulates:
+          new = update(local, opt_state, new_grads, client=client, **seen)
+          return *new, grads, loss
+        grads = jax.tree.map(jnp.add, grads, new_grads)
+        new = update(local, opt_state, grads, client=client, **seen)
+        new = (*new, jax.tree.map(jnp.zeros_like, grads))
+        # The minibatch goes on: only its gradient has grown.
+        new = jax.tree.map(
+          lambda new, old: jnp.where(batch > 0, new, old),
+          new,
+          (local, opt_state, grads),
+        )
+        return *new, loss
 
-      local, opt_state, grads, loss = jax.vmap(one_lane)(
-        local,
-        opt_state,
-        grads,
-        client,
-        plan.start[:, t],
-        plan.count[:, t],
-        plan.batch[:, t],
-      )
+      *new, loss = jax.vmap(one_lane)(local, opt_state, grads, client, *now)
       loss_sum += jnp.sum(loss)
-      examples += jnp.sum(plan.count[:, t])
-      return local, opt_state, grads, client, loss_sum, examples
+      examples += jnp.sum(now[1])
+      return *new, client, loss_sum, examples
+
+    def begin_clients(s, now):
+      """What the clients keep that begin at s, in the place of `now`."""
+
+      def begin(now, store):
+        begins = plan.begins[: len(now), s]
+        return _where(begins >= 0, store[plan.cohort[begins]], now)
+
+      return jax.tree.map(begin, now, client_states)
 
     def until_event(s, carry):
       """Steps up to event s, then the clients that end there."""
-      total, kept, *local_carry = carry
+      total, kept, *carry = carry
       first = jnp.where(s == 0, 0, plan.event[0, s - 1])
       local, opt_state, grads, client, loss_sum, examples = lax.fori_loop(
-        first, plan.event[0, s], step, tuple(local_carry)
+        first, plan.event[0, s], step, tuple(carry)
       )
-      ended = plan.ends[:, s] >= 0  # [L]
+      ends, weight, updates = jax.tree.map(
+        lambda array: array[: _rows(local), s],
+        (plan.ends, plan.weight, plan.updates),
+      )
+      ended = ends >= 0  # [L]
 
       def one_client(local, client, updates):
         return algorithm.message(
           Ended(
-            delta=jax.tree.map(jnp.subtract, local, state.params),
-            global_params=state.params,
-            server=state.server,
+            delta=jax.tree.map(jnp.subtract, local, params),
             client=client,
             updates=jnp.maximum(updates, 1),
+            **seen,
           )
         )
 
-      message, new_client = jax.vmap(one_client)(
-        local, client, plan.updates[:, s]
-      )
-      # An idle lane's model is nobody's: left out, not multiplied by zero.
-      message = _where(ended, message, jax.tree.map(jnp.zeros_like, message))
-      total = jax.tree.map(
-        lambda total, m: total + _exact_tensordot(plan.weight[:, s], m),
-        total,
-        message,
-      )
-      slot = _slots(plan.ends[:, s], plan)
+      message, new_client = jax.vmap(one_client)(local, client, updates)
+
+      def add(total, message):
+        # An idle lane's model is nobody's: left out, not multiplied by zero.
+        message = _where(ended, message, jnp.zeros_like(message))
+        return total + _exact_tensordot(weight, message)
+
+      def restart(begin, now):
+        return _where(ended, begin[None], now)
+
+      total = jax.tree.map(add, total, message)
+      # Scatters drop what lies past the end: the lanes whose clients go on.
+      slot = jnp.where(ended, ends, num_clients)
       kept = jax.tree.map(
         lambda kept, new: kept.at[slot].set(new, mode='drop'), kept, new_client
       )
-      local = _where(ended, begin, local)
-      opt_state = _where(ended, begin_opt, opt_state)
+      local = jax.tree.map(restart, params, local)
+      opt_state = jax.tree.map(restart, begin_opt, opt_state)
       client = begin_clients(s + 1, client)
       return total, kept, local, opt_state, grads, client, loss_sum, examples
 
-    def nothing_kept(store):
-      return jnp.zeros((plan.cohort.size, *store.shape[1:]), store.dtype)
-
-    def nothing_yet(store):
-      return jnp.zeros((num_lanes, *store.shape[1:]), store.dtype)
-
-    client = begin_clients(0, jax.tree.map(nothing_yet, client_states))
-    message = jax.eval_shape(
+    one_state = jax.tree.map(lambda store: store[0], client_states)
+    message, _ = jax.eval_shape(
       algorithm.message,
-      Ended(
-        delta=state.params,
-        global_params=state.params,
-        server=state.server,
-        client=jax.tree.map(lambda store: store[0], client_states),
-        updates=plan.updates[0, 0],
-      ),
-    )[0]
-    total, kept, _, _, _, _, loss_sum, examples = lax.fori_loop(
-      0,
-      plan.num_events[0],
-      until_event,
-      (
-        jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), message),
-        jax.tree.map(nothing_kept, client_states),
-        begin,
-        begin_opt,
-        jax.tree.map(jnp.zeros_like, begin) if accumulates else (),
-        client,
-        jnp.zeros((), jnp.float32),
-        jnp.zeros((), jnp.int32),
-      ),
+      Ended(params, client=one_state, updates=plan.updates[0, 0], **seen),
     )
-    trained = jnp.zeros(plan.cohort.size, jnp.int32)
-    trained = trained.at[_slots(plan.ends, plan)].add(1, mode='drop')
+    num_lanes = plan.start.shape[0]
+    local, opt_state = jax.tree.map(
+      lambda leaf: jnp.broadcast_to(leaf, (num_lanes, *leaf.shape)),
+      (params, begin_opt),
+    )
+    grads = stacked(params, num_lanes) if accumulates else ()
+    client = begin_clients(0, stacked(one_state, num_lanes))
+    lanes = (local, opt_state, grads, client)
+    total = jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), message)
+    kept = stacked(one_state, num_clients)
+    loss_sum, examples = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    done = 0
+    for w, width in enumerate(widths):
+      # The other lanes are idle to the end: go on without them.
+      lanes = jax.tree.map(lambda leaf, width=width: leaf[:width], lanes)
+      total, kept, *lanes, loss_sum, examples = lax.fori_loop(
+        done,
+        plan.until[0, w],
+        until_event,
+        (total, kept, *lanes, loss_sum, examples),
+      )
+      done = plan.until[0, w]
+    slots = jnp.where(plan.ends >= 0, plan.ends, num_clients)
+    trained = jnp.zeros(num_clients, jnp.int32).at[slots].add(1, mode='drop')
     return lax.psum((total, kept, trained, loss_sum, examples), 'lanes')
 
   train_cohort = jax.shard_map(
@@ -303,9 +306,10 @@ def build_round(
     new_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), new_state, state
     )
+    changed = finite & (trained > 0)  # [M]
     client_states = jax.tree.map(
       lambda store, kept: store.at[plan.cohort].set(
-        _where(finite & (trained > 0), kept, store[plan.cohort])
+        _where(changed, kept, store[plan.cohort])
       ),
       client_states,
       kept,
@@ -342,18 +346,14 @@ def place_examples(
   return jax.device_put(Examples(x, y), everywhere)
 
 
-def _slots(ends, plan) -> jax.Array:
-  """Positions in the cohort; where none ends, one that scatters drop."""
-  return jnp.where(ends >= 0, ends, plan.cohort.size)
+def _rows(tree) -> int:
+  """Length of the leading axis that all leaves share."""
+  return jax.tree.leaves(tree)[0].shape[0]
 
 
-def _where(flags, new, old):
-  """Picks whole rows: flags [L], leaves [L, ...]."""
-
-  def pick(new, old):
-    return jnp.where(flags.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-  return jax.tree.map(pick, new, old)
+def _where(flags, new, old) -> jax.Array:
+  """Picks whole rows: flags [L], new and old [L, ...]."""
+  return jnp.where(flags.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
 def _exact_tensordot(weights, stacked) -> jax.Array:

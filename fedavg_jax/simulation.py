@@ -10,6 +10,7 @@ Shape letters: R rounds of a call at most; the others as in `plan.py`.
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import dataclasses
 import math
 import time
 from typing import Any
@@ -151,6 +152,7 @@ def build_simulation(
   shuffle: str = 'epoch',
   seed: int = 0,
   lanes: int = 0,
+  widths: Sequence[int] | None = None,
   micro_batch: int = 0,
   rounds_per_call: int = 0,
   devices: Sequence[jax.Device] | None = None,
@@ -171,6 +173,8 @@ def build_simulation(
     seed: of initial weights, cohorts and orders.
     lanes: clients that train side by side, on all devices together; 0 chooses.
       Never changes what is computed, but for rounding.
+    widths: lanes of a device that step together, the first of them all, the
+      next once the others are idle; chosen if left out.
     micro_batch: examples of a step at most; a larger minibatch takes several
       steps and one update. 0 chooses.
     rounds_per_call: at most; 0 chooses, and fewer where rounds are long.
@@ -208,6 +212,8 @@ def build_simulation(
     num_weights=models.num_parameters(params),
     lane_bytes=_lane_bytes(loss_fn, algorithm, params, planner, clients),
   )
+  if widths is not None:
+    planner = dataclasses.replace(planner, widths=tuple(widths))
 
   def with_lanes(lanes: int, why: str) -> Simulation:
     laid_out = planner
@@ -274,11 +280,12 @@ def _compile(
     algorithm,
     step_examples=planner.step_examples,
     accumulates=planner.accumulates,
+    widths=planner.widths,
     mesh=mesh,
   )
   evaluate = evaluate_lib.build_evaluate(model.apply, loss_fn, mesh)
   states = jax.eval_shape(init)
-  schedule = _schedule(planner, [1], rounds_per_call, 1, math.inf)
+  schedule = make_schedule(planner, [1], rounds_per_call, lambda _: True)
   call = build_call(round_fn, evaluate, mesh)
   call = call.lower(np.True_, *states, data, test_set, schedule).compile()
   evaluate = evaluate.lower(states[0].params, test_set).compile()
@@ -400,7 +407,7 @@ def simulate(
         state,
         client_states,
         range(done + 1, rounds + 1),
-        eval_every=eval_every,
+        evaluated=lambda number: number % eval_every == 0 or number == rounds,
         enough_correct=_enough_correct(target_accuracy, int(tested.count)),
       ):
         done, state = record.round, record.state
@@ -423,7 +430,7 @@ def run_calls(
   client_states: Any,
   numbers: range,
   *,
-  eval_every: int,
+  evaluated: Callable[[int], bool],
   enough_correct: float = math.inf,
 ) -> Iterator[Record]:
   """Runs rounds from a state on; `simulate` is built on it.
@@ -435,7 +442,7 @@ def run_calls(
     state: of the server before the first of them.
     client_states: of all clients; they go with the first call.
     numbers: of the rounds.
-    eval_every: rounds between evaluations.
+    evaluated: round number -> whether its model is tested.
     enough_correct: ends after a round with so many correct test examples.
 
   Yields:
@@ -450,20 +457,19 @@ def run_calls(
       many = int(_CALL_SECONDS / per_round) if per_round else _MOST_ROUNDS
       many = min(max(many, 1), simulation.rounds_per_call)
       mine, numbers = numbers[:many], numbers[many:]
-      schedule = _schedule(
+      schedule = make_schedule(
         simulation.planner,
         mine,
         simulation.rounds_per_call,
-        eval_every,
+        evaluated,
         enough_correct,
-        last=not numbers,
       )
       state, client_states, told = simulation.call(
         going, state, client_states, simulation.data, simulation.test, schedule
       )
       going = told.going
       in_flight.append((mine, schedule.evaluate, state, told))
-    mine, evaluated, state_then, told = in_flight.pop(0)
+    mine, tests, state_then, told = in_flight.pop(0)
     told = jax.device_get(told)
     now = time.perf_counter()
     done = int(told.num_rounds)
@@ -473,7 +479,7 @@ def run_calls(
       metrics, tested = jax.tree.map(
         lambda array, i=i: array[i], (told.rounds, told.tests)
       )
-      tested = tested if evaluated[i] else None
+      tested = tested if tests[i] else None
       yield _record(number, state_then, metrics, tested, per_round)
     if not told.going:
       return
@@ -502,23 +508,26 @@ def run(
   return {name: np.array(values) for name, values in history.items()}
 
 
-def _schedule(
-  planner, numbers, capacity, eval_every, enough_correct, *, last=False
+def make_schedule(
+  planner: plan_lib.Planner,
+  numbers: Sequence[int],
+  rounds_per_call: int,
+  evaluated: Callable[[int], bool],
+  enough_correct: float = math.inf,
 ) -> Schedule:
-  """Plans of some rounds, padded to `capacity` of them."""
+  """A call's rounds `numbers`, padded to `rounds_per_call` of them."""
   plans = [planner(number) for number in numbers]
 
   def stack(*arrays):
-    stacked = np.zeros((capacity, *arrays[0].shape), arrays[0].dtype)
+    stacked = np.zeros((rounds_per_call, *arrays[0].shape), arrays[0].dtype)
     stacked[: len(arrays)] = arrays
     return stacked
 
-  evaluate = np.zeros(capacity, bool)
-  evaluate[: len(plans)] = [number % eval_every == 0 for number in numbers]
-  evaluate[len(plans) - 1] |= last
+  tests = np.zeros(rounds_per_call, bool)
+  tests[: len(plans)] = [evaluated(number) for number in numbers]
   return Schedule(
     plans=jax.tree.map(stack, *plans),
-    evaluate=evaluate,
+    evaluate=tests,
     num_rounds=np.array(len(plans), np.int32),
     enough_correct=np.array(enough_correct, np.float32),
   )

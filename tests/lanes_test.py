@@ -55,7 +55,7 @@ def test_no_more_lanes_than_the_longest_client_keeps_busy():
   sizes = [10_000] + [100] * 49
   devices, lanes, why = choose(0, 50, sizes, [gpu(2**40)])
   assert (devices, lanes) == (1, 2)
-  assert 'useful' in why
+  assert '100 % of their steps are useful' in why
 
 
 def test_memory_bounds_the_choice_and_is_named():
@@ -83,12 +83,32 @@ def test_bad_lanes_are_refused(lanes, kwargs, said):
 
 
 def test_useful_share():
-  assert lanes_lib.useful_share([np.array([4, 2, 2])], 2) == 1.0
-  assert lanes_lib.useful_share([np.array([4, 2, 2])], 4) == 0.5
+  share = lanes_lib.useful_share
+  assert share([np.array([4, 2, 2])], 1, (2,)) == 1.0
+  assert share([np.array([4, 2, 2])], 1, (4,)) == 0.5
+  # Two lanes idle from the second step on, one of the third never began.
+  assert share([np.array([4, 2, 2])], 1, (4, 1)) == 8 / (4 * 2 + 2)
   # A cohort counts by its steps.
-  assert lanes_lib.useful_share(
-    [np.array([4, 2, 2]), np.array([1])], 2
-  ) == pytest.approx(9 / 10)
+  both = [np.array([4, 2, 2]), np.array([1])]
+  assert share(both, 1, (2,)) == pytest.approx(9 / 10)
+  # Each device has its own trip count: an idle one executes nothing.
+  assert share([np.array([4, 1])], 2, (1,)) == 1.0
+
+
+@pytest.mark.parametrize(
+  ('sigma', 'lanes', 'expected'), [(0.1, 4, 1), (2.0, 8, 4), (2.0, 1, 1)]
+)
+def test_widths_where_few_clients_are_much_longer(sigma, lanes, expected):
+  sizes = np.random.default_rng(0).lognormal(5, sigma, 500).astype(int) + 1
+  chosen, _ = lanes_lib.choose_lanes(
+    lanes,
+    planner(sizes, 50),
+    jax.devices()[:1],
+    num_weights=1,
+    lane_bytes=1,
+  )
+  assert len(chosen.widths) == expected
+  assert chosen.widths[0] == lanes
 
 
 def test_free_memory_of_this_machine():

@@ -10,8 +10,10 @@ from fedavg_jax.errors import InputError
 from fedavg_jax.plan import SHUFFLES
 from fedavg_jax.plan import Planner
 from fedavg_jax.plan import cohort_size
+from fedavg_jax.plan import makespan
 from fedavg_jax.plan import num_unavailable
 from fedavg_jax.plan import pack
+from fedavg_jax.plan import steps_by_width
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def read_back(planner, plan):
   per_device = planner.lanes // planner.num_devices
   for lane in range(planner.lanes):
     device = lane // per_device
-    events = plan.num_events[device]
+    events = plan.until[device, -1]
     times = [0, *plan.event[device, :events]]
     assert (np.diff(times) > 0).all()
     now, t = plan.begins[lane, 0], 0
@@ -131,7 +133,25 @@ def read_back(planner, plan):
     assert now < 0
     assert (plan.count[lane, t:] == 0).all()  # Idle to the end.
     assert (plan.ends[lane, events:] == -1).all()
+    # Nobody is left out when the device goes on with fewer lanes.
+    for w, fewer in enumerate(planner.widths[1:]):
+      if lane % per_device >= fewer:
+        done = plan.until[device, w]
+        assert t <= (plan.event[device, done - 1] if done else 0)
   return read
+
+
+def stepped(plan):
+  """Steps of each device with each number of lanes, by the arrays, [D, W]."""
+  ends = []
+  for event, until in zip(plan.event, plan.until, strict=True):
+    assert (np.diff(until, prepend=0) >= 0).all()
+    ends.append(np.concatenate([[0], event])[until])
+  return np.diff(ends, axis=1, prepend=0)
+
+
+def layout(planner):
+  return planner.num_devices, planner.widths
 
 
 def weights(plan):
@@ -148,7 +168,7 @@ def weights(plan):
   epochs=st.integers(1, 3),
   batch_size=st.integers(0, 9),
   micro_batch=st.integers(0, 5),
-  lanes_per_device=st.integers(1, 4),
+  widths=st.lists(st.integers(1, 6), min_size=1, max_size=4, unique=True),
   num_devices=st.integers(1, 3),
   shuffle=st.sampled_from(SHUFFLES),
   data=st.data(),
@@ -158,7 +178,7 @@ def test_a_plan_reads_what_it_should(
   epochs,
   batch_size,
   micro_batch,
-  lanes_per_device,
+  widths,
   num_devices,
   shuffle,
   data,
@@ -170,8 +190,9 @@ def test_a_plan_reads_what_it_should(
     batch_size=batch_size,
     micro_batch=micro_batch,
     shuffle=shuffle,
-    lanes=lanes_per_device * num_devices,
+    lanes=max(widths) * num_devices,
     num_devices=num_devices,
+    widths=tuple(sorted(widths, reverse=True)),
   )
   offsets = np.concatenate([[0], np.cumsum(sizes)])
   shapes = [array.shape for array in planner(1)]
@@ -202,7 +223,10 @@ def test_a_plan_reads_what_it_should(
       assert -(-planner.batch_examples // planner.step_examples) == -(
         -planner.batch_examples // micro_batch
       )
-    assert planner.makespan(t) == (plan.count > 0).sum(axis=1).max()
+    np.testing.assert_array_equal(
+      steps_by_width(planner.steps(np.array(sizes)[cohort]), *layout(planner)),
+      stepped(plan),
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -243,8 +267,19 @@ def test_makespan_is_within_a_hundredth_of_its_bound(lanes, spread):
   for t in range(1, 51):
     steps = planner.steps(planner.num_examples[planner.cohort(t)])
     bound = max(steps.max(), steps.sum() / lanes)
-    ratios.append(planner.makespan(t) / bound)
+    ratios.append(makespan(steps, lanes) / bound)
   assert 1 <= np.mean(ratios) < 1.01
+
+
+def test_going_on_with_fewer_lanes_wastes_less():
+  """A long client beside short ones: eight lanes are idle to its end."""
+  sizes = [100] + [10] * 16
+  wide = make(sizes, batch_size=1, lanes=9)
+  narrow = make(sizes, batch_size=1, lanes=9, widths=(9, 1))
+  for planner, executed in ((wide, 9 * 100), (narrow, 9 * 20 + 80)):
+    steps = steps_by_width(planner.steps(np.array(sizes)), *layout(planner))
+    assert (steps * planner.widths).sum() == executed
+  assert narrow(1).until.tolist() == [[2, 3]]
 
 
 def test_uniform_weights_leave_out_who_has_no_examples():
@@ -287,6 +322,8 @@ def test_padding_is_bounded_by_the_longest_lane():
     ({'epochs': 0}, 'epochs = 0'),
     ({'epochs': 10**9}, 'epochs = 1000000000.*2'),
     ({'batch_size': -3}, 'batch_size = -3'),
+    ({'lanes': 4, 'widths': (3, 1)}, r'widths = \(3, 1\)'),
+    ({'lanes': 4, 'widths': (4, 4)}, r'widths = \(4, 4\)'),
     ({'micro_batch': -1}, 'micro_batch = -1'),
     ({'weighting': 'size'}, "weighting = 'size'"),
   ],

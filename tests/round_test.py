@@ -40,6 +40,7 @@ def make_engine(population, *, loss=loss_fn, algorithm=None, **planner_kwargs):
     algorithm,
     step_examples=planner.step_examples,
     accumulates=planner.accumulates,
+    widths=planner.widths,
     mesh=mesh,
   )
   data = round_lib.place_examples(population.x, population.y, mesh)
@@ -200,6 +201,34 @@ def test_lanes_and_devices_change_nothing(population, lanes, num_devices):
   one_by_one, told_one = run(population, **setting)
   got, told = run(population, lanes=lanes, num_devices=num_devices, **setting)
   assert_close(got, one_by_one, 1e-6)
+  assert told[-1].train_loss == pytest.approx(told_one[-1].train_loss, rel=1e-6)
+  assert told[-1].examples == told_one[-1].examples
+
+
+@pytest.mark.parametrize('widths', [(4, 1), (4, 3, 2, 1), (2, 1)])
+@pytest.mark.parametrize('num_devices', [1, 2])
+@pytest.mark.parametrize('batch_size', [1, 0])
+def test_going_on_with_fewer_lanes_changes_nothing(
+  population, widths, num_devices, batch_size
+):
+  setting = {
+    'cohort_size': 5,
+    'epochs': 2,
+    'batch_size': batch_size,
+    'rounds': 2,
+    'micro_batch': 4,
+    'algorithm': algorithms.scaffold(LEARNING_RATE),
+  }
+  one_state, one_clients, told_one = run_states(population, **setting)
+  state, clients, told = run_states(
+    population,
+    lanes=widths[0] * num_devices,
+    num_devices=num_devices,
+    widths=widths,
+    **setting,
+  )
+  assert_close(state.params, one_state.params, 1e-6)
+  assert_close(clients, one_clients, 1e-5)
   assert told[-1].train_loss == pytest.approx(told_one[-1].train_loss, rel=1e-6)
   assert told[-1].examples == told_one[-1].examples
 

@@ -1,0 +1,191 @@
+"""The engine as a system of the benchmark, in a process of its own.
+
+python -m experiments.worker WORKLOAD OPTIONS
+"""
+
+import json
+import math
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import workloads
+from experiments.peers import protocol
+import fedavg_jax as fa
+from fedavg_jax import cost
+from fedavg_jax import lanes
+from fedavg_jax import metrics
+from fedavg_jax import models
+from fedavg_jax import simulation as simulation_lib
+
+_COHORTS = 100  # Rounds that shares and examples are averaged over.
+
+
+def build(
+  workload: workloads.Workload, options: dict[str, Any]
+) -> fa.Simulation:
+  """Compiles a workload.
+
+  Args:
+    workload: what to run.
+    options: of the engine alone. `lanes`, over the workload's own, or 'cohort'
+      for a lane per client to the end of the longest; `convolution`;
+      `precision`.
+  """
+  data, clients = workloads.make_data(workload)
+  model = workloads.make_model(
+    workload,
+    data,
+    convolution=options.get('convolution', 'auto'),
+    precision=options.get('precision', 'float32'),
+  )
+  number, widths = options.get('lanes', workload.lanes), None
+  if number == 'cohort':
+    devices = jax.device_count()
+    widths = (-(-workload.cohort // devices),)
+    number = widths[0] * devices
+  return fa.build_simulation(
+    model,
+    clients,
+    data.test,
+    algorithm=fa.fedavg(optax.sgd(workload.learning_rate), optax.sgd(1.0)),
+    client_fraction=workload.cohort / len(workload.sizes),
+    epochs=workload.epochs,
+    batch_size=workload.batch,
+    weighting=workload.weighting,
+    lanes=number,
+    widths=widths,
+  )
+
+
+def describe(
+  workload: workloads.Workload, simulation: fa.Simulation
+) -> dict[str, Any]:
+  """What does not depend on the clock, and what compiling took."""
+  planner = simulation.planner
+  cohorts = [planner.cohort(r) for r in range(1, _COHORTS + 1)]
+  sizes = [planner.num_examples[cohort] for cohort in cohorts]
+  steps = [planner.steps(n) for n in sizes]
+  data, _ = workloads.make_data(workload)
+  model = workloads.make_model(workload, data)
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  loss_fn = fa.cross_entropy(model.apply)
+  gradient = cost.count(
+    jax.grad(lambda params, x, y: loss_fn(params, x, y).sum()),
+    params,
+    jax.ShapeDtypeStruct((1, *workload.shape), 'uint8'),
+    jax.ShapeDtypeStruct((1,), 'int32'),
+  )
+  compiled: Any = simulation.call
+  schedule = simulation_lib.make_schedule(planner, [1], 1, lambda _: False)
+  return {
+    'lanes': planner.lanes,
+    'widths': planner.widths,
+    'devices': planner.num_devices,
+    'why_lanes': simulation.why_lanes,
+    'parameters': models.num_parameters(params),
+    'compile_seconds': simulation.compile_seconds,
+    'rounds_per_call': simulation.rounds_per_call,
+    'client_steps': float(np.mean([s.sum() for s in steps])),
+    'examples': planner.epochs * float(np.mean([n.sum() for n in sizes])),
+    'clients': planner.cohort_size,
+    'useful_share': lanes.useful_share(
+      steps, planner.num_devices, planner.widths
+    ),
+    'flops_per_example': gradient.flops,
+    'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
+    'plan_bytes': sum(array.nbytes for array in schedule.plans),
+  }
+
+
+def peaks() -> dict[str, float]:
+  """What this device reaches at its best, all its cores together."""
+
+  def best(fn, *args) -> float:
+    fn = jax.jit(fn)
+    jax.block_until_ready(fn(*args))
+    seconds = math.inf
+    for _ in range(5):
+      start = time.perf_counter()
+      jax.block_until_ready(fn(*args))
+      seconds = min(seconds, time.perf_counter() - start)
+    return seconds
+
+  n = 4096 if jax.default_backend() == 'cpu' else 16384
+  found = {}
+  for name in ('float32', 'bfloat16'):
+    a = jnp.ones((n, n), name)
+    found[f'peak_gflops_{name}'] = 2e-9 * n**3 / best(jnp.matmul, a, a)
+    if jax.default_backend() == 'cpu':
+      break  # Where a CPU computes bfloat16, it is not what limits it.
+  a = jnp.ones(2**26)
+  found['peak_gbytes'] = 2e-9 * a.nbytes / best(lambda a: a + 1, a)
+  return found
+
+
+def main() -> None:
+  """Answers `experiments.benchmark`."""
+  options = json.loads(sys.argv[2])
+  fa.use_cpu_devices(options.get('cpu_devices', 0))
+  if options.get('peaks'):  # In a process of its own: it takes much memory.
+    protocol.answer(**peaks())
+    return
+  workload = workloads.from_dict(protocol.workload())
+  simulation = build(workload, options)
+  evaluated = lambda _: workload.tested > 0  # noqa: E731
+  states = simulation.init()
+  done = 0
+
+  def run_rounds(rounds: int) -> None:
+    """As `fa.simulate` runs them: plans, calls in line, metrics."""
+    nonlocal states, done
+    numbers = range(done + 1, done + rounds + 1)
+    for record in fa.run_calls(
+      simulation, *states, numbers, evaluated=evaluated
+    ):
+      json.dumps({k: v for k, v in record._asdict().items() if k != 'state'})
+      states = record.state, ()
+    done += rounds
+
+  prepared = {}
+
+  def run_device(rounds: int) -> None:
+    """The device alone: plans made before, nothing read but the end."""
+    nonlocal states
+    state, client_states = states
+    for first in range(0, rounds, simulation.rounds_per_call):
+      many = min(rounds - first, simulation.rounds_per_call)
+      if many not in prepared:
+        prepared[many] = simulation_lib.make_schedule(
+          simulation.planner,
+          range(1, many + 1),
+          simulation.rounds_per_call,
+          evaluated,
+        )
+      state, client_states, _ = simulation.call(
+        np.True_,
+        state,
+        client_states,
+        simulation.data,
+        simulation.test,
+        prepared[many],
+      )
+    states = jax.block_until_ready(state), client_states
+
+  told = describe(workload, simulation) | metrics.environment()
+  if folder := options.get('profile'):
+    run_rounds(2)
+    with jax.profiler.trace(folder, create_perfetto_trace=True):
+      run_rounds(4)
+  protocol.serve(
+    run_device if options.get('device_alone') else run_rounds, **told
+  )
+
+
+if __name__ == '__main__':
+  main()
