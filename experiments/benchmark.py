@@ -13,11 +13,15 @@ python -m experiments.benchmark --workloads cnn --profile DIR
 """
 
 import argparse
+import contextlib
 import json
+import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 import venv
@@ -39,7 +43,7 @@ PEER_MODES = {
     'torch, 1 process x 2 threads': ('1', '2'),
   },
   'fedjax': {'fedjax, jit': ()},
-  'flower': {'flower, 2 workers': ('2',), 'flower, 1 worker': ('1',)},
+  'flower': {'flower, 2 workers': ('2',)},
   'pfl': {'pfl-research, 2 threads': ('2',), 'pfl-research, 1 thread': ('1',)},
 }
 NOTES = {
@@ -67,11 +71,13 @@ class Racer:
   """
 
   def __init__(self, command: list[Any]):
+    self._errors = tempfile.TemporaryFile('w+')
     self._process = subprocess.Popen(
       [str(part) for part in command],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
+      stderr=self._errors,
+      start_new_session=True,
       text=True,
     )
     self.told = self._answer()
@@ -93,15 +99,24 @@ class Racer:
       self.rounds = max(1, round(_TURN_SECONDS / seconds))
 
   def close(self) -> None:
-    """Ends the process."""
-    self._process.kill()
+    """Ends the process, and those that it has started."""
+    assert self._process.stdin and self._process.stdout
+    self._process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._process.wait(timeout=20)
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
     self._process.wait()
+    self._process.stdout.close()
+    self._errors.close()
 
   def _answer(self) -> dict[str, Any]:
-    assert self._process.stdout and self._process.stderr
+    assert self._process.stdout
     line = self._process.stdout.readline()
     if not line:
-      last = self._process.stderr.read().strip().splitlines()[-1:]
+      self._errors.seek(0)
+      last = self._errors.read().strip().splitlines()[-1:]
+      self.close()
       raise ChildProcessError(f'ended: {" ".join(last) or "said nothing"}')
     return json.loads(line)
 
@@ -154,7 +169,7 @@ def race(
           racer.turn(counts=number >= 2)
         except ChildProcessError as error:
           print(f'{name}: fails, left out: {error}')
-          racers.pop(name).close()
+          racers.pop(name)
   finally:
     for racer in racers.values():
       racer.close()

@@ -52,6 +52,7 @@ from fedavg_jax.round import place_examples
 from fedavg_jax.simulation import Record
 from fedavg_jax.simulation import Simulation
 from fedavg_jax.simulation import build_simulation
+from fedavg_jax.simulation import make_schedule
 from fedavg_jax.simulation import run
 from fedavg_jax.simulation import run_calls
 from fedavg_jax.simulation import simulate
@@ -79,6 +80,7 @@ __all__ = [
   'lane_mesh',
   'load_dataset',
   'load_params',
+  'make_schedule',
   'Model',
   'partition',
   'place_examples',

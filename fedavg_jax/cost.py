@@ -37,6 +37,14 @@ def _count(jaxpr) -> Cost:
   for eqn in reversed(jaxpr.eqns):
     if not eqn.effects and not any(v in used for v in eqn.outvars):
       continue
+    if eqn.primitive.name == 'optimization_barrier':
+      # Only an order of its operands, each of which is used for itself.
+      used.update(
+        given
+        for given, out in zip(eqn.invars, eqn.outvars, strict=True)
+        if out in used and isinstance(given, core.Var)
+      )
+      continue
     used.update(v for v in eqn.invars if isinstance(v, core.Var))
     inner = [_count(sub) for sub in _inner(eqn)]
     times = eqn.params['length'] if eqn.primitive.name == 'scan' else 1

@@ -66,6 +66,10 @@ def _matmul_fwd(x, kernel):
 def _matmul_bwd(residuals, g):
   x, kernel = residuals
   dx = lax.dot_general(g, kernel, (((1,), (1,)), ((), ())))
+  if jax.default_backend() == 'cpu':
+    # First whoever reads the kernel, then its gradient and so its update: or
+    # XLA would copy the kernel in every step, to update it in place.
+    dx, g = lax.optimization_barrier((dx, g))
   dkernel = lax.dot_general(x, g, (((0,), (0,)), ((), ())))
   return dx, dkernel
 

@@ -41,6 +41,11 @@ _MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
 # Rows of a step unless told otherwise, where a minibatch has more.
 _MICRO_BATCH = 256
 _CALLS_IN_FLIGHT = 2
+# XLA:CPU finds more arrays of a loop that it can update in place: a CNN step is
+# 8 % faster, one of the 2NN 5 %.
+_COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
+  'cpu': {'xla_cpu_copy_insertion_use_region_analysis': True}
+}
 
 DIVERGED = (
   'the loss or the model is not finite; client.learning_rate or'
@@ -287,7 +292,9 @@ def _compile(
   states = jax.eval_shape(init)
   schedule = make_schedule(planner, [1], rounds_per_call, lambda _: True)
   call = build_call(round_fn, evaluate, mesh)
-  call = call.lower(np.True_, *states, data, test_set, schedule).compile()
+  call = call.lower(np.True_, *states, data, test_set, schedule).compile(
+    _COMPILER_OPTIONS.get(devices[0].platform)
+  )
   evaluate = evaluate.lower(states[0].params, test_set).compile()
   return Simulation(
     init=init,

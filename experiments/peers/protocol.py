@@ -6,6 +6,7 @@ input, a number of rounds, with the seconds that they took. Needs Python alone.
 """
 
 from collections.abc import Callable
+import functools
 import json
 import os
 import resource
@@ -13,21 +14,25 @@ import sys
 import time
 from typing import Any
 
-# Answers go where standard output was; whatever a library prints goes to the
-# standard error.
-_ANSWERS = os.fdopen(os.dup(1), 'w')
-os.dup2(2, 1)
+
+@functools.cache
+def _answers():
+  """Where standard output went; libraries print to standard error from now."""
+  answers = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)
+  return answers
 
 
 def workload() -> dict[str, Any]:
-  """The workload: name, model, shape, classes, sizes, cohort, epochs, batch."""
+  """The workload, as `workloads.Workload.as_dict` wrote it."""
+  _answers()
   return json.loads(sys.argv[1])
 
 
 def answer(**content: Any) -> None:
   """Writes one answer."""
-  _ANSWERS.write(json.dumps(content) + '\n')
-  _ANSWERS.flush()
+  _answers().write(json.dumps(content) + '\n')
+  _answers().flush()
 
 
 def asked() -> int | None:
