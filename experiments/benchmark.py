@@ -27,6 +27,7 @@ from typing import Any
 import venv
 
 from experiments import workloads
+from fedavg_jax import lanes
 
 PEERS = pathlib.Path(__file__).parent / 'peers'
 DEFAULT = 'cnn,2nn'
@@ -36,26 +37,33 @@ GROUPS = {
   'sizes': [name for name in workloads.WORKLOADS if name.startswith('size_')],
   'run': ['run_2nn', 'run_cnn'],
 }
-# How a peer is started, under which name: every way that could be the fastest.
+_CORES = lanes.num_cores()
+# How a peer is started, under which name: the ways that its users would try on
+# a CPU of so many cores. Peers run on the CPU.
 PEER_MODES = {
   'torch': {
-    'torch, 2 processes x 1 thread': ('2', '1'),
-    'torch, 1 process x 2 threads': ('1', '2'),
+    f'torch, {_CORES} processes x 1 thread': (str(_CORES), '1'),
+    f'torch, 1 process x {_CORES} threads': ('1', str(_CORES)),
   },
   'fedjax': {'fedjax, jit': ()},
-  'flower': {'flower, 2 workers': ('2',)},
-  'pfl': {'pfl-research, 2 threads': ('2',), 'pfl-research, 1 thread': ('1',)},
+  'flower': {f'flower, {_CORES} workers': (str(_CORES),)},
+  'pfl': {
+    f'pfl-research, {_CORES} threads': (str(_CORES),),
+    'pfl-research, 1 thread': ('1',),
+  },
 }
+# Where a peer's round means something else, beside its figures.
 NOTES = {
   'fedjax': 'tops up a last short batch with examples drawn again',
-  'flower': 'the strategy aggregates on the host after every round',
-  'pfl': 'its mean is not weighted by examples; users drawn with replacement',
+  'pfl-research': 'mean not weighted by examples, users drawn with replacement,'
+  ' examples not shuffled',
 }
 # The engine in other ways of its own, to compare with.
 OWN_MODES = {
   'roles': {'fedavg_jax, a padded lane per client': {'lanes': 'cohort'}},
   'run_2nn': {'fedavg_jax, device alone': {'device_alone': True}},
   'run_cnn': {'fedavg_jax, device alone': {'device_alone': True}},
+  'cohort_1000': {'fedavg_jax, device alone': {'device_alone': True}},
 }
 _TURN_SECONDS = 1.0
 
@@ -67,7 +75,7 @@ class Racer:
     told: what it says of itself.
     seconds: of a round, one entry per turn.
     rounds: of each turn.
-    peak_kib: most memory of its processes so far.
+    peak_kib: sum of the most memory of each of its processes so far.
   """
 
   def __init__(self, command: list[Any]):
@@ -92,7 +100,7 @@ class Racer:
     self._process.stdin.flush()
     answer = self._answer()
     seconds = answer['seconds'] / self.rounds
-    self.peak_kib = answer['peak_kib']
+    self.peak_kib = max(self.peak_kib, _peak_kib(self._process.pid))
     if counts:
       self.seconds.append(seconds)
     else:  # Still warming up: how many rounds fill a turn?
@@ -121,6 +129,24 @@ class Racer:
     return json.loads(line)
 
 
+def _peak_kib(pid: int) -> int:
+  """Sum of the most memory of a process and all its descendants, Linux."""
+  parents, peaks = {}, {}
+  for status in pathlib.Path('/proc').glob('[0-9]*/status'):
+    with contextlib.suppress(OSError, KeyError):  # It may have just ended.
+      lines = status.read_text().splitlines()
+      told = dict(line.split(':', 1) for line in lines if ':' in line)
+      parents[int(told['Pid'])] = int(told['PPid'])
+      peaks[int(told['Pid'])] = int(told['VmHWM'].split()[0])
+
+  def descends(process: int) -> bool:
+    while process and process != pid:
+      process = parents.get(process, 0)
+    return process == pid
+
+  return sum(peak for process, peak in peaks.items() if descends(process))
+
+
 def our_command(workload: str, options: dict[str, Any]) -> list[Any]:
   """Starts the engine's worker."""
   return [
@@ -134,11 +160,14 @@ def peer_command(peer: str, workload: str, mode: tuple[str, ...]) -> list[Any]:
   """Starts a peer's worker in its own environment, made where it is missing."""
   home = pathlib.Path('build') / 'peers' / peer
   python = home / 'bin' / 'python'
-  if not python.exists():
-    venv.create(home, with_pip=True)
-    requirements = PEERS / peer / 'requirements.txt'
+  requirements = PEERS / peer / 'requirements.txt'
+  installed = home / 'installed.txt'  # Written once all went well.
+  wanted = requirements.read_text()
+  if not installed.exists() or installed.read_text() != wanted:
+    venv.create(home, with_pip=True, clear=True)
     install = [python, '-m', 'pip', 'install', '-q', '-r', requirements]
     subprocess.run(install, check=True)
+    installed.write_text(wanted)
   content = json.dumps(workloads.WORKLOADS[workload].as_dict())
   return [python, PEERS / peer / 'worker.py', content, *mode]
 
@@ -149,7 +178,7 @@ def race(
   """Lets the engine and the peers take turns."""
   commands = {'fedavg_jax': our_command(workload, options)}
   for name, own in OWN_MODES.get(workload, {}).items():
-    commands[name] = our_command(workload, options | own)
+    commands[name] = our_command(workload, options | own | {'profile': ''})
   for peer in peers:
     for name, mode in PEER_MODES[peer].items():
       try:
@@ -201,7 +230,7 @@ def rows(
       'peak_mib': racer.peak_kib / 1024,
       **peaks,
       **racer.told,
-      'note': NOTES.get(name.split(',')[0].split('-')[0], ''),
+      'note': NOTES.get(name.split(',')[0], ''),
       'date': time.strftime('%Y-%m-%d'),
       'command': ' '.join(['python -m experiments.benchmark', *sys.argv[1:]]),
     }
@@ -216,6 +245,7 @@ def show(found: list[dict[str, Any]]) -> None:
   heads = ('s a round', 'min', 'max', 'ms a step', 'GFLOP/s', 'MiB', 'ratio')
   print(f'{"":38}' + ''.join(f'{head:>10}' for head in heads))
   for row in found:
+    note = f'  {row["note"]}' if row['note'] else ''
     cells = (
       f'{row["seconds_per_round"]:.4g}',
       f'{min(row["seconds"]):.4g}',
@@ -225,7 +255,8 @@ def show(found: list[dict[str, Any]]) -> None:
       f'{row["peak_mib"]:.0f}',
       f'{row["ratio_to_ours"]:.2f}',
     )
-    print(f'{row["system"]:38}' + ''.join(f'{cell:>10}' for cell in cells))
+    line = ''.join(f'{cell:>10}' for cell in cells)
+    print(f'{row["system"]:38}{line}{note}')
   print(
     f'  {ours["rounds_per_second"]:.4g} rounds,'
     f' {ours["clients_per_second"]:.4g} clients,'

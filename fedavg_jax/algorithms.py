@@ -104,6 +104,11 @@ def check(algorithm: Algorithm, params: Params) -> None:
     jax.ShapeDtypeStruct((), jnp.int32),
   )
   _must_match('message', 'client', new_client, client)
+  for leaf in jax.tree.leaves(client):
+    if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
+      raise InputError(
+        f'algorithm.client_init: keeps {leaf.dtype}, must keep numbers'
+      )
   for leaf in jax.tree.leaves(sent):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
       raise InputError(
@@ -138,6 +143,12 @@ def _must_match(hook, what, got, expected) -> None:
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
+  forms = [jax.tree.structure(tree) for tree in (got, expected)]
+  if forms[0] != forms[1] and describe(got) == describe(expected):
+    raise InputError(
+      f'algorithm.{hook}: returns {what} as {forms[0]}, must be {forms[1]}, as'
+      ' it went in'
+    )
   got_leaves, wanted = describe(got), describe(expected)
   for path in [*wanted, *got_leaves]:
     if got_leaves.get(path) != wanted.get(path):
@@ -286,6 +297,8 @@ def clip_delta(algorithm: Algorithm, max_norm: float) -> Algorithm:
   The norm is over all arrays together. The algorithm then makes its message of
   the clipped delta.
   """
+  if not max_norm > 0:
+    raise InputError(f'max_norm = {max_norm}: must be greater than 0')
   clip = optax.clip_by_global_norm(max_norm)
 
   def message(ended: Ended):
@@ -325,6 +338,8 @@ def adaptive(
   Returns:
     An optax transformation for `fedavg`.
   """
+  if name not in SERVER_OPTIMIZERS[1:]:
+    raise InputError(f'name = {name!r}: must be one of {SERVER_OPTIMIZERS[1:]}')
   second_moment = {
     'adagrad': lambda v, g2: v + g2,
     'yogi': lambda v, g2: v - (1 - b2) * g2 * jnp.sign(v - g2),

@@ -1,8 +1,10 @@
 """How many lanes, on which devices, and why."""
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -38,14 +40,15 @@ def use_cpu_devices(number: int) -> None:
   flags = os.environ.get('XLA_FLAGS', '')
   if config.jax_num_cpu_devices > 0 or 'host_platform_device_count' in flags:
     return
+  with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices.
+    jax.config.update('jax_num_cpu_devices', number or num_cores())
+
+
+def num_cores() -> int:
+  """CPU cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):  # Where a process can be pinned.
-    cores = len(os.sched_getaffinity(0))
-  else:
-    cores = os.cpu_count() or 1
-  try:
-    jax.config.update('jax_num_cpu_devices', number or cores)
-  except RuntimeError:
-    pass  # JAX runs already: keep its devices.
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def choose_lanes(
@@ -55,6 +58,7 @@ def choose_lanes(
   *,
   num_weights: int,
   lane_bytes: int,
+  other_bytes: int,
 ) -> tuple[plan_lib.Planner, str]:
   """Lays a federation out for the devices.
 
@@ -71,6 +75,7 @@ def choose_lanes(
     devices: to share the lanes.
     num_weights: of the model.
     lane_bytes: memory that a lane needs.
+    other_bytes: memory that a device needs beside its lanes.
 
   Returns:
     The planner with its lanes and devices, and one line that says why.
@@ -85,6 +90,13 @@ def choose_lanes(
   if free is not None:
     # Virtual CPU devices share one memory.
     shared_by = len(devices) if devices[0].platform == 'cpu' else 1
+    free -= other_bytes * shared_by
+    least = 3 * 4 * num_weights  # Global and local model, and a gradient.
+    if least > free:
+      raise InputError(
+        f'lanes = {wished or 1}: even one lane of {num_weights:,} weights needs'
+        f' {least / 2**20:.3g} MiB, {free / 2**20:.3g} are free'
+      )
     fit = int(free * _MEMORY_SHARE) // max(lane_bytes * shared_by, 1)
   needs = f'a lane needs about {lane_bytes / 2**20:.3g} MiB'
   if wished:
@@ -167,13 +179,26 @@ def _choose_widths(cohorts, num_devices, lanes) -> tuple[int, ...]:
 def free_bytes(device: jax.Device) -> int | None:
   """Free memory of a device, None where it does not say."""
   if device.platform == 'cpu':
-    if 'SC_AVPHYS_PAGES' not in os.sysconf_names:
-      return None
-    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return _free_host_bytes()
   stats = device.memory_stats()
   if not stats or 'bytes_limit' not in stats:
     return None
   return stats['bytes_limit'] - stats['bytes_in_use']
+
+
+def _free_host_bytes() -> int | None:
+  """What Linux would give, file caches and a container's limit considered."""
+  try:
+    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
+  except OSError:
+    return None
+  sizes = dict(line.split(':') for line in lines)
+  free = int(sizes['MemAvailable'].split()[0]) * 1024
+  group = pathlib.Path('/sys/fs/cgroup')
+  with contextlib.suppress(OSError, ValueError):  # No limit, or none told.
+    limit = int((group / 'memory.max').read_text())
+    free = min(free, limit - int((group / 'memory.current').read_text()))
+  return free
 
 
 def _candidates(most: int) -> list[int]:

@@ -133,6 +133,11 @@ class Planner:
       object.__setattr__(self, 'widths', width)
     reachable = len(self.num_examples) - self.num_unavailable
     for name, holds, rule in (
+      (
+        'num_examples',
+        (self.num_examples > 0).any(),
+        'some client must have examples',
+      ),
       ('num_unavailable', self.num_unavailable >= 0, 'must be at least 0'),
       (
         'cohort_size',
@@ -259,8 +264,9 @@ class Planner:
       # The longest lane is the first: as many are busy as end later.
       lane_ends = (plan.count[device * width :][:width] > 0).sum(axis=1)
       for w, fewer in enumerate([*self.widths[1:], 0]):
-        busy_until = lane_ends[fewer] if fewer < width else 0
-        plan.until[device, w] = np.searchsorted(times, busy_until, 'right')
+        plan.until[device, w] = np.searchsorted(
+          times, lane_ends[fewer], 'right'
+        )
       after = {stop: s + 1 for s, stop in enumerate(times)} | {0: 0}
       for lane, first, stop, i in mine:
         s = after[stop] - 1

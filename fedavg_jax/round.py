@@ -54,8 +54,8 @@ class RoundMetrics(NamedTuple):
   Attributes:
     train_loss: mean loss of the examples read, each before its own step.
     examples: examples read by the cohort in all local epochs.
-    finite: False where the loss or the new model is not finite; the round then
-      left everything as it was.
+    finite: False where the loss, the new model or what server or clients would
+      keep is not finite; the round then left everything as it was.
   """
 
   train_loss: jax.Array
@@ -90,7 +90,7 @@ def init_client_states(
 
   def init(params):
     return jax.tree.map(
-      lambda leaf: jnp.broadcast_to(leaf, (num_clients, *leaf.shape)),
+      lambda leaf: jnp.broadcast_to(leaf, (num_clients, *jnp.shape(leaf))),
       algorithm.client_init(params),
     )
 
@@ -302,7 +302,7 @@ def build_round(
       state.params, state.server, mean, plan.share
     )
     new_state = ServerState(state.round + 1, params, server)
-    finite = jnp.isfinite(loss_sum) & _all_finite(params)
+    finite = _all_finite((loss_sum, mean, params, server, kept))
     new_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), new_state, state
     )
@@ -367,6 +367,9 @@ def _exact_tensordot(weights, stacked) -> jax.Array:
 
 
 def _all_finite(tree) -> jax.Array:
-  return jnp.all(
-    jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
-  )
+  leaves = [
+    leaf
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  ]
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 import time
 from typing import Any
@@ -122,8 +123,9 @@ class Record(NamedTuple):
 
   Attributes:
     round: its number; 0 is the initial model.
-    state: the server after the call that did the round, so after the last round
-      of that call; after the round itself with `rounds_per_call = 1`.
+    state: the server after it; None where the same call did more rounds after
+      it, which the device does not stop for.
+    lanes: of all devices, that trained it.
     train_loss: mean loss over the examples read, each before its own step.
     examples: examples read in all local epochs.
     seconds: wall time from the end of the call before to the end of its own,
@@ -134,7 +136,8 @@ class Record(NamedTuple):
   """
 
   round: int
-  state: round_lib.ServerState
+  state: round_lib.ServerState | None
+  lanes: int
   train_loss: float | None
   examples: int
   seconds: float
@@ -216,25 +219,36 @@ def build_simulation(
     devices,
     num_weights=models.num_parameters(params),
     lane_bytes=_lane_bytes(loss_fn, algorithm, params, planner, clients),
+    other_bytes=clients.x.nbytes
+    + clients.y.nbytes
+    + clients.num_clients
+    * _bytes(jax.eval_shape(algorithm.client_init, params)),
   )
+  logging.info('%d lanes: %s', planner.lanes, why)
   if widths is not None:
     planner = dataclasses.replace(planner, widths=tuple(widths))
+
+  @functools.cache  # Fewer lanes find the data where it is.
+  def on_devices(number: int):
+    mesh = round_lib.lane_mesh(devices[:number])
+    return mesh, (
+      round_lib.place_examples(clients.x, clients.y, mesh),
+      evaluate_lib.place_test_set(test, mesh),
+    )
 
   def with_lanes(lanes: int, why: str) -> Simulation:
     laid_out = planner
     if lanes != planner.lanes:
       laid_out, _ = lanes_lib.choose_lanes(
-        lanes, planner, devices, num_weights=0, lane_bytes=0
+        lanes, planner, devices, num_weights=0, lane_bytes=0, other_bytes=0
       )
     return _compile(
       model,
       loss_fn,
       algorithm,
       laid_out,
-      clients,
-      test,
+      *on_devices(laid_out.num_devices),
       rounds_per_call=rounds_per_call,
-      devices=devices[: laid_out.num_devices],
       why_lanes=why,
       with_lanes=lambda fewer: with_lanes(fewer, 'memory holds no more'),
     )
@@ -252,18 +266,15 @@ def _compile(
   loss_fn,
   algorithm,
   planner,
-  clients,
-  test,
+  mesh,
+  data_on_devices,
   *,
   rounds_per_call,
-  devices,
   why_lanes,
   with_lanes,
 ) -> Simulation:
-  """Places the data, and compiles once what serves every round."""
-  mesh = round_lib.lane_mesh(devices)
-  data = round_lib.place_examples(clients.x, clients.y, mesh)
-  test_set = evaluate_lib.place_test_set(test, mesh)
+  """Compiles once what serves every round."""
+  data, test_set = data_on_devices
   seed = planner.seed
 
   def init():
@@ -271,7 +282,7 @@ def _compile(
     return (
       round_lib.init_state(params, algorithm, mesh),
       round_lib.init_client_states(
-        params, algorithm, clients.num_clients, mesh
+        params, algorithm, len(planner.num_examples), mesh
       ),
     )
 
@@ -293,7 +304,7 @@ def _compile(
   schedule = make_schedule(planner, [1], rounds_per_call, lambda _: True)
   call = build_call(round_fn, evaluate, mesh)
   call = call.lower(np.True_, *states, data, test_set, schedule).compile(
-    _COMPILER_OPTIONS.get(devices[0].platform)
+    _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
   )
   evaluate = evaluate.lower(states[0].params, test_set).compile()
   return Simulation(
@@ -401,14 +412,22 @@ def simulate(
   after a round that reaches the target (0 is none) or is not finite. Where a
   device has no room for its lanes, goes on with half as many and says so.
   """
+  if eval_every < 1:
+    raise InputError(f'eval_every = {eval_every}: must be at least 1')
   state, client_states = simulation.init()
   tested = simulation.evaluate(state.params)
-  yield _record(0, state, None, tested, 0.0)
+  lanes = simulation.planner.lanes
+  yield _record(0, state, lanes, None, tested, 0.0)
   if 0 < target_accuracy <= tested.accuracy:
     return
   done = 0
   while True:
     try:
+      if lanes != simulation.planner.lanes:
+        simulation = simulation.with_lanes(lanes)
+        # The devices may be fewer: the state moves there, and loses nothing.
+        begin, client_states = simulation.init()
+        state = _move(state, begin)
       for record in run_calls(
         simulation,
         state,
@@ -417,18 +436,14 @@ def simulate(
         evaluated=lambda number: number % eval_every == 0 or number == rounds,
         enough_correct=_enough_correct(target_accuracy, int(tested.count)),
       ):
-        done, state = record.round, record.state
+        if record.state is not None:
+          done, state = record.round, record.state
         yield record
       return
     except jax.errors.JaxRuntimeError as error:
       if done and jax.tree.leaves(client_states):
         raise  # What the clients kept went with the call that failed.
-      lanes = simulation.planner.lanes
       lanes = _fewer(lanes, simulation.planner, error)
-      simulation = simulation.with_lanes(lanes)
-      # The devices may be fewer: the state moves there, and loses nothing.
-      begin, client_states = simulation.init()
-      state = begin if not done else _move(state, begin)
 
 
 def run_calls(
@@ -486,8 +501,14 @@ def run_calls(
       metrics, tested = jax.tree.map(
         lambda array, i=i: array[i], (told.rounds, told.tests)
       )
-      tested = tested if tests[i] else None
-      yield _record(number, state_then, metrics, tested, per_round)
+      yield _record(
+        number,
+        state_then if i == done - 1 else None,
+        simulation.planner.lanes,
+        metrics,
+        tested if tests[i] else None,
+        per_round,
+      )
     if not told.going:
       return
 
@@ -569,9 +590,11 @@ def _lane_bytes(loss_fn, algorithm, params, planner, clients) -> int:
     jax.eval_shape(algorithm.client_init, params),
     params if planner.accumulates else (),
   )
-  return step.bytes + sum(
-    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held)
-  )
+  return step.bytes + _bytes(held)
+
+
+def _bytes(tree) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _fewer(lanes: int, planner, error: Exception) -> int:
@@ -603,10 +626,11 @@ def _move(state, like):
   )
 
 
-def _record(number, state, metrics, tested, seconds) -> Record:
+def _record(number, state, lanes, metrics, tested, seconds) -> Record:
   return Record(
     round=number,
     state=state,
+    lanes=lanes,
     train_loss=None if metrics is None else float(metrics.train_loss),
     examples=0 if metrics is None else int(metrics.examples),
     seconds=seconds,

@@ -21,6 +21,7 @@ from fedavg_jax import models
 from fedavg_jax import paper
 from fedavg_jax import partition
 from fedavg_jax import plots
+from fedavg_jax import round as round_lib
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.lanes import use_cpu_devices
 from fedavg_jax.progress import Progress
@@ -116,7 +117,8 @@ def _run_and_keep(
 ) -> dict[str, Any]:
   """Runs until an end; however it ends, what was done is written."""
   records: list[dict[str, Any]] = []
-  params: models.Params = None
+  state: Any = None
+  lanes = simulation.planner.lanes
   summary: dict[str, Any] = {}
   status = 'failed'
   progress = Progress(cfg['rounds'], may_end_sooner=cfg['target_accuracy'] > 0)
@@ -127,7 +129,9 @@ def _run_and_keep(
       eval_every=cfg['eval_every'],
       target_accuracy=cfg['target_accuracy'],
     ):
-      params = record.state.params
+      if record.state is not None:
+        state = record.state
+      lanes = record.lanes
       records.append(_line(record))
       writer.round(records[-1])
       progress.update(records[-1])
@@ -146,9 +150,10 @@ def _run_and_keep(
     progress.close()
     writer.close()
     if records:
-      summary = summarize(cfg, simulation, records, params, status)
+      summary = summarize(cfg, simulation, records, state, status)
+      summary['lanes'] = lanes
       writer.json('summary.json', summary)
-      checkpoint.save_params(writer.workdir, params)
+      checkpoint.save_params(writer.workdir, state.params)
       plots.draw_curves(
         writer.workdir / 'curves.png',
         title=describe(cfg),
@@ -254,7 +259,7 @@ def summarize(
   cfg: dict[str, Any],
   simulation: Simulation,
   records: list[dict[str, Any]],
-  params: models.Params,
+  state: round_lib.ServerState,
   status: str,
 ) -> dict[str, Any]:
   """summary.json of a run from the lines of its metrics.jsonl."""
@@ -285,8 +290,8 @@ def summarize(
     # u = E n / (K B), the paper's measure of local work.
     'updates_per_round': planner.epochs
     * (mean_examples / planner.batch_size if planner.batch_size else 1.0),
-    'parameters': models.num_parameters(params),
-    'lanes': planner.lanes,
+    'model_round': int(state.round),
+    'parameters': models.num_parameters(state.params),
     'devices': planner.num_devices,
   }
 

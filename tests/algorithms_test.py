@@ -273,6 +273,14 @@ PARAMS = {'w': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
       ' nothing',
     ),
     (
+      {'message': lambda ended: (ended.delta, None)},
+      'algorithm.message: returns client as .*None.*, must be',
+    ),
+    (
+      {'client_init': lambda params: jax.random.key(0)},
+      r'algorithm.client_init: keeps key<.*>, must keep numbers',
+    ),
+    (
       {'message': lambda ended: (ended.updates, ended.client)},
       'algorithm.message: sends int32',
     ),
@@ -312,6 +320,13 @@ def test_a_hook_that_returns_another_tree_is_told(changes, said):
     return
   with pytest.raises(InputError, match=said):
     algorithms.check(algorithm, PARAMS)
+
+
+def test_bad_numbers_and_names_are_told():
+  with pytest.raises(InputError, match='max_norm = -1.0: must be greater'):
+    algorithms.clip_delta(plain(), -1.0)
+  with pytest.raises(InputError, match="name = 'adamw': must be one of"):
+    algorithms.adaptive('adamw', 0.1, b1=0.9, b2=0.9, tau=0.1)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,21 @@ def test_a_peer_that_fails_is_reported(monkeypatch, capsys):
     assert f'{name}: does not start, left out: ended: no such package' in out
 
 
+@pytest.mark.parametrize('peer', benchmark.PEER_MODES)
+def test_a_turn_of_each_peer_that_is_installed_here(repository, peer):
+  """As after a benchmark with that peer; elsewhere it is skipped."""
+  if not (repository / 'build' / 'peers' / peer / 'installed.txt').exists():
+    pytest.skip(f'{peer} is not installed in build/peers')
+  mode = next(iter(benchmark.PEER_MODES[peer].values()))
+  racer = benchmark.Racer(benchmark.peer_command(peer, 'flute_lr', mode))
+  try:
+    racer.turn(counts=True)
+    assert racer.seconds[0] > 0 and racer.peak_kib > 50_000
+    assert racer.told['versions']
+  finally:
+    racer.close()
+
+
 def test_every_peer_has_its_files():
   for peer in benchmark.PEER_MODES:
     for name in ('requirements.txt', 'worker.py'):

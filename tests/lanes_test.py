@@ -28,7 +28,7 @@ def gpu(free):
 
 
 def choose(wished, cohort=10, sizes=(600,) * 100, devices=None, **kwargs):
-  kwargs = {'num_weights': 1000, 'lane_bytes': 1000} | kwargs
+  kwargs = {'num_weights': 1000, 'lane_bytes': 1000, 'other_bytes': 0} | kwargs
   chosen, why = lanes_lib.choose_lanes(
     wished, planner(sizes, cohort), devices or jax.devices(), **kwargs
   )
@@ -63,6 +63,8 @@ def test_memory_bounds_the_choice_and_is_named():
   _, lanes, why = choose(0, 50, devices=devices, lane_bytes=2**20 // 10)
   assert lanes == 8  # A fifth stays free.
   assert 'memory holds 8' in why
+  kwargs = {'devices': devices, 'lane_bytes': 2**20 // 10}
+  assert choose(0, 50, other_bytes=2**19, **kwargs)[1] == 4
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,11 @@ def test_memory_bounds_the_choice_and_is_named():
 def test_bad_lanes_are_refused(lanes, kwargs, said):
   with pytest.raises(InputError, match=said):
     choose(lanes, **kwargs)
+
+
+def test_a_model_larger_than_memory_is_refused():
+  with pytest.raises(InputError, match='one lane of 100,000 weights needs'):
+    choose(0, devices=[gpu(2**20)], num_weights=100_000)
 
 
 def test_useful_share():
@@ -106,6 +113,7 @@ def test_widths_where_few_clients_are_much_longer(sigma, lanes, expected):
     jax.devices()[:1],
     num_weights=1,
     lane_bytes=1,
+    other_bytes=0,
   )
   assert len(chosen.widths) == expected
   assert chosen.widths[0] == lanes

@@ -333,6 +333,11 @@ def test_bad_layouts_are_refused(changes, said):
     make([5, 1, 9, 4, 7], **changes)
 
 
+def test_a_population_without_examples_is_refused():
+  with pytest.raises(InputError, match='some client must have examples'):
+    make([0, 0])
+
+
 @pytest.mark.parametrize('fraction', [-0.1, 1.1, float('nan')])
 def test_a_fraction_outside_its_range_is_refused(fraction):
   with pytest.raises(InputError, match='client_fraction'):

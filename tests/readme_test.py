@@ -61,7 +61,7 @@ def _ci(repository):
 
 
 def test_python_block(repository, blocks, tmp_path):
-  (code,) = (content for kind, content in blocks if kind == 'python')
+  code = '\n'.join(content for kind, content in blocks if kind == 'python')
   process = subprocess.run(
     [sys.executable, '-c', code],
     cwd=tmp_path,

@@ -366,6 +366,47 @@ def test_divergence_is_told_and_leaves_the_model(population, harm):
   assert int(state.round) == 0
 
 
+def test_what_the_server_keeps_must_be_finite(population):
+  """v overflows though the model does not: the round is not done."""
+  server = algorithms.adaptive('adam', 1e-3, b1=0.9, b2=0.9, tau=1.0)
+  huge = algorithms.fedavg(optax.sgd(1e22), server)
+  state, _, told = run_states(
+    population, algorithm=huge, cohort_size=5, epochs=1, batch_size=0
+  )
+  assert not told[0].finite and np.isfinite(told[0].train_loss)
+  assert all(np.isfinite(v).all() for v in state.server.v.values())
+
+
+def test_clients_keep_what_they_have_when_not_trained_or_diverged(
+  uneven_examples,
+):
+  """SCAFFOLD with a client of no examples, then a round that diverges."""
+  x, y, _ = uneven_examples
+  population = clients_lib.build_clients(
+    clients_lib.Examples(x, y), np.split(np.arange(23), [4, 4, 15])
+  )
+  setting = {'cohort_size': 4, 'epochs': 1, 'batch_size': 3, 'lanes': 2}
+  algorithm = algorithms.scaffold(LEARNING_RATE)
+  round_fn, (state, clients), data, planner = make_engine(
+    population, algorithm=algorithm, **setting
+  )
+  kept = jax.tree.map(lambda leaf: leaf + 0.01, clients)
+  before = jax.device_get(kept)
+  state, clients, told = round_fn(state, kept, data, planner(1))
+  after = jax.device_get(clients)
+  assert told.finite
+  for name in before:
+    np.testing.assert_array_equal(after[name][1], before[name][1])
+    assert (after[name][[0, 2, 3]] != before[name][[0, 2, 3]]).any()
+  poisoned = state._replace(
+    params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+  )
+  _, clients, told = round_fn(poisoned, clients, data, planner(2))
+  assert not told.finite
+  for name in before:
+    np.testing.assert_array_equal(clients[name], after[name])
+
+
 def test_a_loss_that_is_not_finite_is_told(uneven_examples):
   """Also where the gradient is finite: one example's loss is infinite."""
 

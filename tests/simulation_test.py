@@ -62,6 +62,11 @@ def test_a_notebook_is_told_too(changes, said):
     make_simulation(**changes)
 
 
+def test_rounds_between_evaluations_are_at_least_one():
+  with pytest.raises(InputError, match='eval_every = 0'):
+    list(fa.simulate(make_simulation(), rounds=2, eval_every=0))
+
+
 def test_history_as_arrays():
   history = fa.run(make_simulation(), rounds=3, eval_every=3)
   np.testing.assert_array_equal(history['round'], [0, 1, 2, 3])
@@ -127,6 +132,61 @@ def test_rounds_per_call_change_no_bit(name):
       jax.tree.leaves(state), jax.tree.leaves(runs[0][1]), strict=True
     ):
       np.testing.assert_array_equal(a, b)
+
+
+def test_the_last_record_of_a_call_has_the_model():
+  records = list(fa.simulate(make_simulation(), rounds=40))
+  assert [r.state is None for r in records].count(False) < 20
+  for record in records:
+    if record.state is not None:
+      assert int(record.state.round) == record.round
+  assert records[-1].state is not None
+
+
+def test_the_compiled_call_is_the_reference():
+  """What runs in production, with its compiler options, on two devices."""
+  simulation = make_simulation(batch_size=20, epochs=2, client_fraction=1.0)
+  assert simulation.planner.num_devices == 2
+  data = fa.load_dataset('digits')
+  parts = fa.partition.iid(1500, num_clients=7, seed=0)
+  clients = fa.build_clients(data.train, parts)
+  model = fa.build_model('2nn', data)
+  reference = fa.build_reference_round(fa.cross_entropy(model.apply), 0.1)
+  *_, record = fa.simulate(simulation, rounds=3)
+  params = simulation.init()[0].params
+  for number in (1, 2, 3):
+    ids = simulation.planner.cohort(number)
+    batches = simulation.planner.padded_batches(number, ids)
+    params = reference(params, *fa.stack(clients, ids), batches)
+  for got, expected in zip(
+    jax.tree.leaves(record.state.params), jax.tree.leaves(params), strict=True
+  ):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+def test_memory_of_a_call_is_that_of_its_lanes():
+  """Cohorts of 10, 100 and 1,000 of one population; more lanes cost more."""
+  data = fa.load_dataset('digits')
+  parts = fa.partition.iid(1500, num_clients=1000, seed=0)
+  clients = fa.build_clients(data.train, parts)
+
+  def temporary_bytes(cohort, lanes):
+    simulation = fa.build_simulation(
+      fa.build_model('2nn', data),
+      clients,
+      data.test,
+      algorithm=sgd(0.1),
+      client_fraction=cohort / 1000,
+      epochs=1,
+      batch_size=1,
+      lanes=lanes,
+      rounds_per_call=1,
+    )
+    return simulation.call.memory_analysis().temp_size_in_bytes
+
+  few, some, many = (temporary_bytes(m, 2) for m in (10, 100, 1000))
+  assert some < 1.1 * few and many < 1.1 * few
+  assert temporary_bytes(10, 8) > 2 * few
 
 
 def test_states_stay_valid_and_are_those_of_their_rounds():
@@ -228,7 +288,8 @@ simulation = fa.build_simulation(
 status = pathlib.Path('/proc/self/status').read_text()
 now = int(re.search(r'VmSize:\\s+(\\d+) kB', status)[1]) * 1024
 _, most = resource.getrlimit(resource.RLIMIT_AS)
-for limit in (now + 1100 * 2**20, most):
+needed = simulation.call.memory_analysis().temp_size_in_bytes
+for limit in (now + int(0.75 * needed), most):
   resource.setrlimit(resource.RLIMIT_AS, (limit, most))
   losses = [r.test_loss for r in fa.simulate(simulation, rounds=2)]
   print('losses', *losses)
@@ -250,6 +311,36 @@ def test_out_of_memory_halves_the_lanes_and_changes_no_result():
     [float(x) for x in line.split()[1:]] for line in process.stdout.splitlines()
   ]
   np.testing.assert_allclose(limited, free, rtol=1e-6)
+
+
+@pytest.mark.parametrize('failing', [1, 3])
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_out_of_memory_after_some_rounds(name, failing):
+  """A device that refuses one call goes on from the last model it gave."""
+  plain = make_simulation(
+    algorithm=ALGORITHMS[name], rounds_per_call=1, client_fraction=1.0, lanes=6
+  )
+  calls = []
+
+  def refusing(*args):
+    calls.append(1)
+    if len(calls) == failing:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+    return plain.call(*args)
+
+  runs = fa.simulate(plain._replace(call=refusing), rounds=6)
+  if name == 'scaffold' and failing > 1:
+    with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
+      list(runs)
+    return
+  records, expected = list(runs), list(fa.simulate(plain, rounds=6))
+  assert [r.round for r in records] == list(range(7))
+  assert [r.lanes for r in records][-1] == 2 and expected[-1].lanes == 6
+  np.testing.assert_allclose(
+    [r.test_loss for r in records],
+    [r.test_loss for r in expected],
+    rtol=1e-5,
+  )
 
 
 def test_not_even_one_lane_fits():

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import functools
 import json
 import os
-import resource
 import sys
 import time
 from typing import Any
@@ -52,14 +51,7 @@ def serve(run_rounds: Callable[[int], Any], **told: Any) -> None:
   while (rounds := asked()) is not None:
     start = time.perf_counter()
     run_rounds(rounds)
-    done(time.perf_counter() - start)
-
-
-def done(seconds: float) -> None:
-  """Answers with the seconds, and the most memory so far of all processes."""
-  here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-  answer(seconds=seconds, peak_kib=here + children)
+    answer(seconds=time.perf_counter() - start)
 
 
 class Turns:
@@ -78,7 +70,7 @@ class Turns:
     if self.left:
       self.left -= 1
       if not self.left:
-        done(time.perf_counter() - self._start)
+        answer(seconds=time.perf_counter() - self._start)
     if not self.left:
       rounds = asked()
       if rounds is None:
