@@ -124,7 +124,7 @@ def peaks() -> dict[str, float]:
     found[f'peak_gflops_{name}'] = 2e-9 * n**3 / best(jnp.matmul, a, b)
     if jax.default_backend() == 'cpu':
       break  # Where a CPU computes bfloat16, it is not what limits it.
-  size = 2**28
+  size = 2**30  # More than any cache.
   a = jnp.ones(size // 4)
   found['peak_gbytes'] = 2e-9 * size / best(lambda a: a + 1, a)
   return found

@@ -85,46 +85,30 @@ def choose_lanes(
   """
   if wished < 0:
     raise InputError(f'lanes = {wished}: must be at least 0')
-  free = free_bytes(devices[0])
-  fit = len(planner.num_examples)
-  if free is not None:
-    # Virtual CPU devices share one memory.
-    shared_by = len(devices) if devices[0].platform == 'cpu' else 1
-    free -= other_bytes * shared_by
-    least = 3 * 4 * num_weights  # Global and local model, and a gradient.
-    if least > free:
-      raise InputError(
-        f'lanes = {wished or 1}: even one lane of {num_weights:,} weights needs'
-        f' {least / 2**20:.3g} MiB, {free / 2**20:.3g} are free'
-      )
-    fit = int(free * _MEMORY_SHARE) // max(lane_bytes * shared_by, 1)
+  fit = _lanes_that_fit(wished, devices, num_weights, lane_bytes, other_bytes)
   needs = f'a lane needs about {lane_bytes / 2**20:.3g} MiB'
   if wished:
     lanes = min(wished, planner.cohort_size)
     num_devices = min(len(devices), lanes)
+    most = fit * num_devices
     if wished % num_devices:
       raise InputError(
         f'lanes = {wished}: must be a multiple of the {num_devices} devices'
       )
-    lanes = -(-lanes // num_devices) * num_devices
-    if lanes > max(fit, 1) * num_devices:
-      raise InputError(
-        f'lanes = {wished}: {needs}, so at most {max(fit, 1) * num_devices} fit'
-      )
+    if lanes > most:
+      raise InputError(f'lanes = {wished}: {needs}, so at most {most} fit')
     why = 'as asked'
     if wished > lanes:
       why = f'the cohort of {planner.cohort_size} fills no more'
-    cohorts = _trial_cohorts(planner)
-    widths = _choose_widths(cohorts, num_devices, lanes // num_devices)
-    return _with_lanes(planner, num_devices, widths), why
+    return lay_out(planner, lanes, num_devices), why
   num_devices = min(len(devices), planner.cohort_size)
+  fill = -(-planner.cohort_size // num_devices)
   enough = 1.0
   if devices[0].platform != 'cpu':
     enough = max(1.0, _WEIGHTS_PER_LAUNCH / max(num_weights, 1))
-  most = max(1, min(fit, -(-planner.cohort_size // num_devices)))
   cohorts = _trial_cohorts(planner)
-  best, best_speed = (1,), 0.0
-  for lanes in _candidates(most):
+  best, best_speed = 1, 0.0
+  for lanes in _candidates(min(fit, fill)):
     widths = _choose_widths(cohorts, num_devices, lanes)
     costs = np.maximum(1.0, np.array(widths) / enough)
     seconds = sum(
@@ -135,12 +119,46 @@ def choose_lanes(
     )
     speed = sum(steps.sum() for steps in cohorts) / seconds
     if speed > best_speed * _WORTH:
-      best, best_speed = widths, speed
-  share = useful_share(cohorts, num_devices, best)
+      best, best_speed = lanes, speed
+  chosen = lay_out(planner, best * num_devices, num_devices)
+  share = useful_share(cohorts, num_devices, chosen.widths)
   why = f'{100 * share:.0f} % of their steps are useful; {needs}'
-  if fit < -(-planner.cohort_size // num_devices):
+  if fit < fill:
     why += f', and memory holds {fit} on a device'
-  return _with_lanes(planner, num_devices, best), why
+  return chosen, why
+
+
+def lay_out(
+  planner: plan_lib.Planner, lanes: int, num_devices: int
+) -> plan_lib.Planner:
+  """The planner for so many lanes on so many devices, rounded up to fit."""
+  width = -(-lanes // num_devices)
+  return dataclasses.replace(
+    planner,
+    lanes=width * num_devices,
+    num_devices=num_devices,
+    widths=_choose_widths(_trial_cohorts(planner), num_devices, width),
+  )
+
+
+def _lanes_that_fit(
+  wished, devices, num_weights, lane_bytes, other_bytes
+) -> int:
+  """Lanes that one device has memory for, at least one."""
+  free = free_bytes(devices[0])
+  if free is None:
+    return 2**31
+  # Virtual CPU devices share one memory.
+  shared_by = len(devices) if devices[0].platform == 'cpu' else 1
+  free -= other_bytes * shared_by
+  least = 3 * 4 * num_weights  # Global and local model, and a gradient.
+  if least > free:
+    raise InputError(
+      f'lanes = {wished or 1}: even one lane of {num_weights:,} weights needs'
+      f' {least / 2**20:.3g} MiB, {max(free, 0) / 2**20:.3g} are free beside'
+      ' the data and what clients keep'
+    )
+  return max(1, int(free * _MEMORY_SHARE) // max(lane_bytes * shared_by, 1))
 
 
 def useful_share(
@@ -205,12 +223,3 @@ def _candidates(most: int) -> list[int]:
   """1, 2, 3, 4, 6, 8, 12, 16, 24 ... up to and with `most`."""
   steps = [1, 2, 3] + [n << k for k in range(1, 30) for n in (2, 3)]
   return sorted({n for n in steps if n < most} | {most})
-
-
-def _with_lanes(planner, num_devices, widths):
-  return dataclasses.replace(
-    planner,
-    lanes=num_devices * widths[0],
-    num_devices=num_devices,
-    widths=widths,
-  )

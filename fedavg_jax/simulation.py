@@ -239,8 +239,8 @@ def build_simulation(
   def with_lanes(lanes: int, why: str) -> Simulation:
     laid_out = planner
     if lanes != planner.lanes:
-      laid_out, _ = lanes_lib.choose_lanes(
-        lanes, planner, devices, num_weights=0, lane_bytes=0, other_bytes=0
+      laid_out = lanes_lib.lay_out(
+        planner, lanes, min(planner.num_devices, lanes)
       )
     return _compile(
       model,
