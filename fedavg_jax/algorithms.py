@@ -54,7 +54,8 @@ class Algorithm(NamedTuple):
       anew with every client of every round.
     message: (ended: Ended) -> (message, client). What a client sends, any tree
       of floating-point arrays, and what it keeps until it is drawn again.
-    server_init: params -> what the server keeps, any tree.
+    server_init: params -> what the server keeps, any tree. Numbers that are not
+      finite, here or in what clients keep, count as divergence.
     server_update: (params, server, mean, share) -> (params, server). Takes the
       weighted mean of the messages, and the cohort's share of the weight of all
       clients.
