@@ -84,19 +84,17 @@ def cells() -> list[tuple[str, dict[str, Any]]]:
 
 def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
   """(state before, state and client states after) a round on some devices."""
-  rng = np.random.default_rng(0)
-  n = sum(UNEVEN)
-  examples = fa.Examples(
-    rng.integers(0, 256, (n, 28, 28, 1), np.uint8),
-    rng.integers(0, 10, n, np.int32),
+  data, clients = workloads.make_data(
+    workloads.Workload(
+      about='uneven', model=model, sizes=UNEVEN, cohort=len(UNEVEN)
+    )
   )
-  data = fa.Dataset('random', examples, examples, 10, max_value=255.0)
   settings: dict[str, Any] = {'epochs': 2, 'batch_size': 10} | kwargs
   algorithm = ALGORITHMS[settings.pop('algorithm', 'fedavg')]
   simulation = fa.build_simulation(
     fa.build_model(model, data, convolution=convolution),
-    fa.build_clients(examples, np.split(np.arange(n), np.cumsum(UNEVEN)[:-1])),
-    fa.Examples(examples.x[:125], examples.y[:125]),
+    clients,
+    data.test,
     algorithm=algorithm,
     client_fraction=1.0,
     lanes=lanes,
@@ -143,7 +141,7 @@ def check(name: str) -> dict[str, Any]:
 def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
   """Median seconds a round of seven turns, after two that warm up."""
   workload = workloads.WORKLOADS[name]
-  simulation = worker.build(workload, options)
+  simulation, model = worker.build(workload, options)
   states: tuple[fa.ServerState, Any] = simulation.init()
   done, rounds, seconds = 0, 1, []
   for turn in range(9):
@@ -159,7 +157,7 @@ def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
       rounds = max(1, round(1.0 / mine))
     else:
       seconds.append(mine)
-  told = worker.describe(workload, simulation)
+  told = worker.describe(workload, simulation, model)
   median = statistics.median(seconds)
   flops = told['flops_per_example'] * told['examples']
   return {

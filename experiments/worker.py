@@ -21,15 +21,14 @@ from fedavg_jax import cost
 from fedavg_jax import lanes
 from fedavg_jax import metrics
 from fedavg_jax import models
-from fedavg_jax import simulation as simulation_lib
 
 _COHORTS = 100  # Rounds that shares and examples are averaged over.
 
 
 def build(
   workload: workloads.Workload, options: dict[str, Any]
-) -> fa.Simulation:
-  """Compiles a workload.
+) -> tuple[fa.Simulation, fa.Model]:
+  """Compiles a workload; returns it with its model.
 
   Args:
     workload: what to run.
@@ -49,7 +48,7 @@ def build(
     devices = jax.device_count()
     widths = (-(-workload.cohort // devices),)
     number = widths[0] * devices
-  return fa.build_simulation(
+  simulation = fa.build_simulation(
     model,
     clients,
     data.test,
@@ -61,18 +60,17 @@ def build(
     lanes=number,
     widths=widths,
   )
+  return simulation, model
 
 
 def describe(
-  workload: workloads.Workload, simulation: fa.Simulation
+  workload: workloads.Workload, simulation: fa.Simulation, model: fa.Model
 ) -> dict[str, Any]:
   """What does not depend on the clock, and what compiling took."""
   planner = simulation.planner
   cohorts = [planner.cohort(r) for r in range(1, _COHORTS + 1)]
   sizes = [planner.num_examples[cohort] for cohort in cohorts]
   steps = [planner.steps(n) for n in sizes]
-  data, _ = workloads.make_data(workload)
-  model = workloads.make_model(workload, data)
   params = jax.eval_shape(model.init, jax.random.key(0))
   loss_fn = fa.cross_entropy(model.apply)
   gradient = cost.count(
@@ -82,7 +80,7 @@ def describe(
     jax.ShapeDtypeStruct((1,), 'int32'),
   )
   compiled: Any = simulation.call
-  schedule = simulation_lib.make_schedule(planner, [1], 1, lambda _: False)
+  schedule = fa.make_schedule(planner, [1], 1, lambda _: False)
   return {
     'lanes': planner.lanes,
     'widths': planner.widths,
@@ -138,7 +136,7 @@ def main() -> None:
     protocol.answer(**peaks())
     return
   workload = workloads.from_dict(protocol.workload())
-  simulation = build(workload, options)
+  simulation, model = build(workload, options)
   evaluated = lambda _: workload.tested > 0  # noqa: E731
   states = simulation.init()
   done = 0
@@ -163,7 +161,7 @@ def main() -> None:
     for first in range(0, rounds, simulation.rounds_per_call):
       many = min(rounds - first, simulation.rounds_per_call)
       if many not in prepared:
-        prepared[many] = simulation_lib.make_schedule(
+        prepared[many] = fa.make_schedule(
           simulation.planner,
           range(1, many + 1),
           simulation.rounds_per_call,
@@ -179,7 +177,7 @@ def main() -> None:
       )
     states = jax.block_until_ready(state), client_states
 
-  told = describe(workload, simulation) | metrics.environment()
+  told = describe(workload, simulation, model) | metrics.environment()
   if folder := options.get('profile'):
     run_rounds(2)
     with jax.profiler.trace(folder, create_perfetto_trace=True):

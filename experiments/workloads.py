@@ -70,32 +70,18 @@ ROLES = _log_normal(1069, median=70, sigma=1.6, most=6000)
 LOG_NORMAL = _log_normal(3400, median=100, sigma=1.0, most=2000)
 
 WORKLOADS = {
-  'cnn': Workload(
-    about='MNIST CNN, 100 clients x 600, C = 0.1, E = 1, B = 10',
-    model='cnn',
+  f'{model}{suffix}': Workload(
+    about=f'MNIST {model.upper()}, 100 clients x 600, C = 0.1, E = {epochs},'
+    ' B = 10',
+    model=model,
     sizes=(600,) * 100,
     cohort=10,
-  ),
-  '2nn': Workload(
-    about='MNIST 2NN, 100 clients x 600, C = 0.1, E = 1, B = 10',
-    model='2nn',
-    sizes=(600,) * 100,
-    cohort=10,
-  ),
-  'cnn_e5': Workload(
-    about='MNIST CNN, 100 clients x 600, C = 0.1, E = 5, B = 10',
-    model='cnn',
-    sizes=(600,) * 100,
-    cohort=10,
-    epochs=5,
-  ),
-  '2nn_e5': Workload(
-    about='MNIST 2NN, 100 clients x 600, C = 0.1, E = 5, B = 10',
-    model='2nn',
-    sizes=(600,) * 100,
-    cohort=10,
-    epochs=5,
-  ),
+    epochs=epochs,
+  )
+  for epochs, suffix in ((1, ''), (5, '_e5'))
+  for model in ('cnn', '2nn')
+}
+WORKLOADS |= {
   'pfl_cifar10': Workload(
     about="pfl-research's CIFAR10-IID: 1,000 users x 50, cohort 50, E = 1,"
     ' B = 10, mean not weighted; its CNN without its dropout',
@@ -125,13 +111,6 @@ WORKLOADS = {
     sizes=ROLES,
     cohort=115,
   ),
-  'roles_8': Workload(
-    about='the same in 8 lanes',
-    model='2nn',
-    sizes=ROLES,
-    cohort=115,
-    lanes=8,
-  ),
   'log_normal_50': Workload(
     about='LR, log-normal sizes: 3,400 clients, 50 a round, 8 lanes',
     model='lr',
@@ -155,6 +134,9 @@ WORKLOADS |= {
   )
   for name in ('2nn', 'cnn')
 }
+WORKLOADS['roles_8'] = dataclasses.replace(
+  WORKLOADS['roles'], about='the same in 8 lanes', lanes=8
+)
 COHORTS = (10, 30, 100, 300, 1000)
 WORKLOADS |= {
   f'cohort_{m}': Workload(

@@ -26,6 +26,7 @@ from fedavg_jax.algorithms import fedavg
 from fedavg_jax.algorithms import fedprox
 from fedavg_jax.algorithms import proximal
 from fedavg_jax.algorithms import scaffold
+from fedavg_jax.calls import make_schedule
 from fedavg_jax.checkpoint import load_params
 from fedavg_jax.clients import Clients
 from fedavg_jax.clients import Examples
@@ -52,7 +53,6 @@ from fedavg_jax.round import place_examples
 from fedavg_jax.simulation import Record
 from fedavg_jax.simulation import Simulation
 from fedavg_jax.simulation import build_simulation
-from fedavg_jax.simulation import make_schedule
 from fedavg_jax.simulation import run
 from fedavg_jax.simulation import run_calls
 from fedavg_jax.simulation import simulate

@@ -144,12 +144,6 @@ def _must_match(hook, what, got, expected) -> None:
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
-  forms = [jax.tree.structure(tree) for tree in (got, expected)]
-  if forms[0] != forms[1] and describe(got) == describe(expected):
-    raise InputError(
-      f'algorithm.{hook}: returns {what} as {forms[0]}, must be {forms[1]}, as'
-      ' it went in'
-    )
   got_leaves, wanted = describe(got), describe(expected)
   for path in [*wanted, *got_leaves]:
     if got_leaves.get(path) != wanted.get(path):
@@ -158,6 +152,12 @@ def _must_match(hook, what, got, expected) -> None:
         f' {got_leaves.get(path, "nothing")}, must be'
         f' {wanted.get(path, "nothing")}, as it went in'
       )
+  form, wanted_form = jax.tree.structure(got), jax.tree.structure(expected)
+  if form != wanted_form:
+    raise InputError(
+      f'algorithm.{hook}: returns {what} as {form}, must be {wanted_form}, as'
+      ' it went in'
+    )
 
 
 def fedavg(

@@ -107,7 +107,7 @@ def choose_lanes(
   if devices[0].platform != 'cpu':
     enough = max(1.0, _WEIGHTS_PER_LAUNCH / max(num_weights, 1))
   cohorts = _trial_cohorts(planner)
-  best, best_speed = 1, 0.0
+  best, best_speed = (1,), 0.0
   for lanes in _candidates(min(fit, fill)):
     widths = _choose_widths(cohorts, num_devices, lanes)
     costs = np.maximum(1.0, np.array(widths) / enough)
@@ -119,25 +119,30 @@ def choose_lanes(
     )
     speed = sum(steps.sum() for steps in cohorts) / seconds
     if speed > best_speed * _WORTH:
-      best, best_speed = lanes, speed
-  chosen = lay_out(planner, best * num_devices, num_devices)
-  share = useful_share(cohorts, num_devices, chosen.widths)
+      best, best_speed = widths, speed
+  share = useful_share(cohorts, num_devices, best)
   why = f'{100 * share:.0f} % of their steps are useful; {needs}'
   if fit < fill:
     why += f', and memory holds {fit} on a device'
-  return chosen, why
+  return _laid_out(planner, num_devices, best), why
 
 
 def lay_out(
   planner: plan_lib.Planner, lanes: int, num_devices: int
 ) -> plan_lib.Planner:
   """The planner for so many lanes on so many devices, rounded up to fit."""
-  width = -(-lanes // num_devices)
+  widths = _choose_widths(
+    _trial_cohorts(planner), num_devices, -(-lanes // num_devices)
+  )
+  return _laid_out(planner, num_devices, widths)
+
+
+def _laid_out(planner, num_devices, widths):
   return dataclasses.replace(
     planner,
-    lanes=width * num_devices,
+    lanes=num_devices * widths[0],
     num_devices=num_devices,
-    widths=_choose_widths(_trial_cohorts(planner), num_devices, width),
+    widths=widths,
   )
 
 

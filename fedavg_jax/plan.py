@@ -232,11 +232,12 @@ class Planner:
     """The plan of one round; its shapes are the same for every round."""
     cohort = self.cohort(round_number)
     sizes = self.num_examples[cohort]
-    weights = self._weights(self.num_examples)[cohort]
+    weights = self._weights[cohort]
+    total = weights.sum()
     offsets = self._offsets
     plan = self._empty()
     plan.cohort[:] = cohort
-    plan.share[...] = weights.sum() / self._weights(self.num_examples).sum()
+    plan.share[...] = total / self._weights.sum()
     ends = []  # (lane, first step, last step + 1, position in the cohort)
     position = 0
     for lane, mine in enumerate(self._deal(self.steps(sizes))):
@@ -272,7 +273,7 @@ class Planner:
         s = after[stop] - 1
         plan.begins[lane, after[first]] = i
         plan.ends[lane, s] = i
-        plan.weight[lane, s] = weights[i] / weights.sum()
+        plan.weight[lane, s] = weights[i] / total
         plan.updates[lane, s] = (plan.batch[lane, first:stop] > 0).sum()
     return plan
 
@@ -292,11 +293,12 @@ class Planner:
     per_full = -(-self.batch_examples // self.step_examples)
     return self.epochs * (full * per_full + -(-rest // self.step_examples))
 
-  def _weights(self, num_examples):
-    """Weights of clients, to be divided by their sum."""
+  @functools.cached_property
+  def _weights(self) -> np.ndarray:
+    """Weights of all clients, to be divided by a sum, [K]."""
     if self.weighting == 'uniform':
-      return (num_examples > 0).astype(np.float64)
-    return num_examples
+      return (self.num_examples > 0).astype(np.float64)
+    return self.num_examples
 
   @functools.cached_property
   def _offsets(self):
@@ -403,11 +405,6 @@ def _exchange(steps, packed, work) -> bool:
     work[low] += moved[i, j]
     return True
   return False
-
-
-def makespan(steps: np.ndarray, lanes: int) -> int:
-  """Steps of the longest lane after packing clients of [M] steps."""
-  return max(int(steps[mine].sum()) for mine in pack(steps, lanes))
 
 
 def steps_by_width(

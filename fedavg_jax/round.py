@@ -26,6 +26,7 @@ from fedavg_jax.algorithms import Ended
 from fedavg_jax.clients import Examples
 from fedavg_jax.losses import LossFn
 from fedavg_jax.plan import Plan
+from fedavg_jax.plan import Planner
 
 # Where a plan's arrays live: each device has its own lanes' part of them.
 PLAN_SPECS = Plan._make(
@@ -132,10 +133,7 @@ def build_local_step(
 def build_round(
   loss_fn: LossFn,
   algorithm: Algorithm,
-  *,
-  step_examples: int,
-  accumulates: bool = False,
-  widths: Sequence[int],
+  planner: Planner,
   mesh: jax.sharding.Mesh,
 ) -> jax.stages.Wrapped:
   """Builds the jitted round; the client states that go in are donated.
@@ -143,17 +141,15 @@ def build_round(
   Args:
     loss_fn: losses of a batch under one client's model.
     algorithm: such as `algorithms.fedavg`.
-    step_examples: B, rows of one step (`Planner.step_examples`).
-    accumulates: whether a minibatch may take several steps
-      (`Planner.accumulates`).
-    widths: lanes of a device that step together (`Planner.widths`).
-    mesh: the devices, from `lane_mesh`; plans must be made for as many.
+    planner: that will make the plans.
+    mesh: its devices, from `lane_mesh`.
 
   Returns:
     `round_fn(state, client_states, data, plan) -> (state, client_states,
     metrics)`; data are all clients' examples.
   """
   gradient, update = build_local_step(loss_fn, algorithm.client_optimizer)
+  step_examples, accumulates = planner.step_examples, planner.accumulates
   everywhere = jax.P()
 
   def train_lanes(state, client_states, data: Examples, plan: Plan):
@@ -272,7 +268,7 @@ def build_round(
     kept = stacked(one_state, num_clients)
     loss_sum, examples = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
     done = 0
-    for w, width in enumerate(widths):
+    for w, width in enumerate(planner.widths):
       # The other lanes are idle to the end: go on without them.
       lanes = jax.tree.map(lambda leaf, width=width: leaf[:width], lanes)
       total, kept, *lanes, loss_sum, examples = lax.fori_loop(

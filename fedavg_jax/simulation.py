@@ -1,8 +1,7 @@
 """A federation, compiled for the devices at hand, and its rounds.
 
-What a notebook uses; `train.py` adds a config and a folder to it. Several short
-rounds, with their evaluation, are one call of the device, and while a call runs
-the next one is planned and waits in line.
+What a notebook uses; `train.py` adds a config and a folder to it. While a call
+of the device runs, the next one is planned and waits in line.
 
 Shape letters: R rounds of a call at most; the others as in `plan.py`.
 """
@@ -19,11 +18,11 @@ from typing import NamedTuple
 
 from absl import logging
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax import algorithms
+from fedavg_jax import calls as calls_lib
 from fedavg_jax import clients as clients_lib
 from fedavg_jax import cost
 from fedavg_jax import evaluate as evaluate_lib
@@ -54,39 +53,6 @@ DIVERGED = (
 )
 
 
-class Schedule(NamedTuple):
-  """What one call does.
-
-  Attributes:
-    plans: of R rounds, every array with a leading axis [R].
-    evaluate: [R] bool, rounds after which the model is tested.
-    num_rounds: [] int32, how many of the R are real.
-    enough_correct: [] float32, the call and all that follow end after a round
-      with at least so many correct test examples.
-  """
-
-  plans: plan_lib.Plan
-  evaluate: np.ndarray
-  num_rounds: np.ndarray
-  enough_correct: np.ndarray
-
-
-class Told(NamedTuple):
-  """What one call tells.
-
-  Attributes:
-    going: [] bool, False after the target or a round that is not finite.
-    num_rounds: [] int32, rounds that it did.
-    rounds: their metrics, [R].
-    tests: their test metrics, [R]; zero where the model was not tested.
-  """
-
-  going: jax.Array
-  num_rounds: jax.Array
-  rounds: round_lib.RoundMetrics
-  tests: evaluate_lib.TestMetrics
-
-
 class Simulation(NamedTuple):
   """A federation ready to run: compiled, its data on the device.
 
@@ -94,9 +60,7 @@ class Simulation(NamedTuple):
     init: () -> (server state, client states) before round 1; the same ones
       every time.
     planner: round number -> plan.
-    call: (going, state, client states, data, test, schedule) -> (state, client
-      states, told), compiled; up to R rounds. Client states that go in are
-      donated. Does nothing where `going` is False.
+    call: from `calls.build_call`, compiled.
     rounds_per_call: R.
     data: all clients' examples on the devices.
     test: the test set on the devices.
@@ -291,18 +255,13 @@ def _compile(
     rounds_per_call = min(_MOST_ROUNDS, _MOST_PLAN_BYTES // plan_bytes)
     rounds_per_call = max(1, rounds_per_call)
   start = time.perf_counter()
-  round_fn = round_lib.build_round(
-    loss_fn,
-    algorithm,
-    step_examples=planner.step_examples,
-    accumulates=planner.accumulates,
-    widths=planner.widths,
-    mesh=mesh,
-  )
+  round_fn = round_lib.build_round(loss_fn, algorithm, planner, mesh)
   evaluate = evaluate_lib.build_evaluate(model.apply, loss_fn, mesh)
   states = jax.eval_shape(init)
-  schedule = make_schedule(planner, [1], rounds_per_call, lambda _: True)
-  call = build_call(round_fn, evaluate, mesh)
+  schedule = calls_lib.make_schedule(
+    planner, [1], rounds_per_call, lambda _: True
+  )
+  call = calls_lib.build_call(round_fn, evaluate, mesh)
   call = call.lower(np.True_, *states, data, test_set, schedule).compile(
     _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
   )
@@ -318,84 +277,6 @@ def _compile(
     compile_seconds=time.perf_counter() - start,
     why_lanes=why_lanes,
     with_lanes=with_lanes,
-  )
-
-
-def build_call(
-  round_fn: Callable, evaluate: Callable, mesh: jax.sharding.Mesh
-) -> jax.stages.Wrapped:
-  """Builds `Simulation.call`: rounds until the last, the target, the first NaN.
-
-  Args:
-    round_fn: from `round.build_round`.
-    evaluate: from `evaluate.build_evaluate`.
-    mesh: the devices of both.
-  """
-
-  def call(going, state, client_states, data, test, schedule):
-    num_plans = schedule.evaluate.shape[0]
-
-    def goes_on(carry):
-      r, going, *_ = carry
-      return going & (r < schedule.num_rounds)
-
-    def one_round(carry):
-      r, _, state, client_states, rounds, tests = carry
-      plan = jax.tree.map(lambda array: array[r], schedule.plans)
-      state, client_states, metrics = round_fn(state, client_states, data, plan)
-      tested = lax.cond(
-        schedule.evaluate[r],
-        lambda: evaluate(state.params, test),
-        lambda: jax.tree.map(lambda all_: jnp.zeros_like(all_[r]), tests),
-      )
-      reached = schedule.evaluate[r] & (
-        tested.correct >= schedule.enough_correct
-      )
-      rounds, tests = jax.tree.map(
-        lambda all_, one: all_.at[r].set(one),
-        (rounds, tests),
-        (metrics, tested),
-      )
-      going = metrics.finite & ~reached
-      return r + 1, going, state, client_states, rounds, tests
-
-    def many(like):
-      return jnp.zeros((num_plans, *like.shape), like.dtype)
-
-    plan = jax.tree.map(lambda array: array[0], schedule.plans)
-    metrics = jax.eval_shape(round_fn, state, client_states, data, plan)[2]
-    tested = jax.eval_shape(evaluate, state.params, test)
-    r, going, state, client_states, rounds, tests = lax.while_loop(
-      goes_on,
-      one_round,
-      (
-        jnp.zeros((), jnp.int32),
-        going,
-        state,
-        client_states,
-        jax.tree.map(many, metrics),
-        jax.tree.map(many, tested),
-      ),
-    )
-    return state, client_states, Told(going, r, rounds, tests)
-
-  def sharding(*spec):
-    return jax.sharding.NamedSharding(mesh, jax.P(*spec))
-
-  everywhere = sharding()
-  plans = jax.tree.map(lambda spec: sharding(None, *spec), round_lib.PLAN_SPECS)
-  return jax.jit(
-    call,
-    donate_argnums=2,
-    in_shardings=(
-      everywhere,
-      everywhere,
-      everywhere,
-      everywhere,
-      sharding('lanes'),
-      Schedule._make([plans, *[everywhere] * 3]),
-    ),
-    out_shardings=everywhere,
   )
 
 
@@ -434,7 +315,9 @@ def simulate(
         client_states,
         range(done + 1, rounds + 1),
         evaluated=lambda number: number % eval_every == 0 or number == rounds,
-        enough_correct=_enough_correct(target_accuracy, int(tested.count)),
+        enough_correct=calls_lib.enough_correct(
+          target_accuracy, int(tested.count)
+        ),
       ):
         if record.state is not None:
           done, state = record.round, record.state
@@ -479,7 +362,7 @@ def run_calls(
       many = int(_CALL_SECONDS / per_round) if per_round else _MOST_ROUNDS
       many = min(max(many, 1), simulation.rounds_per_call)
       mine, numbers = numbers[:many], numbers[many:]
-      schedule = make_schedule(
+      schedule = calls_lib.make_schedule(
         simulation.planner,
         mine,
         simulation.rounds_per_call,
@@ -534,41 +417,6 @@ def run(
     if not record.finite:
       raise DivergedError(f'round {record.round}: {DIVERGED}')
   return {name: np.array(values) for name, values in history.items()}
-
-
-def make_schedule(
-  planner: plan_lib.Planner,
-  numbers: Sequence[int],
-  rounds_per_call: int,
-  evaluated: Callable[[int], bool],
-  enough_correct: float = math.inf,
-) -> Schedule:
-  """A call's rounds `numbers`, padded to `rounds_per_call` of them."""
-  plans = [planner(number) for number in numbers]
-
-  def stack(*arrays):
-    stacked = np.zeros((rounds_per_call, *arrays[0].shape), arrays[0].dtype)
-    stacked[: len(arrays)] = arrays
-    return stacked
-
-  tests = np.zeros(rounds_per_call, bool)
-  tests[: len(plans)] = [evaluated(number) for number in numbers]
-  return Schedule(
-    plans=jax.tree.map(stack, *plans),
-    evaluate=tests,
-    num_rounds=np.array(len(plans), np.int32),
-    enough_correct=np.array(enough_correct, np.float32),
-  )
-
-
-def _enough_correct(target: float, count: int) -> float:
-  """The fewest correct examples whose share is the target, inf for none."""
-  if not target:
-    return math.inf
-  enough = math.ceil(target * count) - 1  # The product may be rounded up.
-  while enough / count < target:
-    enough += 1
-  return enough
 
 
 def _lane_bytes(loss_fn, algorithm, params, planner, clients) -> int:

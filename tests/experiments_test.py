@@ -70,8 +70,8 @@ def test_a_padded_lane_per_client_is_the_same_work(tmp_path):
   from experiments import worker
 
   workload = workloads.WORKLOADS['flute_lr']
-  padded = worker.build(workload, {'lanes': 'cohort'})
-  plain = worker.build(workload, {})
+  padded, _ = worker.build(workload, {'lanes': 'cohort'})
+  plain, _ = worker.build(workload, {})
   assert padded.planner.lanes == 10
   one, other = (fa.run(s, rounds=2)['train_loss'][1:] for s in (padded, plain))
   np.testing.assert_allclose(one, other, rtol=1e-5)

@@ -35,14 +35,7 @@ def make_engine(population, *, loss=loss_fn, algorithm=None, **planner_kwargs):
   planner = Planner(num_examples=population.num_examples, **kwargs)
   mesh = round_lib.lane_mesh(jax.devices()[: planner.num_devices])
   algorithm = algorithm or fedavg()
-  round_fn = round_lib.build_round(
-    loss,
-    algorithm,
-    step_examples=planner.step_examples,
-    accumulates=planner.accumulates,
-    widths=planner.widths,
-    mesh=mesh,
-  )
+  round_fn = round_lib.build_round(loss, algorithm, planner, mesh)
   data = round_lib.place_examples(population.x, population.y, mesh)
   params = jax.tree.map(
     lambda p: jnp.asarray(p, jnp.float32),

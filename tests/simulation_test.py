@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import fedavg_jax as fa
+from fedavg_jax import calls
 from fedavg_jax import simulation as simulation_lib
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
@@ -217,7 +218,7 @@ def test_the_target_ends_a_run_in_the_middle_of_a_call(per_call):
 
 def test_a_target_is_met_exactly_or_not():
   """Of 10,000, 9,900 are 99 %; of 10, three are at least 0.3, not 0.30001."""
-  enough = simulation_lib._enough_correct
+  enough = calls.enough_correct
   assert enough(0.99, 10_000) == 9900
   assert enough(0.3, 10) == 3 and enough(0.30001, 10) == 4
   assert enough(1.0, 7) == 7 and enough(0.0, 7) == np.inf
