@@ -46,6 +46,7 @@ def get_config(partition: str = 'iid') -> ml_collections.ConfigDict:
   config.server.second_momentum = 0.99  # beta_2 of adam and yogi.
   config.server.adaptivity = 0.001  # tau of adagrad, adam and yogi.
 
+  config.on_nan = 'stop'  # Or skip_client: goes on without such clients.
   config.rounds = 2000
   config.eval_every = 1
   config.target_accuracy = 0.97  # Stops there; 0 runs all rounds.
@@ -55,4 +56,8 @@ def get_config(partition: str = 'iid') -> ml_collections.ConfigDict:
   config.micro_batch = 0  # Examples of a step; larger B adds up; 0 chooses.
   config.rounds_per_call = 0  # At most, of short rounds; 0 chooses.
   config.cpu_devices = 0  # Virtual devices on CPU; 0 is one per core.
+  config.checkpoint = ml_collections.ConfigDict()
+  config.checkpoint.rounds = 0  # From one to the next; 0 goes by time alone.
+  config.checkpoint.minutes = 5.0  # The same by time; 0 goes by rounds alone.
+  config.checkpoint.keep = 3  # Of the last ones, beside the best.
   return config

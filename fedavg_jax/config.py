@@ -15,6 +15,7 @@ from fedavg_jax import layers
 from fedavg_jax import models
 from fedavg_jax import partition
 from fedavg_jax import plan
+from fedavg_jax import round as round_lib
 from fedavg_jax.errors import InputError
 
 
@@ -66,6 +67,7 @@ _RULES: dict[str, _Rule] = {
   'server.momentum': _below_one,
   'server.second_momentum': _below_one,
   'server.adaptivity': _between(1e-15, 1e15),
+  'on_nan': _one_of(round_lib.ON_NAN),
   'rounds': _from(1),
   'eval_every': _from(1),
   'target_accuracy': _between(0, 1),
@@ -74,7 +76,23 @@ _RULES: dict[str, _Rule] = {
   'micro_batch': _from(0),
   'rounds_per_call': _from(0, 4096),
   'cpu_devices': _from(0, 1024),
+  'checkpoint.rounds': _from(0),
+  'checkpoint.minutes': _between(0, 1e6),
+  'checkpoint.keep': _from(1, 1000),
 }
+
+# Where, how fast and how safely it is computed: the cohorts, the orders and,
+# but for rounding, the models stay the same.
+MACHINE_KEYS = (
+  'data_dir',
+  'lanes',
+  'micro_batch',
+  'rounds_per_call',
+  'cpu_devices',
+  'checkpoint.rounds',
+  'checkpoint.minutes',
+  'checkpoint.keep',
+)
 
 
 def check(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +122,40 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
       inner = inner.setdefault(parent, {})
     inner[name] = value
   return nested
+
+
+def compare(now: Mapping[str, Any], began: Any, *, extend: bool) -> None:
+  """Makes sure that a run which goes on is the one that began.
+
+  Args:
+    now: a checked config.
+    began: the config that the run began with.
+    extend: allows more rounds and other `MACHINE_KEYS`.
+
+  Raises:
+    InputError: names the keys that differ, with both values.
+  """
+  if not isinstance(began, Mapping):
+    raise InputError('config.json: must hold the config of a run')
+  new, old = dict(_flatten(now)), dict(_flatten(began))
+  allowed = ('rounds', *MACHINE_KEYS) if extend else ()
+  differ = [
+    f'{key} = {new.get(key)!r} (was {old.get(key)!r})'
+    for key in {**new, **old}
+    if (key not in new or key not in old or new[key] != old[key])
+    and key not in allowed
+  ]
+  if differ:
+    raise InputError(
+      f'config: differs from that of the run in the workdir: '
+      f'{", ".join(differ)}; take those values, or name a new workdir'
+      + ('' if extend else '; --resume=extend allows more rounds')
+    )
+  if new['rounds'] < old['rounds']:
+    raise InputError(
+      f'rounds = {new["rounds"]}: must be at least the {old["rounds"]} that the'
+      ' run began with'
+    )
 
 
 def _flatten(config, prefix=''):

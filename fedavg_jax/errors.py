@@ -7,3 +7,15 @@ class InputError(ValueError):
 
 class DivergedError(FloatingPointError):
   """Training left the finite numbers; the message names the round and cause."""
+
+
+class StoppedError(Exception):
+  """A signal has asked for an end; the message says what is kept.
+
+  Attributes:
+    signum: the signal.
+  """
+
+  def __init__(self, message: str, *, signum: int):
+    super().__init__(message)
+    self.signum = signum

@@ -4,7 +4,9 @@ Kept short: everything else lives in modules that a notebook can import.
 """
 
 from collections.abc import Sequence
+import os
 import pathlib
+import signal
 import sys
 import traceback
 from typing import Any
@@ -16,21 +18,32 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
-from fedavg_jax import metrics
 from fedavg_jax import train
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
+from fedavg_jax.errors import StoppedError
+from fedavg_jax.workdir import default_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of a setting, configs/NAME.py or configs/NAME.py:ARG.'
 )
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'New folder for results; default outputs/<date>/<time>_...'
+  'workdir',
+  None,
+  'New folder for results, or that of an interrupted run, which then goes on;'
+  ' default outputs/<date>/<time>_...',
+)
+_RESUME = flags.DEFINE_enum(
+  'resume',
+  'auto',
+  ['auto', 'extend'],
+  'auto: goes on with the config it began with. extend: with more rounds.',
 )
 
 # Exit codes: 2 for what was asked, 1 for what the machine could not do, 3 for
-# training that left the finite numbers, 130 as shells have it for Ctrl-C.
-_FAILED, _BAD_INPUT, _DIVERGED, _INTERRUPTED = 1, 2, 3, 130
+# training that left the finite numbers; as shells have it for signals, 130 for
+# Ctrl-C and 143 for SIGTERM.
+_FAILED, _BAD_INPUT, _DIVERGED, _SIGNAL = 1, 2, 3, 128
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,10 +64,12 @@ def main(argv: Sequence[str]) -> int:
     return _fail(_BAD_INPUT, '--workdir is empty: name a new folder')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
-  workdir = pathlib.Path(_WORKDIR.value or metrics.default_workdir(name))
+  workdir = pathlib.Path(_WORKDIR.value or default_workdir(name))
   workdir = workdir.expanduser()
   try:
-    summary = train.train(_CONFIG.value, workdir)
+    summary = train.train(
+      _CONFIG.value, workdir, extend=_RESUME.value == 'extend'
+    )
   except InputError as error:
     return _fail(_BAD_INPUT, error)
   except DivergedError as error:
@@ -65,17 +80,24 @@ def main(argv: Sequence[str]) -> int:
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return _fail(_FAILED, f'out of memory or device failed: {reason[:200]}')
+  except StoppedError as error:
+    code = _fail(_SIGNAL + error.signum, f'interrupted: {error}')
+    sys.stdout.flush()
+    # Python would wait for the rounds in line, which nobody needs any more.
+    os._exit(code)
   except KeyboardInterrupt:
-    kept = (
-      f'what was done is in {workdir}' if workdir.exists() else 'no round yet'
-    )
-    return _fail(_INTERRUPTED, f'interrupted; {kept}')
+    return _fail(_SIGNAL + signal.SIGINT, 'interrupted')
   print(
     f'{summary["status"]} after {summary["rounds"]} rounds: test accuracy'
     f' {summary["final_test_accuracy"]:.4f} (best'
     f' {summary["best_test_accuracy"]:.4f}),'
     f' {summary["rounds_per_second"]:.3g} rounds/s; results in {workdir}'
   )
+  if summary['skipped_clients']:
+    print(
+      f'{summary["skipped_clients"]} times a client was left out, whose numbers'
+      ' were not finite'
+    )
   return 0
 
 

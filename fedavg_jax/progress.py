@@ -6,23 +6,35 @@ from typing import Any
 
 from tqdm import tqdm
 
-_SECONDS_BETWEEN_LINES = 5.0
+# However long a run, its log stays short.
+_SECONDS_BETWEEN_LINES, _MOST_LINES = 5.0, 500
 _LONG_RUN_SECONDS = 60.0
 
 
 class Progress:
   """Shows rounds as they end. Says how long a long run will take."""
 
-  def __init__(self, rounds: int, *, may_end_sooner: bool):
+  def __init__(self, rounds: int, *, done: int, may_end_sooner: bool):
+    """Begins to show.
+
+    Args:
+      rounds: of the whole run.
+      done: rounds of an earlier process.
+      may_end_sooner: whether the rounds are but the most there can be.
+    """
     self._rounds = rounds
+    self._done = done
     self._may_end_sooner = may_end_sooner
     self._seconds = 0.0  # Of all rounds so far.
     self._last_line = time.monotonic()
+    self._last_number = done
     self._accuracy: float | None = None
     self._told_duration = False
     self._bar = None
     if sys.stdout.isatty():
-      self._bar = tqdm(total=rounds, unit='round', file=sys.stdout)
+      self._bar = tqdm(
+        total=rounds, initial=done, unit='round', file=sys.stdout
+      )
 
   def update(self, record: dict[str, Any]) -> None:
     """Takes a record of metrics.jsonl; the first one is round 0."""
@@ -31,7 +43,10 @@ class Progress:
     accuracy = record.get('test_accuracy', self._accuracy)
     self._accuracy = accuracy
     if self._bar is not None:
-      self._bar.set_postfix_str(f'test accuracy {accuracy:.4f}', refresh=False)
+      if accuracy is not None:
+        self._bar.set_postfix_str(
+          f'test accuracy {accuracy:.4f}', refresh=False
+        )
       self._bar.update(1 if number else 0)
     else:
       self._line(number, record)
@@ -45,31 +60,35 @@ class Progress:
   def _line(self, number, record) -> None:
     now = time.monotonic()
     tenth = number % max(1, self._rounds // 10) == 0
-    due = tenth or now - self._last_line >= _SECONDS_BETWEEN_LINES
-    if not due and 3 < number < self._rounds:
+    due = tenth or (
+      now - self._last_line >= _SECONDS_BETWEEN_LINES
+      and number - self._last_number >= self._rounds / _MOST_LINES
+    )
+    if not due and 3 < number - self._done and number < self._rounds:
       return
-    self._last_line = now
+    self._last_line, self._last_number = now, number
     text = f'round {number}/{self._rounds}'
     if self._accuracy is not None:
       text += f'  test accuracy {self._accuracy:.4f}'
     if record.get('train_loss') is not None:
       text += f'  train loss {record["train_loss"]:.4f}'
     if number:
-      pace = number / max(self._seconds, 1e-9)
+      pace = (number - self._done) / max(self._seconds, 1e-9)
       left = (self._rounds - number) / pace
       text += f'  {pace:.3g} rounds/s  {_duration(left)} left'
     print(text, flush=True)
 
   def _expect(self, number) -> None:
     """Once, after three rounds."""
-    if self._told_duration or number < min(3, self._rounds):
+    mine, left = number - self._done, self._rounds - self._done
+    if self._told_duration or mine < min(3, left):
       return
     self._told_duration = True
-    seconds = self._seconds / number
-    total = seconds * self._rounds
+    seconds = self._seconds / max(mine, 1)
+    total = seconds * left
     if total > _LONG_RUN_SECONDS:
       text = (
-        f'{seconds:.2g} s a round: all {self._rounds} rounds take about'
+        f'{seconds:.2g} s a round: all {left} rounds take about'
         f' {_duration(total)}'
       )
       if self._may_end_sooner:

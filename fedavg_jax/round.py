@@ -24,9 +24,14 @@ import optax
 from fedavg_jax.algorithms import Algorithm
 from fedavg_jax.algorithms import Ended
 from fedavg_jax.clients import Examples
+from fedavg_jax.errors import InputError
 from fedavg_jax.losses import LossFn
 from fedavg_jax.plan import Plan
 from fedavg_jax.plan import Planner
+
+ON_NAN = ('stop', 'skip_client')
+
+_TINY = np.finfo(np.float32).tiny
 
 # Where a plan's arrays live: each device has its own lanes' part of them.
 PLAN_SPECS = Plan._make(
@@ -55,13 +60,35 @@ class RoundMetrics(NamedTuple):
   Attributes:
     train_loss: mean loss of the examples read, each before its own step.
     examples: examples read by the cohort in all local epochs.
+    skipped: clients left out, because the loss, the message or what the client
+      would keep was not finite; of `on_nan = 'skip_client'`. Loss and examples
+      are without theirs.
     finite: False where the loss, the new model or what server or clients would
       keep is not finite; the round then left everything as it was.
   """
 
   train_loss: jax.Array
   examples: jax.Array
+  skipped: jax.Array
   finite: jax.Array
+
+
+class _Sums(NamedTuple):
+  """Over the clients of the cohort that have ended, and count.
+
+  Attributes:
+    loss: of the examples they read.
+    examples: that they read.
+    weight: theirs in the mean.
+    skipped: clients that have ended and do not count.
+    trained: [M] int32, 1 for each of them.
+  """
+
+  loss: jax.Array
+  examples: jax.Array
+  weight: jax.Array
+  skipped: jax.Array
+  trained: jax.Array
 
 
 def lane_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
@@ -135,6 +162,7 @@ def build_round(
   algorithm: Algorithm,
   planner: Planner,
   mesh: jax.sharding.Mesh,
+  on_nan: str = 'stop',
 ) -> jax.stages.Wrapped:
   """Builds the jitted round; the client states that go in are donated.
 
@@ -143,17 +171,27 @@ def build_round(
     algorithm: such as `algorithms.fedavg`.
     planner: that will make the plans.
     mesh: its devices, from `lane_mesh`.
+    on_nan: one of `ON_NAN`. 'skip_client' takes the mean over those clients
+      that end with finite numbers, with weights that add up to one; a round in
+      which none does changes nothing. With 'stop' one client's Inf is the
+      round's.
 
   Returns:
     `round_fn(state, client_states, data, plan) -> (state, client_states,
     metrics)`; data are all clients' examples.
+
+  Raises:
+    InputError: another `on_nan`.
   """
+  if on_nan not in ON_NAN:
+    raise InputError(f'on_nan = {on_nan!r}: must be one of {", ".join(ON_NAN)}')
+  skips = on_nan == 'skip_client'
   gradient, update = build_local_step(loss_fn, algorithm.client_optimizer)
   step_examples, accumulates = planner.step_examples, planner.accumulates
   everywhere = jax.P()
 
   def train_lanes(state, client_states, data: Examples, plan: Plan):
-    """One device's lanes: sums of messages and losses, new client states."""
+    """One device's lanes: what is summed over clients, new client states."""
     params = state.params
     begin_opt = algorithm.client_optimizer.init(params)
     seen = {'global_params': params, 'server': state.server}
@@ -167,7 +205,7 @@ def build_round(
 
     def step(t, carry):
       """One step of the lanes in the carry, the first ones of the device."""
-      local, opt_state, grads, client, loss_sum, examples = carry
+      local, opt_state, grads, client, losses, read = carry
       now = jax.tree.map(
         lambda array: array[: _rows(local), t],
         (plan.start, plan.count, plan.batch),
@@ -194,9 +232,7 @@ def build_round(
         return *new, loss
 
       *new, loss = jax.vmap(one_lane)(local, opt_state, grads, client, *now)
-      loss_sum += jnp.sum(loss)
-      examples += jnp.sum(now[1])
-      return *new, client, loss_sum, examples
+      return *new, client, losses + loss, read + now[1]
 
     def begin_clients(s, now):
       """What the clients keep that begin at s, in the place of `now`."""
@@ -209,9 +245,9 @@ def build_round(
 
     def until_event(s, carry):
       """Steps up to event s, then the clients that end there."""
-      total, kept, *carry = carry
+      sums, total, kept, *carry = carry
       first = jnp.where(s == 0, 0, plan.event[0, s - 1])
-      local, opt_state, grads, client, loss_sum, examples = lax.fori_loop(
+      local, opt_state, grads, client, losses, read = lax.fori_loop(
         first, plan.event[0, s], step, tuple(carry)
       )
       ends, weight, updates = jax.tree.map(
@@ -231,10 +267,13 @@ def build_round(
         )
 
       message, new_client = jax.vmap(one_client)(local, client, updates)
+      counts = ended
+      if skips:
+        counts &= jax.vmap(_all_finite)((losses, message, new_client))
 
       def add(total, message):
         # An idle lane's model is nobody's: left out, not multiplied by zero.
-        message = _where(ended, message, jnp.zeros_like(message))
+        message = _where(counts, message, jnp.zeros_like(message))
         return total + _exact_tensordot(weight, message)
 
       def restart(begin, now):
@@ -242,14 +281,22 @@ def build_round(
 
       total = jax.tree.map(add, total, message)
       # Scatters drop what lies past the end: the lanes whose clients go on.
-      slot = jnp.where(ended, ends, num_clients)
+      slot = jnp.where(counts, ends, num_clients)
       kept = jax.tree.map(
         lambda kept, new: kept.at[slot].set(new, mode='drop'), kept, new_client
+      )
+      sums = _Sums(
+        loss=sums.loss + jnp.sum(jnp.where(counts, losses, 0.0)),
+        examples=sums.examples + jnp.sum(jnp.where(counts, read, 0)),
+        weight=sums.weight + jnp.sum(jnp.where(counts, weight, 0.0)),
+        skipped=sums.skipped + jnp.sum(ended & ~counts, dtype=jnp.int32),
+        trained=sums.trained.at[slot].add(1, mode='drop'),
       )
       local = jax.tree.map(restart, params, local)
       opt_state = jax.tree.map(restart, begin_opt, opt_state)
       client = begin_clients(s + 1, client)
-      return total, kept, local, opt_state, grads, client, loss_sum, examples
+      losses, read = jnp.where(ended, 0.0, losses), jnp.where(ended, 0, read)
+      return sums, total, kept, local, opt_state, grads, client, losses, read
 
     one_state = jax.tree.map(lambda store: store[0], client_states)
     message, _ = jax.eval_shape(
@@ -263,24 +310,22 @@ def build_round(
     )
     grads = stacked(params, num_lanes) if accumulates else ()
     client = begin_clients(0, stacked(one_state, num_lanes))
-    lanes = (local, opt_state, grads, client)
+    losses = jnp.zeros(num_lanes, jnp.float32)
+    read = jnp.zeros(num_lanes, jnp.int32)
+    lanes = (local, opt_state, grads, client, losses, read)
     total = jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), message)
     kept = stacked(one_state, num_clients)
-    loss_sum, examples = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    sums = _Sums(zero, none, zero, none, jnp.zeros(num_clients, jnp.int32))
     done = 0
     for w, width in enumerate(planner.widths):
       # The other lanes are idle to the end: go on without them.
       lanes = jax.tree.map(lambda leaf, width=width: leaf[:width], lanes)
-      total, kept, *lanes, loss_sum, examples = lax.fori_loop(
-        done,
-        plan.until[0, w],
-        until_event,
-        (total, kept, *lanes, loss_sum, examples),
+      sums, total, kept, *lanes = lax.fori_loop(
+        done, plan.until[0, w], until_event, (sums, total, kept, *lanes)
       )
       done = plan.until[0, w]
-    slots = jnp.where(plan.ends >= 0, plan.ends, num_clients)
-    trained = jnp.zeros(num_clients, jnp.int32).at[slots].add(1, mode='drop')
-    return lax.psum((total, kept, trained, loss_sum, examples), 'lanes')
+    return lax.psum((sums, total, kept), 'lanes')
 
   train_cohort = jax.shard_map(
     train_lanes,
@@ -291,18 +336,29 @@ def build_round(
   )
 
   def round_fn(state, client_states, data, plan):
-    mean, kept, trained, loss_sum, examples = train_cohort(
-      state, client_states, data, plan
-    )
+    sums, mean, kept = train_cohort(state, client_states, data, plan)
+    # One where nobody is left out: the same bits as without skipping.
+    whole = sums.skipped == 0
+    weight = jnp.where(whole, 1.0, jnp.maximum(sums.weight, _TINY))
     params, server = algorithm.server_update(
-      state.params, state.server, mean, plan.share
+      state.params,
+      state.server,
+      jax.tree.map(lambda mean: mean / weight, mean),
+      plan.share * weight,
     )
+    if skips:
+      somebody = whole | jnp.any(sums.trained > 0)
+      params, server = jax.tree.map(
+        lambda new, old: jnp.where(somebody, new, old),
+        (params, server),
+        (state.params, state.server),
+      )
     new_state = ServerState(state.round + 1, params, server)
-    finite = _all_finite((loss_sum, mean, params, server, kept))
+    finite = _all_finite((sums.loss, mean, params, server, kept))
     new_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), new_state, state
     )
-    changed = finite & (trained > 0)  # [M]
+    changed = finite & (sums.trained > 0)  # [M]
     client_states = jax.tree.map(
       lambda store, kept: store.at[plan.cohort].set(
         _where(changed, kept, store[plan.cohort])
@@ -311,8 +367,9 @@ def build_round(
       kept,
     )
     metrics = RoundMetrics(
-      train_loss=loss_sum / jnp.maximum(examples, 1).astype(jnp.float32),
-      examples=examples,
+      train_loss=sums.loss / jnp.maximum(sums.examples, 1).astype(jnp.float32),
+      examples=sums.examples,
+      skipped=sums.skipped,
       finite=finite,
     )
     return new_state, client_states, metrics

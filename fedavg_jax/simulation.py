@@ -89,9 +89,12 @@ class Record(NamedTuple):
     round: its number; 0 is the initial model.
     state: the server after it; None where the same call did more rounds after
       it, which the device does not stop for.
+    client_states: what all clients keep after it; None where that is not at
+      hand, because it went on into the next round.
     lanes: of all devices, that trained it.
     train_loss: mean loss over the examples read, each before its own step.
     examples: examples read in all local epochs.
+    skipped: clients left out, as in `RoundMetrics`.
     seconds: wall time from the end of the call before to the end of its own,
       over the rounds of the call; evaluation included.
     finite: False where the round diverged; `state` is then the one before.
@@ -101,9 +104,11 @@ class Record(NamedTuple):
 
   round: int
   state: round_lib.ServerState | None
+  client_states: Any
   lanes: int
   train_loss: float | None
   examples: int
+  skipped: int
   seconds: float
   finite: bool
   test_accuracy: float | None
@@ -121,6 +126,7 @@ def build_simulation(
   batch_size: int,
   unavailable_fraction: float = 0.0,
   weighting: str = 'examples',
+  on_nan: str = 'stop',
   shuffle: str = 'epoch',
   seed: int = 0,
   lanes: int = 0,
@@ -141,6 +147,7 @@ def build_simulation(
     batch_size: B, 0 for all local examples in one step.
     unavailable_fraction: of the clients, out of reach in a round.
     weighting: one of `plan.WEIGHTINGS`.
+    on_nan: one of `round.ON_NAN`.
     shuffle: one of `plan.SHUFFLES`.
     seed: of initial weights, cohorts and orders.
     lanes: clients that train side by side, on all devices together; 0 chooses.
@@ -177,6 +184,7 @@ def build_simulation(
   loss_fn = losses.cross_entropy(model.apply)
   params = jax.eval_shape(model.init, jax.random.key(seed))
   algorithms.check(algorithm, params)
+  _check_examples(model, params, clients, test, on_nan)
   planner, why = lanes_lib.choose_lanes(
     lanes,
     planner,
@@ -212,6 +220,7 @@ def build_simulation(
       algorithm,
       laid_out,
       *on_devices(laid_out.num_devices),
+      on_nan=on_nan,
       rounds_per_call=rounds_per_call,
       why_lanes=why,
       with_lanes=lambda fewer: with_lanes(fewer, 'memory holds no more'),
@@ -233,6 +242,7 @@ def _compile(
   mesh,
   data_on_devices,
   *,
+  on_nan,
   rounds_per_call,
   why_lanes,
   with_lanes,
@@ -255,7 +265,7 @@ def _compile(
     rounds_per_call = min(_MOST_ROUNDS, _MOST_PLAN_BYTES // plan_bytes)
     rounds_per_call = max(1, rounds_per_call)
   start = time.perf_counter()
-  round_fn = round_lib.build_round(loss_fn, algorithm, planner, mesh)
+  round_fn = round_lib.build_round(loss_fn, algorithm, planner, mesh, on_nan)
   evaluate = evaluate_lib.build_evaluate(model.apply, loss_fn, mesh)
   states = jax.eval_shape(init)
   schedule = calls_lib.make_schedule(
@@ -286,38 +296,66 @@ def simulate(
   rounds: int,
   eval_every: int = 1,
   target_accuracy: float = 0.0,
+  start: tuple[round_lib.ServerState, Any] | None = None,
+  wanted: Callable[[int], bool] = lambda number: False,
+  stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
   """Runs the rounds and gives them one at a time; round 0 first.
 
   Evaluates before round 1, every `eval_every` rounds and after the last. Ends
   after a round that reaches the target (0 is none) or is not finite. Where a
   device has no room for its lanes, goes on with half as many and says so.
+
+  Args:
+    simulation: compiled.
+    rounds: of the whole run.
+    eval_every: rounds from one evaluation to the next.
+    target_accuracy: ends the run; 0 is none.
+    start: server state and client states to go on from, as an earlier record
+      had them, with the round after it; None begins anew.
+    wanted: as in `run_calls`.
+    stopping: as in `run_calls`.
+
+  Yields:
+    A record per round.
   """
   if eval_every < 1:
     raise InputError(f'eval_every = {eval_every}: must be at least 1')
-  state, client_states = simulation.init()
+
+  def evaluated(number):
+    return number % eval_every == 0 or number == rounds
+
+  begins = start is None
+  if start is None:
+    state, client_states = simulation.init()
+  else:
+    state, client_states = _place(start, simulation)
+    del start  # Only the devices keep it.
+  done = int(state.round)
   tested = simulation.evaluate(state.params)
   lanes = simulation.planner.lanes
-  yield _record(0, state, lanes, None, tested, 0.0)
-  if 0 < target_accuracy <= tested.accuracy:
+  if begins:
+    yield _record(0, state, client_states, lanes, None, tested, 0.0)
+  if evaluated(done) and 0 < target_accuracy <= tested.accuracy:
     return
-  done = 0
   while True:
     try:
       if lanes != simulation.planner.lanes:
         simulation = simulation.with_lanes(lanes)
         # The devices may be fewer: the state moves there, and loses nothing.
-        begin, client_states = simulation.init()
-        state = _move(state, begin)
+        state = _place(jax.device_get(state), simulation)
+        _, client_states = simulation.init()
       for record in run_calls(
         simulation,
         state,
         client_states,
         range(done + 1, rounds + 1),
-        evaluated=lambda number: number % eval_every == 0 or number == rounds,
+        evaluated=evaluated,
         enough_correct=calls_lib.enough_correct(
           target_accuracy, int(tested.count)
         ),
+        wanted=wanted,
+        stopping=stopping,
       ):
         if record.state is not None:
           done, state = record.round, record.state
@@ -337,10 +375,13 @@ def run_calls(
   *,
   evaluated: Callable[[int], bool],
   enough_correct: float = math.inf,
+  wanted: Callable[[int], bool] = lambda number: False,
+  stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
   """Runs rounds from a state on; `simulate` is built on it.
 
-  Keeps calls in line, so that the device never waits for Python.
+  Keeps calls in line, so that the device never waits for Python, but where
+  somebody wants what is at hand only between calls.
 
   Args:
     simulation: compiled.
@@ -349,18 +390,33 @@ def run_calls(
     numbers: of the rounds.
     evaluated: round number -> whether its model is tested.
     enough_correct: ends after a round with so many correct test examples.
+    wanted: round number -> whether the record must have its state and client
+      states. Asked once for a round, before it begins.
+    stopping: whether to begin no further call. Those in line are waited for
+      only where client states went into them.
 
   Yields:
     A record per round.
   """
+  keeps = bool(jax.tree.leaves(client_states))
   going: Any = np.True_
   in_flight: list[tuple] = []  # (numbers, evaluated, state, told)
+  draining = False  # Nothing more in line until a wanted state was given.
   per_round = math.inf  # Seconds, once known.
   asked = time.perf_counter()
   while numbers or in_flight:
-    while numbers and len(in_flight) < _CALLS_IN_FLIGHT:
+    while (
+      numbers
+      and len(in_flight) < _CALLS_IN_FLIGHT
+      and not draining
+      and not stopping()
+    ):
       many = int(_CALL_SECONDS / per_round) if per_round else _MOST_ROUNDS
       many = min(max(many, 1), simulation.rounds_per_call)
+      for i, number in enumerate(numbers[:many]):
+        if wanted(number):
+          many, draining = i + 1, True
+          break
       mine, numbers = numbers[:many], numbers[many:]
       schedule = calls_lib.make_schedule(
         simulation.planner,
@@ -374,8 +430,15 @@ def run_calls(
       )
       going = told.going
       in_flight.append((mine, schedule.evaluate, state, told))
+    if not in_flight:
+      return  # Stopping.
     mine, tests, state_then, told = in_flight.pop(0)
+    if not _wait(told.going, lambda: stopping() and not keeps):
+      return
     told = jax.device_get(told)
+    draining = draining and bool(in_flight)
+    # Calls in line behind the end of all hand on what they are given.
+    gone = keeps and in_flight and told.going
     now = time.perf_counter()
     done = int(told.num_rounds)
     per_round = (now - asked) / max(done, 1)
@@ -387,6 +450,7 @@ def run_calls(
       yield _record(
         number,
         state_then if i == done - 1 else None,
+        None if gone or i < done - 1 else client_states,
         simulation.planner.lanes,
         metrics,
         tested if tests[i] else None,
@@ -417,6 +481,39 @@ def run(
     if not record.finite:
       raise DivergedError(f'round {record.round}: {DIVERGED}')
   return {name: np.array(values) for name, values in history.items()}
+
+
+def _check_examples(model, params, clients, test, on_nan) -> None:
+  """Raises InputError for values that would silently spoil what is learnt."""
+  logits = jax.eval_shape(
+    model.apply,
+    params,
+    jax.ShapeDtypeStruct((1, *clients.x.shape[1:]), clients.x.dtype),
+  )
+  for name, x, y in (('clients', *clients[:2]), ('test', *test)):
+    if len(x) != len(y):
+      raise InputError(f'{name}: {len(x)} inputs, but {len(y)} labels')
+    if not len(y):
+      raise InputError(f'{name}: holds no example, must hold at least one')
+    if y.min() < 0 or y.max() >= logits.shape[-1]:
+      raise InputError(
+        f'{name}.y: has labels {y.min()} to {y.max()}, the model knows 0 to'
+        f' {logits.shape[-1] - 1}'
+      )
+    if not np.issubdtype(x.dtype, np.floating):
+      continue
+    finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+    row = int(finite.argmin())
+    if finite[row] or (name == 'clients' and on_nan == 'skip_client'):
+      continue
+    whose = ''
+    if name == 'clients':
+      k = int(np.searchsorted(clients.offsets, row, 'right')) - 1
+      whose = f" of client {k}; on_nan = 'skip_client' would leave it out"
+    raise InputError(
+      f'{name}.x: {int((~finite).sum())} examples are not finite, the first is'
+      f' row {row}{whose}'
+    )
 
 
 def _lane_bytes(loss_fn, algorithm, params, planner, clients) -> int:
@@ -467,20 +564,36 @@ def _fewer(lanes: int, planner, error: Exception) -> int:
   return fewer
 
 
-def _move(state, like):
-  """The state on the devices of another one."""
-  return jax.device_put(
-    jax.device_get(state), jax.tree.map(lambda leaf: leaf.sharding, like)
-  )
+def _place(tree, simulation: Simulation):
+  """Arrays of the host, on every device of a simulation."""
+  data: Any = simulation.data
+  return jax.device_put(tree, data.y.sharding)
 
 
-def _record(number, state, lanes, metrics, tested, seconds) -> Record:
+def _wait(array: Any, give_up: Callable[[], bool]) -> bool:
+  """Waits where signals reach Python; False where it gave up."""
+  pause = 1e-4
+  while not array.is_ready():
+    if give_up():
+      return False
+    time.sleep(pause)
+    # A few looks at a short call, not many at a long one.
+    pause = min(1.2 * pause, 0.02)
+  return True
+
+
+def _record(
+  number, state, client_states, lanes, metrics, tested, seconds
+) -> Record:
+  examples = 0 if metrics is None else int(metrics.examples)
   return Record(
     round=number,
     state=state,
+    client_states=client_states,
     lanes=lanes,
-    train_loss=None if metrics is None else float(metrics.train_loss),
-    examples=0 if metrics is None else int(metrics.examples),
+    train_loss=float(metrics.train_loss) if examples else None,
+    examples=examples,
+    skipped=0 if metrics is None else int(metrics.skipped),
     seconds=seconds,
     finite=metrics is None or bool(metrics.finite),
     test_accuracy=None if tested is None else tested.accuracy,

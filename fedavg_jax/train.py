@@ -3,9 +3,14 @@
 `train(config, workdir)` is what `main.py` calls; a ConfigDict ends here.
 """
 
+from collections.abc import Callable
+import contextlib
 import pathlib
+import time
 from typing import Any
+from typing import NamedTuple
 
+from absl import logging
 import jax
 import ml_collections
 import numpy as np
@@ -23,23 +28,33 @@ from fedavg_jax import partition
 from fedavg_jax import plots
 from fedavg_jax import round as round_lib
 from fedavg_jax.errors import DivergedError
+from fedavg_jax.errors import InputError
+from fedavg_jax.errors import StoppedError
 from fedavg_jax.lanes import use_cpu_devices
 from fedavg_jax.progress import Progress
+from fedavg_jax.signals import stop_on_signals
 from fedavg_jax.simulation import DIVERGED
 from fedavg_jax.simulation import Record
 from fedavg_jax.simulation import Simulation
 from fedavg_jax.simulation import build_simulation
 from fedavg_jax.simulation import simulate
+from fedavg_jax.workdir import Workdir
 
 
 def train(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  *,
+  extend: bool = False,
 ) -> dict[str, Any]:
   """Runs the federation that a config describes and keeps what it tells.
 
   Args:
     config: see `configs/`.
-    workdir: a new folder.
+    workdir: a new folder, or that of an interrupted run with the same config,
+      which goes on to the same bits.
+    extend: goes on with more rounds than the run in the folder had, and lets
+      `config.MACHINE_KEYS` be others.
 
   Returns:
     The content of summary.json.
@@ -47,121 +62,296 @@ def train(
   Raises:
     InputError: bad config, data or workdir; nothing was written over.
     DivergedError: the loss or the model is not finite any more.
+    StoppedError: SIGINT or SIGTERM; all that was done is kept.
   """
   cfg = config_lib.check(config.to_dict())
-  metrics.refuse_existing(workdir)
-  use_cpu_devices(cfg['cpu_devices'])
+  with stop_on_signals() as stop, Workdir(workdir) as folder:
+    if folder.began is not None:
+      config_lib.compare(cfg, folder.began.get('config'), extend=extend)
+      summary = folder.last_summary()
+      if summary is not None and _is_over(summary, cfg):
+        print(f'{workdir}: this run is over', flush=True)
+        return summary
+    elif extend:
+      raise InputError(f'workdir = {workdir}: holds no run that could go on')
+    use_cpu_devices(cfg['cpu_devices'])
 
-  # Data, divided among the clients.
-  dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
-  parts = divide(cfg, dataset.train.y)
-  clients = clients_lib.build_clients(dataset.train, parts)
+    # Data, divided among the clients.
+    dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
+    parts = divide(cfg, dataset.train.y)
+    clients = clients_lib.build_clients(dataset.train, parts)
+    began = {
+      'config': cfg,
+      'data_sha256': checkpoint.digest([*clients, *dataset.test]),
+      **metrics.environment(),
+    }
 
-  # Model, optimizers, compiled round.
-  local, server = cfg['client'], cfg['server']
-  simulation = build_simulation(
-    models.build_model(
-      cfg['model'],
-      dataset,
-      pixels=cfg['pixels'],
-      convolution=cfg['convolution'],
-      precision=cfg['precision'],
-    ),
-    clients,
-    dataset.test,
-    client_fraction=cfg['client_fraction'],
-    unavailable_fraction=cfg['unavailable_fraction'],
-    weighting=cfg['weighting'],
-    epochs=local['epochs'],
-    batch_size=local['batch_size'],
-    algorithm=build_algorithm(cfg),
-    shuffle=local['shuffle'],
-    seed=cfg['seed'],
-    lanes=cfg['lanes'],
-    micro_batch=cfg['micro_batch'],
-    rounds_per_call=cfg['rounds_per_call'],
-  )
-  planner = simulation.planner
-  print(
-    f'{describe(cfg)}\n{planner.cohort_size} of {clients.num_clients} clients a'
-    f' round in {planner.lanes} lane(s) on {planner.num_devices}'
-    f' {jax.default_backend()} device(s): {simulation.why_lanes}\ncompiled in'
-    f' {simulation.compile_seconds:.1f} s',
-    flush=True,
-  )
+    # What an interrupted run has left.
+    saved = None
+    if folder.began is not None:
+      began, saved = _resume(folder, began)
 
-  # The folder: nothing of what is wrong above has left one.
-  params = jax.eval_shape(simulation.init)[0].params
-  writer = metrics.RunWriter(workdir, room=checkpoint.bytes_needed(params))
-  print(f'workdir: {workdir}', flush=True)
-  writer.json('config.json', {'config': cfg, **metrics.environment()})
-  plots.draw_partition(
-    workdir / 'partition.png',
-    title=describe(cfg),
-    counts=partition.label_counts(dataset.train.y, parts, dataset.num_classes),
-  )
+    # Model, optimizers, compiled round.
+    local = cfg['client']
+    simulation = build_simulation(
+      models.build_model(
+        cfg['model'],
+        dataset,
+        pixels=cfg['pixels'],
+        convolution=cfg['convolution'],
+        precision=cfg['precision'],
+      ),
+      clients,
+      dataset.test,
+      client_fraction=cfg['client_fraction'],
+      unavailable_fraction=cfg['unavailable_fraction'],
+      weighting=cfg['weighting'],
+      epochs=local['epochs'],
+      batch_size=local['batch_size'],
+      algorithm=build_algorithm(cfg),
+      on_nan=cfg['on_nan'],
+      shuffle=local['shuffle'],
+      seed=cfg['seed'],
+      lanes=saved.told['lanes'] if saved else cfg['lanes'],
+      micro_batch=cfg['micro_batch'],
+      rounds_per_call=cfg['rounds_per_call'],
+    )
+    planner = simulation.planner
+    print(
+      f'{describe(cfg)}\n{planner.cohort_size} of {clients.num_clients} clients'
+      f' a round in {planner.lanes} lane(s) on {planner.num_devices}'
+      f' {jax.default_backend()} device(s): {simulation.why_lanes}\ncompiled in'
+      f' {simulation.compile_seconds:.1f} s',
+      flush=True,
+    )
+    shapes = jax.eval_shape(simulation.init)
+    start = None
+    if saved is not None:
+      tree = checkpoint.restore(saved.leaves, _to_tree(*shapes))
+      start = _from_tree(tree)
 
-  # The rounds.
-  summary = _run_and_keep(cfg, simulation, writer)
+    # The folder: nothing of what is wrong above has left one.
+    folder.begin(
+      room=checkpoint.bytes_needed(shapes, cfg['checkpoint']['keep'])
+    )
+    print(f'workdir: {workdir}', flush=True)
+    if began != folder.began:
+      folder.config(began)
+    if not (workdir / 'partition.png').exists():
+      with folder.replacing('partition.png') as path:
+        plots.draw_partition(
+          path,
+          title=describe(cfg),
+          counts=partition.label_counts(
+            dataset.train.y, parts, dataset.num_classes
+          ),
+        )
+
+    # The rounds.
+    summary = _run_and_keep(cfg, simulation, folder, start, stop)
   if summary['status'] == 'diverged':
     raise DivergedError(
       f'round {summary["rounds"]}: {DIVERGED} (they are'
-      f' {local["learning_rate"]} and {server["learning_rate"]}); the model and'
-      f' metrics before it are kept in {workdir}'
+      f' {local["learning_rate"]} and {cfg["server"]["learning_rate"]}); the'
+      f' model and metrics before it are kept in {workdir}'
+    )
+  if summary['status'] == 'interrupted':
+    raise StoppedError(
+      f'round {summary["rounds"]} is saved; the same command with --workdir'
+      f' {workdir} goes on from there',
+      signum=stop.signum,
     )
   return summary
 
 
+def _resume(
+  folder: Workdir, now: dict[str, Any]
+) -> tuple[dict[str, Any], checkpoint.Checkpoint | None]:
+  """What config.json is to hold from now on, and the checkpoint to go on from.
+
+  Args:
+    folder: of an interrupted run.
+    now: config.json of a run that would begin here and now.
+
+  Raises:
+    InputError: the data are others, no checkpoint is whole, or metrics.jsonl is
+      not what the checkpoint has seen.
+  """
+  began: dict[str, Any] = dict(folder.began or {})
+  digest = began.get('data_sha256')
+  if digest != now['data_sha256']:
+    raise InputError(
+      f'workdir = {folder.path}: the data of its clients, or their division,'
+      f' are not those it began with: SHA-256 was {str(digest)[:12]}..., is'
+      f' {now["data_sha256"][:12]}...; bring the files back, or name a new'
+      ' workdir'
+    )
+  with contextlib.closing(_checkpoints(now['config'], folder)) as checkpoints:
+    saved = checkpoints.newest()
+  if saved is None:
+    print(f'{folder.path}: ended before its first checkpoint, begins again')
+  else:
+    folder.check_metrics(saved.told['metrics'])
+    print(f'{folder.path}: goes on after round {saved.told["round"]}')
+  # A run tells every machine that it was on.
+  machines = [began, *began.get('resumed', [])]
+  changed = [key for key in _SAME_BITS if machines[-1].get(key) != now[key]]
+  lanes = now['config']['lanes']
+  if changed:
+    number = saved.told['round'] if saved else 0
+    logging.warning(
+      'not the device or the versions (%s) that trained round %d: the same up'
+      ' to rounding, not to the bit',
+      ', '.join(changed),
+      number,
+    )
+    here = {key: now[key] for key in _SAME_BITS}
+    began['resumed'] = [*machines[1:], {'round': number, **here}]
+  elif saved is not None and lanes == began['config']['lanes']:
+    lanes = saved.told['lanes']  # What memory is free may have changed.
+  began['config'] = now['config']
+  return began, saved and saved._replace(told=saved.told | {'lanes': lanes})
+
+
+# Of config.json, what else must be the same for the same bits.
+_SAME_BITS = ('versions', 'platform', 'device', 'num_devices')
+
+
+def _checkpoints(
+  cfg: dict[str, Any], folder: Workdir
+) -> checkpoint.Checkpoints:
+  return checkpoint.Checkpoints(folder.path, keep=cfg['checkpoint']['keep'])
+
+
+def _to_tree(state: round_lib.ServerState, client_states: Any) -> Any:
+  """What a checkpoint holds."""
+  return state._asdict() | {'clients': client_states}
+
+
+def _from_tree(tree: Any) -> tuple[round_lib.ServerState, Any]:
+  clients = tree.pop('clients')
+  return round_lib.ServerState(**tree), clients
+
+
+class _AtHand(NamedTuple):
+  """The last state that a run could be resumed from.
+
+  Attributes:
+    round: that it is after.
+    tree: what a checkpoint is to hold.
+    seal: of metrics.jsonl, up to this round.
+    lanes: of all devices.
+    accuracy: of its model, None where it was not tested.
+  """
+
+  round: int
+  tree: Any
+  seal: dict[str, Any]
+  lanes: int
+  accuracy: float | None
+
+  def save(self, folder: Workdir, checkpoints: checkpoint.Checkpoints) -> None:
+    folder.sync()  # Never behind a checkpoint that has sealed it.
+    checkpoints.save(
+      self.round,
+      self.tree,
+      {'round': self.round, 'lanes': self.lanes, 'metrics': self.seal},
+      self.accuracy,
+    )
+
+
 def _run_and_keep(
-  cfg: dict[str, Any], simulation: Simulation, writer: metrics.RunWriter
+  cfg: dict[str, Any],
+  simulation: Simulation,
+  folder: Workdir,
+  start: tuple[round_lib.ServerState, Any] | None,
+  stopping: Callable[[], bool],
 ) -> dict[str, Any]:
   """Runs until an end; however it ends, what was done is written."""
-  records: list[dict[str, Any]] = []
-  state: Any = None
-  lanes = simulation.planner.lanes
-  summary: dict[str, Any] = {}
+  every, minutes = cfg['checkpoint']['rounds'], cfg['checkpoint']['minutes']
+  done = 0 if start is None else int(start[0].round)
+  saved_round = None if start is None else done
+  saved_at = time.monotonic()
+  at_hand: _AtHand | None = None
+  finite = True
   status = 'failed'
-  progress = Progress(cfg['rounds'], may_end_sooner=cfg['target_accuracy'] > 0)
-  try:
-    for record in simulate(
-      simulation,
-      rounds=cfg['rounds'],
-      eval_every=cfg['eval_every'],
-      target_accuracy=cfg['target_accuracy'],
-    ):
-      if record.state is not None:
-        state = record.state
-      lanes = record.lanes
-      records.append(_line(record))
-      writer.round(records[-1])
-      progress.update(records[-1])
-      if not record.finite:
-        status = 'diverged'
-        break
-      if _reached(record, cfg['target_accuracy']):
-        status = 'target reached'
-        break
-    else:
-      status = 'finished'
-  except KeyboardInterrupt:
-    status = 'interrupted'
-    raise
-  finally:
-    progress.close()
-    writer.close()
-    if records:
-      summary = summarize(cfg, simulation, records, state, status)
-      summary['lanes'] = lanes
-      writer.json('summary.json', summary)
-      checkpoint.save_params(writer.workdir, state.params)
-      plots.draw_curves(
-        writer.workdir / 'curves.png',
-        title=describe(cfg),
-        records=records,
+  summary: dict[str, Any] = {}
+  progress = Progress(
+    cfg['rounds'],
+    done=done,
+    may_end_sooner=cfg['target_accuracy'] > 0,
+  )
+
+  def due(number: int) -> bool:
+    by_time = minutes and time.monotonic() - saved_at >= 60 * minutes
+    return bool(by_time or (every and number and number % every == 0))
+
+  folder.open_metrics()
+  with contextlib.closing(_checkpoints(cfg, folder)) as checkpoints:
+    try:
+      for record in simulate(
+        simulation,
+        rounds=cfg['rounds'],
+        eval_every=cfg['eval_every'],
         target_accuracy=cfg['target_accuracy'],
-        paper_rounds=paper_rounds(cfg),
-      )
+        start=start,
+        wanted=due,
+        stopping=stopping,
+      ):
+        start = None  # The devices have it.
+        before = folder.seal()
+        line, finite = _line(record), record.finite
+        folder.line(line)
+        progress.update(line)
+        if record.state is None or record.client_states is None:
+          continue
+        at_hand = _AtHand(
+          # A round that is not finite leaves everything as it was before it.
+          round=record.round if finite else record.round - 1,
+          tree=_to_tree(record.state, record.client_states),
+          seal=folder.seal() if finite else before,
+          lanes=record.lanes,
+          accuracy=record.test_accuracy if finite else None,
+        )
+        if due(at_hand.round):
+          at_hand.save(folder, checkpoints)
+          saved_round, saved_at = at_hand.round, time.monotonic()
+      status = _status(cfg, folder.lines()[-1], finite)
+    finally:
+      progress.close()
+      if at_hand is not None and at_hand.round != saved_round:
+        at_hand.save(folder, checkpoints)
+      if lines := folder.lines():
+        summary = summarize(cfg, simulation, lines, status)
+        if at_hand is not None:
+          summary['lanes'] = at_hand.lanes
+        folder.summary(summary)
+        with folder.replacing('curves.png') as path:
+          plots.draw_curves(
+            path,
+            title=describe(cfg),
+            records=lines,
+            target_accuracy=cfg['target_accuracy'],
+            paper_rounds=paper_rounds(cfg),
+          )
   return summary
+
+
+def _status(cfg: dict[str, Any], last: dict[str, Any], finite: bool) -> str:
+  """Why a run ended after the last line of its metrics.jsonl."""
+  if not finite:
+    return 'diverged'
+  if 0 < cfg['target_accuracy'] <= last.get('test_accuracy', -1.0):
+    return 'target reached'
+  return 'finished' if last['round'] == cfg['rounds'] else 'interrupted'
+
+
+def _is_over(summary: dict[str, Any], cfg: dict[str, Any]) -> bool:
+  """Whether a run with this summary has nothing left to do."""
+  status, rounds = summary.get('status'), summary.get('rounds')
+  return status == 'target reached' or (
+    status == 'finished' and rounds == cfg['rounds']
+  )
 
 
 def divide(cfg: dict[str, Any], labels: np.ndarray) -> list[np.ndarray]:
@@ -259,7 +449,6 @@ def summarize(
   cfg: dict[str, Any],
   simulation: Simulation,
   records: list[dict[str, Any]],
-  state: round_lib.ServerState,
   status: str,
 ) -> dict[str, Any]:
   """summary.json of a run from the lines of its metrics.jsonl."""
@@ -290,9 +479,12 @@ def summarize(
     # u = E n / (K B), the paper's measure of local work.
     'updates_per_round': planner.epochs
     * (mean_examples / planner.batch_size if planner.batch_size else 1.0),
-    'model_round': int(state.round),
-    'parameters': models.num_parameters(state.params),
+    'skipped_clients': sum(r.get('skipped', 0) for r in records),
+    'parameters': models.num_parameters(
+      jax.eval_shape(simulation.init)[0].params
+    ),
     'devices': planner.num_devices,
+    'lanes': planner.lanes,
   }
 
 
@@ -304,12 +496,9 @@ def _line(record: Record) -> dict[str, Any]:
     'seconds': record.seconds,
     'examples': record.examples,
   }
+  if record.skipped:
+    line['skipped'] = record.skipped
   if record.test_accuracy is not None:
     line['test_accuracy'] = record.test_accuracy
     line['test_loss'] = record.test_loss
   return line
-
-
-def _reached(record: Record, target: float) -> bool:
-  accuracy = record.test_accuracy
-  return target > 0 and accuracy is not None and accuracy >= target

@@ -1,13 +1,9 @@
-"""Rounds to a target on curves with known crossings, and the JSON files."""
+"""Rounds to a target on curves with known crossings."""
 
-import json
-
-import numpy as np
 import pytest
 
 from fedavg_jax import metrics
 from fedavg_jax import paper
-from fedavg_jax.errors import InputError
 
 
 def test_rounds_to_target_is_the_first_crossing():
@@ -85,39 +81,3 @@ def test_cells_of_the_paper(setting, expected):
   names = 'model partition client_fraction epochs batch_size target_accuracy'
   kwargs = dict(zip(names.split(), setting, strict=True))
   assert paper.rounds_in_paper(dataset='mnist', **kwargs) == expected
-
-
-def test_writer_writes_json_and_never_over(tmp_path):
-  writer = metrics.RunWriter(tmp_path / 'a' / 'run', room=0)
-  writer.round({'round': 0, 'train_loss': float('nan')})
-  writer.round({'round': np.int64(1), 'train_loss': np.float32(0.5)})
-  writer.json('summary.json', {'nested': {'values': [np.float64(1), None]}})
-  lines = (writer.workdir / 'metrics.jsonl').read_text().splitlines()
-  assert [json.loads(line) for line in lines] == [
-    {'round': 0, 'train_loss': None},
-    {'round': 1, 'train_loss': 0.5},
-  ]
-  with pytest.raises(FileExistsError):
-    writer.json('summary.json', {})
-  writer.close()
-  with pytest.raises(InputError, match='exists already'):
-    metrics.RunWriter(writer.workdir, room=0)
-  (tmp_path / 'file').write_text('kept')
-  with pytest.raises(InputError, match='workdir = .*cannot be made'):
-    metrics.RunWriter(tmp_path / 'file' / 'run', room=0)
-  assert (tmp_path / 'file').read_text() == 'kept'
-
-
-def test_no_room(tmp_path):
-  with pytest.raises(InputError, match='MiB are free, a run needs 1048576.0'):
-    metrics.RunWriter(tmp_path / 'run', room=2**40)
-  assert not (tmp_path / 'run').exists()
-
-
-def test_default_workdirs_differ(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  first = metrics.default_workdir('quickstart')
-  first.mkdir(parents=True)
-  second = metrics.default_workdir('quickstart')
-  assert first != second and first.name.endswith('_quickstart')
-  assert first.parts[0] == 'outputs' and len(first.parts) == 3

@@ -16,12 +16,12 @@ class Clock:
     return self.now
 
 
-def watch(monkeypatch, *, terminal, rounds=400, may_end_sooner=False):
+def watch(monkeypatch, *, terminal, rounds=400, done=0, may_end_sooner=False):
   out = io.StringIO()
   out.isatty = lambda: terminal
   monkeypatch.setattr('sys.stdout', out)
   monkeypatch.setattr(progress, 'time', Clock())
-  shown = progress.Progress(rounds, may_end_sooner=may_end_sooner)
+  shown = progress.Progress(rounds, done=done, may_end_sooner=may_end_sooner)
   for number in range(rounds + 1):
     record = {'round': number, 'train_loss': 0.25 if number else None}
     record['seconds'] = 3.0 if number else 0.0
@@ -57,3 +57,21 @@ def test_bar_on_a_terminal(monkeypatch):
   text = watch(monkeypatch, terminal=True)
   assert 'round 0/400' not in text and '\r' in text
   assert '400/400' in text and 'test accuracy 0.9000' in text
+
+
+def test_a_resumed_run_counts_its_own_rounds(monkeypatch):
+  out = io.StringIO()
+  monkeypatch.setattr('sys.stdout', out)
+  monkeypatch.setattr(progress, 'time', Clock())
+  shown = progress.Progress(400, done=100, may_end_sooner=False)
+  for number in (101, 102, 103):
+    shown.update({'round': number, 'train_loss': 0.25, 'seconds': 3.0})
+  shown.close()
+  assert 'round 103/400' in out.getvalue()
+  assert '0.333 rounds/s' in out.getvalue()  # A round in 3 s.
+  assert 'all 300 rounds take about 15 min' in out.getvalue()
+
+
+def test_a_long_log_is_bounded(monkeypatch):
+  text = watch(monkeypatch, terminal=False, rounds=20_000)
+  assert 100 < text.count('\n') < 600

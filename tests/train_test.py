@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import fedavg_jax as fa
 from fedavg_jax import train
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
+from fedavg_jax.errors import StoppedError
 
 
 def load(repository, name, **changes):
@@ -104,7 +106,7 @@ def test_the_final_model_loads_and_gives_the_same_accuracy(finished):
   logits = model.apply(params, data.test.x)
   accuracy = float(np.mean(np.argmax(logits, axis=1) == data.test.y))
   assert accuracy == pytest.approx(summary['final_test_accuracy'])
-  with pytest.raises(FileNotFoundError, match='no model'):
+  with pytest.raises(FileNotFoundError, match='no checkpoint'):
     fa.load_params(workdir / 'nowhere')
 
 
@@ -146,23 +148,29 @@ def test_divergence_stops_and_keeps(repository, tmp_path):
   assert (tmp_path / 'run' / 'curves.png').exists()
 
 
-def test_an_interrupted_run_keeps_what_it_has(
-  repository, tmp_path, monkeypatch
-):
-  simulate, stop_after = train.simulate, 2
+def signal_after(monkeypatch, number, signum):
+  """Sends this process a signal once a round has been told."""
+  simulate = train.simulate
 
   def interrupted(*args, **kwargs):
     for record in simulate(*args, **kwargs):
       yield record
-      if record.round == stop_after:
-        raise KeyboardInterrupt
+      if record.round == number:
+        signal.raise_signal(signum)
 
   monkeypatch.setattr(train, 'simulate', interrupted)
-  with pytest.raises(KeyboardInterrupt):
+
+
+def test_an_interrupted_run_keeps_what_it_has(
+  repository, tmp_path, monkeypatch
+):
+  signal_after(monkeypatch, 2, signal.SIGTERM)
+  with pytest.raises(StoppedError, match='round . is saved; the same command'):
     train.train(load(repository, 'quickstart'), tmp_path / 'run')
-  assert [r['round'] for r in lines(tmp_path / 'run')] == [0, 1, 2]
+  numbers = [r['round'] for r in lines(tmp_path / 'run')]
+  assert numbers == list(range(len(numbers))) and 2 < len(numbers) < 10
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
-  assert (summary['status'], summary['rounds']) == ('interrupted', 2)
+  assert (summary['status'], summary['rounds']) == ('interrupted', numbers[-1])
   fa.load_params(tmp_path / 'run')
 
 

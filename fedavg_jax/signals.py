@@ -1,0 +1,61 @@
+"""SIGINT and SIGTERM: the first asks for an end, a later one takes it."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Some send a signal to a process and again to its group: one wish, not two.
+_SECONDS_OF_ONE_WISH = 1.0
+
+
+class Stop:
+  """Called, tells whether a signal has asked for an end.
+
+  Attributes:
+    signum: the signal, 0 before there was one.
+  """
+
+  def __init__(self):
+    self.signum = 0
+
+  def __call__(self) -> bool:
+    return bool(self.signum)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+  """Turns the first SIGINT or SIGTERM into a question that a loop may ask.
+
+  One that comes a second later ends the process at once, as the system does it.
+  Signals that the process ignores stay ignored; outside the main thread, where
+  Python takes no signals, nothing changes.
+  """
+  stop = Stop()
+  before = {}
+  first = 0.0
+
+  def handler(signum: int, frame: FrameType | None) -> None:
+    nonlocal first
+    del frame
+    if not stop():
+      stop.signum, first = signum, time.monotonic()
+      # Not print: the signal may have come in the middle of one.
+      os.write(1, b'\nstopping; once more ends at once\n')
+    elif time.monotonic() - first > _SECONDS_OF_ONE_WISH:
+      signal.signal(signum, signal.SIG_DFL)
+      signal.raise_signal(signum)
+
+  if threading.current_thread() is threading.main_thread():
+    for taken in _SIGNALS:
+      if signal.getsignal(taken) is not signal.SIG_IGN:
+        before[taken] = signal.signal(taken, handler)
+  try:
+    yield stop
+  finally:
+    for taken, previous in before.items():
+      signal.signal(taken, previous)

@@ -1,0 +1,225 @@
+"""Checkpoints: what is read is what was written, or it is not used."""
+
+import os
+import pickle
+import shutil
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fedavg_jax as fa
+from fedavg_jax import checkpoint
+from fedavg_jax.errors import InputError
+
+# Orbax and what it uses warn about their own future.
+pytestmark = pytest.mark.filterwarnings('default')
+
+
+def tree(number):
+  """Every dtype and shape that may have to be kept; a tuple, nothing, a key."""
+  rng = np.random.default_rng(number)
+  return {
+    'params': {
+      'dense': {'kernel': rng.normal(size=(300, 70)).astype(np.float32)},
+      'empty': np.zeros((0, 3), np.float32),
+      'scale': rng.normal(size=5).astype(ml_dtypes.bfloat16),
+    },
+    'server': (np.int32(number), (), [np.array(True)]),
+    'clients': (),
+  }
+
+
+def save(folder, numbers, keep=2, accuracies=None):
+  checkpoints = checkpoint.Checkpoints(folder, keep=keep)
+  for i, number in enumerate(numbers):
+    accuracy = accuracies[i] if accuracies else None
+    checkpoints.save(number, tree(number), {'round': number}, accuracy)
+  return checkpoints
+
+
+def assert_same(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert np.asarray(x).dtype == np.asarray(y).dtype
+    np.testing.assert_array_equal(x, y)
+
+
+def kept(folder):
+  return sorted(os.listdir(folder / 'checkpoints'))
+
+
+def test_what_is_saved_comes_back(tmp_path):
+  save(tmp_path, [3]).close()
+  found = checkpoint.Checkpoints(tmp_path, keep=2).newest()
+  assert found.told['round'] == 3
+  back = checkpoint.restore(found.leaves, tree(0))
+  assert_same(back, tree(3))
+  assert isinstance(back['server'], tuple)
+
+
+def test_the_last_few_and_the_best_are_kept(tmp_path):
+  save(tmp_path, range(1, 7), accuracies=[0.1, 0.9, 0.3, 0.4, 0.5, None])
+  assert kept(tmp_path) == ['2', '5', '6']
+  params = tree(2)['params']
+  del params['empty']
+  assert_same(fa.load_params(tmp_path, best=True), params)
+  params = tree(6)['params']
+  del params['empty']
+  assert_same(fa.load_params(str(tmp_path)), params)
+
+
+def files(path):
+  return [p for p in sorted(path.rglob('*')) if p.is_file()]
+
+
+def largest(path):
+  return max(files(path), key=lambda p: p.stat().st_size)
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def halve(path):
+  os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGE = {
+  'a bit flipped': lambda path: flip(largest(path)),
+  'cut short': lambda path: halve(largest(path)),
+  'every file empty': lambda path: [os.truncate(p, 0) for p in files(path)],
+  'no files': lambda path: (shutil.rmtree(path), path.mkdir()),
+  'arrays gone': lambda path: shutil.rmtree(path / 'leaves'),
+  'told gone': lambda path: shutil.rmtree(path / 'told'),
+  'told is no json': lambda path: (path / 'told/metadata').write_text('{'),
+  'told is null': lambda path: (path / 'told/metadata').write_text('null'),
+  'told of another': lambda path: (
+    shutil.rmtree(path / 'told'),
+    shutil.copytree(path.parent / '1' / 'told', path / 'told'),
+  ),
+  'arrays of another': lambda path: (
+    shutil.rmtree(path / 'leaves'),
+    shutil.copytree(path.parent / '1' / 'leaves', path / 'leaves'),
+  ),
+}
+
+
+@pytest.mark.parametrize('how', DAMAGE)
+def test_a_damaged_one_is_told_and_the_one_before_used(tmp_path, how, caplog):
+  save(tmp_path, [1, 2]).close()
+  DAMAGE[how](tmp_path / 'checkpoints' / '2')
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+  found = checkpoints.newest()
+  assert found.told['round'] == 1
+  assert_same(checkpoint.restore(found.leaves, tree(0)), tree(1))
+  (warning,) = [r for r in caplog.records if r.name == 'absl']
+  message = warning.getMessage()
+  assert 'checkpoints/2: not whole, the one before is used' in message
+  assert '\n' not in message
+  # It is kept aside, and its number is free again.
+  checkpoints.save(2, tree(2), {'round': 2}, None)
+  assert kept(tmp_path) == ['1', '2', '2.damaged']
+  assert checkpoints.newest().told['round'] == 2
+
+
+def test_none_is_whole(tmp_path):
+  save(tmp_path, [1, 2]).close()
+  for number in '12':
+    halve(largest(tmp_path / 'checkpoints' / number))
+  with pytest.raises(InputError, match=r'none of the checkpoints \[2, 1\]'):
+    checkpoint.Checkpoints(tmp_path, keep=2).newest()
+  assert kept(tmp_path) == ['1', '2']  # Nothing was touched.
+  with pytest.raises(InputError, match='checkpoints/2: not whole'):
+    fa.load_params(tmp_path)
+
+
+def test_there_is_none(tmp_path):
+  (tmp_path / 'a').mkdir()
+  assert checkpoint.Checkpoints(tmp_path / 'a', keep=2).newest() is None
+  with pytest.raises(FileNotFoundError, match='no checkpoint'):
+    fa.load_params(tmp_path / 'nowhere')
+  assert not (tmp_path / 'nowhere').exists()
+  with pytest.raises(FileNotFoundError, match='no checkpoint'):
+    fa.load_params(tmp_path / 'a')
+
+
+def test_one_that_was_being_written_is_none(tmp_path):
+  """What a kill in the middle leaves is passed over, and then cleared away."""
+  save(tmp_path, [1]).close()
+  half = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp'
+  shutil.copytree(tmp_path / 'checkpoints' / '1', half)
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+  assert checkpoints.newest().told['round'] == 1
+  checkpoints.save(2, tree(2), {'round': 2}, None)
+  checkpoints.close()
+  assert kept(tmp_path) == ['1', '2']
+
+
+@pytest.mark.parametrize(
+  'like',
+  [
+    {'params': np.zeros((300, 71), np.float32)},
+    {'params': np.zeros((300, 70), np.float64)},
+    [np.zeros((300, 70), np.float32)] * 2,
+    (),
+  ],
+)
+def test_arrays_of_another_model(like):
+  leaves = [np.zeros((300, 70), np.float32)]
+  with pytest.raises(InputError, match='another model or algorithm'):
+    checkpoint.restore(leaves, like)
+
+
+class _Evil:
+  def __reduce__(self):
+    return os.system, ('touch it-was-run',)
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+  """Python itself tells of every class that a pickle names."""
+  monkeypatch.chdir(tmp_path)
+  save(tmp_path, [1, 2]).close()
+  for path in files(tmp_path / 'checkpoints' / '2'):
+    path.write_bytes(pickle.dumps(_Evil()))
+  named = []
+  sys.addaudithook(
+    lambda event, args: (
+      named.append(args) if event == 'pickle.find_class' else None
+    )
+  )
+  found = checkpoint.Checkpoints(tmp_path, keep=2).newest()
+  assert found.told['round'] == 1 and not named
+  assert not (tmp_path / 'it-was-run').exists()
+  pickle.loads(pickle.dumps(np.float32))
+  assert named  # The hook sees what there is to see.
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+  """The storage tells it in its own way; a file in the place of a folder."""
+  checkpoints = save(tmp_path, [1])
+  shutil.rmtree(tmp_path / 'checkpoints')
+  (tmp_path / 'checkpoints').write_text('')
+  with pytest.raises(OSError, match='checkpoint 2 cannot be written'):
+    checkpoints.save(2, tree(2), {'round': 2}, None)
+
+
+def test_digest_sees_values_shapes_and_dtypes():
+  base = np.arange(6, dtype=np.int32)
+  digests = {
+    checkpoint.digest([array])
+    for array in (
+      base,
+      base.reshape(2, 3),
+      base.astype(np.int64),
+      base[::-1],
+      base.view(np.float32),
+    )
+  }
+  assert len(digests) == 5
+  assert checkpoint.digest([base[::-1]]) == checkpoint.digest(
+    [base[::-1].copy()]
+  )
