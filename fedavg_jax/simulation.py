@@ -89,8 +89,8 @@ class Record(NamedTuple):
     round: its number; 0 is the initial model.
     state: the server after it; None where the same call did more rounds after
       it, which the device does not stop for.
-    client_states: what all clients keep after it; None where that is not at
-      hand, because it went on into the next round.
+    client_states: what all clients keep after it, to be read before the next
+      record is asked for; None where it went on into the next round.
     lanes: of all devices, that trained it.
     train_loss: mean loss over the examples read, each before its own step.
     examples: examples read in all local epochs.

@@ -12,6 +12,7 @@ from fedavg_jax import clients as clients_lib
 from fedavg_jax import losses
 from fedavg_jax import reference
 from fedavg_jax import round as round_lib
+from fedavg_jax.errors import InputError
 from fedavg_jax.plan import SHUFFLES
 from fedavg_jax.plan import Planner
 
@@ -29,13 +30,15 @@ def apply(params, x):
 loss_fn = losses.cross_entropy(apply)
 
 
-def make_engine(population, *, loss=loss_fn, algorithm=None, **planner_kwargs):
+def make_engine(
+  population, *, loss=loss_fn, algorithm=None, on_nan='stop', **planner_kwargs
+):
   """Everything to run rounds: (round_fn, states, data, planner)."""
   kwargs = {'lanes': 1, 'num_devices': 1, 'seed': 3} | planner_kwargs
   planner = Planner(num_examples=population.num_examples, **kwargs)
   mesh = round_lib.lane_mesh(jax.devices()[: planner.num_devices])
   algorithm = algorithm or fedavg()
-  round_fn = round_lib.build_round(loss, algorithm, planner, mesh)
+  round_fn = round_lib.build_round(loss, algorithm, planner, mesh, on_nan)
   data = round_lib.place_examples(population.x, population.y, mesh)
   params = jax.tree.map(
     lambda p: jnp.asarray(p, jnp.float32),
@@ -414,3 +417,148 @@ def test_a_loss_that_is_not_finite_is_told(uneven_examples):
   )
   assert np.isinf(told[0].train_loss) and not told[0].finite
   assert int(state.round) == 0
+
+
+def spoilt(population, clients, value):
+  """The population as float pixels; all examples of some clients are spoilt.
+
+  So are then the rows that others find behind their last, short batches.
+  """
+  x = population.x.astype(np.float32)
+  for k in clients:
+    x[population.offsets[k] : population.offsets[k + 1], 1, 1, 0] = value
+  return population._replace(x=x)
+
+
+@pytest.mark.parametrize(
+  ('value', 'bad'),
+  [(np.nan, (0, 2)), (np.nan, (1, 3)), (np.inf, (0, 2)), (-np.inf, (4,))],
+)
+@pytest.mark.parametrize(
+  'layout',
+  [
+    {'lanes': 1},
+    {'lanes': 2, 'num_devices': 2},
+    {'lanes': 4, 'widths': (4, 2, 1)},
+    {'lanes': 5, 'micro_batch': 2},
+  ],
+)
+@pytest.mark.parametrize('weighting', ['examples', 'uniform'])
+def test_clients_that_are_not_finite_are_left_out(
+  uneven_examples, population, value, bad, layout, weighting
+):
+  """The twin's round over the others: weights that add up to one again."""
+  x, y, parts = uneven_examples
+  state, _, (told,) = run_states(
+    spoilt(population, bad, value),
+    cohort_size=5,
+    epochs=2,
+    batch_size=4,
+    on_nan='skip_client',
+    weighting=weighting,
+    **layout,
+  )
+  planner = Planner(
+    num_examples=population.num_examples,
+    cohort_size=5,
+    epochs=2,
+    batch_size=4,
+    seed=3,
+  )
+  params = twin.init(np.random.default_rng(0), 9, 6, CLASSES)
+  flat = x.reshape(len(x), -1) / 255.0
+  deltas = twin.deltas(params, flat, y, parts, planner, 1, LEARNING_RATE)
+  good = {k: delta for k, delta in deltas.items() if k not in bad}
+  sizes = [len(part) if weighting == 'examples' else 1 for part in parts]
+  mean = twin.mean(good, sizes)
+  expected = {name: params[name] + mean[name] for name in params}
+  assert_close(state.params, expected, 1e-5)
+  assert (told.skipped, bool(told.finite)) == (len(bad), True)
+  read = [
+    loss
+    for k in good
+    for loss in twin.client_update(
+      params,
+      flat[parts[k]],
+      y[parts[k]],
+      twin.batches_of(planner, 1, k),
+      LEARNING_RATE,
+    )[1]
+  ]
+  assert told.train_loss == pytest.approx(np.mean(read), abs=1e-5)
+  assert told.examples == len(read)
+
+
+def test_what_skipped_clients_keep_and_their_share(population):
+  """SCAFFOLD: their control variates stay, c moves by |S|/N of the others."""
+  kwargs = {'cohort_size': 5, 'epochs': 1, 'batch_size': 4, 'lanes': 2}
+  state, kept, (told,) = run_states(
+    spoilt(population, [1], np.nan),
+    algorithm=algorithms.scaffold(LEARNING_RATE),
+    on_nan='skip_client',
+    **kwargs,
+  )
+  assert told.skipped == 1
+  for leaf in jax.tree.leaves(kept):
+    assert np.isfinite(leaf).all()
+    assert (leaf[1] == 0).all() and (leaf[0] != 0).any()
+  # From c = c_i = 0, c is the weighted sum of what the others keep, with
+  # weights over ALL clients: the skipped one's share is nobody's.
+  weights = population.num_examples / population.num_examples.sum()
+  jax.tree.map(
+    lambda c, kept: np.testing.assert_allclose(
+      c, np.tensordot(weights, kept, 1), rtol=1e-4, atol=1e-6
+    ),
+    state.server.control,
+    kept,
+  )
+
+
+@pytest.mark.parametrize('cohort_size', [1, 5])
+def test_a_round_that_nobody_ends_changes_nothing(population, cohort_size):
+  """Not even where the server's momentum would go on by itself."""
+  server = optax.sgd(1.0, momentum=0.9)
+  kwargs = {'cohort_size': cohort_size, 'epochs': 1, 'batch_size': 0}
+  round_fn, states, data, planner = make_engine(
+    population, algorithm=fedavg(server=server), **kwargs
+  )
+  *states, _ = round_fn(*states, data, planner(1))
+  before = jax.device_get(states[0])
+  round_fn, _, data, planner = make_engine(
+    spoilt(population, range(5), np.nan),
+    algorithm=fedavg(server=server),
+    on_nan='skip_client',
+    **kwargs,
+  )
+  *states, told = round_fn(*states, data, planner(2))
+  after = jax.device_get(states[0])
+  assert (int(before.round), int(after.round)) == (1, 2)
+  assert (told.skipped, told.examples) == (cohort_size, 0) and told.finite
+  jax.tree.map(np.testing.assert_array_equal, before[1:], after[1:])
+
+
+def test_skipping_changes_no_bit_where_nobody_is_skipped(population):
+  kwargs = {'cohort_size': 4, 'epochs': 2, 'batch_size': 4, 'lanes': 2}
+  for algorithm in (fedavg(), algorithms.scaffold(LEARNING_RATE)):
+    runs = [
+      run_states(population, 3, algorithm=algorithm, on_nan=on_nan, **kwargs)
+      for on_nan in round_lib.ON_NAN
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *runs)
+
+
+def test_one_bad_client_stops_a_round_that_does_not_skip(population):
+  state, _, (told,) = run_states(
+    spoilt(population, [1], np.nan),
+    cohort_size=5,
+    epochs=1,
+    batch_size=4,
+  )
+  assert not told.finite and told.skipped == 0 and state.round == 0
+
+
+def test_on_nan_is_one_of_two(population):
+  with pytest.raises(InputError, match="on_nan = 'skip': must be one of stop"):
+    make_engine(
+      population, on_nan='skip', cohort_size=1, epochs=1, batch_size=1
+    )

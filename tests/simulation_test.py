@@ -351,3 +351,106 @@ def test_not_even_one_lane_fits():
     simulation_lib._fewer(1, planner, error)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
     simulation_lib._fewer(4, planner, jax.errors.JaxRuntimeError('INTERNAL'))
+
+
+def float_simulation(spoil=lambda train, test: None, **changes):
+  """The digits as float32, in 7 clients; `spoil` may change them."""
+  data = fa.load_dataset('digits')
+  train = fa.Examples(data.train.x.astype(np.float32), data.train.y.copy())
+  test = fa.Examples(data.test.x.astype(np.float32), data.test.y.copy())
+  parts = fa.partition.iid(1500, num_clients=7, seed=0)
+  clients = fa.build_clients(train, parts)
+  clients, test = spoil(clients, test) or (clients, test)
+  kwargs = {
+    'client_fraction': 0.5,
+    'epochs': 1,
+    'batch_size': 32,
+    'algorithm': sgd(0.1),
+  }
+  model = fa.build_model('2nn', data)
+  return fa.build_simulation(model, clients, test, **(kwargs | changes))
+
+
+def nan_in_client_2(clients, test):
+  clients.x[clients.offsets[2] + 5] = np.nan
+
+
+SPOILT = {
+  'nan': (nan_in_client_2, r'clients.x: 1 examples .*client 2; on_nan'),
+  'inf in the test set': (
+    lambda clients, test: test.x.__setitem__(3, np.inf),
+    'test.x: 1 examples are not finite, the first is row 3',
+  ),
+  'label 10': (
+    lambda clients, test: clients.y.__setitem__(3, 10),
+    'clients.y: has labels 0 to 10, the model knows 0 to 9',
+  ),
+  'label -1': (
+    lambda clients, test: test.y.__setitem__(3, -1),
+    'test.y: has labels -1 to 9, the model knows 0 to 9',
+  ),
+  'empty test set': (
+    lambda clients, test: (clients, fa.Examples(test.x[:0], test.y[:0])),
+    'test: holds no example',
+  ),
+  'a label too few': (
+    lambda clients, test: (clients, fa.Examples(test.x, test.y[1:])),
+    'test: 297 inputs, but 296 labels',
+  ),
+}
+
+
+@pytest.mark.parametrize('how', SPOILT)
+def test_values_that_would_spoil_a_run_are_told(how):
+  spoil, said = SPOILT[how]
+  with pytest.raises(InputError, match=said):
+    float_simulation(spoil)
+
+
+def test_a_client_with_nan_is_left_out_and_counted():
+  simulation = float_simulation(
+    nan_in_client_2, on_nan='skip_client', client_fraction=1.0
+  )
+  records = list(fa.simulate(simulation, rounds=8))
+  assert [r.skipped for r in records] == [0] + [1] * 8
+  assert all(r.finite and np.isfinite(r.test_loss) for r in records)
+  assert records[-1].test_loss < records[0].test_loss
+
+
+def test_wanted_states_come_with_what_the_clients_keep():
+  simulation = make_simulation(
+    algorithm=fa.scaffold(0.1), rounds_per_call=4, client_fraction=0.3
+  )
+  whole = list(fa.simulate(simulation, rounds=9))
+  records = []
+  for record in fa.simulate(simulation, rounds=9, wanted=lambda n: n == 5):
+    records.append(record)
+    if record.round == 5:  # The next round takes what the clients keep.
+      start = jax.device_get((record.state, record.client_states))
+  rest = list(fa.simulate(simulation, rounds=9, start=start))
+  assert [r.round for r in rest] == [6, 7, 8, 9]
+  for a, b in ((whole[-1], rest[-1]), (whole[-1], records[-1])):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      jax.device_get((a.state, a.client_states)),
+      jax.device_get((b.state, b.client_states)),
+    )
+
+
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_stopping_between_calls(name):
+  """What is at hand in the end can be gone on from, whatever was in line."""
+  simulation = make_simulation(algorithm=ALGORITHMS[name], rounds_per_call=1)
+  whole = list(fa.simulate(simulation, rounds=9))
+  told = []
+  for record in fa.simulate(
+    simulation, rounds=9, stopping=lambda: len(told) > 4
+  ):
+    told.append(record)
+  at_hand = [r for r in told if r.client_states is not None][-1]
+  assert 4 <= at_hand.round < 9
+  start = jax.device_get((at_hand.state, at_hand.client_states))
+  rest = list(fa.simulate(simulation, rounds=9, start=start))
+  assert [r.train_loss for r in rest] == [
+    r.train_loss for r in whole[at_hand.round + 1 :]
+  ]

@@ -230,6 +230,7 @@ KNOBS = {
   'client_fraction': 0.25,
   'unavailable_fraction': 0.3,
   'weighting': 'uniform',
+  'on_nan': 'skip_client',
   'algorithm': 'fedprox',
   'client.proximal': 0.7,
   'client.clip_norm': 2.0,
@@ -268,7 +269,7 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
   config = load(repository, 'quickstart', rounds=1, **KNOBS)
   train.train(config, tmp_path / 'run')
   assert (seen['pixels'], seen['convolution']) == ('standard', 'lax')
-  assert seen['precision'] == 'bfloat16'
+  assert (seen['precision'], seen['on_nan']) == ('bfloat16', 'skip_client')
   simulation = seen['simulation']
   planner = simulation.planner
   assert (planner.epochs, planner.batch_size, planner.seed) == (3, 7, 5)
