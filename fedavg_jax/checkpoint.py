@@ -116,26 +116,26 @@ class Checkpoints:
     Raises:
       InputError: there are some, and none of them is whole.
     """
-    whole, damaged = None, []
+    whole, damaged = None, {}  # Number -> what is wrong.
     for number in _numbers(self._folder):
       try:
         whole = _read(self._checkpointer, self._folder / str(number))
         break
       # Whatever a damaged file makes orbax, its storage or JSON raise.
       except Exception as error:
-        damaged.append(number)
-        logging.warning(
-          '%s: not whole, the one before is used (%s)',
-          self._folder / str(number),
-          _reason(error),
-        )
+        damaged[number] = _reason(error)
     if damaged and not whole:
       raise InputError(
-        f'{self._folder}: none of the checkpoints {damaged} is whole; put one'
-        ' back from a copy, or name a new workdir'
+        f'{self._folder}: none of the checkpoints {list(damaged)} is whole'
+        f' ({damaged[max(damaged)]}); put one back from a copy, or name a new'
+        ' workdir'
       )
-    for number in damaged:
-      _put_aside(self._folder / str(number))
+    for number, reason in damaged.items():
+      path = self._folder / str(number)
+      logging.warning(
+        '%s: not whole, the one before is used (%s)', path, reason
+      )
+      _put_aside(path)
     return whole
 
   def close(self) -> None:

@@ -81,6 +81,9 @@ _RULES: dict[str, _Rule] = {
   'checkpoint.keep': _from(1, 1000),
 }
 
+# That are told of two configs that differ.
+_MOST_KEYS = 8
+
 # Where, how fast and how safely it is computed: the cohorts, the orders and,
 # but for rounding, the models stay the same.
 MACHINE_KEYS = (
@@ -146,15 +149,18 @@ def compare(now: Mapping[str, Any], began: Any, *, extend: bool) -> None:
     and key not in allowed
   ]
   if differ:
+    more = len(differ) - _MOST_KEYS
     raise InputError(
-      f'config: differs from that of the run in the workdir: '
-      f'{", ".join(differ)}; take those values, or name a new workdir'
+      'config: differs from that of the run in the workdir: '
+      + ', '.join(differ[:_MOST_KEYS] + [f'{more} more'] * (more > 0))
+      + '; take those values, or name a new workdir'
       + ('' if extend else '; --resume=extend allows more rounds')
     )
-  if new['rounds'] < old['rounds']:
+  rounds = old.get('rounds')
+  if not isinstance(rounds, int) or new['rounds'] < rounds:
     raise InputError(
-      f'rounds = {new["rounds"]}: must be at least the {old["rounds"]} that the'
-      ' run began with'
+      f'rounds = {new["rounds"]}: must be at least the {rounds!r} that the run'
+      ' began with'
     )
 
 

@@ -4,8 +4,10 @@ Kept short: everything else lives in modules that a notebook can import.
 """
 
 from collections.abc import Sequence
+import itertools
 import os
 import pathlib
+import re
 import signal
 import sys
 import traceback
@@ -50,9 +52,9 @@ def main(argv: Sequence[str]) -> int:
   """Runs one setting. Returns the exit code."""
   if len(argv) > 1:
     return _fail(_BAD_INPUT, f'{argv[1]}: not a flag; flags begin with --')
-  if _CONFIG.value is None:
-    return _fail(_BAD_INPUT, '--config is missing: name a file of configs/')
   flag: Any = flags.FLAGS['config']
+  if not flag.present or not flag.config_filename:
+    return _fail(_BAD_INPUT, '--config is missing: name a file of configs/')
   source = flag.config_filename
   path, *argument = source.split(':')
   if not pathlib.Path(path).is_file():
@@ -102,12 +104,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+  logging.set_verbosity(logging.ERROR)  # What is wrong is told in one line.
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
     # An error inside get_config() arrives with its traceback: keep the end.
-    lines = str(error).strip().splitlines()
-    message = lines[-1] if 'Traceback' in str(error) else ' '.join(lines)
+    traced = re.split(r'^Traceback .*\n(?:  .*\n)+', str(error), flags=re.M)
+    if len(traced) == 1:
+      sys.exit(_fail(_BAD_INPUT, error))
+    sys.exit(_fail(_BAD_INPUT, f'--config{_named(argv)}: {traced[-1]}'))
+  except SystemExit as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any('config_flags' in frame.filename for frame in frames):
+      raise  # As --help ends.
+    message = f'--config{_named(argv)}: exits ({error.code})'
     sys.exit(_fail(_BAD_INPUT, message))
   except Exception as error:  # An unknown key; or a person's own file.
     text = str(error)
@@ -117,7 +127,16 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
       # ml_collections quotes the text of a KeyError inside another error.
       kind = 'no such key'
       text = text[1:-1].replace("\\'", "'").replace('\\n', ' ')
-    sys.exit(_fail(_BAD_INPUT, f'--config: {kind}: {text}'))
+    sys.exit(_fail(_BAD_INPUT, f'--config{_named(argv)}: {kind}: {text}'))
+
+
+def _named(argv: Sequence[str]) -> str:
+  """The file that --config names, before it is a flag's value."""
+  for flag, following in itertools.pairwise([*argv, '']):
+    name, equals, value = flag.lstrip('-').partition('=')
+    if name == 'config':
+      return f' {value if equals else following}'
+  return ''
 
 
 def _fail(code: int, message: object) -> int:

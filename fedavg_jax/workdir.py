@@ -115,10 +115,13 @@ class Workdir:
     Raises:
       InputError: it cannot be made, or has no room.
     """
-    here = next(
-      path for path in (self.path, *self.path.parents) if path.exists()
-    )
-    free = shutil.disk_usage(here).free
+    try:
+      here = next(
+        path for path in (self.path, *self.path.parents) if path.exists()
+      )
+      free = shutil.disk_usage(here).free
+    except OSError as error:
+      raise self._unusable(error, 'made') from error
     if free < room:
       raise InputError(
         f'workdir = {self.path}: {free / 2**20:.1f} MiB are free, a run needs'
