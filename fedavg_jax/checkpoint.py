@@ -56,9 +56,7 @@ class Checkpoints:
     self._keep = keep
     self._checkpointer = _checkpointer()
     self._folder.mkdir(exist_ok=True)
-    for path in self._folder.iterdir():
-      if _ORBAX_PART in path.name or path.name.endswith(_DELETED):
-        shutil.rmtree(path)  # A kill has left it.
+    self._clear()  # A kill may have left something.
 
   def save(
     self, number: int, tree: Any, told: dict[str, Any], accuracy: float | None
@@ -94,8 +92,11 @@ class Checkpoints:
         self._checkpointer.save(path, args=args)
       except TimeoutError:
         # Orbax takes a clock that is set forward for minutes of waiting.
+        self._clear()
         self._checkpointer.save(path, args=args, force=True)
     except (OSError, ValueError) as error:  # Its storage raises ValueError.
+      with contextlib.suppress(OSError):
+        self._clear()  # Others may need the room.
       raise OSError(
         errno.EIO,
         f'checkpoint {number} cannot be written ({_reason(error)})',
@@ -137,6 +138,12 @@ class Checkpoints:
       )
       _put_aside(path)
     return whole
+
+  def _clear(self) -> None:
+    """Removes what is half written or half deleted."""
+    for path in self._folder.iterdir():
+      if _ORBAX_PART in path.name or path.name.endswith(_DELETED):
+        shutil.rmtree(path)
 
   def close(self) -> None:
     """Ends what orbax does beside."""

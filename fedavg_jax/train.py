@@ -314,8 +314,9 @@ def _run_and_keep(
           accuracy=record.test_accuracy if finite else None,
         )
         if due(at_hand.round):
+          saved_round = at_hand.round  # Tried once, should it fail.
           at_hand.save(folder, checkpoints)
-          saved_round, saved_at = at_hand.round, time.monotonic()
+          saved_at = time.monotonic()
       status = _status(cfg, folder.lines()[-1], finite)
     finally:
       progress.close()
