@@ -42,6 +42,9 @@ from fedavg_jax.models import Model
 from fedavg_jax.models import build_model
 from fedavg_jax.plan import Plan
 from fedavg_jax.plan import Planner
+from fedavg_jax.readers import read_cifar10
+from fedavg_jax.readers import read_leaf
+from fedavg_jax.readers import read_play
 from fedavg_jax.reference import build_reference_round
 from fedavg_jax.round import RoundMetrics
 from fedavg_jax.round import ServerState
@@ -87,6 +90,9 @@ __all__ = [
   'Plan',
   'Planner',
   'proximal',
+  'read_cifar10',
+  'read_leaf',
+  'read_play',
   'Record',
   'RoundMetrics',
   'run',

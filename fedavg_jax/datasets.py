@@ -3,24 +3,23 @@
 * `digits`: 1,797 real handwritten digits of 8 x 8 that scikit-learn ships.
 * `mnist`, `fashion_mnist`: the four original IDX files, from a folder or
   downloaded through tensorflow-datasets, which knows their checksums.
+* `cifar10`: the six files of `cifar-10-batches-bin`, from a folder.
 """
 
-import gzip
 import os
 import pathlib
 import shutil
 from typing import Any
 from typing import NamedTuple
-import zlib
 
 import numpy as np
 
+from fedavg_jax import readers
 from fedavg_jax.clients import Examples
 from fedavg_jax.errors import InputError
 
-NAMES = ('digits', 'mnist', 'fashion_mnist')
+NAMES = ('digits', 'mnist', 'fashion_mnist', 'cifar10')
 
-_IDX_UBYTE = 0x08
 # Part of an example's split, whether images or labels, rank, number of rows.
 _IDX_FILES = {
   ('train', 'x'): ('train-images-idx3-ubyte', 3, 60_000),
@@ -73,8 +72,8 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
   Args:
     name: one of `NAMES`.
     data_dir: a folder with the four IDX files, gzipped or not; empty to get
-      them through tensorflow-datasets (kept in `tfds_dir()`). `digits` needs
-      none.
+      them through tensorflow-datasets (kept in `tfds_dir()`). For `cifar10` the
+      folder with its six files. `digits` needs none.
 
   Raises:
     InputError: another name, or a file that is missing, cut short or wrong.
@@ -84,6 +83,8 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
   if name not in NAMES:
     raise InputError(f'dataset = {name!r}: must be one of {", ".join(NAMES)}')
   folder = pathlib.Path(data_dir).expanduser() if data_dir else None
+  if name == 'cifar10':
+    return _cifar10(folder)
   paths = _find_idx_files(folder or tfds_dir() / name)
   missing = [key for key in _IDX_FILES if key not in paths]
   if missing and folder:
@@ -183,75 +184,14 @@ def _link(path: pathlib.Path, name: pathlib.Path) -> pathlib.Path:
   return name
 
 
-def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
-  """Reads an IDX file of unsigned bytes, gzipped or not.
-
-  The format: two zero bytes, a type byte (8 for uint8), a byte with the rank,
-  one big-endian uint32 per dimension, the values.
-
-  Args:
-    path: the file.
-    rank: 3 for images, 1 for labels.
-
-  Returns:
-    A uint8 array.
-
-  Raises:
-    InputError: the file cannot be read, is cut short or is something else.
-  """
-  try:
-    with open(path, 'rb') as file:
-      zipped = file.read(2) == b'\x1f\x8b'
-    with gzip.open(path) if zipped else open(path, 'rb') as file:
-      header = file.read(4 + 4 * rank)
-      if header[:4] != bytes([0, 0, _IDX_UBYTE, rank]) or len(header) < (
-        4 + 4 * rank
-      ):
-        raise InputError(
-          f'{path}: not an IDX file of bytes with {rank} dimension(s):'
-          f' starts with {header[:4].hex() or "nothing"}; {_GET_ANEW}'
-        )
-      shape = tuple(int(n) for n in np.frombuffer(header, '>u4')[1:])
-      size = int(np.prod(shape, dtype=object))
-      values = _read_at_most(file, size + 1)
-  except (OSError, EOFError, zlib.error) as error:
-    raise InputError(
-      f'{path}: cannot be read ({error}); {_GET_ANEW}'
-    ) from error
-  if len(values) != size:
-    raise InputError(
-      f'{path}: holds {"less" if len(values) < size else "more"} than the'
-      f' {size:,} values of its shape {shape}; {_GET_ANEW}'
-    )
-  return np.frombuffer(values, np.uint8).reshape(shape)
-
-
-_GET_ANEW = 'copy or download the file again'
-
-
-def _read_at_most(file, size: int) -> bytes:
-  """Reads in pieces: what a header promises allocates nothing."""
-  pieces = []
-  while size > 0 and (piece := file.read(min(size, 1 << 24))):
-    pieces.append(piece)
-    size -= len(piece)
-  return b''.join(pieces)
-
-
 def _from_idx(name, paths) -> Dataset:
   arrays = {}
   for key, (_, rank, rows) in _IDX_FILES.items():
-    array = read_idx(paths[key], rank)
-    expected = (rows, 28, 28)[:rank]
-    if array.shape != expected:
-      raise InputError(
-        f'{paths[key]}: has shape {array.shape}, {name} has {expected};'
-        f' {_GET_ANEW}'
-      )
+    array = readers.read_idx(paths[key], (rows, 28, 28)[:rank])
     if rank == 1 and array.max() > 9:
       raise InputError(
         f'{paths[key]}: has a label {array.max()}, {name} has 0 to 9;'
-        f' {_GET_ANEW}'
+        f' {readers.GET_ANEW}'
       )
     if key == ('train', 'y') and np.bincount(array).tolist() != _LABELS[name]:
       raise InputError(
@@ -264,6 +204,33 @@ def _from_idx(name, paths) -> Dataset:
     for split in ('train', 'test')
   )
   return Dataset(name, train, test, num_classes=10, max_value=255.0)
+
+
+def _cifar10(folder: pathlib.Path | None) -> Dataset:
+  """50,000 and 10,000 images of 32 x 32 in colour, in the files' order."""
+  names = [f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']
+  parts = []
+  for name in names:
+    if folder is None or not (folder / name).is_file():
+      raise InputError(
+        f'data_dir = {str(folder or "")!r}: {name} is missing; must name the'
+        ' folder cifar-10-batches-bin, with its six files'
+      )
+    x, y = readers.read_cifar10(folder / name)
+    if len(y) != 10_000:
+      raise InputError(
+        f'{folder / name}: holds {len(y):,} images, must hold 10,000;'
+        f' {readers.GET_ANEW}'
+      )
+    parts.append(Examples(x, y))
+  *train, test = parts
+  return Dataset(
+    'cifar10',
+    train=Examples(*map(np.concatenate, zip(*train, strict=True))),
+    test=test,
+    num_classes=10,
+    max_value=255.0,
+  )
 
 
 def _digits() -> Dataset:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 IDX = 'train-images-idx3-ubyte'
+TEST_BATCH = 'test_batch.bin'
 LABELS = 't10k-labels-idx1-ubyte'
 
 
@@ -65,6 +66,18 @@ def data_file(name: str, change: Callable[[bytes], bytes], *words: str) -> Case:
     ['--config.dataset=mnist', '--config.data_dir=data'],
     [name, *words],
     prepare,
+  )
+
+
+def cifar(content: bytes, *words: str) -> Case:
+  """A first file of CIFAR-10 that holds something else."""
+  return Case(
+    ['--config.dataset=cifar10', '--config.data_dir=data'],
+    ['data_batch_1.bin', *words],
+    lambda folder: [
+      (folder / 'data' / name).write_bytes(content)
+      for name in [*(f'data_batch_{i}.bin' for i in range(1, 6)), TEST_BATCH]
+    ],
   )
 
 
@@ -313,7 +326,7 @@ DATA = {
   'type': data_file(IDX, lambda c: b'\0\0\x0d' + c[3:], 'not an IDX file'),
   'rank': data_file(IDX, lambda c: c[:3] + b'\x02' + c[4:], 'not an IDX file'),
   'promises too much': data_file(
-    IDX, lambda c: c[:4] + b'\xff' * 12 + c[16:], 'less than'
+    IDX, lambda c: c[:4] + b'\xff' * 12 + c[16:], 'has shape (4294967295'
   ),
   'gzip cut': data_file(
     IDX, lambda c: gzip.compress(c[:9999], 1)[:-9], 'cannot be read'
@@ -327,6 +340,19 @@ DATA = {
     IDX, lambda c: idx(np.zeros((7, 28, 28))), 'has shape (7, 28, 28)'
   ),
   'label': data_file(LABELS, lambda c: c[:-1] + b'\x0a', 'label 10'),
+  'cifar10 without a folder': Case(
+    ['--config.dataset=cifar10'], ['data_dir', 'data_batch_1.bin', 'six files']
+  ),
+  'cifar10 of another size': cifar(b'\0' * 3072, '3,072 bytes', '3,073'),
+  'cifar10 empty': cifar(b'', '0 bytes'),
+  'cifar10 with few images': cifar(b'\0' * 3073, '1 images', '10,000'),
+  'cifar10 with a label': cifar(b'\x0b' * 3073, 'label 11 at image 0'),
+  'cifar10 as a tar': cifar(
+    gzip.compress(b'tar' * 999), 'data_batch_1.bin', '2,997 bytes'
+  ),
+  'a gzip bomb': data_file(
+    IDX, lambda c: gzip.compress(c[:16] + bytes(47_040_000)), '200 times'
+  ),
   'labels cut': data_file(LABELS, lambda c: c[:-1], 'less than'),
 }
 

@@ -65,9 +65,12 @@ def test_imports_point_one_way(repository):
     names = imported(path)
     if path.stem not in ('__init__', 'main'):
       assert 'train' not in names and 'main' not in names, path
-  for leaf in ('errors', 'layers', 'losses', 'paper', 'plots', 'checkpoint'):
+  for leaf in (
+    *('errors', 'layers', 'losses', 'paper', 'plots', 'checkpoint', 'signals'),
+    'workdir',
+  ):
     assert imported(package / f'{leaf}.py') <= {'errors'}, leaf
-  for leaf in ('plan', 'partition', 'clients', 'datasets'):
+  for leaf in ('plan', 'partition', 'clients', 'datasets', 'readers'):
     assert packages(package / f'{leaf}.py').isdisjoint({'jax', 'flax'}), leaf
 
 

@@ -1,0 +1,285 @@
+"""What is in a file, as arrays: whatever it holds, an answer or one line.
+
+NumPy only. Nothing is unpickled, and nothing is allocated because a file says
+so: only what is in it counts.
+"""
+
+import gzip
+import json
+import pathlib
+import re
+from typing import Any
+import zlib
+
+import numpy as np
+
+from fedavg_jax.clients import Examples
+from fedavg_jax.errors import InputError
+
+GET_ANEW = 'copy or download the file again'
+
+_IDX_UBYTE = 0x08
+# A label, then 1,024 red, green and blue values each, row by row.
+_CIFAR_RECORD = 1 + 3 * 32 * 32
+# No file of these formats is packed tighter: what unpacks further is a trap.
+_MOST_UNPACKED = 200
+
+
+def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+  """Reads an IDX file of unsigned bytes, gzipped or not.
+
+  The format: two zero bytes, a type byte (8 for uint8), a byte with the rank,
+  one big-endian uint32 per dimension, the values.
+
+  Args:
+    path: the file.
+    shape: that it must have.
+
+  Returns:
+    A uint8 array.
+
+  Raises:
+    InputError: the file cannot be read, is cut short or is something else.
+  """
+  rank, size = len(shape), int(np.prod(shape))
+  content = _read(path, 4 + 4 * rank + size + 1)
+  header, values = content[: 4 + 4 * rank], content[4 + 4 * rank :]
+  if header[:4] != bytes([0, 0, _IDX_UBYTE, rank]) or len(header) < (
+    4 + 4 * rank
+  ):
+    raise InputError(
+      f'{path}: not an IDX file of bytes with {rank} dimension(s):'
+      f' starts with {header[:4].hex() or "nothing"}; {GET_ANEW}'
+    )
+  found = tuple(int(n) for n in np.frombuffer(header, '>u4')[1:])
+  if found != shape:
+    raise InputError(
+      f'{path}: has shape {found}, must have {shape}; {GET_ANEW}'
+    )
+  if len(values) != size:
+    raise InputError(
+      f'{path}: holds {"less" if len(values) < size else "more"} than the'
+      f' {size:,} values of its shape {shape}; {GET_ANEW}'
+    )
+  return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def read_cifar10(path: pathlib.Path) -> Examples:
+  """Reads a file of `cifar-10-batches-bin`.
+
+  Args:
+    path: the file.
+
+  Returns:
+    x [n, 32, 32, 3] uint8, y [n] int32.
+
+  Raises:
+    InputError: the file cannot be read, or is no such file.
+  """
+  content = _read(path)
+  if not content or len(content) % _CIFAR_RECORD:
+    raise InputError(
+      f'{path}: holds {len(content):,} bytes, must be a multiple of the'
+      f' {_CIFAR_RECORD:,} of an image and its label; {GET_ANEW}'
+    )
+  records = np.frombuffer(content, np.uint8).reshape(-1, _CIFAR_RECORD)
+  y = records[:, 0].astype(np.int32)
+  if y.max() > 9:
+    raise InputError(
+      f'{path}: has a label {y.max()} at image {int(y.argmax())}, must be 0 to'
+      f' 9; {GET_ANEW}'
+    )
+  x = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+  return Examples(np.ascontiguousarray(x), y)
+
+
+def read_leaf(path: pathlib.Path) -> dict[str, Examples]:
+  """Reads a file of LEAF's json, gzipped or not: users with their examples.
+
+  The format: `users` names them, `num_samples` counts their examples, and
+  `user_data` maps a name to lists `x` and `y` (Caldas et al. 2018). Only inputs
+  of numbers are read.
+
+  Args:
+    path: the file.
+
+  Returns:
+    User -> x [n, ...] float32, y [n] int32, in the order of `users`.
+
+  Raises:
+    InputError: the file cannot be read, is no such file, or its lengths and
+      shapes do not fit each other.
+  """
+  try:
+    tree = json.loads(_read(path), parse_constant=_no_constant)
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'{path}: not JSON ({_first_line(error)})') from error
+  keys = ('users', 'num_samples', 'user_data')
+  if not isinstance(tree, dict) or any(key not in tree for key in keys):
+    raise InputError(f'{path}: must hold an object with {", ".join(keys)}')
+  users, counts, data = (tree[key] for key in keys)
+  if not isinstance(users, list) or not isinstance(counts, list):
+    raise InputError(f'{path}: users and num_samples must be lists')
+  if not isinstance(data, dict) or len(users) != len(counts):
+    raise InputError(
+      f'{path}: has {len(users)} users but {len(counts)} num_samples, or no'
+      ' user_data; they must belong together'
+    )
+  examples: dict[str, Examples] = {}
+  for user, count in zip(users, counts, strict=True):
+    if not isinstance(user, str) or user not in data or user in examples:
+      raise InputError(
+        f'{path}: user {user!r:.80} must be a name, once, with user_data'
+      )
+    examples[user] = _leaf_user(path, user, count, data[user])
+  shapes = {e.x.shape[1:] for e in examples.values() if len(e.y)}
+  if len(shapes) > 1:
+    raise InputError(
+      f'{path}: inputs have shapes {sorted(shapes)}, must be one'
+    )
+  for user, own in examples.items():
+    if not len(own.y) and shapes:
+      empty = np.zeros((0, *next(iter(shapes))), np.float32)
+      examples[user] = own._replace(x=empty)
+  return examples
+
+
+def _leaf_user(path, user, count, own) -> Examples:
+  """One user's examples."""
+  where = f'{path}: user {user!r:.80}'
+  if not isinstance(own, dict) or not all(
+    isinstance(own.get(name), list) for name in 'xy'
+  ):
+    raise InputError(f'{where}: must have lists x and y')
+  if not len(own['x']) == len(own['y']) == count:
+    raise InputError(
+      f'{where}: has {len(own["x"])} x and {len(own["y"])} y, num_samples says'
+      f' {count!r:.20}; must be equal'
+    )
+  arrays = {}
+  for name, kinds in (('x', 'fiu'), ('y', 'iu')):
+    try:
+      arrays[name] = np.asarray(own[name] or np.zeros(0, int))
+    except (ValueError, OverflowError) as error:  # Ragged, or huge.
+      raise InputError(
+        f'{where}: {name} are not of one shape ({_first_line(error)})'
+      ) from error
+    if arrays[name].dtype.kind not in kinds:
+      raise InputError(
+        f'{where}: {name} holds {arrays[name].dtype}, must hold'
+        f' {"whole numbers" if name == "y" else "numbers"}'
+      )
+  with np.errstate(over='ignore'):  # Told below.
+    x, y = arrays['x'].astype(np.float32), arrays['y']
+  if y.ndim != 1 or (len(y) and not 0 <= y.min() <= y.max() < 2**31):
+    raise InputError(f'{where}: y must be labels from 0')
+  if not np.isfinite(x).all():
+    raise InputError(f'{where}: x are not finite in float32')
+  return Examples(x, y.astype(np.int32))
+
+
+def read_play(path: pathlib.Path) -> dict[str, list[str]]:
+  """Reads a play: the lines of every role, in the order they are spoken.
+
+  The format of the plain-text plays (one file each): a cast, which ends with a
+  line that begins with SCENE and a tab; then speeches, `NAME<tab>line`, their
+  further lines behind a tab. A long name begins on a line of its own. What
+  stands in brackets is a stage direction; headings of acts and scenes and the
+  play's own title are nobody's.
+
+  Args:
+    path: the file, UTF-8.
+
+  Returns:
+    Role -> its lines.
+
+  Raises:
+    InputError: the file cannot be read, is no text or has no roles.
+  """
+  try:
+    text = _read(path).decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise InputError(f'{path}: not text in UTF-8 ({error.reason})') from error
+  lines = text.splitlines()
+  title = next((line.strip() for line in lines if line.strip()), '')
+  nobodys = (title, 'INDUCTION', 'PROLOGUE', 'EPILOGUE')
+  begin = next(
+    (i for i, line in enumerate(lines) if line.startswith('SCENE\t')), None
+  )
+  roles: dict[str, list[str]] = {}
+  role, name, direction = '', '', False
+  for line in lines[begin + 1 :] if begin is not None else []:
+    before, tab, spoken = line.partition('\t')
+    if not tab:  # A blank line, a heading, or the first half of a long name.
+      name = '' if _HEADING.match(line) else line.strip()
+      continue
+    if before.strip() and not direction:
+      role, name = f'{name} {before.strip(" :")}'.strip(), ''
+    if _HEADING.match(role):  # Scene and place.
+      role = ''
+      continue
+    # Directions may go on over several lines, and stand amid what is spoken.
+    kept, direction = _outside_brackets(spoken, direction)
+    kept = kept.strip()
+    if kept and role and kept not in nobodys and not _HEADING.match(kept):
+      roles.setdefault(role, []).append(kept)
+  if not roles:
+    raise InputError(
+      f'{path}: no role speaks; must be a play with a line "SCENE<tab>..." and'
+      ' then lines "NAME<tab>..."'
+    )
+  return roles
+
+
+_HEADING = re.compile(r'(ACT|SCENE)\b[ IVXLC:]*$')
+
+
+def _outside_brackets(text: str, inside: bool) -> tuple[str, bool]:
+  """What of a line is in no brackets, and whether one is still open."""
+  kept = []
+  for piece in re.split(r'([\[\]])', text):
+    if piece in '[]' and piece:
+      inside = piece == '['
+    elif not inside:
+      kept.append(piece)
+  return ''.join(kept), inside
+
+
+def _read(path: pathlib.Path, most: int | None = None) -> bytes:
+  """A file's content, unpacked where it is gzipped.
+
+  Args:
+    path: the file.
+    most: bytes that are wanted, None for all.
+
+  Raises:
+    InputError: it cannot be read, or unpacks to far too much.
+  """
+  try:
+    with open(path, 'rb') as file:
+      zipped = file.read(2) == b'\x1f\x8b'
+    if not zipped:
+      with open(path, 'rb') as file:
+        return file.read(-1 if most is None else most)
+    limit = _MOST_UNPACKED * path.stat().st_size + 2**16
+    with gzip.open(path) as file:
+      content = file.read(limit if most is None else min(limit, most))
+  except (OSError, EOFError, zlib.error) as error:
+    raise InputError(
+      f'{path}: cannot be read ({_first_line(error)}); {GET_ANEW}'
+    ) from error
+  if len(content) == limit:
+    raise InputError(
+      f'{path}: unpacks to more than {_MOST_UNPACKED} times its size;'
+      f' {GET_ANEW}'
+    )
+  return content
+
+
+def _no_constant(name: str) -> Any:
+  raise ValueError(f'{name} is no number of JSON')
+
+
+def _first_line(error: Exception) -> str:
+  text = getattr(error, 'strerror', None) or str(error)
+  return (text.strip() or type(error).__name__).splitlines()[0][:160]
