@@ -40,6 +40,7 @@ class Plan(NamedTuple):
     cohort: [M] int32, the clients of the round.
     share: [] float32, the cohort's part of the weight of all clients.
     order: [N] int32, row of the clients' arrays that is read at each position.
+      A step that reads beyond a client's last one finds more rows of its own.
     start: [L, T] int32, position where the lane's examples of a step start.
     count: [L, T] int32, examples of the step; 0 means an idle lane.
     batch: [L, T] int32, examples of the minibatch that the step belongs to,
@@ -247,14 +248,18 @@ class Planner:
         start, count, batch = _client_steps(
           int(sizes[i]), self.batch_examples, self.step_examples, self.epochs
         )
-        plan.order[position : position + orders.size] = (
-          offsets[cohort[i]] + orders.ravel()
-        )
+        rows = offsets[cohort[i]] + orders.ravel()
+        plan.order[position : position + rows.size] = rows
         now = slice(t, t + start.size)
         plan.start[lane, now] = position + start
         plan.count[lane, now] = count
         plan.batch[lane, now] = batch
-        position += orders.size
+        position += rows.size
+        # A step reads on behind a short minibatch. Those losses are masked, but
+        # zero times another client's Inf would be in the gradient: own rows.
+        padding = self.step_examples - int(count[-1])
+        plan.order[position : position + padding] = rows[0]
+        position += padding
         ends.append((lane, t, now.stop, i))
         t = now.stop
     width = self.widths[0]
@@ -313,7 +318,8 @@ class Planner:
     # had the least work when it took its last client, so at most the average
     # of all the others.
     longest = -(-(steps.sum() + (self.lanes - 1) * steps.max()) // self.lanes)
-    return int(longest), int(self.epochs * largest.sum() + self.step_examples)
+    padding = self.cohort_size * (self.step_examples - 1)
+    return int(longest), int(self.epochs * largest.sum() + padding)
 
   def _empty(self) -> Plan:
     """An idle plan, large enough for every cohort."""

@@ -214,9 +214,6 @@ def build_round(
       def one_lane(local, opt_state, grads, client, start, count, batch):
         rows = lax.dynamic_slice_in_dim(plan.order, start, step_examples)
         mask = jnp.arange(step_examples) < count
-        # Behind a short batch come the next client's rows. Their losses are
-        # masked, but zero times their Inf would be in the gradient.
-        rows = jnp.where(mask, rows, rows[:1])
         loss, new_grads = gradient(
           local, data.x[rows], data.y[rows], mask, jnp.abs(batch)
         )
