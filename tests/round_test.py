@@ -489,6 +489,64 @@ def test_clients_that_are_not_finite_are_left_out(
   assert told.examples == len(read)
 
 
+@pytest.mark.parametrize('what', ['message', 'what it keeps', 'update'])
+def test_finite_data_and_a_client_that_is_not(
+  uneven_examples, population, what
+):
+  """Client 3 alone takes three updates: then something of it is infinite."""
+  x, y, parts = uneven_examples
+  plain = fedavg()
+
+  def message(ended):
+    bad = jnp.where(ended.updates == 3, jnp.inf, 0.0)
+    sent, kept = ended.delta, ended.client + 1
+    if what == 'message':
+      sent = ended.delta | {'b2': ended.delta['b2'] + bad}
+    elif what == 'what it keeps':
+      kept += bad
+    return sent, kept
+
+  def update(grads, state, params, **seen):
+    # The third gradient of a round; w1 becomes NaN, and stays so.
+    grads = grads | {'w1': grads['w1'] + jnp.where(state == 2, jnp.nan, 0.0)}
+    return jax.tree.map(lambda g: -LEARNING_RATE * g, grads), state + 1
+
+  algorithm = plain._replace(
+    message=message, client_init=lambda params: jnp.zeros(())
+  )
+  if what == 'update':
+    algorithm = algorithm._replace(
+      client_optimizer=optax.GradientTransformation(
+        lambda params: jnp.zeros((), jnp.int32), update
+      )
+    )
+  state, kept, (told,) = run_states(
+    population,
+    algorithm=algorithm,
+    on_nan='skip_client',
+    cohort_size=5,
+    epochs=1,
+    batch_size=4,
+    lanes=2,
+  )
+  planner = Planner(
+    num_examples=population.num_examples,
+    cohort_size=5,
+    epochs=1,
+    batch_size=4,
+    seed=3,
+  )
+  params = twin.init(np.random.default_rng(0), 9, 6, CLASSES)
+  flat = x.reshape(len(x), -1) / 255.0
+  good = twin.deltas(params, flat, y, parts, planner, 1, LEARNING_RATE)
+  del good[3]  # Nine examples in minibatches of four.
+  mean = twin.mean(good, [len(part) for part in parts])
+  expected = {name: params[name] + mean[name] for name in params}
+  assert_close(state.params, expected, 1e-5)
+  assert told.skipped == 1
+  np.testing.assert_array_equal(kept, [1, 1, 1, 0, 1])
+
+
 def test_what_skipped_clients_keep_and_their_share(population):
   """SCAFFOLD: their control variates stay, c moves by |S|/N of the others."""
   kwargs = {'cohort_size': 5, 'epochs': 1, 'batch_size': 4, 'lanes': 2}

@@ -454,3 +454,21 @@ def test_stopping_between_calls(name):
   assert [r.train_loss for r in rest] == [
     r.train_loss for r in whole[at_hand.round + 1 :]
   ]
+
+
+@pytest.mark.parametrize('name', ALGORITHMS)
+@pytest.mark.parametrize('layout', [{'lanes': 1}, {'lanes': 6}])
+def test_other_layouts_within_the_stated_tolerance(name, layout):
+  """README: after a round no weight differs by more than 1e-6."""
+  states = []
+  for kwargs in ({}, layout):
+    simulation = make_simulation(
+      algorithm=ALGORITHMS[name], client_fraction=1.0, epochs=3, **kwargs
+    )
+    records = list(fa.simulate(simulation, rounds=1))
+    states.append(jax.device_get(records[-1].state.params))
+  lanes = simulation.planner.lanes
+  assert lanes == layout['lanes']
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *states
+  )
