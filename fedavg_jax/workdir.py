@@ -101,7 +101,9 @@ class Workdir:
     self._lock = lock
     if _CONFIG in names:
       try:
-        self.began = _read_json(self.path / _CONFIG)
+        self.began = _read_json(
+          self.path / _CONFIG, 'put it back, or name a new workdir'
+        )
       except InputError:
         self.close()
         raise
@@ -202,7 +204,7 @@ class Workdir:
     """What summary.json holds, None where there is none."""
     if not (self.path / _SUMMARY).exists():
       return None
-    return _read_json(self.path / _SUMMARY)
+    return _read_json(self.path / _SUMMARY, 'delete it, it is made anew')
 
   def _json(self, name: str, content: dict[str, Any]) -> None:
     with self.replacing(name) as part:
@@ -240,14 +242,14 @@ def _part(name: str) -> str:
   return f'.part.{name}'
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
-    raise InputError(f'{path}: cannot be read ({reason})') from error
+    raise InputError(f'{path}: cannot be read ({reason}); {remedy}') from error
   if not isinstance(content, dict):
-    raise InputError(f'{path}: must hold a JSON object')
+    raise InputError(f'{path}: must hold a JSON object; {remedy}')
   return content
 
 
