@@ -2,7 +2,7 @@
 
 Each is a folder, `checkpoints/ROUND`, which orbax writes under another name and
 renames. In it lie the leaves of a tree under their numbers, and JSON with what
-else must be known and the SHA-256 of the leaves: what is read is what was
+else must be known and the SHA-256 of all of it: what is read is what was
 written, bit for bit, or it is not used. Nothing is ever unpickled.
 """
 
@@ -55,7 +55,6 @@ class Checkpoints:
     self._folder = workdir.resolve() / FOLDER
     self._keep = keep
     self._checkpointer = _checkpointer()
-    self._folder.mkdir(exist_ok=True)
     self._clear()  # A kill may have left something.
 
   def save(
@@ -75,11 +74,8 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     leaves = _leaves(tree)
-    told = told | {
-      _ACCURACY: accuracy,
-      'paths': _paths(tree),
-      'sha256': digest(leaves),
-    }
+    told = told | {_ACCURACY: accuracy, 'paths': _paths(tree)}
+    told['sha256'] = _seal(leaves, told)
     path = self._folder / str(number)
     args = ocp.args.Composite(
       leaves=ocp.args.StandardSave(
@@ -88,6 +84,7 @@ class Checkpoints:
       told=ocp.args.JsonSave(told),
     )
     try:
+      self._folder.mkdir(exist_ok=True)
       try:
         self._checkpointer.save(path, args=args)
       except TimeoutError:
@@ -141,7 +138,7 @@ class Checkpoints:
 
   def _clear(self) -> None:
     """Removes what is half written or half deleted."""
-    for path in self._folder.iterdir():
+    for path in _folders(self._folder):
       if _ORBAX_PART in path.name or path.name.endswith(_DELETED):
         shutil.rmtree(path)
 
@@ -195,8 +192,7 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
     InputError: the checkpoint is not whole.
   """
   folder = pathlib.Path(workdir).resolve() / FOLDER
-  numbers = _numbers(folder) if folder.is_dir() else []
-  number = _best(folder) if best else next(iter(numbers), None)
+  number = _best(folder) if best else next(iter(_numbers(folder)), None)
   if number is None:
     raise FileNotFoundError(f'{folder}: no checkpoint of a run is here')
   checkpointer = _checkpointer()
@@ -229,13 +225,10 @@ def digest(arrays: Sequence[np.ndarray]) -> str:
   return sha.hexdigest()
 
 
-def bytes_needed(tree: Any, keep: int) -> int:
-  """Room on disk for the checkpoints of a tree, or of its shapes.
-
-  The last `keep`, the best, the one that is being written, and small files.
-  """
+def bytes_needed(tree: Any, number: int) -> int:
+  """Room for checkpoints of a tree, or of its shapes, and for small files."""
   one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-  return (keep + 2) * one + 2**20
+  return number * one + 2**20
 
 
 def _checkpointer():
@@ -244,9 +237,16 @@ def _checkpointer():
   return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Folders in a folder, none where it does not exist."""
+  if not folder.exists():
+    return []
+  return [path for path in folder.iterdir() if path.is_dir()]
+
+
 def _numbers(folder: pathlib.Path) -> list[int]:
   """Rounds of the checkpoints, the newest first."""
-  names = (path.name for path in folder.iterdir() if path.is_dir())
+  names = (path.name for path in _folders(folder))
   return sorted(map(int, filter(_NUMBER.fullmatch, names)), reverse=True)
 
 
@@ -274,9 +274,16 @@ def _read(checkpointer, path: pathlib.Path) -> Checkpoint:
   )
   leaves = [restored['leaves'][name] for name in sorted(restored['leaves'])]
   told = restored['told']
-  if digest(leaves) != told['sha256']:
+  if _seal(leaves, told) != told['sha256']:
     raise ValueError('its SHA-256 is another one')
   return Checkpoint(leaves, told)
+
+
+def _seal(leaves: Sequence[np.ndarray], told: dict[str, Any]) -> str:
+  """SHA-256 of all that a checkpoint holds, but of itself."""
+  rest = {key: value for key, value in told.items() if key != 'sha256'}
+  text = json.dumps(rest, sort_keys=True).encode()
+  return digest([*leaves, np.frombuffer(text, np.uint8)])
 
 
 def _leaves(tree) -> list[np.ndarray]:

@@ -82,7 +82,8 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
     return _digits()
   if name not in NAMES:
     raise InputError(f'dataset = {name!r}: must be one of {", ".join(NAMES)}')
-  folder = pathlib.Path(data_dir).expanduser() if data_dir else None
+  # Unlike Path.expanduser, leaves the home of nobody as it is.
+  folder = pathlib.Path(os.path.expanduser(data_dir)) if data_dir else None
   if name == 'cifar10':
     return _cifar10(folder)
   paths = _find_idx_files(folder or tfds_dir() / name)

@@ -24,6 +24,7 @@ from fedavg_jax import train
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
 from fedavg_jax.errors import StoppedError
+from fedavg_jax.progress import say
 from fedavg_jax.workdir import default_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -66,8 +67,10 @@ def main(argv: Sequence[str]) -> int:
     return _fail(_BAD_INPUT, '--workdir is empty: name a new folder')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
-  workdir = pathlib.Path(_WORKDIR.value or default_workdir(name))
-  workdir = workdir.expanduser()
+  # Unlike Path.expanduser, leaves the home of nobody as it is.
+  workdir = pathlib.Path(
+    os.path.expanduser(_WORKDIR.value or default_workdir(name))
+  )
   try:
     summary = train.train(
       _CONFIG.value, workdir, extend=_RESUME.value == 'extend'
@@ -89,14 +92,14 @@ def main(argv: Sequence[str]) -> int:
     os._exit(code)
   except KeyboardInterrupt:
     return _fail(_SIGNAL + signal.SIGINT, 'interrupted')
-  print(
+  say(
     f'{summary["status"]} after {summary["rounds"]} rounds: test accuracy'
     f' {summary["final_test_accuracy"]:.4f} (best'
     f' {summary["best_test_accuracy"]:.4f}),'
     f' {summary["rounds_per_second"]:.3g} rounds/s; results in {workdir}'
   )
-  if summary['skipped_clients']:
-    print(
+  if summary.get('skipped_clients'):
+    say(
       f'{summary["skipped_clients"]} times a client was left out, whose numbers'
       ' were not finite'
     )
@@ -104,6 +107,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+  for number, name in ((1, 'stdout'), (2, 'stderr')):
+    if getattr(sys, name) is None:
+      # Closed by who has started us: no file of ours may take its number.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+      setattr(sys, name, os.fdopen(number, 'w'))
   logging.set_verbosity(logging.ERROR)  # What is wrong is told in one line.
   try:
     return flags.FLAGS(argv)

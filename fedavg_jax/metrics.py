@@ -1,5 +1,6 @@
 """Rounds to a target, and the versions and device beside every number."""
 
+import contextlib
 from importlib import metadata
 import os
 import platform
@@ -18,6 +19,7 @@ def environment() -> dict[str, Any]:
     'python': platform.python_version(),
     'versions': {name: _version(name) for name in _PACKAGES},
     'machine': f'{platform.system()} {platform.machine()}',
+    'processor': _processor(),
     'cores': os.cpu_count(),
     'platform': device.platform,
     'device': device.device_kind,
@@ -55,6 +57,15 @@ def rounds_to_target_paper_grid(
       return float(before + (number - before) * share)
     before = number
   return None
+
+
+def _processor() -> str:
+  """The CPU's model, where Linux tells it."""
+  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
+    for line in file:
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor()
 
 
 def _next_on_paper_grid(number: int) -> int:

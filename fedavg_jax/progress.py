@@ -1,5 +1,6 @@
 """What a person watches: a bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -9,6 +10,15 @@ from tqdm import tqdm
 # However long a run, its log stays short.
 _SECONDS_BETWEEN_LINES, _MOST_LINES = 5.0, 500
 _LONG_RUN_SECONDS = 60.0
+
+
+def say(text: str) -> None:
+  """Prints a line. A run goes on where nobody reads it any more."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    with open(os.devnull, 'w') as nobody:
+      os.dup2(nobody.fileno(), sys.stdout.fileno())
 
 
 class Progress:
@@ -76,7 +86,7 @@ class Progress:
       pace = (number - self._done) / max(self._seconds, 1e-9)
       left = (self._rounds - number) / pace
       text += f'  {pace:.3g} rounds/s  {_duration(left)} left'
-    print(text, flush=True)
+    say(text)
 
   def _expect(self, number) -> None:
     """Once, after three rounds."""
@@ -93,7 +103,7 @@ class Progress:
       )
       if self._may_end_sooner:
         text += '; the target, once reached, ends it sooner'
-      tqdm.write(text) if self._bar is not None else print(text, flush=True)
+      tqdm.write(text) if self._bar is not None else say(text)
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ import gzip
 import json
 import pathlib
 import re
+import stat
 from typing import Any
 import zlib
 
@@ -20,7 +21,7 @@ GET_ANEW = 'copy or download the file again'
 
 _IDX_UBYTE = 0x08
 # A label, then 1,024 red, green and blue values each, row by row.
-_CIFAR_RECORD = 1 + 3 * 32 * 32
+_CIFAR_RECORD, _CIFAR_IMAGES = 1 + 3 * 32 * 32, 10_000
 # No file of these formats is packed tighter: what unpacks further is a trap.
 _MOST_UNPACKED = 200
 
@@ -74,9 +75,10 @@ def read_cifar10(path: pathlib.Path) -> Examples:
     x [n, 32, 32, 3] uint8, y [n] int32.
 
   Raises:
-    InputError: the file cannot be read, or is no such file.
+    InputError: the file cannot be read, or is no such file; 10,000 images are
+      the most.
   """
-  content = _read(path)
+  content = _read(path, _CIFAR_IMAGES * _CIFAR_RECORD + 1)
   if not content or len(content) % _CIFAR_RECORD:
     raise InputError(
       f'{path}: holds {len(content):,} bytes, must be a multiple of the'
@@ -112,7 +114,7 @@ def read_leaf(path: pathlib.Path) -> dict[str, Examples]:
   """
   try:
     tree = json.loads(_read(path), parse_constant=_no_constant)
-  except (ValueError, RecursionError) as error:
+  except (ValueError, RecursionError, MemoryError) as error:
     raise InputError(f'{path}: not JSON ({_first_line(error)})') from error
   keys = ('users', 'num_samples', 'user_data')
   if not isinstance(tree, dict) or any(key not in tree for key in keys):
@@ -156,26 +158,40 @@ def _leaf_user(path, user, count, own) -> Examples:
       f'{where}: has {len(own["x"])} x and {len(own["y"])} y, num_samples says'
       f' {count!r:.20}; must be equal'
     )
-  arrays = {}
-  for name, kinds in (('x', 'fiu'), ('y', 'iu')):
+  arrays = []
+  for name, dtype, kinds in (
+    ('x', np.float32, {int, float}),
+    ('y', np.int64, {int}),
+  ):
+    other = _kinds(own[name]) - kinds
+    if other:  # Of texts NumPy would make an array as wide as the longest.
+      raise InputError(
+        f'{where}: {name} holds {min(kind.__name__ for kind in other)}, must'
+        f' hold {"whole numbers" if name == "y" else "numbers"}'
+      )
     try:
-      arrays[name] = np.asarray(own[name] or np.zeros(0, int))
+      with np.errstate(over='ignore'):  # Told below.
+        arrays.append(np.asarray(own[name], dtype))
     except (ValueError, OverflowError) as error:  # Ragged, or huge.
       raise InputError(
-        f'{where}: {name} are not of one shape ({_first_line(error)})'
+        f'{where}: {name} are not numbers of one shape ({_first_line(error)})'
       ) from error
-    if arrays[name].dtype.kind not in kinds:
-      raise InputError(
-        f'{where}: {name} holds {arrays[name].dtype}, must hold'
-        f' {"whole numbers" if name == "y" else "numbers"}'
-      )
-  with np.errstate(over='ignore'):  # Told below.
-    x, y = arrays['x'].astype(np.float32), arrays['y']
+  x, y = arrays
   if y.ndim != 1 or (len(y) and not 0 <= y.min() <= y.max() < 2**31):
     raise InputError(f'{where}: y must be labels from 0')
   if not np.isfinite(x).all():
     raise InputError(f'{where}: x are not finite in float32')
   return Examples(x, y.astype(np.int32))
+
+
+def _kinds(value: Any) -> set[type]:
+  """Types of all that stands in nested lists."""
+  kinds: set[type] = set()
+  level = [value]
+  while level:
+    kinds.update(map(type, level))
+    level = [v for inner in level if isinstance(inner, list) for v in inner]
+  return kinds - {list}
 
 
 def read_play(path: pathlib.Path) -> dict[str, list[str]]:
@@ -256,15 +272,19 @@ def _read(path: pathlib.Path, most: int | None = None) -> bytes:
     InputError: it cannot be read, or unpacks to far too much.
   """
   try:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+      raise InputError(f'{path}: is no file')  # A pipe would never end.
+    size = status.st_size if most is None else min(status.st_size, most)
     with open(path, 'rb') as file:
       zipped = file.read(2) == b'\x1f\x8b'
     if not zipped:
       with open(path, 'rb') as file:
-        return file.read(-1 if most is None else most)
-    limit = _MOST_UNPACKED * path.stat().st_size + 2**16
+        return file.read(size)
+    limit = _MOST_UNPACKED * status.st_size + 2**16
     with gzip.open(path) as file:
       content = file.read(limit if most is None else min(limit, most))
-  except (OSError, EOFError, zlib.error) as error:
+  except (OSError, EOFError, MemoryError, zlib.error) as error:
     raise InputError(
       f'{path}: cannot be read ({_first_line(error)}); {GET_ANEW}'
     ) from error

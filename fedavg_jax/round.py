@@ -174,7 +174,7 @@ def build_round(
     on_nan: one of `ON_NAN`. 'skip_client' takes the mean over those clients
       that end with finite numbers, with weights that add up to one; a round in
       which none does changes nothing. With 'stop' one client's Inf is the
-      round's.
+      round's. With both, a mean or a server that is not finite is.
 
   Returns:
     `round_fn(state, client_states, data, plan) -> (state, client_states,
@@ -354,7 +354,9 @@ def build_round(
         (state.params, state.server),
       )
     new_state = ServerState(state.round + 1, params, server)
-    finite = _all_finite((sums.loss, mean, params, server, kept))
+    finite = _all_finite((mean, params, server, kept))
+    if not skips:  # Nobody is left out whose loss is not finite.
+      finite &= jnp.isfinite(sums.loss)
     new_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), new_state, state
     )

@@ -44,8 +44,10 @@ def stop_on_signals() -> Iterator[Stop]:
     del frame
     if not stop():
       stop.signum, first = signum, time.monotonic()
-      # Not print: the signal may have come in the middle of one.
-      os.write(1, b'\nstopping; once more ends at once\n')
+      # Not print: the signal may have come in the middle of one. And it may
+      # have ended who reads us.
+      with contextlib.suppress(OSError):
+        os.write(1, b'\nstopping; once more ends at once\n')
     elif time.monotonic() - first > _SECONDS_OF_ONE_WISH:
       signal.signal(signum, signal.SIG_DFL)
       signal.raise_signal(signum)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import math
@@ -316,7 +315,8 @@ def simulate(
     eval_every: rounds from one evaluation to the next.
     target_accuracy: ends the run; 0 is none.
     start: server state and client states to go on from, as an earlier record
-      had them, with the round after it; None begins anew.
+      had them, with the round after it; what clients keep goes with the first
+      call. None begins anew.
     wanted: as in `run_calls`.
     stopping: as in `run_calls`.
 
@@ -330,11 +330,8 @@ def simulate(
     return number % eval_every == 0 or number == rounds
 
   begins = start is None
-  if start is None:
-    state, client_states = simulation.init()
-  else:
-    state, client_states = _place(start, simulation)
-    del start  # Only the devices keep it.
+  state, client_states = start or simulation.init()
+  state, client_states = place((state, client_states), simulation)
   done = int(state.round)
   tested = simulation.evaluate(state.params)
   lanes = simulation.planner.lanes
@@ -347,7 +344,7 @@ def simulate(
       if lanes != simulation.planner.lanes:
         simulation = simulation.with_lanes(lanes)
         # The devices may be fewer: the state moves there, and loses nothing.
-        state = _place(jax.device_get(state), simulation)
+        state = place(jax.device_get(state), simulation)
         _, client_states = simulation.init()
       for record in run_calls(
         simulation,
@@ -457,7 +454,8 @@ def run_calls(
         None if gone or i < done - 1 else client_states,
         simulation.planner.lanes,
         metrics,
-        tested if tests[i] else None,
+        # A round that is not finite left the model of the one before.
+        tested if tests[i] and metrics.finite else None,
         per_round,
       )
     if not told.going:
@@ -561,15 +559,15 @@ def _fewer(lanes: int, planner, error: Exception) -> int:
   else:
     fewer = lanes // 2
   logging.warning(
-    'out of memory with %d lanes: goes on with %d; results do not change',
+    'out of memory with %d lanes: goes on with %d, the same up to rounding',
     lanes,
     fewer,
   )
   return fewer
 
 
-def _place(tree, simulation: Simulation):
-  """Arrays of the host, on every device of a simulation."""
+def place(tree: Any, simulation: Simulation) -> Any:
+  """Arrays, on every device of a simulation."""
   data: Any = simulation.data
   return jax.device_put(tree, data.y.sharding)
 
@@ -580,11 +578,10 @@ def _fetch(told: Any, give_up: Callable[[], bool]) -> Any:
   Another thread waits: this one, if it is the main one, takes signals.
   """
   fetched = _WAITER.submit(jax.device_get, told)
-  while True:
-    with contextlib.suppress(concurrent.futures.TimeoutError):
-      return fetched.result(timeout=_SECONDS_BETWEEN_LOOKS)
+  while not concurrent.futures.wait([fetched], _SECONDS_BETWEEN_LOOKS).done:
     if give_up():
       return None
+  return fetched.result()
 
 
 def _record(

@@ -32,11 +32,13 @@ from fedavg_jax.errors import InputError
 from fedavg_jax.errors import StoppedError
 from fedavg_jax.lanes import use_cpu_devices
 from fedavg_jax.progress import Progress
+from fedavg_jax.progress import say
 from fedavg_jax.signals import stop_on_signals
 from fedavg_jax.simulation import DIVERGED
 from fedavg_jax.simulation import Record
 from fedavg_jax.simulation import Simulation
 from fedavg_jax.simulation import build_simulation
+from fedavg_jax.simulation import place
 from fedavg_jax.simulation import simulate
 from fedavg_jax.workdir import Workdir
 
@@ -64,13 +66,16 @@ def train(
     DivergedError: the loss or the model is not finite any more.
     StoppedError: SIGINT or SIGTERM; all that was done is kept.
   """
-  cfg = config_lib.check(config.to_dict())
+  try:
+    cfg = config_lib.check(config.to_dict())
+  except RecursionError:
+    raise InputError('config: contains itself; must end') from None
   with stop_on_signals() as stop, Workdir(workdir) as folder:
     if folder.began is not None:
       config_lib.compare(cfg, folder.began.get('config'), extend=extend)
       summary = folder.last_summary()
-      if summary is not None and _is_over(summary, cfg):
-        print(f'{workdir}: this run is over', flush=True)
+      if _is_over(summary, cfg):
+        say(f'{workdir}: this run is over')
         return summary
     elif extend:
       raise InputError(f'workdir = {workdir}: holds no run that could go on')
@@ -88,8 +93,12 @@ def train(
 
     # What an interrupted run has left.
     saved = None
+    lanes = cfg['lanes']
     if folder.began is not None:
-      began, saved = _resume(folder, began)
+      saved = _saved(folder, began)
+      began, same_bits = _continued(folder.began, began, saved)
+      if saved and same_bits and lanes == folder.began['config']['lanes']:
+        lanes = saved.told['lanes']  # What memory is free may have changed.
 
     # Model, optimizers, compiled round.
     local = cfg['client']
@@ -112,29 +121,29 @@ def train(
       on_nan=cfg['on_nan'],
       shuffle=local['shuffle'],
       seed=cfg['seed'],
-      lanes=saved.told['lanes'] if saved else cfg['lanes'],
+      lanes=lanes,
       micro_batch=cfg['micro_batch'],
       rounds_per_call=cfg['rounds_per_call'],
     )
     planner = simulation.planner
-    print(
+    say(
       f'{describe(cfg)}\n{planner.cohort_size} of {clients.num_clients} clients'
       f' a round in {planner.lanes} lane(s) on {planner.num_devices}'
       f' {jax.default_backend()} device(s): {simulation.why_lanes}\ncompiled in'
-      f' {simulation.compile_seconds:.1f} s',
-      flush=True,
+      f' {simulation.compile_seconds:.1f} s'
     )
     shapes = jax.eval_shape(simulation.init)
-    start = None
+    start, number = None, cfg['checkpoint']['keep'] + 2  # The best, a new one.
     if saved is not None:
-      tree = checkpoint.restore(saved.leaves, _to_tree(*shapes))
-      start = _from_tree(tree)
+      like = _to_tree(*shapes)
+      start = _from_tree(
+        place(checkpoint.restore(saved.leaves, like), simulation)
+      )
+      saved, number = None, 1  # The others have their room; we have ours back.
 
     # The folder: nothing of what is wrong above has left one.
-    folder.begin(
-      room=checkpoint.bytes_needed(shapes, cfg['checkpoint']['keep'])
-    )
-    print(f'workdir: {workdir}', flush=True)
+    folder.begin(room=checkpoint.bytes_needed(shapes, number))
+    say(f'workdir: {workdir}')
     if began != folder.began:
       folder.config(began)
     if not (workdir / 'partition.png').exists():
@@ -164,21 +173,21 @@ def train(
   return summary
 
 
-def _resume(
+def _saved(
   folder: Workdir, now: dict[str, Any]
-) -> tuple[dict[str, Any], checkpoint.Checkpoint | None]:
-  """What config.json is to hold from now on, and the checkpoint to go on from.
+) -> checkpoint.Checkpoint | None:
+  """The checkpoint that an interrupted run goes on from, None to begin again.
 
   Args:
-    folder: of an interrupted run.
+    folder: of the run.
     now: config.json of a run that would begin here and now.
 
   Raises:
-    InputError: the data are others, no checkpoint is whole, or metrics.jsonl is
-      not what the checkpoint has seen.
+    InputError: the data are others, no checkpoint is whole or they are gone, or
+      metrics.jsonl is not what the checkpoint has seen.
   """
-  began: dict[str, Any] = dict(folder.began or {})
-  digest = began.get('data_sha256')
+  assert folder.began is not None
+  digest = folder.began.get('data_sha256')
   if digest != now['data_sha256']:
     raise InputError(
       f'workdir = {folder.path}: the data of its clients, or their division,'
@@ -188,15 +197,50 @@ def _resume(
     )
   with contextlib.closing(_checkpoints(now['config'], folder)) as checkpoints:
     saved = checkpoints.newest()
-  if saved is None:
-    print(f'{folder.path}: ended before its first checkpoint, begins again')
-  else:
+  if saved is not None:
     folder.check_metrics(saved.told['metrics'])
-    print(f'{folder.path}: goes on after round {saved.told["round"]}')
-  # A run tells every machine that it was on.
-  machines = [began, *began.get('resumed', [])]
-  changed = [key for key in _SAME_BITS if machines[-1].get(key) != now[key]]
-  lanes = now['config']['lanes']
+    say(f'{folder.path}: goes on after round {saved.told["round"]}')
+  elif folder.began.get(_SAVED):
+    raise InputError(
+      f'{folder.path / checkpoint.FOLDER}: the checkpoints are gone; put them'
+      ' back, or name a new workdir'
+    )
+  else:
+    say(f'{folder.path}: ended before its first checkpoint, begins again')
+  return saved
+
+
+# In config.json: whether there was a checkpoint, and what else must be the same
+# for the same bits.
+_SAVED = 'saved'
+_SAME_BITS = (
+  *('versions', 'machine', 'processor'),
+  *('platform', 'device', 'num_devices'),
+)
+
+
+def _continued(
+  began: dict[str, Any],
+  now: dict[str, Any],
+  saved: checkpoint.Checkpoint | None,
+) -> tuple[dict[str, Any], bool]:
+  """config.json of a run that goes on, and whether to the same bits.
+
+  A run tells of every machine that it was on: `resumed` lists the later ones.
+
+  Args:
+    began: what config.json holds.
+    now: config.json of a run that would begin here and now.
+    saved: that the run goes on from.
+  """
+  resumed = began.get('resumed', [])
+  if not isinstance(resumed, list) or not all(
+    isinstance(machine, dict) for machine in resumed
+  ):
+    raise InputError('config.json: resumed must list the machines of the run')
+  last = [began, *resumed][-1]
+  changed = [key for key in _SAME_BITS if last.get(key) != now[key]]
+  continued = began | {'config': now['config']}
   if changed:
     number = saved.told['round'] if saved else 0
     logging.warning(
@@ -206,15 +250,8 @@ def _resume(
       number,
     )
     here = {key: now[key] for key in _SAME_BITS}
-    began['resumed'] = [*machines[1:], {'round': number, **here}]
-  elif saved is not None and lanes == began['config']['lanes']:
-    lanes = saved.told['lanes']  # What memory is free may have changed.
-  began['config'] = now['config']
-  return began, saved and saved._replace(told=saved.told | {'lanes': lanes})
-
-
-# Of config.json, what else must be the same for the same bits.
-_SAME_BITS = ('versions', 'platform', 'device', 'num_devices')
+    continued['resumed'] = [*resumed, {'round': number, **here}]
+  return continued, not changed
 
 
 def _checkpoints(
@@ -250,6 +287,10 @@ class _AtHand(NamedTuple):
   lanes: int
   accuracy: float | None
 
+  def is_there(self) -> bool:
+    """Whether what the clients keep has not gone into a call meanwhile."""
+    return not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.tree))
+
   def save(self, folder: Workdir, checkpoints: checkpoint.Checkpoints) -> None:
     folder.sync()  # Never behind a checkpoint that has sealed it.
     checkpoints.save(
@@ -258,6 +299,9 @@ class _AtHand(NamedTuple):
       {'round': self.round, 'lanes': self.lanes, 'metrics': self.seal},
       self.accuracy,
     )
+    assert folder.began is not None
+    if not folder.began.get(_SAVED):
+      folder.config(folder.began | {_SAVED: True})
 
 
 def _run_and_keep(
@@ -313,19 +357,18 @@ def _run_and_keep(
           lanes=record.lanes,
           accuracy=record.test_accuracy if finite else None,
         )
-        if due(at_hand.round):
+        if at_hand.round != saved_round and due(at_hand.round):
           saved_round = at_hand.round  # Tried once, should it fail.
           at_hand.save(folder, checkpoints)
           saved_at = time.monotonic()
       status = _status(cfg, folder.lines()[-1], finite)
     finally:
       progress.close()
-      if at_hand is not None and at_hand.round != saved_round:
+      if at_hand and at_hand.is_there() and at_hand.round != saved_round:
         at_hand.save(folder, checkpoints)
       if lines := folder.lines():
-        summary = summarize(cfg, simulation, lines, status)
-        if at_hand is not None:
-          summary['lanes'] = at_hand.lanes
+        lanes = at_hand.lanes if at_hand else simulation.planner.lanes
+        summary = summarize(cfg, simulation, lines, status, lanes)
         folder.summary(summary)
         with folder.replacing('curves.png') as path:
           plots.draw_curves(
@@ -349,6 +392,9 @@ def _status(cfg: dict[str, Any], last: dict[str, Any], finite: bool) -> str:
 
 def _is_over(summary: dict[str, Any], cfg: dict[str, Any]) -> bool:
   """Whether a run with this summary has nothing left to do."""
+  told = ('final_test_accuracy', 'best_test_accuracy', 'rounds_per_second')
+  if not all(isinstance(summary.get(key), float) for key in told):
+    return False  # Not ours: it is made anew.
   status, rounds = summary.get('status'), summary.get('rounds')
   return status == 'target reached' or (
     status == 'finished' and rounds == cfg['rounds']
@@ -451,6 +497,7 @@ def summarize(
   simulation: Simulation,
   records: list[dict[str, Any]],
   status: str,
+  lanes: int,
 ) -> dict[str, Any]:
   """summary.json of a run from the lines of its metrics.jsonl."""
   tested = [r for r in records if 'test_accuracy' in r]
@@ -485,7 +532,7 @@ def summarize(
       jax.eval_shape(simulation.init)[0].params
     ),
     'devices': planner.num_devices,
-    'lanes': planner.lanes,
+    'lanes': lanes,
   }
 
 

@@ -64,9 +64,16 @@ class Workdir:
     self.path = path
     self.began: dict[str, Any] | None = None
     self._lock: filelock.BaseFileLock | None = None
+    self._began_lock = False  # Whether its file was not there before.
     self._lines: BinaryIO | None = None
     # Of the lines of metrics.jsonl that stand.
     self._bytes, self._sha = 0, hashlib.sha256()
+    try:
+      str(path).encode()  # As orbax has to.
+    except UnicodeEncodeError:
+      raise InputError(
+        f'workdir = {str(path)!a}: must be a name in UTF-8'
+      ) from None
     if os.path.lexists(path):
       self._take()
 
@@ -79,16 +86,7 @@ class Workdir:
   def _take(self) -> None:
     if not self.path.is_dir():
       raise InputError(f'workdir = {self.path}: is no folder')
-    try:
-      names = {path.name for path in self.path.iterdir()}
-    except OSError as error:
-      raise self._unusable(error, 'read') from error
-    # A run that was killed at once leaves its lock, or a part of a first file.
-    if _CONFIG not in names and names - {_LOCK, _part(_CONFIG)}:
-      raise InputError(
-        f'workdir = {self.path}: exists already, and is no folder of a run;'
-        ' name a new one, nothing is ever written over'
-      )
+    self._began_lock = _LOCK not in self._names()
     lock = filelock.FileLock(self.path.resolve() / _LOCK, timeout=0)
     try:
       lock.acquire()
@@ -99,14 +97,26 @@ class Workdir:
     except OSError as error:
       raise self._unusable(error, 'written') from error
     self._lock = lock
-    if _CONFIG in names:
+    if _CONFIG in self._names():  # Another process may have been here.
       try:
-        self.began = _read_json(
-          self.path / _CONFIG, 'put it back, or name a new workdir'
-        )
+        self.began = _read_json(self.path / _CONFIG)
       except InputError:
         self.close()
         raise
+
+  def _names(self) -> set[str]:
+    """What is in the folder, if it is a run's or nobody's."""
+    try:
+      names = {path.name for path in self.path.iterdir()}
+    except OSError as error:
+      raise self._unusable(error, 'read') from error
+    # A run that was killed at once leaves its lock, or a part of a first file.
+    if _CONFIG not in names and names - {_LOCK, _part(_CONFIG)}:
+      raise InputError(
+        f'workdir = {self.path}: exists already, and is no folder of a run;'
+        ' name a new one, nothing is ever written over'
+      )
+    return names
 
   def begin(self, *, room: int) -> None:
     """Makes the folder where there is none.
@@ -200,11 +210,11 @@ class Workdir:
     """Writes summary.json."""
     self._json(_SUMMARY, content)
 
-  def last_summary(self) -> dict[str, Any] | None:
-    """What summary.json holds, None where there is none."""
-    if not (self.path / _SUMMARY).exists():
-      return None
-    return _read_json(self.path / _SUMMARY, 'delete it, it is made anew')
+  def last_summary(self) -> dict[str, Any]:
+    """What summary.json holds; nothing where it is damaged: it is made anew."""
+    with contextlib.suppress(InputError):
+      return _read_json(self.path / _SUMMARY)
+    return {}
 
   def _json(self, name: str, content: dict[str, Any]) -> None:
     with self.replacing(name) as part:
@@ -229,6 +239,8 @@ class Workdir:
       with contextlib.suppress(OSError):  # Every line was flushed.
         self._lines.close()
     if self._lock is not None:
+      if self.began is None and self._began_lock:
+        (self.path / _LOCK).unlink(missing_ok=True)
       self._lock.release()
 
   def _unusable(self, error: OSError, done: str) -> InputError:
@@ -242,14 +254,16 @@ def _part(name: str) -> str:
   return f'.part.{name}'
 
 
-def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
-    raise InputError(f'{path}: cannot be read ({reason}); {remedy}') from error
+    raise InputError(
+      f'{path}: cannot be read ({reason}); put it back, or name a new workdir'
+    ) from error
   if not isinstance(content, dict):
-    raise InputError(f'{path}: must hold a JSON object; {remedy}')
+    raise InputError(f'{path}: must hold a JSON object')
   return content
 
 

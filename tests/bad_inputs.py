@@ -294,6 +294,9 @@ CONFIGS = {
   'bool': changed_config('config.rounds = True', 'rounds = True'),
   'list': changed_config('config.dataset = ("digits",)', "'dataset'"),
   'text for number': changed_config('config["seed"] = "0"', 'seed'),
+  'contains itself': changed_config(
+    'config.client.more = config', 'config: contains itself'
+  ),
   'number for branch': changed_config('config["server"] = 1', 'server'),
 }
 
@@ -451,8 +454,24 @@ RUNS = {
     'metrics.jsonl: Is a directory',
     code=1,
   ),
-  'summary cut': run_folder(
-    _write('summary.json', b'{"status": '), 'summary.json: cannot be read'
+  'config.json with other machines': run_folder(
+    _edit_json('config.json', lambda c: c.update(resumed=5)),
+    'config.json: resumed must list',
+  ),
+  'checkpoints gone': run_folder(
+    lambda run: shutil.rmtree(run / 'checkpoints'),
+    'checkpoints: the checkpoints are gone',
+  ),
+  'checkpoints cleaned away': run_folder(
+    lambda run: [
+      shutil.rmtree(path) for path in (run / 'checkpoints').iterdir()
+    ],
+    'checkpoints: the checkpoints are gone',
+  ),
+  'an empty folder and no data': Case(
+    ['--workdir=mine', '--config.dataset=mnist', '--config.data_dir=/nowhere'],
+    ['data_dir'],
+    lambda folder: (folder / 'mine').mkdir(),
   ),
   'checkpoints damaged': run_folder(
     _damage_checkpoints, 'checkpoints: none of the checkpoints', 'is whole'

@@ -1,5 +1,6 @@
 """Checkpoints: what is read is what was written, or it is not used."""
 
+import json
 import os
 import pickle
 import shutil
@@ -88,7 +89,16 @@ def halve(path):
   os.truncate(path, path.stat().st_size // 2)
 
 
+def flip_each(path):
+  """A bit of every file that has one."""
+  for file in files(path):
+    if file.stat().st_size:
+      flip(file)
+
+
 DAMAGE = {
+  'a bit flipped in every file': flip_each,
+  'a bit flipped in what is told': lambda path: flip(path / 'told/metadata'),
   'a bit flipped': lambda path: flip(largest(path)),
   'cut short': lambda path: halve(largest(path)),
   'every file empty': lambda path: [os.truncate(p, 0) for p in files(path)],
@@ -124,6 +134,35 @@ def test_a_damaged_one_is_told_and_the_one_before_used(tmp_path, how, caplog):
   checkpoints.save(2, tree(2), {'round': 2}, None)
   assert kept(tmp_path) == ['1', '2', '2.damaged']
   assert checkpoints.newest().told['round'] == 2
+
+
+def test_every_bit_of_what_is_told_counts(tmp_path):
+  """Any of its bytes is changed: it is the same JSON still, or not used."""
+  save(tmp_path, [1, 2]).close()
+  path = tmp_path / 'checkpoints' / '2' / 'told' / 'metadata'
+  good = path.read_bytes()
+  reader, whole = checkpoint._checkpointer(), 0
+  for i in range(0, len(good), 3):
+    content = bytearray(good)
+    content[i] ^= 1 << i % 7
+    path.write_bytes(content)
+    try:
+      told = checkpoint._read(reader, path.parents[1]).told
+    except Exception:
+      continue
+    whole += 1
+    assert told == json.loads(good)
+  assert whole < 5
+  reader.close()
+
+
+def test_files_beside_are_nobodys(tmp_path):
+  save(tmp_path, [1]).close()
+  for name in ('3', '2.deleted', '2.orbax-checkpoint-tmp', 'notes', '٣'):
+    (tmp_path / 'checkpoints' / name).write_text('mine')
+  (tmp_path / 'checkpoints' / '007').mkdir()
+  assert checkpoint.Checkpoints(tmp_path, keep=2).newest().told['round'] == 1
+  assert len(kept(tmp_path)) == 7
 
 
 def test_none_is_whole(tmp_path):
@@ -198,8 +237,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
   assert named  # The hook sees what there is to see.
 
 
-def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
-  """The storage tells it in its own way; a file in the place of a folder."""
+def test_what_cannot_be_written_is_an_os_error(tmp_path):
   checkpoints = save(tmp_path, [1])
   shutil.rmtree(tmp_path / 'checkpoints')
   (tmp_path / 'checkpoints').write_text('')

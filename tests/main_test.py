@@ -218,6 +218,37 @@ def test_a_signal_before_the_first_round(repository, tmp_path):
   assert 'Traceback' not in err and 'round 0 is saved' in err
 
 
+@pytest.mark.parametrize('signum', [0, signal.SIGINT])
+def test_nobody_reads_what_it_prints(repository, tmp_path, signum):
+  """As `... | head -1`, and as Ctrl-C on `... | tee log` ends both."""
+  rounds = '--config.rounds=' + ('2000' if signum else '40')
+  process = begin(repository, tmp_path, rounds)
+  process.stdout.close()
+  if signum:
+    time.sleep(0.5)
+    process.send_signal(signum)
+  err = process.stderr.read()
+  code = process.wait(timeout=120)
+  process.stderr.close()
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  if signum:
+    assert code == 128 + signum and err.startswith('error: interrupted: round')
+    assert summary['status'] == 'interrupted'
+  else:
+    assert (code, err, summary['status']) == (0, '', 'finished')
+
+
+def test_closed_output(repository, tmp_path):
+  command = [sys.executable, '-m', 'fedavg_jax.main', '--config.rounds=3']
+  command += ['--config', str(repository / 'configs' / 'quickstart.py')]
+  process = subprocess.run(
+    ['sh', '-c', '"$@" >&- 2>&-', 'sh', *command, '--workdir', 'run'],
+    cwd=tmp_path,
+  )
+  assert process.returncode == 0
+  assert [r['round'] for r in metrics(tmp_path / 'run')] == [0, 1, 2, 3]
+
+
 def test_a_second_wish_ends_at_once():
   """A loop that does not ask: the second signal is the system's."""
   code = """

@@ -126,11 +126,17 @@ BAD_LEAF = {
   'a y too few': (with_user(y=[3]), "'b': has 2 x and 1 y"),
   'x no list': (with_user(x=7), 'must have lists x and y'),
   'y missing': (with_user(y=None), 'must have lists x and y'),
-  'x of text': (with_user(x=['to be', 'or not']), 'x holds <U'),
-  'x of nulls': (with_user(x=[[None, 1], [1, 1]]), 'x holds object'),
+  'x of text': (
+    with_user(x=['to be', 'or not']),
+    'x holds str, must hold numbers',
+  ),
+  'x of nulls': (with_user(x=[[None, 1], [1, 1]]), 'x holds NoneType'),
   'x of bools': (with_user(x=[[True, True], [True, True]]), 'x holds bool'),
-  'ragged x': (with_user(x=[[1, 2], [1]]), 'x are not of one shape'),
-  'y of fractions': (with_user(y=[0.5, 1]), 'y holds float64.*whole numbers'),
+  'ragged x': (with_user(x=[[1, 2], [1]]), 'x are not numbers of one shape'),
+  'y of fractions': (
+    with_user(y=[0.5, 1]),
+    'y holds float, must hold whole numbers',
+  ),
   'y below 0': (with_user(y=[-1, 1]), 'y must be labels from 0'),
   'y too large': (with_user(y=[2**40, 1]), 'y must be labels from 0'),
   'y of lists': (with_user(y=[[1], [1]]), 'y must be labels'),
@@ -342,6 +348,16 @@ def test_any_text_of_a_play(tmp_path, text):
 
 
 BOMBS = {
+  # As NumPy has texts, 20,000 times as wide as the longest one.
+  'a long text': json.dumps(
+    {
+      'users': ['a'],
+      'num_samples': [20_001],
+      'user_data': {
+        'a': {'x': ['a' * 10**6] + ['b'] * 20_000, 'y': [0] * 20_001}
+      },
+    }
+  ).encode(),
   'promises much': b'\0\0\x08\x03' + b'\xff' * 12,
   'unpacks to much': gzip.compress(bytes(2**28)),
   'unpacks to much behind a header': gzip.compress(IDX + bytes(2**28)),
@@ -369,6 +385,11 @@ def test_nothing_is_allocated_out_of_proportion(tmp_path, name, bomb):
 
 
 def test_a_file_that_is_not_there(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  with open(tmp_path / 'holes', 'wb') as file:
+    file.truncate(2**40)  # A TiB of nothing.
   for name in READERS:
-    assert read(name, tmp_path / 'nowhere') is None
-    assert read(name, tmp_path) is None  # A folder.
+    for file in ('nowhere', '.', 'pipe', '/dev/zero'):
+      assert read(name, tmp_path / file) is None
+  for name in ('idx', 'cifar10'):
+    assert read(name, tmp_path / 'holes') is None

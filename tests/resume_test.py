@@ -6,7 +6,6 @@ import shutil
 import signal
 import time
 
-from absl import logging
 import jax
 import numpy as np
 import pytest
@@ -166,6 +165,9 @@ def test_killed_between_two_checkpoints(repository, whole, stopped):
 
 def test_killed_before_the_first_checkpoint(repository, whole, stopped, capsys):
   shutil.rmtree(stopped / 'checkpoints')
+  content = json.loads((stopped / 'config.json').read_text())
+  assert content.pop('saved') is True
+  (stopped / 'config.json').write_text(json.dumps(content))
   (stopped / 'partition.png').unlink()
   again(repository, stopped)
   assert 'ended before its first checkpoint' in capsys.readouterr().out
@@ -184,6 +186,16 @@ def test_killed_between_the_last_checkpoint_and_the_summary(
   assert (workdir / 'curves.png').exists()
 
 
+@pytest.mark.parametrize(
+  'content', ['', '{"status"', '[]', '{"status": "finished", "rounds": 12}']
+)
+def test_a_damaged_summary_is_made_anew(repository, whole, tmp_path, content):
+  workdir = shutil.copytree(whole, tmp_path / 'run')
+  (workdir / 'summary.json').write_text(content)
+  again(repository, workdir)
+  assert_same_bits(whole, workdir)
+
+
 def test_a_torn_line_and_rounds_behind_the_checkpoint(
   repository, whole, stopped
 ):
@@ -198,11 +210,7 @@ def test_a_damaged_checkpoint(repository, whole, stopped, caplog):
     if path.is_file():
       os.truncate(path, path.stat().st_size // 2)
   again(repository, stopped)
-  (warning,) = [
-    r
-    for r in caplog.records
-    if r.levelno == logging.WARNING or r.levelname == 'WARNING'
-  ]
+  (warning,) = [r for r in caplog.records if r.levelname == 'WARNING']
   assert 'checkpoints/8: not whole' in warning.getMessage()
   assert_same_bits(whole, stopped)
 
@@ -239,6 +247,50 @@ def test_a_diverged_run_diverges_again(repository, tmp_path):
       train.train(config, tmp_path / 'run')
     told.append(timeless(tmp_path / 'run'))
   assert told[0] == told[1] and len(told[0]) == 2
+
+
+@pytest.mark.parametrize('every', [1, 2, 0])
+def test_diverged_behind_a_checkpoint(repository, tmp_path, every):
+  """The state to save is that of the round before, which may be saved."""
+  config = small(
+    repository,
+    **{'server.learning_rate': 1e6, 'checkpoint.rounds': every},
+  )
+  told = []
+  for _ in range(2):
+    with pytest.raises(DivergedError, match='server.learning_rate'):
+      train.train(config, tmp_path / 'run')
+    told.append(timeless(tmp_path / 'run'))
+  assert told[0] == told[1] and len(told[0]) > 2
+  # What was tested is the model before it: not of this round.
+  assert 'test_accuracy' not in told[0][-1]
+  last = np.concatenate([leaf.ravel() for leaf in leaves(tmp_path / 'run')])
+  assert np.isfinite(last).all()
+
+
+@pytest.mark.parametrize('name', ['momentum', 'scaffold'])
+def test_a_fault_between_two_checkpoints(
+  repository, tmp_path, monkeypatch, name
+):
+  """What SCAFFOLD's clients keep is on its way then, and cannot be saved."""
+  config = small(repository, **{'rounds_per_call': 1} | SETTINGS[name])
+  train.train(config, tmp_path / 'whole')
+  simulate = train.simulate
+
+  def fails(*args, **kwargs):
+    for record in simulate(*args, **kwargs):
+      yield record
+      if record.round == 5:
+        raise OSError(5, 'the disk is gone', 'disk')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'simulate', fails)
+    with pytest.raises(OSError, match='the disk is gone'):
+      train.train(config, tmp_path / 'run')
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert (summary['status'], summary['rounds']) == ('failed', 5)
+  train.train(config, tmp_path / 'run')
+  assert_same_bits(tmp_path / 'whole', tmp_path / 'run')
 
 
 def test_extend(repository, tmp_path, whole):

@@ -572,6 +572,25 @@ def test_what_skipped_clients_keep_and_their_share(population):
   )
 
 
+@pytest.mark.parametrize('on_nan', round_lib.ON_NAN)
+def test_losses_that_are_finite_but_not_their_sum(population, on_nan):
+  """Told as infinite; where clients are skipped, no reason to stop."""
+
+  def large(params, x, y):
+    return loss_fn(params, x, y) + 2e37
+
+  state, _, (told,) = run_states(
+    population,
+    loss=large,
+    on_nan=on_nan,
+    cohort_size=5,
+    epochs=1,
+    batch_size=0,
+  )
+  assert told.train_loss == np.inf and told.skipped == 0
+  assert bool(told.finite) == (on_nan == 'skip_client') == bool(state.round)
+
+
 @pytest.mark.parametrize('cohort_size', [1, 5])
 def test_a_round_that_nobody_ends_changes_nothing(population, cohort_size):
   """Not even where the server's momentum would go on by itself."""

@@ -95,6 +95,32 @@ def test_a_folder_made_meanwhile(tmp_path):
   first.close()
 
 
+def test_a_run_that_began_while_we_waited_for_the_lock(tmp_path, monkeypatch):
+  """Another process begins and ends between our look and our lock."""
+  acquire = workdir_lib.filelock.FileLock.acquire
+
+  def late(self, *args, **kwargs):
+    (tmp_path / 'config.json').write_text('{"config": {"theirs": 1}}')
+    (tmp_path / 'metrics.jsonl').write_text('{"round": 0}\n')
+    return acquire(self, *args, **kwargs)
+
+  monkeypatch.setattr(workdir_lib.filelock.FileLock, 'acquire', late)
+  with Workdir(tmp_path) as folder:
+    assert folder.began == {'config': {'theirs': 1}}
+
+
+def test_an_empty_folder_stays_so_where_nothing_begins(tmp_path):
+  with Workdir(tmp_path) as folder:
+    assert folder.began is None
+    assert os.listdir(tmp_path) == ['.lock']
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_name_that_is_no_text(tmp_path):
+  with pytest.raises(InputError, match='workdir = .*must be a name in UTF-8'):
+    Workdir(tmp_path / os.fsdecode(b'\xff'))
+
+
 def test_what_a_kill_leaves_before_config_json(tmp_path):
   (tmp_path / '.lock').touch()
   (tmp_path / '.part.config.json').write_text('{"con')
@@ -134,6 +160,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         part.write_text('half')
         raise ZeroDivisionError
     assert folder.last_summary() == {'rounds': 1}
+    (folder.path / 'summary.json').write_text('{"rou')
+    assert folder.last_summary() == {}
     assert not list(folder.path.glob('.part*'))
 
 

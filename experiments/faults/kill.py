@@ -1,11 +1,11 @@
 """Kills runs at random moments; what is resumed must end with the same bits.
 
-For every trial a small run on scikit-learn's digits is started, killed with
-SIGKILL, started again by the same command, and compared with one that was never
-killed: every array of the last checkpoint, every line of metrics.jsonl and
+Small runs on scikit-learn's digits are started, killed with SIGKILL, started again
+by the same command, every third one killed again, and in the end compared with one
+that was never killed: every array of the last checkpoint, every line of metrics.jsonl and
 summary.json, times excepted. Moments are drawn over the whole run, imports and
-compilation included; a part of the trials waits for a checkpoint that is being
-written, or for metrics.jsonl to grow.
+compilation included; some kills wait for a checkpoint that is being written, for
+metrics.jsonl to grow or for the end.
 
 python -m experiments.faults.kill --kills 50
 
@@ -41,13 +41,23 @@ _SETTINGS = {
     '--config.server.momentum=0.9',
     '--config.server.learning_rate=0.3',
     '--config.eval_every=3',
+    '--config.checkpoint.rounds=3',
   ],
-  'SCAFFOLD': ['--config.algorithm=scaffold', '--config.client.epochs=1'],
+  'SCAFFOLD': [
+    '--config.algorithm=scaffold',
+    '--config.client.epochs=1',
+    '--config.checkpoint.rounds=3',
+  ],
+  'SCAFFOLD, checkpoints by time': [
+    '--config.algorithm=scaffold',
+    '--config.client.epochs=1',
+    '--config.rounds_per_call=4',
+    '--config.checkpoint.minutes=0.005',
+  ],
 }
 _COMMON = [
   '--config.rounds=40',
   '--config.num_clients=30',
-  '--config.checkpoint.rounds=3',
   '--config.checkpoint.keep=2',
 ]
 # Three of ten trials aim at what is short.
@@ -167,20 +177,23 @@ def trials(kills: int, seed: int) -> list[tuple[str, bool]]:
     while len(told) < kills:
       number += 1
       setting = list(_SETTINGS)[number % len(_SETTINGS)]
-      workdir, aim = folder / f'run{number}', rng.choice(_AIMS)
-      with open(folder / f'run{number}.txt', 'w+') as out:
-        process = start(setting, workdir, out)
-        killed = kill(process, workdir, aim, seconds[setting], rng)
-        out.seek(0)
-        where = phase(workdir, out.read())
-      if not killed:
+      workdir, out_path = folder / f'run{number}', folder / f'out{number}'
+      where = []
+      for _ in range(2 if number % 3 == 0 else 1):
+        with open(out_path, 'w+') as out:
+          process = start(setting, workdir, out)
+          aim = rng.choice(_AIMS)
+          if kill(process, workdir, aim, seconds[setting], rng):
+            out.seek(0)
+            where.append(phase(workdir, out.read()))
+      if not where:
         continue  # It was over before its moment came.
       text = run_to_the_end(setting, workdir)
       resumed = [line for line in text.splitlines() if 'goes on after' in line]
       same = result(workdir) == expected[setting]
-      told.append((where, same))
+      told += [(one, same) for one in where]
       print(
-        f'{len(told)}: {setting}, killed {where},'
+        f'{len(told)}: {setting}, killed {", then ".join(where)},'
         f' {resumed[0].split(": ")[1] if resumed else "began again"}:'
         f' {"identical" if same else "DIFFERS"}',
         flush=True,
