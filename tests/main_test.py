@@ -239,8 +239,9 @@ def test_nobody_reads_what_it_prints(repository, tmp_path, signum):
 
 
 def test_closed_output(repository, tmp_path):
-  command = [sys.executable, '-m', 'fedavg_jax.main', '--config.rounds=3']
-  command += ['--config', str(repository / 'configs' / 'quickstart.py')]
+  command = [sys.executable, '-m', 'fedavg_jax.main', '--config']
+  command += [str(repository / 'configs' / 'quickstart.py')]
+  command += ['--config.rounds=3']
   process = subprocess.run(
     ['sh', '-c', '"$@" >&- 2>&-', 'sh', *command, '--workdir', 'run'],
     cwd=tmp_path,

@@ -1,11 +1,11 @@
 """Kills runs at random moments; what is resumed must end with the same bits.
 
-Small runs on scikit-learn's digits are started, killed with SIGKILL, started again
-by the same command, every third one killed again, and in the end compared with one
-that was never killed: every array of the last checkpoint, every line of metrics.jsonl and
-summary.json, times excepted. Moments are drawn over the whole run, imports and
-compilation included; some kills wait for a checkpoint that is being written, for
-metrics.jsonl to grow or for the end.
+Small runs on scikit-learn's digits are started, killed with SIGKILL, started
+again by the same command, every third one killed again, and in the end compared
+with one that was never killed: every array of the last checkpoint, every line
+of metrics.jsonl, and summary.json, times excepted. Moments are drawn over the
+whole run, imports and compilation included; some kills wait for a checkpoint
+that is being written, for metrics.jsonl to grow, or for the end.
 
 python -m experiments.faults.kill --kills 50
 
