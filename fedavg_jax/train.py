@@ -8,9 +8,7 @@ import contextlib
 import pathlib
 import time
 from typing import Any
-from typing import NamedTuple
 
-from absl import logging
 import jax
 import ml_collections
 import numpy as np
@@ -26,6 +24,7 @@ from fedavg_jax import models
 from fedavg_jax import paper
 from fedavg_jax import partition
 from fedavg_jax import plots
+from fedavg_jax import resume
 from fedavg_jax import round as round_lib
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
@@ -95,8 +94,8 @@ def train(
     saved = None
     lanes = cfg['lanes']
     if folder.began is not None:
-      saved = _saved(folder, began)
-      began, same_bits = _continued(folder.began, began, saved)
+      saved = resume.newest(folder, began)
+      began, same_bits = resume.continued(folder.began, began, saved)
       if saved and same_bits and lanes == folder.began['config']['lanes']:
         lanes = saved.told['lanes']  # What memory is free may have changed.
 
@@ -135,8 +134,8 @@ def train(
     shapes = jax.eval_shape(simulation.init)
     start, number = None, cfg['checkpoint']['keep'] + 2  # The best, a new one.
     if saved is not None:
-      like = _to_tree(*shapes)
-      start = _from_tree(
+      like = resume.to_tree(*shapes)
+      start = resume.from_tree(
         place(checkpoint.restore(saved.leaves, like), simulation)
       )
       saved, number = None, 1  # The others have their room; we have ours back.
@@ -173,137 +172,6 @@ def train(
   return summary
 
 
-def _saved(
-  folder: Workdir, now: dict[str, Any]
-) -> checkpoint.Checkpoint | None:
-  """The checkpoint that an interrupted run goes on from, None to begin again.
-
-  Args:
-    folder: of the run.
-    now: config.json of a run that would begin here and now.
-
-  Raises:
-    InputError: the data are others, no checkpoint is whole or they are gone, or
-      metrics.jsonl is not what the checkpoint has seen.
-  """
-  assert folder.began is not None
-  digest = folder.began.get('data_sha256')
-  if digest != now['data_sha256']:
-    raise InputError(
-      f'workdir = {folder.path}: the data of its clients, or their division,'
-      f' are not those it began with: SHA-256 was {str(digest)[:12]}..., is'
-      f' {now["data_sha256"][:12]}...; bring the files back, or name a new'
-      ' workdir'
-    )
-  with contextlib.closing(_checkpoints(now['config'], folder)) as checkpoints:
-    saved = checkpoints.newest()
-  if saved is not None:
-    folder.check_metrics(saved.told['metrics'])
-    say(f'{folder.path}: goes on after round {saved.told["round"]}')
-  elif folder.began.get(_SAVED):
-    raise InputError(
-      f'{folder.path / checkpoint.FOLDER}: the checkpoints are gone; put them'
-      ' back, or name a new workdir'
-    )
-  else:
-    say(f'{folder.path}: ended before its first checkpoint, begins again')
-  return saved
-
-
-# In config.json: whether there was a checkpoint, and what else must be the same
-# for the same bits.
-_SAVED = 'saved'
-_SAME_BITS = (
-  *('versions', 'machine', 'processor'),
-  *('platform', 'device', 'num_devices'),
-)
-
-
-def _continued(
-  began: dict[str, Any],
-  now: dict[str, Any],
-  saved: checkpoint.Checkpoint | None,
-) -> tuple[dict[str, Any], bool]:
-  """config.json of a run that goes on, and whether to the same bits.
-
-  A run tells of every machine that it was on: `resumed` lists the later ones.
-
-  Args:
-    began: what config.json holds.
-    now: config.json of a run that would begin here and now.
-    saved: that the run goes on from.
-  """
-  resumed = began.get('resumed', [])
-  if not isinstance(resumed, list) or not all(
-    isinstance(machine, dict) for machine in resumed
-  ):
-    raise InputError('config.json: resumed must list the machines of the run')
-  last = [began, *resumed][-1]
-  changed = [key for key in _SAME_BITS if last.get(key) != now[key]]
-  continued = began | {'config': now['config']}
-  if changed:
-    number = saved.told['round'] if saved else 0
-    logging.warning(
-      'not the device or the versions (%s) that trained round %d: the same up'
-      ' to rounding, not to the bit',
-      ', '.join(changed),
-      number,
-    )
-    here = {key: now[key] for key in _SAME_BITS}
-    continued['resumed'] = [*resumed, {'round': number, **here}]
-  return continued, not changed
-
-
-def _checkpoints(
-  cfg: dict[str, Any], folder: Workdir
-) -> checkpoint.Checkpoints:
-  return checkpoint.Checkpoints(folder.path, keep=cfg['checkpoint']['keep'])
-
-
-def _to_tree(state: round_lib.ServerState, client_states: Any) -> Any:
-  """What a checkpoint holds."""
-  return state._asdict() | {'clients': client_states}
-
-
-def _from_tree(tree: Any) -> tuple[round_lib.ServerState, Any]:
-  clients = tree.pop('clients')
-  return round_lib.ServerState(**tree), clients
-
-
-class _AtHand(NamedTuple):
-  """The last state that a run could be resumed from.
-
-  Attributes:
-    round: that it is after.
-    tree: what a checkpoint is to hold.
-    seal: of metrics.jsonl, up to this round.
-    lanes: of all devices.
-    accuracy: of its model, None where it was not tested.
-  """
-
-  round: int
-  tree: Any
-  seal: dict[str, Any]
-  lanes: int
-  accuracy: float | None
-
-  def is_there(self) -> bool:
-    """Whether what the clients keep has not gone into a call meanwhile."""
-    return not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.tree))
-
-  def save(self, folder: Workdir, checkpoints: checkpoint.Checkpoints) -> None:
-    folder.sync()  # Never behind a checkpoint that has sealed it.
-    checkpoints.save(
-      self.round,
-      self.tree,
-      {'round': self.round, 'lanes': self.lanes, 'metrics': self.seal},
-      self.accuracy,
-    )
-    assert folder.began is not None
-    if not folder.began.get(_SAVED):
-      folder.config(folder.began | {_SAVED: True})
-
-
 def _run_and_keep(
   cfg: dict[str, Any],
   simulation: Simulation,
@@ -316,7 +184,7 @@ def _run_and_keep(
   done = 0 if start is None else int(start[0].round)
   saved_round = None if start is None else done
   saved_at = time.monotonic()
-  at_hand: _AtHand | None = None
+  at_hand: resume.AtHand | None = None
   finite = True
   status = 'failed'
   summary: dict[str, Any] = {}
@@ -331,7 +199,9 @@ def _run_and_keep(
     return bool(by_time or (every and number and number % every == 0))
 
   folder.open_metrics()
-  with contextlib.closing(_checkpoints(cfg, folder)) as checkpoints:
+  with contextlib.closing(
+    checkpoint.Checkpoints(folder.path, keep=cfg['checkpoint']['keep'])
+  ) as checkpoints:
     try:
       for record in simulate(
         simulation,
@@ -349,10 +219,10 @@ def _run_and_keep(
         progress.update(line)
         if record.state is None or record.client_states is None:
           continue
-        at_hand = _AtHand(
+        at_hand = resume.AtHand(
           # A round that is not finite leaves everything as it was before it.
           round=record.round if finite else record.round - 1,
-          tree=_to_tree(record.state, record.client_states),
+          tree=resume.to_tree(record.state, record.client_states),
           seal=folder.seal() if finite else before,
           lanes=record.lanes,
           accuracy=record.test_accuracy if finite else None,
