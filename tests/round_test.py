@@ -435,15 +435,14 @@ def spoilt(population, clients, value):
   [(np.nan, (0, 2)), (np.nan, (1, 3)), (np.inf, (0, 2)), (-np.inf, (4,))],
 )
 @pytest.mark.parametrize(
-  'layout',
+  ('layout', 'weighting'),
   [
-    {'lanes': 1},
-    {'lanes': 2, 'num_devices': 2},
-    {'lanes': 4, 'widths': (4, 2, 1)},
-    {'lanes': 5, 'micro_batch': 2},
+    ({'lanes': 1}, 'examples'),
+    ({'lanes': 2, 'num_devices': 2}, 'uniform'),
+    ({'lanes': 4, 'widths': (4, 2, 1)}, 'examples'),
+    ({'lanes': 5, 'micro_batch': 2}, 'uniform'),
   ],
 )
-@pytest.mark.parametrize('weighting', ['examples', 'uniform'])
 def test_clients_that_are_not_finite_are_left_out(
   uneven_examples, population, value, bad, layout, weighting
 ):

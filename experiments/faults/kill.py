@@ -160,14 +160,16 @@ def run_to_the_end(setting: str, workdir: pathlib.Path) -> str:
   return text
 
 
-def trials(kills: int, seed: int) -> list[tuple[str, bool]]:
-  """Kills so many runs; tells in which phase, and whether nothing was lost."""
+def trials(
+  kills: int, seed: int, settings: Sequence[str] = tuple(_SETTINGS)
+) -> list[tuple[str, bool]]:
+  """Kills so often; tells in which phase, and whether nothing was lost."""
   rng = random.Random(seed)
   told = []
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
     expected, seconds = {}, {}
-    for setting in _SETTINGS:
+    for setting in settings:
       begin = time.monotonic()
       run_to_the_end(setting, folder / setting)
       seconds[setting] = time.monotonic() - begin
@@ -176,7 +178,7 @@ def trials(kills: int, seed: int) -> list[tuple[str, bool]]:
     number = 0
     while len(told) < kills:
       number += 1
-      setting = list(_SETTINGS)[number % len(_SETTINGS)]
+      setting = settings[number % len(settings)]
       workdir, out_path = folder / f'run{number}', folder / f'out{number}'
       where = []
       for _ in range(2 if number % 3 == 0 else 1):
