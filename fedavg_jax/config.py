@@ -141,20 +141,22 @@ def compare(now: Mapping[str, Any], began: Any, *, extend: bool) -> None:
   if not isinstance(began, Mapping):
     raise InputError('config.json: must hold the config of a run')
   new, old = dict(_flatten(now)), dict(_flatten(began))
-  allowed = ('rounds', *MACHINE_KEYS) if extend else ()
-  differ = [
-    f'{key} = {new.get(key)!r} (was {old.get(key)!r})'
+  may_differ = ('rounds', *MACHINE_KEYS)
+  differ = {
+    key: f'{key} = {new.get(key)!r} (was {old.get(key)!r})'
     for key in {**new, **old}
     if (key not in new or key not in old or new[key] != old[key])
-    and key not in allowed
-  ]
+    and not (extend and key in may_differ)
+  }
   if differ:
-    more = len(differ) - _MOST_KEYS
+    told, more = list(differ.values()), len(differ) - _MOST_KEYS
     raise InputError(
       'config: differs from that of the run in the workdir: '
-      + ', '.join(differ[:_MOST_KEYS] + [f'{more} more'] * (more > 0))
+      + ', '.join(told[:_MOST_KEYS] + [f'{more} more'] * (more > 0))
       + '; take those values, or name a new workdir'
-      + ('' if extend else '; --resume=extend allows more rounds')
+      + (
+        '; --resume=extend allows it' if differ.keys() <= {*may_differ} else ''
+      )
     )
   rounds = old.get('rounds')
   if not isinstance(rounds, int) or new['rounds'] < rounds:
