@@ -185,8 +185,7 @@ def _run_and_keep(
   saved_round = None if start is None else done
   saved_at = time.monotonic()
   at_hand: resume.AtHand | None = None
-  finite = True
-  status = 'failed'
+  finite, ended = True, False
   summary: dict[str, Any] = {}
   progress = Progress(
     cfg['rounds'],
@@ -212,7 +211,6 @@ def _run_and_keep(
         wanted=due,
         stopping=stopping,
       ):
-        start = None  # The devices have it.
         before = folder.seal()
         line, finite = _line(record), record.finite
         folder.line(line)
@@ -231,13 +229,14 @@ def _run_and_keep(
           saved_round = at_hand.round  # Tried once, should it fail.
           at_hand.save(folder, checkpoints)
           saved_at = time.monotonic()
-      status = _status(cfg, folder.lines()[-1], finite)
+      ended = True
     finally:
       progress.close()
       if at_hand and at_hand.is_there() and at_hand.round != saved_round:
         at_hand.save(folder, checkpoints)
       if lines := folder.lines():
         lanes = at_hand.lanes if at_hand else simulation.planner.lanes
+        status = _status(cfg, lines[-1], finite) if ended else 'failed'
         summary = summarize(cfg, simulation, lines, status, lanes)
         folder.summary(summary)
         with folder.replacing('curves.png') as path:

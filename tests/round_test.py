@@ -430,6 +430,28 @@ def spoilt(population, clients, value):
   return population._replace(x=x)
 
 
+def twin_without(bad, examples, *, epochs, sizes):
+  """The twin's first round of all clients but some, B = 4, weights `sizes`.
+
+  Returns the planner, the model before, the deltas and the model after.
+  """
+  x, y, parts = examples
+  planner = Planner(
+    num_examples=np.array([len(part) for part in parts]),
+    cohort_size=5,
+    epochs=epochs,
+    batch_size=4,
+    seed=3,
+  )
+  params = twin.init(np.random.default_rng(0), 9, 6, CLASSES)
+  flat = x.reshape(len(x), -1) / 255.0
+  deltas = twin.deltas(params, flat, y, parts, planner, 1, LEARNING_RATE)
+  good = {k: delta for k, delta in deltas.items() if k not in bad}
+  mean = twin.mean(good, sizes)
+  after = {name: params[name] + mean[name] for name in params}
+  return planner, params, good, after
+
+
 @pytest.mark.parametrize(
   ('value', 'bad'),
   [(np.nan, (0, 2)), (np.nan, (1, 3)), (np.inf, (0, 2)), (-np.inf, (4,))],
@@ -457,20 +479,11 @@ def test_clients_that_are_not_finite_are_left_out(
     weighting=weighting,
     **layout,
   )
-  planner = Planner(
-    num_examples=population.num_examples,
-    cohort_size=5,
-    epochs=2,
-    batch_size=4,
-    seed=3,
-  )
-  params = twin.init(np.random.default_rng(0), 9, 6, CLASSES)
-  flat = x.reshape(len(x), -1) / 255.0
-  deltas = twin.deltas(params, flat, y, parts, planner, 1, LEARNING_RATE)
-  good = {k: delta for k, delta in deltas.items() if k not in bad}
   sizes = [len(part) if weighting == 'examples' else 1 for part in parts]
-  mean = twin.mean(good, sizes)
-  expected = {name: params[name] + mean[name] for name in params}
+  planner, params, good, expected = twin_without(
+    bad, uneven_examples, epochs=2, sizes=sizes
+  )
+  flat = x.reshape(len(x), -1) / 255.0
   assert_close(state.params, expected, 1e-5)
   assert (told.skipped, bool(told.finite)) == (len(bad), True)
   read = [
@@ -493,7 +506,6 @@ def test_finite_data_and_a_client_that_is_not(
   uneven_examples, population, what
 ):
   """Client 3 alone takes three updates: then something of it is infinite."""
-  x, y, parts = uneven_examples
   plain = fedavg()
 
   def message(ended):
@@ -528,19 +540,13 @@ def test_finite_data_and_a_client_that_is_not(
     batch_size=4,
     lanes=2,
   )
-  planner = Planner(
-    num_examples=population.num_examples,
-    cohort_size=5,
+  # Client 3 has nine examples, in minibatches of four.
+  *_, expected = twin_without(
+    (3,),
+    uneven_examples,
     epochs=1,
-    batch_size=4,
-    seed=3,
+    sizes=[len(part) for part in uneven_examples[2]],
   )
-  params = twin.init(np.random.default_rng(0), 9, 6, CLASSES)
-  flat = x.reshape(len(x), -1) / 255.0
-  good = twin.deltas(params, flat, y, parts, planner, 1, LEARNING_RATE)
-  del good[3]  # Nine examples in minibatches of four.
-  mean = twin.mean(good, [len(part) for part in parts])
-  expected = {name: params[name] + mean[name] for name in params}
   assert_close(state.params, expected, 1e-5)
   assert told.skipped == 1
   np.testing.assert_array_equal(kept, [1, 1, 1, 0, 1])
