@@ -35,6 +35,7 @@ class Ended(NamedTuple):
     server: what the server keeps, as it was when the round began.
     client: what the client keeps, as it was when the round began.
     updates: int32 scalar, local updates it has taken; at least one.
+    round: int32 scalar, the round's number, from 1.
   """
 
   delta: Params
@@ -42,6 +43,7 @@ class Ended(NamedTuple):
   server: Tree
   client: Tree
   updates: jax.Array
+  round: jax.Array
 
 
 class Algorithm(NamedTuple):
@@ -49,9 +51,10 @@ class Algorithm(NamedTuple):
 
   Attributes:
     client_optimizer: turns a minibatch gradient into a local update. Its
-      `update(grads, state, params, *, global_params, server, client)` may also
-      see the global model and what server and client keep. Its own state begins
-      anew with every client of every round.
+      `update(grads, state, params, *, global_params, server, client, round)`
+      may also see the global model, what server and client keep and the
+      round's number, from 1. Its own state begins anew with every client of
+      every round.
     message: (ended: Ended) -> (message, client). What a client sends, any tree
       of floating-point arrays, and what it keeps until it is drawn again.
     server_init: params -> what the server keeps, any tree. Numbers that are not
@@ -83,26 +86,23 @@ def check(algorithm: Algorithm, params: Params) -> None:
   state = jax.eval_shape(optimizer.init, params)
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
 
-  def update(grads, state, params, server, client):
-    return optimizer.update(
-      grads, state, params, global_params=params, server=server, client=client
-    )
+  number = jax.ShapeDtypeStruct((), jnp.int32)
 
-  def message(params, server, client, updates):
-    return algorithm.message(Ended(params, params, server, client, updates))
+  def update(grads, state, params, server, client, round):
+    seen = {'server': server, 'client': client, 'round': round}
+    return optimizer.update(grads, state, params, global_params=params, **seen)
+
+  def message(*args):
+    return algorithm.message(Ended(*args))
 
   updates, new_state = _call(
-    'client_optimizer.update', update, params, state, params, server, client
+    *('client_optimizer.update', update, params, state, params),
+    *(server, client, number),
   )
   _must_match('client_optimizer.update', 'updates', updates, params)
   _must_match('client_optimizer.update', 'state', new_state, state)
   sent, new_client = _call(
-    'message',
-    message,
-    params,
-    server,
-    client,
-    jax.ShapeDtypeStruct((), jnp.int32),
+    *('message', message, params, params, server, client, number, number)
   )
   _must_match('message', 'client', new_client, client)
   for leaf in jax.tree.leaves(client):

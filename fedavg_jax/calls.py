@@ -45,10 +45,11 @@ class Told(NamedTuple):
   """What one call tells.
 
   Attributes:
-    going: [] bool, False after the target or a round that is not finite.
+    going: bool, False after the target or a round that is not finite; [] or of
+      a sweep [G], of which the call ends when none goes on.
     num_rounds: [] int32, rounds that it did.
-    rounds: their metrics, [R].
-    tests: their test metrics, [R]; zero where the model was not tested.
+    rounds: their metrics, [R, ...].
+    tests: their test metrics, [R, ...]; zero where the model was not tested.
   """
 
   going: jax.Array
@@ -98,8 +99,9 @@ def build_call(
   """Builds the jitted call: rounds until the last, the target, the first NaN.
 
   Args:
-    round_fn: from `round.build_round`.
-    evaluate: from `evaluate.build_evaluate`.
+    round_fn: (going, state, client_states, data, plan) -> (state,
+      client_states, metrics), from `round.build_round` or `sweep.build_round`.
+    evaluate: from `evaluate.build_evaluate`, or over a sweep.
     mesh: the devices of both.
 
   Returns:
@@ -113,12 +115,14 @@ def build_call(
 
     def goes_on(carry):
       r, going, *_ = carry
-      return going & (r < schedule.num_rounds)
+      return jnp.any(going) & (r < schedule.num_rounds)
 
     def one_round(carry):
-      r, _, state, client_states, rounds, tests = carry
+      r, going, state, client_states, rounds, tests = carry
       plan = jax.tree.map(lambda array: array[r], schedule.plans)
-      state, client_states, metrics = round_fn(state, client_states, data, plan)
+      state, client_states, metrics = round_fn(
+        going, state, client_states, data, plan
+      )
       tested = lax.cond(
         schedule.evaluate[r],
         lambda: evaluate(state.params, test),
@@ -132,14 +136,16 @@ def build_call(
         (rounds, tests),
         (metrics, tested),
       )
-      going = metrics.finite & ~reached
+      going = going & metrics.finite & ~reached
       return r + 1, going, state, client_states, rounds, tests
 
     def many(like):
       return jnp.zeros((num_plans, *like.shape), like.dtype)
 
     plan = jax.tree.map(lambda array: array[0], schedule.plans)
-    metrics = jax.eval_shape(round_fn, state, client_states, data, plan)[2]
+    metrics = jax.eval_shape(round_fn, going, state, client_states, data, plan)[
+      2
+    ]
     tested = jax.eval_shape(evaluate, state.params, test)
     r, going, state, client_states, rounds, tests = lax.while_loop(
       goes_on,

@@ -1,6 +1,7 @@
 """Accuracy and loss on the central test set, on every device of the mesh."""
 
 from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -8,21 +9,22 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from fedavg_jax import losses
 from fedavg_jax.clients import Examples
-from fedavg_jax.losses import LossFn
 
 # Examples at a time: large enough to be fast, small enough to bound memory.
 _BATCH = 125
-_PADDING = -1
 
 
 class TestMetrics(NamedTuple):
   """Sums over the test set; divided on the host, so 0.99 is 9,900 of 10,000.
 
+  Each a number, or an array of one for each model that was tested.
+
   Attributes:
-    correct: examples whose largest logit is their label's.
-    loss_sum: sum of the losses.
-    count: examples.
+    correct: labels that have the largest logit.
+    loss_sum: sum of the labels' losses.
+    count: labels: examples, or positions of sequences.
   """
 
   __test__ = False  # Not a test, whatever pytest thinks of its name.
@@ -32,61 +34,60 @@ class TestMetrics(NamedTuple):
   count: jax.Array
 
   @property
-  def accuracy(self) -> float:
+  def accuracy(self) -> Any:
     """Fraction that is correct."""
-    return float(self.correct) / float(self.count)
+    return np.asarray(self.correct, np.float64) / self.count
 
   @property
-  def loss(self) -> float:
+  def loss(self) -> Any:
     """Mean loss."""
-    return float(self.loss_sum) / float(self.count)
+    return np.asarray(self.loss_sum, np.float64) / self.count
 
 
 def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> Examples:
   """Cuts a test set into batches and deals them to the devices.
 
   Args:
-    test: x [n, ...], y [n].
+    test: x [n, ...], y [n, ...].
     mesh: from `round.lane_mesh`.
 
   Returns:
-    x [D * batches, B, ...] and y [D * batches, B], where y = -1 is padding.
+    x [D * batches, B, ...] and y [D * batches, B, ...]; examples without any
+    label are padding.
   """
   batches = -(-len(test.y) // (_BATCH * mesh.size)) * mesh.size
   padding = batches * _BATCH - len(test.y)
   x = np.concatenate(
     [test.x, np.zeros((padding, *test.x.shape[1:]), test.x.dtype)]
   )
-  y = np.concatenate([test.y, np.full(padding, _PADDING, test.y.dtype)])
+  no_labels = np.full(
+    (padding, *test.y.shape[1:]), losses.NO_LABEL, test.y.dtype
+  )
+  y = np.concatenate([test.y, no_labels])
   return jax.device_put(
-    Examples(
-      x.reshape(batches, _BATCH, *x.shape[1:]), y.reshape(batches, _BATCH)
-    ),
+    Examples(*(a.reshape(batches, _BATCH, *a.shape[1:]) for a in (x, y))),
     jax.sharding.NamedSharding(mesh, jax.P('lanes')),
   )
 
 
 def build_evaluate(
-  apply: Callable, loss_fn: LossFn, mesh: jax.sharding.Mesh
+  apply: Callable, mesh: jax.sharding.Mesh
 ) -> jax.stages.Wrapped:
   """Builds the jitted `evaluate(params, test) -> TestMetrics`.
 
   Args:
-    apply: (params, x [B, ...]) -> logits [B, classes].
-    loss_fn: losses [B] of a batch.
+    apply: (params, x [B, ...]) -> logits [B, ..., classes].
     mesh: the devices that `place_test_set` dealt to.
   """
 
   def batch_sums(params, batch):
     x, y = batch
-    real = y != _PADDING
-    correct = jnp.argmax(apply(params, x), axis=-1) == y
-    # A padded example has no label; any valid one will do, it does not count.
-    losses = loss_fn(params, x, jnp.where(real, y, 0))
+    logits = apply(params, x)
+    correct = jnp.argmax(logits, axis=-1) == y  # Never where there is none.
     return TestMetrics(
-      correct=jnp.sum(jnp.where(real, correct, False).astype(jnp.float32)),
-      loss_sum=jnp.sum(jnp.where(real, losses, 0.0)),
-      count=jnp.sum(real.astype(jnp.float32)),
+      correct=jnp.sum(correct.astype(jnp.float32)),
+      loss_sum=jnp.sum(losses.label_losses(logits, y)),
+      count=jnp.sum((y != losses.NO_LABEL).astype(jnp.float32)),
     )
 
   def device_sums(params, test: Examples):

@@ -1,20 +1,45 @@
-"""Losses, one number per example."""
+"""Losses, one number per example.
+
+A label is a class, [B], or one per position of a sequence, [B, T], where
+`NO_LABEL` marks positions that have none. The loss of a sequence is the mean
+over its labels, so that a step weighs a short line as much as a long one.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-# (params, x [B, ...], y [B]) -> losses [B].
+# (params, x [B, ...], y [B, ...]) -> losses [B].
 LossFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+NO_LABEL = -1
+
+
+def label_losses(logits: jax.Array, y: jax.Array) -> jax.Array:
+  """Cross entropy of every label: logits [..., V], y [...] -> [...].
+
+  Zero where there is no label.
+  """
+  real = y != NO_LABEL
+  # Any valid label will do where there is none: it does not count.
+  losses = optax.losses.softmax_cross_entropy_with_integer_labels(
+    logits, jnp.where(real, y, 0)
+  )
+  return jnp.where(real, losses, 0.0)
 
 
 def cross_entropy(apply: Callable) -> LossFn:
-  """Makes a loss of a classifier: (params, x [B, ...], y [B]) -> losses [B]."""
+  """Makes a loss of a classifier: (params, x [B, ...], y [B, ...]) -> [B]."""
 
   def loss_fn(params, x: jax.Array, y: jax.Array) -> jax.Array:
-    logits = apply(params, x)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
+    losses = label_losses(apply(params, x), y)
+    if y.ndim == 1:
+      return losses
+    positions = tuple(range(1, y.ndim))
+    labels = jnp.sum(y != NO_LABEL, axis=positions, dtype=losses.dtype)
+    return jnp.sum(losses, axis=positions) / jnp.maximum(labels, 1)
 
   return loss_fn

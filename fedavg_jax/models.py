@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedavg_jax import layers
+from fedavg_jax.augment import Augment
 from fedavg_jax.datasets import Dataset
 from fedavg_jax.errors import InputError
 
@@ -28,11 +29,14 @@ class Model(NamedTuple):
     name: one of `NAMES`.
     init: key -> params.
     apply: (params, x [B, ...] raw pixels) -> logits [B, classes].
+    augment: (key, x of one example) -> x as training sees it; None changes
+      nothing.
   """
 
   name: str
   init: Callable[[jax.Array], Params]
   apply: Callable[[Params, jax.Array], jax.Array]
+  augment: Augment | None = None
 
 
 class Dense(nn.Module):

@@ -54,7 +54,6 @@ class Plan(NamedTuple):
     begins: [L, S + 1] int32, position in `cohort` of the client that the lane
       begins before its first step (0) or after event s - 1, else -1.
     weight: [L, S] float32, the ending client's weight in the cohort's mean.
-    updates: [L, S] int32, minibatches that the ending client has taken.
   """
 
   cohort: np.ndarray
@@ -68,7 +67,6 @@ class Plan(NamedTuple):
   ends: np.ndarray
   begins: np.ndarray
   weight: np.ndarray
-  updates: np.ndarray
 
 
 def cohort_size(num_clients: int, client_fraction: float) -> int:
@@ -279,7 +277,6 @@ class Planner:
         plan.begins[lane, after[first]] = i
         plan.ends[lane, s] = i
         plan.weight[lane, s] = weights[i] / total
-        plan.updates[lane, s] = (plan.batch[lane, first:stop] > 0).sum()
     return plan
 
   def _deal(self, steps: np.ndarray) -> list[list[int]]:
@@ -337,7 +334,6 @@ class Planner:
       ends=np.full((lanes, events), -1, np.int32),
       begins=np.full((lanes, events + 1), -1, np.int32),
       weight=np.zeros((lanes, events), np.float32),
-      updates=np.zeros((lanes, events), np.int32),
     )
 
 

@@ -23,6 +23,7 @@ import optax
 
 from fedavg_jax.algorithms import Algorithm
 from fedavg_jax.algorithms import Ended
+from fedavg_jax.augment import Augment
 from fedavg_jax.clients import Examples
 from fedavg_jax.errors import InputError
 from fedavg_jax.losses import LossFn
@@ -163,6 +164,7 @@ def build_round(
   planner: Planner,
   mesh: jax.sharding.Mesh,
   on_nan: str = 'stop',
+  augment: Augment | None = None,
 ) -> jax.stages.Wrapped:
   """Builds the jitted round; the client states that go in are donated.
 
@@ -175,6 +177,8 @@ def build_round(
       that end with finite numbers, with weights that add up to one; a round in
       which none does changes nothing. With 'stop' one client's Inf is the
       round's. With both, a mean or a server that is not finite is.
+    augment: changes an example whenever it is read. Its key depends on seed,
+      round, row and the client's updates so far, and on nothing else.
 
   Returns:
     `round_fn(state, client_states, data, plan) -> (state, client_states,
@@ -194,7 +198,14 @@ def build_round(
     """One device's lanes: what is summed over clients, new client states."""
     params = state.params
     begin_opt = algorithm.client_optimizer.init(params)
-    seen = {'global_params': params, 'server': state.server}
+    seen = {
+      'global_params': params,
+      'server': state.server,
+      'round': state.round + 1,
+    }
+    round_key = jax.random.fold_in(
+      jax.random.key(planner.seed), state.round + 1
+    )
     num_clients = plan.cohort.size
 
     def stacked(tree, number):
@@ -203,20 +214,26 @@ def build_round(
         lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), tree
       )
 
+    def example_keys(taken, rows):
+      """A client reads a row once per epoch, each time after other updates."""
+      key = jax.random.fold_in(round_key, taken)
+      return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+
     def step(t, carry):
       """One step of the lanes in the carry, the first ones of the device."""
-      local, opt_state, grads, client, losses, read = carry
+      local, opt_state, grads, client, taken, losses, read = carry
       now = jax.tree.map(
         lambda array: array[: _rows(local), t],
         (plan.start, plan.count, plan.batch),
       )
 
-      def one_lane(local, opt_state, grads, client, start, count, batch):
+      def one_lane(local, opt_state, grads, client, taken, start, count, batch):
         rows = lax.dynamic_slice_in_dim(plan.order, start, step_examples)
         mask = jnp.arange(step_examples) < count
-        loss, new_grads = gradient(
-          local, data.x[rows], data.y[rows], mask, jnp.abs(batch)
-        )
+        x = data.x[rows]
+        if augment is not None:
+          x = jax.vmap(augment)(example_keys(taken, rows), x)
+        loss, new_grads = gradient(local, x, data.y[rows], mask, jnp.abs(batch))
         if not accumulates:
           new = update(local, opt_state, new_grads, client=client, **seen)
           return *new, grads, loss
@@ -231,8 +248,12 @@ def build_round(
         )
         return *new, loss
 
-      *new, loss = jax.vmap(one_lane)(local, opt_state, grads, client, *now)
-      return *new, client, losses + loss, read + now[1]
+      *new, loss = jax.vmap(one_lane)(
+        local, opt_state, grads, client, taken, *now
+      )
+      # A minibatch may take several steps.
+      taken = taken + (now[2] > 0).astype(jnp.int32)
+      return *new, client, taken, losses + loss, read + now[1]
 
     def begin_clients(s, now):
       """What the clients keep that begin at s, in the place of `now`."""
@@ -247,26 +268,25 @@ def build_round(
       """Steps up to event s, then the clients that end there."""
       sums, total, kept, *carry = carry
       first = jnp.where(s == 0, 0, plan.event[0, s - 1])
-      local, opt_state, grads, client, losses, read = lax.fori_loop(
+      local, opt_state, grads, client, taken, losses, read = lax.fori_loop(
         first, plan.event[0, s], step, tuple(carry)
       )
-      ends, weight, updates = jax.tree.map(
-        lambda array: array[: _rows(local), s],
-        (plan.ends, plan.weight, plan.updates),
+      ends, weight = jax.tree.map(
+        lambda array: array[: _rows(local), s], (plan.ends, plan.weight)
       )
       ended = ends >= 0  # [L]
 
-      def one_client(local, client, updates):
+      def one_client(local, client, taken):
         return algorithm.message(
           Ended(
             delta=jax.tree.map(jnp.subtract, local, params),
             client=client,
-            updates=jnp.maximum(updates, 1),
+            updates=jnp.maximum(taken, 1),
             **seen,
           )
         )
 
-      message, new_client = jax.vmap(one_client)(local, client, updates)
+      message, new_client = jax.vmap(one_client)(local, client, taken)
       counts = ended
       if skips:
         counts &= jax.vmap(_all_finite)((losses, message, new_client))
@@ -295,13 +315,17 @@ def build_round(
       local = jax.tree.map(restart, params, local)
       opt_state = jax.tree.map(restart, begin_opt, opt_state)
       client = begin_clients(s + 1, client)
-      losses, read = jnp.where(ended, 0.0, losses), jnp.where(ended, 0, read)
-      return sums, total, kept, local, opt_state, grads, client, losses, read
+      taken, losses, read = jax.tree.map(
+        lambda now: jnp.where(ended, jnp.zeros_like(now), now),
+        (taken, losses, read),
+      )
+      lanes = (local, opt_state, grads, client, taken, losses, read)
+      return sums, total, kept, *lanes
 
     one_state = jax.tree.map(lambda store: store[0], client_states)
     message, _ = jax.eval_shape(
       algorithm.message,
-      Ended(params, client=one_state, updates=plan.updates[0, 0], **seen),
+      Ended(params, client=one_state, updates=state.round, **seen),
     )
     num_lanes = plan.start.shape[0]
     local, opt_state = jax.tree.map(
@@ -311,8 +335,8 @@ def build_round(
     grads = stacked(params, num_lanes) if accumulates else ()
     client = begin_clients(0, stacked(one_state, num_lanes))
     losses = jnp.zeros(num_lanes, jnp.float32)
-    read = jnp.zeros(num_lanes, jnp.int32)
-    lanes = (local, opt_state, grads, client, losses, read)
+    taken = read = jnp.zeros(num_lanes, jnp.int32)
+    lanes = (local, opt_state, grads, client, taken, losses, read)
     total = jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), message)
     kept = stacked(one_state, num_clients)
     zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)

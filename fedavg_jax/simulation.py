@@ -32,6 +32,7 @@ from fedavg_jax import losses
 from fedavg_jax import models
 from fedavg_jax import plan as plan_lib
 from fedavg_jax import round as round_lib
+from fedavg_jax import sweep as sweep_lib
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
 
@@ -71,6 +72,7 @@ class Simulation(NamedTuple):
     compile_seconds: what compiling took, by the wall clock.
     why_lanes: one line, why the planner has the lanes it has.
     with_lanes: number of lanes -> the same federation with other lanes.
+    sweep: the values of a sweep, None for a single experiment.
   """
 
   init: Callable[[], tuple[round_lib.ServerState, Any]]
@@ -83,10 +85,14 @@ class Simulation(NamedTuple):
   compile_seconds: float
   why_lanes: str
   with_lanes: Callable[[int], 'Simulation']
+  sweep: tuple[float, ...] | None
 
 
 class Record(NamedTuple):
   """What one round told; `None` where nothing was trained or evaluated.
+
+  Of a sweep, states, loss, examples, skipped, finite and both test numbers
+  have a leading axis [G]; a value that is not finite has ended, others go on.
 
   Attributes:
     round: its number; 0 is the initial model.
@@ -109,13 +115,13 @@ class Record(NamedTuple):
   state: round_lib.ServerState | None
   client_states: Any
   lanes: int
-  train_loss: float | None
-  examples: int
-  skipped: int
+  train_loss: Any
+  examples: Any
+  skipped: Any
   seconds: float
-  finite: bool
-  test_accuracy: float | None
-  test_loss: float | None
+  finite: Any
+  test_accuracy: Any
+  test_loss: Any
 
 
 def build_simulation(
@@ -123,7 +129,7 @@ def build_simulation(
   clients: clients_lib.Clients,
   test: clients_lib.Examples,
   *,
-  algorithm: algorithms.Algorithm,
+  algorithm: algorithms.Algorithm | Callable[[jax.Array], algorithms.Algorithm],
   client_fraction: float,
   epochs: int,
   batch_size: int,
@@ -137,6 +143,7 @@ def build_simulation(
   micro_batch: int = 0,
   rounds_per_call: int = 0,
   devices: Sequence[jax.Device] | None = None,
+  sweep: Sequence[float] | None = None,
 ) -> Simulation:
   """Compiles a federation for the devices at hand.
 
@@ -144,7 +151,8 @@ def build_simulation(
     model: from `models.build_model`, or your own pair of init and apply.
     clients: the population, from `clients.build_clients`.
     test: the central test set.
-    algorithm: such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`.
+    algorithm: such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`; of a sweep, a
+      function that makes one of a value.
     client_fraction: C; the cohort is max(int(C * K), 1) clients.
     epochs: E.
     batch_size: B, 0 for all local examples in one step.
@@ -161,6 +169,8 @@ def build_simulation(
       steps and one update. 0 chooses.
     rounds_per_call: at most; 0 chooses, and fewer where rounds are long.
     devices: to run on; all of JAX's default backend if left out.
+    sweep: runs the federation with each of these values at once; all begin with
+      the same weights and read the same examples.
 
   Returns:
     A `Simulation`.
@@ -186,18 +196,30 @@ def build_simulation(
   )
   loss_fn = losses.cross_entropy(model.apply)
   params = jax.eval_shape(model.init, jax.random.key(seed))
-  algorithms.check(algorithm, params)
+  if sweep is not None:
+    sweep = tuple(float(value) for value in sweep)
+    if not sweep:
+      raise InputError('sweep = (): must hold at least one value')
+  elif not isinstance(algorithm, algorithms.Algorithm):
+    raise InputError('algorithm: must be an Algorithm where there is no sweep')
+  one = _one(algorithm, sweep)
+  together = 1  # Experiments that train side by side.
+  if sweep is not None and devices[0].platform != 'cpu':
+    together = len(sweep)
+  algorithms.check(one, params)
   _check_examples(model, params, clients, test, on_nan)
   planner, why = lanes_lib.choose_lanes(
     lanes,
     planner,
     devices,
-    num_weights=models.num_parameters(params),
-    lane_bytes=_lane_bytes(loss_fn, algorithm, params, planner, clients),
+    num_weights=together * models.num_parameters(params),
+    lane_bytes=together
+    * _lane_bytes(loss_fn, one, model.augment, params, planner, clients),
     other_bytes=clients.x.nbytes
     + clients.y.nbytes
-    + clients.num_clients
-    * _bytes(jax.eval_shape(algorithm.client_init, params)),
+    + len(sweep or (0,))
+    * clients.num_clients
+    * _bytes(jax.eval_shape(one.client_init, params)),
   )
   logging.info('%d lanes: %s', planner.lanes, why)
   if widths is not None:
@@ -224,6 +246,7 @@ def build_simulation(
       laid_out,
       *on_devices(laid_out.num_devices),
       on_nan=on_nan,
+      sweep=sweep,
       rounds_per_call=rounds_per_call,
       why_lanes=why,
       with_lanes=lambda fewer: with_lanes(fewer, 'memory holds no more'),
@@ -246,6 +269,7 @@ def _compile(
   data_on_devices,
   *,
   on_nan,
+  sweep,
   rounds_per_call,
   why_lanes,
   with_lanes,
@@ -253,30 +277,55 @@ def _compile(
   """Compiles once what serves every round."""
   data, test_set = data_on_devices
   seed = planner.seed
+  platform = mesh.devices.flat[0].platform
+  one = _one(algorithm, sweep)
 
   def init():
     params = model.init(jax.random.key(seed))
-    return (
-      round_lib.init_state(params, algorithm, mesh),
+    states = (
+      round_lib.init_state(params, one, mesh),
       round_lib.init_client_states(
-        params, algorithm, len(planner.num_examples), mesh
+        params, one, len(planner.num_examples), mesh
       ),
     )
+    return states if sweep is None else sweep_lib.repeat(states, len(sweep))
 
   if not rounds_per_call:
     plan_bytes = sum(array.nbytes for array in planner(1))
     rounds_per_call = min(_MOST_ROUNDS, _MOST_PLAN_BYTES // plan_bytes)
     rounds_per_call = max(1, rounds_per_call)
   start = time.perf_counter()
-  round_fn = round_lib.build_round(loss_fn, algorithm, planner, mesh, on_nan)
-  evaluate = evaluate_lib.build_evaluate(model.apply, loss_fn, mesh)
+
+  def make_round(algorithm):
+    return round_lib.build_round(
+      loss_fn, algorithm, planner, mesh, on_nan, model.augment
+    )
+
+  test_one = evaluate_lib.build_evaluate(model.apply, mesh)
+  if sweep is None:
+    round_one, evaluate = make_round(algorithm), test_one
+
+    def round_fn(going, *args):
+      del going  # Or the call would have ended.
+      return round_one(*args)
+
+  else:
+    round_fn = sweep_lib.build_round(
+      lambda value: make_round(algorithm(value)), sweep, platform
+    )
+
+    @jax.jit
+    def evaluate(params, test):
+      return sweep_lib.over(lambda one: test_one(one, test), platform)(params)
+
   states = jax.eval_shape(init)
+  going = np.ones(() if sweep is None else len(sweep), bool)
   schedule = calls_lib.make_schedule(
     planner, [1], rounds_per_call, lambda _: True
   )
   call = calls_lib.build_call(round_fn, evaluate, mesh)
-  call = call.lower(np.True_, *states, data, test_set, schedule).compile(
-    _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
+  call = call.lower(going, *states, data, test_set, schedule).compile(
+    _COMPILER_OPTIONS.get(platform)
   )
   evaluate = evaluate.lower(states[0].params, test_set).compile()
   return Simulation(
@@ -290,6 +339,7 @@ def _compile(
     compile_seconds=time.perf_counter() - start,
     why_lanes=why_lanes,
     with_lanes=with_lanes,
+    sweep=sweep,
   )
 
 
@@ -306,7 +356,8 @@ def simulate(
   """Runs the rounds and gives them one at a time; round 0 first.
 
   Evaluates before round 1, every `eval_every` rounds and after the last. Ends
-  after a round that reaches the target (0 is none) or is not finite. Where a
+  after a round that reaches the target (0 is none) or is not finite; a sweep
+  ends once each of its values has done one of these. Where a
   device has no room for its lanes, goes on with half as many and says so.
 
   Args:
@@ -332,12 +383,12 @@ def simulate(
   begins = start is None
   state, client_states = start or simulation.init()
   state, client_states = place((state, client_states), simulation)
-  done = int(state.round)
+  done = int(np.max(state.round))
   tested = simulation.evaluate(state.params)
   lanes = simulation.planner.lanes
   if begins:
     yield _record(0, state, client_states, lanes, None, tested, 0.0)
-  if evaluated(done) and 0 < target_accuracy <= tested.accuracy:
+  if evaluated(done) and 0 < target_accuracy <= np.min(tested.accuracy):
     return
   while True:
     try:
@@ -353,7 +404,7 @@ def simulate(
         range(done + 1, rounds + 1),
         evaluated=evaluated,
         enough_correct=calls_lib.enough_correct(
-          target_accuracy, int(tested.count)
+          target_accuracy, int(np.max(tested.count))
         ),
         wanted=wanted,
         stopping=stopping,
@@ -400,7 +451,8 @@ def run_calls(
     A record per round.
   """
   keeps = bool(jax.tree.leaves(client_states))
-  going: Any = np.True_
+  # Values of a sweep that have ended are behind the others.
+  going: Any = state.round == jnp.max(state.round)
   in_flight: list[tuple] = []  # (numbers, evaluated, state, told)
   draining = False  # Nothing more in line until a wanted state was given.
   per_round = math.inf  # Seconds, once known.
@@ -439,7 +491,7 @@ def run_calls(
       return
     draining = draining and bool(in_flight)
     # Calls in line behind the end of all hand on what they are given.
-    gone = keeps and in_flight and told.going
+    gone = keeps and in_flight and np.any(told.going)
     now = time.perf_counter()
     done = int(told.num_rounds)
     per_round = (now - asked) / max(done, 1)
@@ -455,10 +507,10 @@ def run_calls(
         simulation.planner.lanes,
         metrics,
         # A round that is not finite left the model of the one before.
-        tested if tests[i] and metrics.finite else None,
+        tested if tests[i] and np.any(metrics.finite) else None,
         per_round,
       )
-    if not told.going:
+    if not np.any(told.going):
       return
 
 
@@ -497,7 +549,9 @@ def _check_examples(model, params, clients, test, on_nan) -> None:
       raise InputError(f'{name}: {len(x)} inputs, but {len(y)} labels')
     if not len(y):
       raise InputError(f'{name}: holds no example, must hold at least one')
-    if y.min() < 0 or y.max() >= logits.shape[-1]:
+    # Positions of sequences may have no label, examples must have one.
+    least = 0 if y.ndim == 1 else losses.NO_LABEL
+    if y.min() < least or y.max() >= logits.shape[-1]:
       raise InputError(
         f'{name}.y: has labels {y.min()} to {y.max()}, the model knows 0 to'
         f' {logits.shape[-1] - 1}'
@@ -518,10 +572,17 @@ def _check_examples(model, params, clients, test, on_nan) -> None:
     )
 
 
-def _lane_bytes(loss_fn, algorithm, params, planner, clients) -> int:
+def _one(algorithm: Any, sweep) -> algorithms.Algorithm:
+  """The algorithm, of a sweep with its first value."""
+  return algorithm if sweep is None else algorithm(jnp.float32(sweep[0]))
+
+
+def _lane_bytes(loss_fn, algorithm, augment, params, planner, clients) -> int:
   """About what a lane needs: models, their states, one step's results."""
 
   def gradient(params, x, y):
+    if augment is not None:
+      x = jax.vmap(augment, in_axes=(None, 0))(jax.random.key(0), x)
     return jax.grad(lambda params: jnp.sum(loss_fn(params, x, y)))(params)
 
   def shapes(array):
@@ -587,17 +648,23 @@ def _fetch(told: Any, give_up: Callable[[], bool]) -> Any:
 def _record(
   number, state, client_states, lanes, metrics, tested, seconds
 ) -> Record:
-  examples = 0 if metrics is None else int(metrics.examples)
+  def plain(value):
+    return value.item() if np.ndim(value) == 0 else np.asarray(value)
+
   return Record(
     round=number,
     state=state,
     client_states=client_states,
     lanes=lanes,
-    train_loss=float(metrics.train_loss) if examples else None,
-    examples=examples,
-    skipped=0 if metrics is None else int(metrics.skipped),
+    train_loss=(
+      plain(metrics.train_loss)
+      if metrics is not None and np.any(metrics.examples)
+      else None
+    ),
+    examples=0 if metrics is None else plain(metrics.examples),
+    skipped=0 if metrics is None else plain(metrics.skipped),
     seconds=seconds,
-    finite=metrics is None or bool(metrics.finite),
-    test_accuracy=None if tested is None else tested.accuracy,
-    test_loss=None if tested is None else tested.loss,
+    finite=metrics is None or plain(metrics.finite),
+    test_accuracy=None if tested is None else plain(tested.accuracy),
+    test_loss=None if tested is None else plain(tested.loss),
   )

@@ -5,7 +5,6 @@ import pytest
 
 from fedavg_jax import clients as clients_lib
 from fedavg_jax import evaluate
-from fedavg_jax import losses
 from fedavg_jax import round as round_lib
 
 
@@ -23,7 +22,7 @@ def test_padding_does_not_count(num_devices, examples):
 
   mesh = round_lib.lane_mesh(jax.devices()[:num_devices])
   test = evaluate.place_test_set(clients_lib.Examples(x, y), mesh)
-  run = evaluate.build_evaluate(apply, losses.cross_entropy(apply), mesh)
+  run = evaluate.build_evaluate(apply, mesh)
   got = jax.device_get(run(jnp.float32(w), test))
   logits = x.reshape(examples, -1) / 255.0 @ w
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

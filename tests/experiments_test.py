@@ -198,7 +198,7 @@ def test_own_algorithm_sends_the_largest_and_keeps_the_rest():
   algorithm = custom_algorithm.send_largest(plain, 0.25)
   delta = {'w': jnp.array([[4.0, -1.0, 0.5, -3.0]] * 2)}
   memory = {'w': jnp.array([[0.0, -4.0, 0.0, 0.0]] * 2)}
-  sent, kept = algorithm.message(fa.Ended(delta, delta, (), memory, 1))
+  sent, kept = algorithm.message(fa.Ended(delta, delta, (), memory, 1, 1))
   np.testing.assert_array_equal(sent['w'], [[0, -5, 0, 0]] * 2)
   np.testing.assert_array_equal(kept['w'], [[4, 0, 0.5, -3]] * 2)
 

@@ -67,7 +67,7 @@ def test_imports_point_one_way(repository):
       assert 'train' not in names and 'main' not in names, path
   for leaf in (
     *('errors', 'layers', 'losses', 'paper', 'plots', 'checkpoint', 'signals'),
-    'workdir',
+    *('workdir', 'augment'),
   ):
     assert imported(package / f'{leaf}.py') <= {'errors'}, leaf
   for leaf in ('plan', 'partition', 'clients', 'datasets', 'readers'):

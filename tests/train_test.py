@@ -294,7 +294,7 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
 
 def message_of(algorithm, delta):
   """What a client sends that has come so far, and keeps nothing."""
-  ended = fa.Ended(delta, delta, (), (), np.int32(1))
+  ended = fa.Ended(delta, delta, (), (), np.int32(1), np.int32(1))
   return algorithm.message(ended)[0]
 
 
@@ -357,7 +357,7 @@ def test_algorithms_from_configs(repository):
   )
   scaffold = build(algorithm='scaffold')
   (_, change), _ = scaffold.message(
-    fa.Ended(w, zero, scaffold.server_init(w), zero, np.int32(5))
+    fa.Ended(w, zero, scaffold.server_init(w), zero, np.int32(5), np.int32(1))
   )
   np.testing.assert_allclose(change['w'], -w['w'] / (5 * 0.03), rtol=1e-5)
 
