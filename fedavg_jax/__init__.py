@@ -22,6 +22,7 @@ from fedavg_jax.algorithms import Algorithm
 from fedavg_jax.algorithms import Ended
 from fedavg_jax.algorithms import adaptive
 from fedavg_jax.algorithms import clip_delta
+from fedavg_jax.algorithms import decayed_sgd
 from fedavg_jax.algorithms import fedavg
 from fedavg_jax.algorithms import fedprox
 from fedavg_jax.algorithms import proximal
@@ -72,6 +73,7 @@ __all__ = [
   'clip_delta',
   'cross_entropy',
   'Dataset',
+  'decayed_sgd',
   'DivergedError',
   'Ended',
   'Examples',

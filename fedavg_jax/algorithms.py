@@ -196,6 +196,26 @@ def fedavg(
   )
 
 
+def decayed_sgd(
+  learning_rate: float | jax.Array, factor: float, rounds: int
+) -> optax.GradientTransformationExtraArgs:
+  """SGD whose rate is multiplied by a factor every so many rounds.
+
+  Args:
+    learning_rate: eta of the first rounds.
+    factor: 1 keeps it.
+    rounds: from one decay to the next.
+  """
+
+  def update(updates, state, params=None, **seen):
+    del params
+    decays = ((seen['round'] - 1) // rounds).astype(jnp.float32)
+    rate = learning_rate * jnp.float32(factor) ** decays
+    return jax.tree.map(lambda g: -rate * g, updates), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def fedprox(
   mu: float,
   client_optimizer: optax.GradientTransformation,

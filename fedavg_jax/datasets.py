@@ -44,6 +44,8 @@ class Dataset(NamedTuple):
     test: the same of the test set.
     num_classes: labels are 0 .. num_classes - 1.
     max_value: the largest value that a pixel can have.
+    owners: [n] int32, whose each training example is where the data have
+      natural clients 0 .. K - 1, else None.
   """
 
   name: str
@@ -51,6 +53,7 @@ class Dataset(NamedTuple):
   test: Examples
   num_classes: int
   max_value: float
+  owners: np.ndarray | None = None
 
   @property
   def input_shape(self) -> tuple[int, ...]:

@@ -68,6 +68,11 @@ def _processor() -> str:
   return platform.processor()
 
 
+def on_paper_grid(number: int) -> bool:
+  """Whether the paper evaluates after this round."""
+  return number <= 10 or number % (10 if number <= 100 else 100) == 0
+
+
 def _next_on_paper_grid(number: int) -> int:
   return number + (1 if number < 10 else 10 if number < 100 else 100)
 

@@ -7,6 +7,11 @@ import csv
 from importlib import resources
 
 
+def cells(table: int) -> list[dict[str, str]]:
+  """The cells of Table 1, 2, 3 or 4 as they stand in the file."""
+  return [row for row in _cells() if row['table'] == str(table)]
+
+
 def rounds_in_paper(
   *,
   model: str,
@@ -41,9 +46,6 @@ def rounds_in_paper(
     'B': batch_size or float('inf'),
     'target_accuracy': target_accuracy,
   }
-  table = resources.files('fedavg_jax').joinpath('paper_tables.csv')
-  with table.open(encoding='utf-8') as file:
-    rows = list(csv.DictReader(file))
 
   def same(cell: str, value: str | float) -> bool:
     if isinstance(value, str):
@@ -52,6 +54,12 @@ def rounds_in_paper(
 
   return sorted(
     int(row['rounds'])
-    for row in rows
+    for row in _cells()
     if row['rounds'] and all(same(row[key], v) for key, v in wanted.items())
   )
+
+
+def _cells() -> list[dict[str, str]]:
+  table = resources.files('fedavg_jax').joinpath('paper_tables.csv')
+  with table.open(encoding='utf-8') as file:
+    return list(csv.DictReader(file))

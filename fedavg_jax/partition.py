@@ -62,6 +62,19 @@ def shards(
   ]
 
 
+def by_owner(owners: np.ndarray) -> list[np.ndarray]:
+  """Natural clients: each has its own examples, in their order.
+
+  Args:
+    owners: [n] integers, the client of every example.
+
+  Returns:
+    K index arrays; K is the largest owner and one.
+  """
+  order = np.argsort(owners, kind='stable')
+  return np.split(order, np.cumsum(np.bincount(owners))[:-1])
+
+
 def hold_out(
   parts: Sequence[np.ndarray], *, fraction: float, seed: int
 ) -> list[np.ndarray]:
