@@ -138,7 +138,9 @@ def of_table(table: int, rounds: Callable[[Cell], int]) -> list[Cell]:
     infinite = math.isinf(float(row['B']))
     cell = Cell(
       table=row['table'],
-      **{name: row[name] for name in ('model', 'dataset', 'partition')},
+      model=row['model'],
+      dataset=row['dataset'],
+      partition=row['partition'],
       C=float(row['C']),
       E=int(row['E']),
       B=float(row['B']),

@@ -1,8 +1,8 @@
 """Table 2: local computation; CNN to 99 %, Shakespeare's LSTM to 54 %.
 
 What the paper claims: more local updates u a round save rounds, 35 times with
-IID clients, 3 times with two digits a client, and for natural clients, the roles
-of plays, even 95 times, more than for the same lines dealt out evenly.
+IID clients, 3 times with two digits a client, and for natural clients, roles of
+plays, even 95 times, more than for the same lines dealt out evenly.
 
 What to look for: the gap between the partitions, and that it turns around for
 Shakespeare. The CNN with B = inf and two digits a client only grazes 99 %.

@@ -45,7 +45,6 @@ from fedavg_jax.plan import Plan
 from fedavg_jax.plan import Planner
 from fedavg_jax.readers import read_cifar10
 from fedavg_jax.readers import read_leaf
-from fedavg_jax.readers import read_play
 from fedavg_jax.reference import build_reference_round
 from fedavg_jax.round import RoundMetrics
 from fedavg_jax.round import ServerState
@@ -60,6 +59,9 @@ from fedavg_jax.simulation import build_simulation
 from fedavg_jax.simulation import run
 from fedavg_jax.simulation import run_calls
 from fedavg_jax.simulation import simulate
+from fedavg_jax.texts import read_authors
+from fedavg_jax.texts import read_complete_works
+from fedavg_jax.texts import read_play
 
 __all__ = [
   'adaptive',
@@ -94,6 +96,8 @@ __all__ = [
   'proximal',
   'read_cifar10',
   'read_leaf',
+  'read_authors',
+  'read_complete_works',
   'read_play',
   'Record',
   'RoundMetrics',

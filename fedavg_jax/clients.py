@@ -5,13 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+# At positions of a sequence that have no label.
+NO_LABEL = -1
+
 
 class Examples(NamedTuple):
   """Inputs and labels in their smallest dtypes.
 
   Attributes:
-    x: [n, ...], uint8 pixels for images.
-    y: [n] int32 labels.
+    x: [n, ...], uint8 pixels for images, int32 tokens [n, T] for sequences.
+    y: [n] int32 labels, of sequences [n, T], `NO_LABEL` where there is none.
   """
 
   x: np.ndarray
@@ -61,13 +64,13 @@ def stack(clients: Clients, ids: Sequence[int]) -> tuple[np.ndarray, ...]:
     ids: m client numbers.
 
   Returns:
-    x [m, N, ...], y [m, N] and mask [m, N], where N is the largest of them and
-    mask is True on real examples; padding is zero.
+    x [m, N, ...], y [m, N, ...] and mask [m, N], where N is the largest of them
+    and mask is True on real examples; padding is zero.
   """
   sizes = clients.num_examples[list(ids)]
   mask = np.arange(sizes.max()) < sizes[:, None]
   x = np.zeros(mask.shape + clients.x.shape[1:], clients.x.dtype)
-  y = np.zeros(mask.shape, clients.y.dtype)
+  y = np.zeros(mask.shape + clients.y.shape[1:], clients.y.dtype)
   for row, k in enumerate(ids):
     mine = slice(clients.offsets[k], clients.offsets[k + 1])
     x[row, : sizes[row]] = clients.x[mine]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax import losses
+from fedavg_jax.clients import NO_LABEL
 from fedavg_jax.clients import Examples
 
 # Examples at a time: large enough to be fast, small enough to bound memory.
@@ -55,17 +56,24 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> Examples:
     x [D * batches, B, ...] and y [D * batches, B, ...]; examples without any
     label are padding.
   """
+  if test.y.ndim > 1:  # Sequences of about one length: few steps on padding.
+    lengths = np.sum(test.y != NO_LABEL, axis=1)
+    order = np.argsort(lengths, kind='stable')
+    test = Examples(test.x[order], test.y[order])
   batches = -(-len(test.y) // (_BATCH * mesh.size)) * mesh.size
   padding = batches * _BATCH - len(test.y)
   x = np.concatenate(
     [test.x, np.zeros((padding, *test.x.shape[1:]), test.x.dtype)]
   )
-  no_labels = np.full(
-    (padding, *test.y.shape[1:]), losses.NO_LABEL, test.y.dtype
-  )
+  no_labels = np.full((padding, *test.y.shape[1:]), NO_LABEL, test.y.dtype)
   y = np.concatenate([test.y, no_labels])
+
+  def deal(array):  # Device d gets the batches d, d + D, ...
+    array = array.reshape(-1, mesh.size, _BATCH, *array.shape[1:])
+    return array.swapaxes(0, 1).reshape(batches, _BATCH, *array.shape[3:])
+
   return jax.device_put(
-    Examples(*(a.reshape(batches, _BATCH, *a.shape[1:]) for a in (x, y))),
+    Examples(deal(x), deal(y)),
     jax.sharding.NamedSharding(mesh, jax.P('lanes')),
   )
 
@@ -87,7 +95,7 @@ def build_evaluate(
     return TestMetrics(
       correct=jnp.sum(correct.astype(jnp.float32)),
       loss_sum=jnp.sum(losses.label_losses(logits, y)),
-      count=jnp.sum((y != losses.NO_LABEL).astype(jnp.float32)),
+      count=jnp.sum((y != NO_LABEL).astype(jnp.float32)),
     )
 
   def device_sums(params, test: Examples):

@@ -175,3 +175,163 @@ def _conv_bwd(padding, method, residuals, g):
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def max_pool3(x: jax.Array) -> jax.Array:
+  """Maximum over windows of 3 x 3, stride two, as TensorFlow's SAME pads.
+
+  [B, H, W, C] with even H and W -> [B, H/2, W/2, C]. The padding, at the lower
+  and right ends alone, never wins a window.
+  """
+  pad = (0, 1, 0)
+  x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), pad, pad, (0, 0, 0)))
+  x = jnp.maximum(jnp.maximum(x[:, :-1:2], x[:, 1::2]), x[:, 2::2])
+  return jnp.maximum(jnp.maximum(x[:, :, :-1:2], x[:, :, 1::2]), x[:, :, 2::2])
+
+
+def local_response_norm(
+  x: jax.Array, *, radius: int, bias: float, alpha: float, beta: float
+) -> jax.Array:
+  """X / (bias + alpha * sum of squares of channels near)^beta, [B, H, W, C]."""
+  channels = jnp.arange(x.shape[-1])
+  near = jnp.abs(channels[:, None] - channels[None]) <= radius
+  return x * (bias + alpha * (x * x @ near.astype(x.dtype))) ** -beta
+
+
+def lstm(
+  x: jax.Array,
+  kernel: jax.Array,
+  recurrent: jax.Array,
+  bias: jax.Array,
+  peephole: jax.Array,
+  steps: jax.Array,
+) -> jax.Array:
+  """An LSTM whose gates also see the cell; its state begins at zero.
+
+  Gers et al. 2002, with one added to the forget gate, as TensorFlow does:
+
+    i = s(a_i + p_i c'),  f = s(a_f + 1 + p_f c'),  g = tanh(a_g),
+    c = f c' + i g,       o = s(a_o + p_o c),       h = o tanh(c)
+
+  where a = x kernel + h' recurrent + bias, and ' marks the step before. Only
+  what depends on the step before is inside the loops over time: the products
+  with the inputs and the gradients of all weights are one product each, over
+  all steps together.
+
+  Args:
+    x: [B, T, I].
+    kernel: [I, 4 H], gates in the order i, f, g, o.
+    recurrent: [H, 4 H].
+    bias: [4 H].
+    peephole: p_i, p_f and p_o, [3, H].
+    steps: int32 scalar, time steps to take; the rest of the output is zero.
+
+  Returns:
+    h, [B, T, H].
+  """
+  x = x.swapaxes(0, 1)  # [T, B, I]
+  t, b, inputs = x.shape
+  a = matmul(x.reshape(t * b, inputs), kernel) + bias[None]
+  return _lstm(a.reshape(t, b, -1), recurrent, peephole, steps).swapaxes(0, 1)
+
+
+def longest(lengths: jax.Array) -> jax.Array:
+  """The largest length, of all clients together, int32.
+
+  Under `vmap` a number of its own for each client would make every step of a
+  loop choose between old and new for all it carries. One for all costs the
+  shorter ones steps on nothing instead.
+  """
+
+  @jax.custom_batching.custom_vmap
+  def largest(lengths):
+    return jnp.max(lengths)
+
+  @largest.def_vmap
+  def _of_all(axis_size, in_batched, lengths):
+    del axis_size, in_batched
+    return largest(lengths.reshape(-1)), False
+
+  return largest(lengths)
+
+
+@jax.custom_vjp
+def _lstm(a, recurrent, peephole, steps):
+  return _lstm_forward(a, recurrent, peephole, steps)[0]
+
+
+def _lstm_forward(a, recurrent, peephole, steps):
+  """A [T, B, 4 H] -> h [T, B, H], and c and gates of all steps."""
+  p_i, p_f, p_o = (p[None] for p in peephole)
+
+  def step(t, carry):
+    h, c, *seen = carry
+    i, f, g, o = jnp.split(a[t] + h @ recurrent, 4, axis=1)
+    i, f = jax.nn.sigmoid(i + p_i * c), jax.nn.sigmoid(f + 1 + p_f * c)
+    g = jnp.tanh(g)
+    c = f * c + i * g
+    o = jax.nn.sigmoid(o + p_o * c)
+    h = o * jnp.tanh(c)
+    now = (h, c, jnp.concatenate([i, f, g, o], axis=1))
+    seen = [all_.at[t].set(one) for all_, one in zip(seen, now, strict=True)]
+    return h, c, *seen
+
+  times, examples, gates = a.shape
+  nothing = jnp.zeros((examples, gates // 4), a.dtype)
+  states = jnp.zeros((times, *nothing.shape), a.dtype)
+  *_, hs, cs, all_gates = lax.fori_loop(
+    0, steps, step, (nothing, nothing, states, states, jnp.zeros_like(a))
+  )
+  return hs, cs, all_gates
+
+
+def _lstm_fwd(a, recurrent, peephole, steps):
+  hs, cs, gates = _lstm_forward(a, recurrent, peephole, steps)
+  return hs, (recurrent, peephole, steps, hs, cs, gates)
+
+
+def _lstm_bwd(residuals, dhs):
+  recurrent, peephole, steps, hs, cs, gates = residuals
+  p_i, p_f, p_o = (p[None] for p in peephole)
+
+  def before(states):  # [T, B, H] -> the same of the step before.
+    return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+
+  cs_before = before(cs)
+
+  def step(s, carry):
+    """Backwards: what reaches h and c from later steps, all gradients of a."""
+    dh, dc, das = carry
+    t = steps - 1 - s
+    i, f, g, o = jnp.split(gates[t], 4, axis=1)
+    dh = dh + dhs[t]
+    tanh_c = jnp.tanh(cs[t])
+    do = dh * tanh_c * o * (1 - o)
+    dc = dc + dh * o * (1 - tanh_c * tanh_c) + do * p_o
+    di = dc * g * i * (1 - i)
+    df = dc * cs_before[t] * f * (1 - f)
+    da = jnp.concatenate([di, df, dc * i * (1 - g * g), do], axis=1)
+    dh = lax.dot_general(da, recurrent, (((1,), (1,)), ((), ())))
+    return dh, dc * f + di * p_i + df * p_f, das.at[t].set(da)
+
+  nothing = jnp.zeros_like(hs[0])
+  _, _, das = lax.fori_loop(
+    0, steps, step, (nothing, nothing, jnp.zeros_like(gates))
+  )
+  size = hs.shape[2]
+  drecurrent = lax.dot_general(
+    before(hs).reshape(-1, size),
+    das.reshape(-1, 4 * size),
+    (((0,), (0,)), ((), ())),
+  )
+  di, df, _, do = jnp.split(das, 4, axis=2)
+  dpeephole = jnp.stack(
+    [
+      jnp.sum(da * c, axis=(0, 1))
+      for da, c in ((di, cs_before), (df, cs_before), (do, cs))
+    ]
+  )
+  return das, drecurrent, dpeephole, None
+
+
+_lstm.defvjp(_lstm_fwd, _lstm_bwd)

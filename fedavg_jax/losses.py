@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedavg_jax.clients import NO_LABEL
+
 # (params, x [B, ...], y [B, ...]) -> losses [B].
 LossFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
-
-NO_LABEL = -1
 
 
 def label_losses(logits: jax.Array, y: jax.Array) -> jax.Array:

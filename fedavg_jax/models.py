@@ -1,8 +1,10 @@
 """The paper's models, behind `init(key)` and `apply(params, x)`.
 
 The only importer of flax: everything else sees a dict of arrays. A model takes
-raw pixels and scales them itself, inside the compiled step. It is written for
-one client; `vmap` gives every client its own weights.
+raw pixels, or tokens, and scales them itself, inside the compiled step. It is
+written for one client; `vmap` gives every client its own weights.
+
+Shape letters: B examples, T time steps, V tokens.
 """
 
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from fedavg_jax import augment
 from fedavg_jax import layers
 from fedavg_jax.augment import Augment
 from fedavg_jax.datasets import Dataset
@@ -28,7 +31,8 @@ class Model(NamedTuple):
   Attributes:
     name: one of `NAMES`.
     init: key -> params.
-    apply: (params, x [B, ...] raw pixels) -> logits [B, classes].
+    apply: (params, x [B, ...] raw pixels) -> logits [B, classes]; of sequences,
+      (params, x [B, T]) -> logits [B, T, V].
     augment: (key, x of one example) -> x as training sees it; None changes
       nothing.
   """
@@ -133,13 +137,116 @@ class ConvNet(nn.Module):
     return uniform, uniform
 
 
-_MODULES = {
+class CifarNet(nn.Module):
+  """The network of TensorFlow's CIFAR-10 tutorial; 1,068,298 on 24 x 24.
+
+  The paper names it and says about a million parameters; it does not say if it
+  kept the tutorial's weight decay and moving average, so they are left out.
+  """
+
+  num_classes: int
+  method: str
+
+  @nn.compact
+  def __call__(self, x):
+    norm = functools.partial(
+      layers.local_response_norm, radius=4, bias=1.0, alpha=0.001 / 9, beta=0.75
+    )
+    # Pooled before bias and ReLU, where that is the same function.
+    x = nn.relu(layers.max_pool3(self._conv(x, 1)) + self._bias(1, 64, 0.0))
+    x = nn.relu(self._conv(norm(x), 2) + self._bias(2, 64, 0.1))
+    x = layers.max_pool3(norm(x))
+    x = x.reshape(x.shape[0], -1)
+    for features in (384, 192):
+      x = nn.relu(_truncated(features, 0.04, 0.1)(x))
+    return _truncated(self.num_classes, 1 / 192, 0.0)(x)
+
+  def _conv(self, x, number):
+    shape = (5, 5, x.shape[-1], 64)
+    init = nn.initializers.truncated_normal(0.05)
+    kernel = self.param(f'kernel_{number}', init, shape)
+    return layers.conv2d(x, kernel, padding=2, method=self.method)
+
+  def _bias(self, number, features, value):
+    init = nn.initializers.constant(value)
+    return self.param(f'bias_{number}', init, (features,))[None, None, None]
+
+
+def _truncated(features, deviation, bias):
+  return Dense(
+    features,
+    kernel_init=nn.initializers.truncated_normal(deviation),
+    bias_init=nn.initializers.constant(bias),
+  )
+
+
+class Lstm(nn.Module):
+  """Peephole LSTM, [B, T, I] -> [B, T, features]; 4 F (I + F + 1) + 3 F."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x, steps):
+    gates = 4 * self.features
+    weights = nn.initializers.lecun_normal()
+    return layers.lstm(
+      x,
+      self.param('kernel', weights, (x.shape[-1], gates)),
+      self.param(
+        'recurrent', nn.initializers.orthogonal(), (self.features, gates)
+      ),
+      self.param('bias', nn.initializers.zeros, (gates,)),
+      self.param('peephole', nn.initializers.zeros, (3, self.features)),
+      steps,
+    )
+
+
+class LanguageModel(nn.Module):
+  """Embedding, LSTM layers of 256, softmax: the next token after every token.
+
+  With 258 tokens, embedding 8 and two layers the paper's 866,578; with 10,000,
+  192 and one layer its 4,950,544. Only peepholes and one bias per gate give
+  these counts, which the paper prints; it does not name them.
+  """
+
+  num_tokens: int
+  embedding: int
+  num_layers: int
+  padding: int | None  # The token behind the end of a sequence.
+
+  @nn.compact
+  def __call__(self, x):
+    b, t = x.shape
+    table = self.param(
+      'embedding',
+      nn.initializers.normal(self.embedding**-0.5),
+      (self.num_tokens, self.embedding),
+    )
+    if self.padding is None:
+      steps = jnp.int32(t)
+    else:  # Time steps at which no sequence has a token are left out.
+      positions = jnp.arange(1, t + 1, dtype=jnp.int32)
+      steps = layers.longest(jnp.where(x != self.padding, positions[None], 0))
+    x = table[x]
+    for _ in range(self.num_layers):
+      x = Lstm(256)(x, steps)
+    logits = Dense(self.num_tokens)(x.reshape(b * t, -1))
+    return logits.reshape(b, t, -1)
+
+
+_IMAGES = {
   '2nn': lambda num_classes, method: TwoHiddenLayers(num_classes),
   'cnn': ConvNet,
   'cnn_torch': functools.partial(ConvNet, torch_like=True),
+  'cifar_cnn': CifarNet,
 }
-NAMES = tuple(_MODULES)
-PIXELS = ('unit', 'standard')
+_SEQUENCES = {
+  'char_lstm': functools.partial(LanguageModel, embedding=8, num_layers=2),
+  'word_lstm': functools.partial(LanguageModel, embedding=192, num_layers=1),
+}
+NAMES = (*_IMAGES, *_SEQUENCES)
+PIXELS = ('unit', 'standard', 'image')
+AUGMENTATIONS = ('none', 'tutorial')
 PRECISIONS = ('float32', 'bfloat16')
 
 
@@ -148,16 +255,22 @@ def build_model(
   data: Dataset,
   *,
   pixels: str = 'unit',
+  augmentation: str = 'none',
   convolution: str = 'auto',
   precision: str = 'float32',
 ) -> Model:
-  """Builds one of `NAMES` for the images of a data set.
+  """Builds one of `NAMES` for a data set.
 
   Args:
-    name: '2nn', 'cnn', or 'cnn_torch' (the CNN of Flower's baseline).
-    data: gives the shape of an image, its largest value, the classes.
+    name: '2nn', 'cnn', 'cnn_torch' (the CNN of Flower's baseline) or
+      'cifar_cnn' for images, 'char_lstm' or 'word_lstm' for sequences.
+    data: gives the shape of an image, its largest value, the classes; of
+      sequences their number of tokens and the one of padding.
     pixels: 'unit' scales them to [0, 1], 'standard' then to mean 0 and
-      standard deviation 1 over all pixels of the training set.
+      standard deviation 1 over all pixels of the training set, 'image' those of
+      every image.
+    augmentation: 'tutorial' trains on random crops of 24 x 24, as
+      `augment.tutorial` makes them, and tests on central ones.
     convolution: a method of `layers.conv2d`.
     precision: 'bfloat16' computes logits and gradients in that; parameters,
       their updates and losses stay float32.
@@ -166,31 +279,57 @@ def build_model(
     A `Model`; params are a dict of dicts of float32 arrays.
 
   Raises:
-    InputError: for another name, scale or precision.
+    InputError: for another name, scale, augmentation or precision, or for data
+      of another kind than the model's.
   """
-  if name not in _MODULES:
-    raise InputError(f'model = {name!r}: must be one of {", ".join(NAMES)}')
-  if pixels not in PIXELS:
-    raise InputError(f'pixels = {pixels!r}: must be one of {", ".join(PIXELS)}')
-  if precision not in PRECISIONS:
+  for key, value, known in (
+    ('model', name, NAMES),
+    ('pixels', pixels, PIXELS),
+    ('augmentation', augmentation, AUGMENTATIONS),
+    ('precision', precision, PRECISIONS),
+  ):
+    if value not in known:
+      raise InputError(f'{key} = {value!r}: must be one of {", ".join(known)}')
+  sequences = data.train.y.ndim > 1
+  if sequences != (name in _SEQUENCES):
+    kind = 'sequences' if sequences else 'images'
     raise InputError(
-      f'precision = {precision!r}: must be one of {", ".join(PRECISIONS)}'
+      f'model = {name!r}: must be one of'
+      f' {", ".join(_SEQUENCES if sequences else _IMAGES)} for the {kind} of'
+      f' {data.name}'
     )
-  module = _MODULES[name](data.num_classes, convolution)
-  mean, std = (0.0, 1.0) if pixels == 'unit' else data.pixel_statistics()
+  crops = augmentation == 'tutorial'
+  if crops and (sequences or min(data.input_shape[:2]) < augment.CROP):
+    raise InputError(
+      f"augmentation = 'tutorial': needs images of at least {augment.CROP} x"
+      f' {augment.CROP}, those of {data.name} have shape {data.input_shape}'
+    )
+  if sequences:
+    module = _SEQUENCES[name](data.num_classes, padding=data.padding)
+  else:
+    module = _IMAGES[name](data.num_classes, convolution)
+  mean, std = data.pixel_statistics() if pixels == 'standard' else (0.0, 1.0)
+
+  def prepared(x):
+    if sequences:
+      return x.astype(jnp.int32)
+    x = augment.central_crop(x) if crops else x
+    if pixels == 'image':
+      return augment.standardize(x.astype(jnp.float32)).astype(precision)
+    x = (x.astype(jnp.float32) / data.max_value - mean) / std
+    return x.astype(precision)
 
   def apply(params, x) -> Any:
-    x = (x.astype(jnp.float32) / data.max_value - mean) / std
     # The cast's gradient brings the parameters' gradient back to float32.
-    params, x = jax.tree.map(lambda a: a.astype(precision), (params, x))
-    logits: Any = module.apply({'params': params}, x)
+    params = jax.tree.map(lambda a: a.astype(precision), params)
+    logits: Any = module.apply({'params': params}, prepared(x))
     return logits.astype(jnp.float32)
 
   def init(key):
-    example = jnp.zeros((1, *data.input_shape), jnp.float32)
-    return module.init(key, example)['params']
+    example = jnp.zeros((1, *data.input_shape), data.train.x.dtype)
+    return module.init(key, prepared(example))['params']
 
-  return Model(name, init, apply)
+  return Model(name, init, apply, augment.tutorial if crops else None)
 
 
 def num_parameters(params: Params) -> int:

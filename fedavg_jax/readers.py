@@ -7,7 +7,6 @@ so: only what is in it counts.
 import gzip
 import json
 import pathlib
-import re
 import stat
 from typing import Any
 import zlib
@@ -43,7 +42,7 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
     InputError: the file cannot be read, is cut short or is something else.
   """
   rank, size = len(shape), int(np.prod(shape))
-  content = _read(path, 4 + 4 * rank + size + 1)
+  content = read_bytes(path, 4 + 4 * rank + size + 1)
   header, values = content[: 4 + 4 * rank], content[4 + 4 * rank :]
   if header[:4] != bytes([0, 0, _IDX_UBYTE, rank]) or len(header) < (
     4 + 4 * rank
@@ -65,6 +64,32 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
   return np.frombuffer(values, np.uint8).reshape(shape)
 
 
+def read_qmnist_writers(path: pathlib.Path) -> np.ndarray:
+  """Reads who wrote MNIST's training digits, from QMNIST's extended labels.
+
+  The format: an IDX file of big-endian int32 in two dimensions; of its columns
+  the third is the writer (Yadav and Bottou 2019).
+
+  Args:
+    path: `qmnist-train-labels-idx2-int`, gzipped or not.
+
+  Returns:
+    [60000] int32, writers' ids.
+
+  Raises:
+    InputError: the file cannot be read or is something else.
+  """
+  rows, columns = 60_000, 8
+  content = read_bytes(path, 12 + 4 * rows * columns + 1)
+  header = np.array([0x0C02, rows, columns], '>u4').tobytes()
+  if content[:12] != header or len(content) != 12 + 4 * rows * columns:
+    raise InputError(
+      f"{path}: not QMNIST's extended labels of {rows:,} digits; {GET_ANEW}"
+    )
+  values = np.frombuffer(content, '>i4', offset=12).reshape(rows, columns)
+  return values[:, 2].astype(np.int32)
+
+
 def read_cifar10(path: pathlib.Path) -> Examples:
   """Reads a file of `cifar-10-batches-bin`.
 
@@ -78,7 +103,7 @@ def read_cifar10(path: pathlib.Path) -> Examples:
     InputError: the file cannot be read, or is no such file; 10,000 images are
       the most.
   """
-  content = _read(path, _CIFAR_IMAGES * _CIFAR_RECORD + 1)
+  content = read_bytes(path, _CIFAR_IMAGES * _CIFAR_RECORD + 1)
   if not content or len(content) % _CIFAR_RECORD:
     raise InputError(
       f'{path}: holds {len(content):,} bytes, must be a multiple of the'
@@ -113,7 +138,7 @@ def read_leaf(path: pathlib.Path) -> dict[str, Examples]:
       shapes do not fit each other.
   """
   try:
-    tree = json.loads(_read(path), parse_constant=_no_constant)
+    tree = json.loads(read_bytes(path), parse_constant=_no_constant)
   except (ValueError, RecursionError, MemoryError) as error:
     raise InputError(f'{path}: not JSON ({_first_line(error)})') from error
   keys = ('users', 'num_samples', 'user_data')
@@ -194,74 +219,7 @@ def _kinds(value: Any) -> set[type]:
   return kinds - {list}
 
 
-def read_play(path: pathlib.Path) -> dict[str, list[str]]:
-  """Reads a play: the lines of every role, in the order they are spoken.
-
-  The format of the plain-text plays (one file each): a cast, which ends with a
-  line that begins with SCENE and a tab; then speeches, `NAME<tab>line`, their
-  further lines behind a tab. A long name begins on a line of its own. What
-  stands in brackets is a stage direction; headings of acts and scenes and the
-  play's own title are nobody's.
-
-  Args:
-    path: the file, UTF-8.
-
-  Returns:
-    Role -> its lines.
-
-  Raises:
-    InputError: the file cannot be read, is no text or has no roles.
-  """
-  try:
-    text = _read(path).decode('utf-8-sig')
-  except UnicodeDecodeError as error:
-    raise InputError(f'{path}: not text in UTF-8 ({error.reason})') from error
-  lines = text.splitlines()
-  title = next((line.strip() for line in lines if line.strip()), '')
-  nobodys = (title, 'INDUCTION', 'PROLOGUE', 'EPILOGUE')
-  begin = next(
-    (i for i, line in enumerate(lines) if line.startswith('SCENE\t')), None
-  )
-  roles: dict[str, list[str]] = {}
-  role, name, direction = '', '', False
-  for line in lines[begin + 1 :] if begin is not None else []:
-    before, tab, spoken = line.partition('\t')
-    if not tab:  # A blank line, a heading, or the first half of a long name.
-      name = '' if _HEADING.match(line) else line.strip()
-      continue
-    if before.strip() and not direction:
-      role, name = f'{name} {before.strip(" :")}'.strip(), ''
-    if _HEADING.match(role):  # Scene and place.
-      role = ''
-      continue
-    # Directions may go on over several lines, and stand amid what is spoken.
-    kept, direction = _outside_brackets(spoken, direction)
-    kept = kept.strip()
-    if kept and role and kept not in nobodys and not _HEADING.match(kept):
-      roles.setdefault(role, []).append(kept)
-  if not roles:
-    raise InputError(
-      f'{path}: no role speaks; must be a play with a line "SCENE<tab>..." and'
-      ' then lines "NAME<tab>..."'
-    )
-  return roles
-
-
-_HEADING = re.compile(r'(ACT|SCENE)\b[ IVXLC:]*$')
-
-
-def _outside_brackets(text: str, inside: bool) -> tuple[str, bool]:
-  """What of a line is in no brackets, and whether one is still open."""
-  kept = []
-  for piece in re.split(r'([\[\]])', text):
-    if piece in '[]' and piece:
-      inside = piece == '['
-    elif not inside:
-      kept.append(piece)
-  return ''.join(kept), inside
-
-
-def _read(path: pathlib.Path, most: int | None = None) -> bytes:
+def read_bytes(path: pathlib.Path, most: int | None = None) -> bytes:
   """A file's content, unpacked where it is gzipped.
 
   Args:
@@ -281,13 +239,23 @@ def _read(path: pathlib.Path, most: int | None = None) -> bytes:
     if not zipped:
       with open(path, 'rb') as file:
         return file.read(size)
-    limit = _MOST_UNPACKED * status.st_size + 2**16
+    limit = unpacked_limit(status.st_size)
     with gzip.open(path) as file:
       content = file.read(limit if most is None else min(limit, most))
   except (OSError, EOFError, MemoryError, zlib.error) as error:
     raise InputError(
       f'{path}: cannot be read ({_first_line(error)}); {GET_ANEW}'
     ) from error
+  return check_unpacked(path, content, limit)
+
+
+def unpacked_limit(size: int) -> int:
+  """Bytes that a packed file of a size may unpack to."""
+  return _MOST_UNPACKED * size + 2**16
+
+
+def check_unpacked(path: pathlib.Path, content: bytes, limit: int) -> bytes:
+  """What was unpacked; raises InputError where it reaches the limit."""
   if len(content) == limit:
     raise InputError(
       f'{path}: unpacks to more than {_MOST_UNPACKED} times its size;'

@@ -550,7 +550,7 @@ def _check_examples(model, params, clients, test, on_nan) -> None:
     if not len(y):
       raise InputError(f'{name}: holds no example, must hold at least one')
     # Positions of sequences may have no label, examples must have one.
-    least = 0 if y.ndim == 1 else losses.NO_LABEL
+    least = 0 if y.ndim == 1 else clients_lib.NO_LABEL
     if y.min() < least or y.max() >= logits.shape[-1]:
       raise InputError(
         f'{name}.y: has labels {y.min()} to {y.max()}, the model knows 0 to'

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from fedavg_jax import readers
+from fedavg_jax import texts
 from fedavg_jax.errors import InputError
 
 
@@ -202,7 +203,7 @@ KING\tAlas.
 
 def test_a_play(tmp_path):
   (tmp_path / 'play.txt').write_text(PLAY)
-  assert readers.read_play(tmp_path / 'play.txt') == {
+  assert texts.read_play(tmp_path / 'play.txt') == {
     'KING': ['Who is there?  I know', 'it well.', 'Alas.'],
     'FOOL': ['It is I,', 'your fool.'],
     'SECOND MURDERER': ['And I.'],
@@ -215,7 +216,7 @@ def test_real_plays(data_dir):
   poems = []
   for path in paths:
     try:
-      play = readers.read_play(path)
+      play = texts.read_play(path)
     except InputError:
       poems.append(path.stem)
       continue
@@ -243,7 +244,7 @@ READERS = {
   'idx': lambda path: readers.read_idx(path, (2, 3, 3)),
   'cifar10': readers.read_cifar10,
   'leaf': readers.read_leaf,
-  'play': readers.read_play,
+  'play': texts.read_play,
 }
 JSON = st.recursive(
   st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
