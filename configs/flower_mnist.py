@@ -22,7 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.dataset = 'mnist'
   config.data_dir = ''  # Folder with the IDX files; empty: download them.
-  config.pixels = 'standard'  # 'unit': in [0, 1]. 'standard': mean 0, std 1.
+  config.pixels = 'standard'  # In [0, 1]; or standard, image: mean 0, std 1.
+  config.augmentation = 'none'  # 'tutorial': crops of 24 x 24.
   config.model = 'cnn_torch'
   config.convolution = 'auto'  # Or canonical, patches, lax: how it is computed.
   config.precision = 'float32'  # 'bfloat16' computes in that.
@@ -40,6 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.client.epochs = 5  # E
   config.client.batch_size = 10  # B; 0 is infinity, all local data in a step.
   config.client.learning_rate = 0.1  # eta
+  config.client.decay = 1.0  # Of the rate, every decay_rounds.
+  config.client.decay_rounds = 1
   config.client.shuffle = 'epoch'  # 'round': one order for all epochs.
   config.client.proximal = 0.01  # mu, of fedprox alone.
   config.client.clip_norm = 0.0  # Most norm of a delta; 0 does not clip.

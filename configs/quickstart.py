@@ -16,7 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.dataset = 'digits'
   config.data_dir = ''  # Not needed: the digits come with scikit-learn.
-  config.pixels = 'unit'  # 'unit': in [0, 1]. 'standard': mean 0, std 1.
+  config.pixels = 'unit'  # In [0, 1]; or standard, image: mean 0, std 1.
+  config.augmentation = 'none'  # 'tutorial': crops of 24 x 24.
   config.model = '2nn'
   config.convolution = 'auto'  # Or canonical, patches, lax: how it is computed.
   config.precision = 'float32'  # 'bfloat16' computes in that.
@@ -34,6 +35,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.client.epochs = 5  # E
   config.client.batch_size = 10  # B; 0 is infinity, all local data in a step.
   config.client.learning_rate = 0.1  # eta
+  config.client.decay = 1.0  # Of the rate, every decay_rounds.
+  config.client.decay_rounds = 1
   config.client.shuffle = 'epoch'  # 'round': one order for all epochs.
   config.client.proximal = 0.01  # mu, of fedprox alone.
   config.client.clip_norm = 0.0  # Most norm of a delta; 0 does not clip.

@@ -209,7 +209,7 @@ def decayed_sgd(
 
   def update(updates, state, params=None, **seen):
     del params
-    decays = ((seen['round'] - 1) // rounds).astype(jnp.float32)
+    decays = jnp.asarray((seen['round'] - 1) // rounds, jnp.float32)
     rate = learning_rate * jnp.float32(factor) ** decays
     return jax.tree.map(lambda g: -rate * g, updates), state
 

@@ -45,12 +45,13 @@ _RULES: dict[str, _Rule] = {
   'dataset': _one_of(datasets.NAMES),
   'data_dir': _Rule(str, lambda v: True, ''),
   'pixels': _one_of(models.PIXELS),
+  'augmentation': _one_of(models.AUGMENTATIONS),
   'model': _one_of(models.NAMES),
   'convolution': _one_of(layers.METHODS),
   'precision': _one_of(models.PRECISIONS),
   'partition': _one_of(partition.NAMES),
   'shards_per_client': _from(1),
-  'num_clients': _from(1),
+  'num_clients': _from(0),
   'holdout_fraction': _below_one,
   'client_fraction': _between(0, 1),
   'unavailable_fraction': _below_one,
@@ -59,6 +60,8 @@ _RULES: dict[str, _Rule] = {
   'client.epochs': _from(1),
   'client.batch_size': _from(0),
   'client.learning_rate': _rate,
+  'client.decay': _Rule(float, lambda v: 0 < v <= 1, 'must lie in (0, 1]'),
+  'client.decay_rounds': _from(1),
   'client.shuffle': _one_of(plan.SHUFFLES),
   'client.proximal': _between(0, 1e30),
   'client.clip_norm': _between(0, 1e30),
@@ -115,7 +118,13 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     if key not in flat:
       raise InputError(f'{key}: missing in the config')
     flat[key] = _checked(key, flat[key], rule)
-  _check_cohort(flat)
+  if flat['num_clients']:
+    _check_cohort(flat)
+  if flat['partition'] == 'natural' and flat['num_clients']:
+    raise InputError(
+      f'num_clients = {flat["num_clients"]}: must be 0 with partition ='
+      " 'natural', where the data say how many there are"
+    )
   _check_scaffold(flat)
   nested: dict[str, Any] = {}
   for key, value in flat.items():
@@ -209,6 +218,7 @@ def _check_scaffold(flat) -> None:
     ('server.optimizer', 'sgd'),
     ('server.momentum', 0),
     ('client.clip_norm', 0),
+    ('client.decay', 1),
   ):
     if flat[key] != plain:
       raise InputError(

@@ -326,8 +326,10 @@ def build_model(
     return logits.astype(jnp.float32)
 
   def init(key):
-    example = jnp.zeros((1, *data.input_shape), data.train.x.dtype)
-    return module.init(key, prepared(example))['params']
+    example = prepared(jnp.zeros((1, *data.input_shape), data.train.x.dtype))
+    if not sequences:
+      example = example.astype(jnp.float32)
+    return module.init(key, example)['params']
 
   return Model(name, init, apply, augment.tutorial if crops else None)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedavg_jax.errors import InputError
 
-NAMES = ('iid', 'shards')
+NAMES = ('iid', 'shards', 'natural')
 
 _HOLD_OUT = 3  # plan.py has 1 and 2.
 

@@ -108,9 +108,10 @@ def draw_partition(
   axes.set_xlabel('client')
   axes.set_ylabel('training examples')
   axes.set_title(title)
-  axes.legend(
-    title='label', loc='center left', bbox_to_anchor=(1, 0.5), reverse=True
-  )
+  if 1 < num_classes <= 20:  # Of more there is no room for, nor enough colours.
+    axes.legend(
+      title='label', loc='center left', bbox_to_anchor=(1, 0.5), reverse=True
+    )
   figure.savefig(path, dpi=120)
 
 

@@ -82,7 +82,7 @@ def train(
 
     # Data, divided among the clients.
     dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
-    parts = divide(cfg, dataset.train.y)
+    parts = divide(cfg, dataset)
     clients = clients_lib.build_clients(dataset.train, parts)
     began = {
       'config': cfg,
@@ -106,6 +106,7 @@ def train(
         cfg['model'],
         dataset,
         pixels=cfg['pixels'],
+        augmentation=cfg['augmentation'],
         convolution=cfg['convolution'],
         precision=cfg['precision'],
       ),
@@ -150,9 +151,7 @@ def train(
         plots.draw_partition(
           path,
           title=describe(cfg),
-          counts=partition.label_counts(
-            dataset.train.y, parts, dataset.num_classes
-          ),
+          counts=label_counts(dataset, parts),
         )
 
     # The rounds.
@@ -270,22 +269,45 @@ def _is_over(summary: dict[str, Any], cfg: dict[str, Any]) -> bool:
   )
 
 
-def divide(cfg: dict[str, Any], labels: np.ndarray) -> list[np.ndarray]:
+def divide(cfg: dict[str, Any], dataset: datasets.Dataset) -> list[np.ndarray]:
   """The partition that a checked config names, training examples only."""
-  if cfg['partition'] == 'shards':
+  labels, owners = dataset.train.y, dataset.owners
+  natural = [] if owners is None else partition.by_owner(owners)
+  number = cfg['num_clients'] or len(natural)
+  if not number:
+    raise InputError(
+      f'num_clients = 0: {dataset.name} has no natural clients; must be at'
+      " least 1, and partition 'iid' or 'shards'"
+    )
+  if cfg['partition'] == 'natural':
+    parts = natural
+  elif cfg['partition'] == 'shards':
+    if labels.ndim > 1:
+      raise InputError(
+        f"partition = 'shards': sorts by label, the sequences of {dataset.name}"
+        " have many each; must be 'iid' or 'natural'"
+      )
     parts = partition.shards(
       labels,
-      num_clients=cfg['num_clients'],
+      num_clients=number,
       shards_per_client=cfg['shards_per_client'],
       seed=cfg['seed'],
     )
   else:
-    parts = partition.iid(
-      len(labels), num_clients=cfg['num_clients'], seed=cfg['seed']
-    )
+    parts = partition.iid(len(labels), num_clients=number, seed=cfg['seed'])
   return partition.hold_out(
     parts, fraction=cfg['holdout_fraction'], seed=cfg['seed']
   )
+
+
+def label_counts(
+  dataset: datasets.Dataset, parts: list[np.ndarray]
+) -> np.ndarray:
+  """Examples of each label at each client; of sequences all count as one."""
+  labels = dataset.train.y
+  if labels.ndim > 1:
+    return np.array([[len(part)] for part in parts])
+  return partition.label_counts(labels, parts, dataset.num_classes)
 
 
 def build_algorithm(cfg: dict[str, Any]) -> algorithms.Algorithm:
@@ -305,7 +327,9 @@ def build_algorithm(cfg: dict[str, Any]) -> algorithms.Algorithm:
       b2=server['second_momentum'],
       tau=server['adaptivity'],
     )
-  client_optimizer = optax.sgd(local['learning_rate'])
+  client_optimizer = algorithms.decayed_sgd(
+    local['learning_rate'], local['decay'], local['decay_rounds']
+  )
   if cfg['algorithm'] == 'fedprox':
     algorithm = algorithms.fedprox(
       local['proximal'], client_optimizer, server_optimizer
@@ -323,7 +347,7 @@ def describe(cfg: dict[str, Any]) -> str:
   algorithm = '' if cfg['algorithm'] == 'fedavg' else f'{cfg["algorithm"]}, '
   return (
     f'{algorithm}{cfg["model"]} on {cfg["dataset"]}, {cfg["partition"]}:'
-    f' K={cfg["num_clients"]} C={cfg["client_fraction"]:g}'
+    f' K={cfg["num_clients"] or "natural"} C={cfg["client_fraction"]:g}'
     f' E={local["epochs"]} B={local["batch_size"] or "inf"}'
     f' lr={local["learning_rate"]:g}'
   )
@@ -344,6 +368,7 @@ def paper_rounds(cfg: dict[str, Any]) -> list[int]:
     and cfg['algorithm'] == 'fedavg'
     and cfg['weighting'] == 'examples'
     and cfg['client']['clip_norm'] == 0
+    and cfg['client']['decay'] == 1
     and cfg['server']['optimizer'] == 'sgd'
     and cfg['server']['learning_rate'] == 1
     and cfg['server']['momentum'] == 0

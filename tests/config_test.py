@@ -14,6 +14,9 @@ CONFIGS = [
   ('mnist_cnn', 'iid'),
   ('mnist_cnn', 'noniid'),
   ('flower_mnist', None),
+  ('cifar10', None),
+  ('shakespeare', 'natural'),
+  ('shakespeare', 'iid'),
 ]
 
 
@@ -61,7 +64,7 @@ BAD_VALUES = [
   ('convolution', 'fft', 'must be one of auto'),
   ('partition', 'sorted', 'must be one of iid, shards'),
   ('shards_per_client', 0, '[1, 2147483647]'),
-  ('num_clients', 0, '[1, 2147483647]'),
+  ('num_clients', -1, '[0, 2147483647]'),
   ('num_clients', 2.5, 'type int'),
   ('num_clients', True, 'type int'),
   ('holdout_fraction', 1.0, '[0, 1)'),

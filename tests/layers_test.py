@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedavg_jax import cost
 from fedavg_jax import layers
 
 METHODS = [m for m in layers.METHODS if m != 'lax']
@@ -169,3 +170,159 @@ def test_matmul_and_its_gradients():
     strict=True,
   ):
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_max_pool3_is_tensorflows():
+  rng = np.random.default_rng(6)
+  x = jnp.float32(rng.normal(size=(2, 8, 6, 3)) - 5)
+
+  def pooled(x):  # XLA's SAME pads as TensorFlow's does: more at the end.
+    return lax.reduce_window(
+      x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME'
+    )
+
+  np.testing.assert_array_equal(layers.max_pool3(x), pooled(x))
+  weight = jnp.float32(rng.normal(size=(2, 4, 3, 3)))
+  got, expected = (
+    jax.grad(lambda x, pool=pool: jnp.sum(pool(x) * weight))(x)
+    for pool in (layers.max_pool3, pooled)
+  )
+  np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+# The peephole cell, once more.
+
+
+def lstm_weights(rng, inputs, size):
+  return {
+    'kernel': rng.normal(size=(inputs, 4 * size)) * 0.5,
+    'recurrent': rng.normal(size=(size, 4 * size)) * 0.5,
+    'bias': rng.normal(size=4 * size) * 0.5,
+    'peephole': rng.normal(size=(3, size)),
+  }
+
+
+def numpy_lstm(x, weights):
+  """x [B, T, I] -> h [B, T, H], one number of one gate at a time, float64."""
+  kernel, recurrent, bias, peephole = weights.values()
+  examples, times, _ = x.shape
+  size = len(recurrent)
+  out = np.zeros((examples, times, size))
+
+  def sigmoid(v):
+    return 1 / (1 + np.exp(-v))
+
+  for b in range(examples):
+    h, c = np.zeros(size), np.zeros(size)
+    for t in range(times):
+      new_h, new_c = np.zeros(size), np.zeros(size)
+      for u in range(size):
+        a_i, a_f, a_g, a_o = (
+          x[b, t] @ kernel[:, gate * size + u]
+          + h @ recurrent[:, gate * size + u]
+          + bias[gate * size + u]
+          for gate in range(4)
+        )
+        i = sigmoid(a_i + peephole[0, u] * c[u])
+        f = sigmoid(a_f + 1.0 + peephole[1, u] * c[u])
+        new_c[u] = f * c[u] + i * np.tanh(a_g)
+        o = sigmoid(a_o + peephole[2, u] * new_c[u])
+        new_h[u] = o * np.tanh(new_c[u])
+      h, c = new_h, new_c
+      out[b, t] = h
+  return out
+
+
+@pytest.mark.parametrize('steps', [1, 3, 5])
+def test_lstm_is_the_numpy_twins(steps):
+  rng = np.random.default_rng(7)
+  x, weights = rng.normal(size=(2, 5, 3)), lstm_weights(rng, 3, 4)
+  got = layers.lstm(
+    jnp.float32(x), *map(jnp.float32, weights.values()), jnp.int32(steps)
+  )
+  expected = numpy_lstm(x[:, :steps], weights)
+  np.testing.assert_allclose(got[:, :steps], expected, atol=1e-5)
+  assert not np.any(got[:, steps:])
+
+
+@pytest.mark.parametrize('steps', [1, 4])
+def test_lstm_gradients_are_those_of_the_numpy_twin(steps):
+  """Central differences of the twin, for the data and for every weight."""
+  rng = np.random.default_rng(8)
+  x, weights = rng.normal(size=(2, 4, 3)), lstm_weights(rng, 3, 2)
+  target = rng.normal(size=(2, 4, 2))
+  target[:, steps:] = 0
+
+  def value(x, *weights):
+    out = layers.lstm(x, *weights, jnp.int32(steps))
+    return jnp.sum(jnp.sin(out) * jnp.float32(target))
+
+  def twin(arrays):
+    weights = dict(zip(names, arrays[1:], strict=True))
+    return np.sum(np.sin(numpy_lstm(arrays[0], weights)) * target)
+
+  names = list(weights)
+  arrays = [x, *weights.values()]
+  got = jax.grad(value, argnums=range(5))(*map(jnp.float32, arrays))
+  for n, array in enumerate(arrays):
+    for index in np.ndindex(array.shape):
+      was = array[index]
+      values = []
+      for step in (1e-5, -1e-5):
+        array[index] = was + step
+        values.append(twin(arrays))
+      array[index] = was
+      expected = (values[0] - values[1]) / 2e-5
+      np.testing.assert_allclose(got[n][index], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('clients', [1, 3])
+def test_lstm_of_many_clients_is_one_by_one(clients):
+  """Clients with lines of other lengths take as many steps as the longest."""
+  rng = np.random.default_rng(9)
+  x = jnp.float32(rng.normal(size=(clients, 2, 6, 3)))
+  weights = [
+    jnp.float32(rng.normal(size=(clients, *w.shape)) * 0.5)
+    for w in lstm_weights(rng, 3, 4).values()
+  ]
+  lengths = jnp.array([[2, 1], [5, 3], [1, 1]][:clients])
+
+  def value(x, lengths, *weights):
+    out = layers.lstm(x, *weights, layers.longest(lengths))
+    real = jnp.arange(6)[None] < lengths[:, None]
+    return jnp.sum(jnp.where(real[..., None], jnp.sin(out), 0))
+
+  one = jax.value_and_grad(value, argnums=(0, 2, 3, 4, 5))
+  got = jax.jit(jax.vmap(one))(x, lengths, *weights)
+  for c in range(clients):
+    expected = one(x[c], lengths[c], *(w[c] for w in weights))
+    for a, b in zip(
+      jax.tree.leaves(got), jax.tree.leaves(expected), strict=True
+    ):
+      np.testing.assert_allclose(a[c], b, atol=1e-5)
+
+
+def test_only_what_needs_the_step_before_is_in_the_loops():
+  """One product a step forwards and one backwards, the others outside."""
+
+  def value(*weights):
+    return jnp.sum(layers.lstm(x, *weights, jnp.int32(5)))
+
+  rng = np.random.default_rng(10)
+  x = jnp.float32(rng.normal(size=(2, 5, 3)))
+  weights = [jnp.float32(w) for w in lstm_weights(rng, 3, 4).values()]
+  program = jax.make_jaxpr(jax.grad(value, argnums=range(4)))(*weights)
+
+  def products(jaxpr, inside=False):
+    """(inside a loop, outside) of a program."""
+    found = np.zeros(2, int)
+    for eqn in jaxpr.eqns:
+      found[0 if inside else 1] += eqn.primitive.name == 'dot_general'
+      loop = inside or eqn.primitive.name == 'while'
+      found += sum((products(sub, loop) for sub in cost._inner(eqn)), 0)
+    return found
+
+  # Forwards: x kernel. Backwards: two weights; the data need none.
+  inside, outside = products(program.jaxpr)
+  assert inside == 2
+  assert 3 <= outside <= 4  # Dropped by XLA: the gradient of the data.

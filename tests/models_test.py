@@ -19,17 +19,45 @@ def images(max_value=255.0):
   return fa.Dataset('random', examples, examples, 10, max_value)
 
 
+def coloured(side=32):
+  """Random images in the shape of CIFAR's."""
+  rng = np.random.default_rng(1)
+  examples = fa.Examples(
+    rng.integers(0, 256, (20, side, side, 3)).astype(np.uint8),
+    rng.integers(0, 10, 20).astype(np.int32),
+  )
+  return fa.Dataset('coloured', examples, examples, 10, 255.0)
+
+
+def sequences(length, tokens, padding=None):
+  """Random sequences, the second one short where there is padding."""
+  rng = np.random.default_rng(2)
+  x = rng.integers(0, tokens - 2, (20, length)).astype(np.int32)
+  y = rng.integers(0, tokens - 2, (20, length)).astype(np.int32)
+  if padding is not None:
+    x[1, 3:], y[1, 3:] = padding, -1
+  examples = fa.Examples(x, y)
+  return fa.Dataset('random', examples, examples, tokens, 1.0, padding=padding)
+
+
 @pytest.mark.parametrize(
-  ('name', 'expected'),
-  [('2nn', 199_210), ('cnn', 1_663_370), ('cnn_torch', 1_663_370)],
+  ('name', 'data', 'kwargs', 'expected'),
+  [
+    ('2nn', images(), {}, 199_210),
+    ('cnn', images(), {}, 1_663_370),
+    ('cnn_torch', images(), {}, 1_663_370),
+    ('cifar_cnn', coloured(), {'augmentation': 'tutorial'}, 1_068_298),
+    ('char_lstm', sequences(80, 258, 257), {}, 866_578),
+    ('word_lstm', sequences(10, 10_000), {}, 4_950_544),
+  ],
 )
-def test_parameter_counts_of_the_paper(name, expected):
-  params = models.build_model(name, images()).init(jax.random.key(0))
+def test_parameter_counts_of_the_paper(name, data, kwargs, expected):
+  params = models.build_model(name, data, **kwargs).init(jax.random.key(0))
   assert models.num_parameters(params) == expected
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', ['2nn', 'cnn', 'cnn_torch', 'cifar_cnn'])
 @pytest.mark.parametrize('pixels', models.PIXELS)
 def test_a_model_scales_raw_pixels_itself(name, pixels):
   """Scaling inside equals scaling outside, in NumPy."""
@@ -39,6 +67,10 @@ def test_a_model_scales_raw_pixels_itself(name, pixels):
   if pixels == 'standard':
     every = data.train.x / 255.0
     scaled = (scaled - every.mean()) / every.std()
+  elif pixels == 'image':
+    each = data.train.x[:3].reshape(3, -1)
+    scaled = ((each.T - each.mean(axis=1)) / each.std(axis=1)).T
+    scaled = scaled.reshape(3, 28, 28, 1)
   model = models.build_model(name, data, pixels=pixels)
   outside = models.build_model(name, images(max_value=1.0))
   params = model.init(jax.random.key(1))
@@ -96,3 +128,88 @@ def test_unknown_model():
     models.build_model('vit', images())
   with pytest.raises(ValueError, match="pixels = 'raw'"):
     models.build_model('cnn', images(), pixels='raw')
+
+
+@pytest.mark.parametrize('name', ['2nn', 'char_lstm'])
+def test_a_model_for_another_kind_of_data_is_told(name):
+  data = sequences(10, 20) if name == '2nn' else images()
+  with pytest.raises(ValueError, match=f"model = '{name}': must be one of"):
+    models.build_model(name, data)
+
+
+def test_the_crop_needs_large_images():
+  for data in (coloured(side=20), sequences(10, 20)):
+    name = 'word_lstm' if data.train.y.ndim > 1 else 'cifar_cnn'
+    with pytest.raises(ValueError, match="augmentation = 'tutorial': needs"):
+      models.build_model(name, data, augmentation='tutorial')
+
+
+def test_cifar_net_is_the_tutorials():
+  """Convolution, ReLU, pool, norm, convolution, ReLU, norm, pool, dense."""
+  model = models.build_model('cifar_cnn', coloured(24), pixels='image')
+  params = model.init(jax.random.key(0))
+  params = jax.tree.map(
+    lambda p: p + 0.05 * jax.random.normal(jax.random.key(2), p.shape), params
+  )
+  x = coloured(24).train.x[:2]
+  flat = x.reshape(2, -1).astype(np.float64)
+  h = ((flat.T - flat.mean(axis=1)) / flat.std(axis=1)).T.reshape(x.shape)
+
+  def conv(h, number):
+    h = jax.lax.conv_general_dilated(
+        jnp.float32(h), params[f'kernel_{number}'], (1, 1), 'SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )  # fmt: skip
+    return np.maximum(h + params[f'bias_{number}'][None, None, None], 0)
+
+  def pool(h):
+    return jax.lax.reduce_window(
+      h, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME'
+    )
+
+  def norm(h):
+    squares = np.pad(np.asarray(h, np.float64) ** 2, ((0, 0),) * 3 + ((4, 4),))
+    near = sum(squares[..., i : i + 64] for i in range(9))
+    return h / (1 + 0.001 / 9 * near) ** 0.75
+
+  h = conv(norm(pool(conv(h, 1))), 2)
+  h = pool(jnp.float32(norm(h))).reshape(2, -1)
+  for i in range(3):
+    layer = params[f'Dense_{i}']
+    h = h @ layer['kernel'] + layer['bias'][None]
+    h = jax.nn.relu(h) if i < 2 else h
+  np.testing.assert_allclose(model.apply(params, x), h, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('name', 'data'),
+  [
+    ('char_lstm', sequences(12, 258, 257)),
+    ('word_lstm', sequences(10, 10_000)),
+  ],
+)
+def test_a_language_model_only_looks_back(name, data):
+  """A later token changes no earlier logits, an earlier one later logits."""
+  model = models.build_model(name, data)
+  params = model.init(jax.random.key(0))
+  x = data.train.x[:3].copy()
+  before = model.apply(params, x)
+  assert before.shape == (3, x.shape[1], data.num_classes)
+  changed = x.copy()
+  changed[:, 5] = (changed[:, 5] + 1) % 100
+  after = model.apply(params, changed)
+  np.testing.assert_allclose(before[:, :5], after[:, :5], atol=1e-6)
+  assert np.abs(before[0, 5:] - after[0, 5:]).max(axis=1).min() > 1e-6
+
+
+def test_padding_takes_no_steps_and_changes_nothing():
+  """A short line by itself, in a longer array, and beside a long line."""
+  data = sequences(12, 258, 257)
+  model = models.build_model('char_lstm', data)
+  params = model.init(jax.random.key(0))
+  x = data.train.x[1:2]  # Three characters.
+  alone = model.apply(params, x)[:, :3]
+  beside = model.apply(params, data.train.x[:2])[1:, :3]
+  short = model.apply(params, x[:, :3])
+  np.testing.assert_allclose(alone, beside, atol=1e-6)
+  np.testing.assert_allclose(alone, short, atol=1e-6)

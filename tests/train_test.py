@@ -280,14 +280,15 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
   # 40 clients of 37 or 38, a fifth held out; three shards of 12 or 13 each.
   assert len(planner.num_examples) == 40
   assert set(planner.num_examples) <= {29, 30, 31, 32}
-  labels = fa.load_dataset('digits').train.y
+  dataset = fa.load_dataset('digits')
+  labels = dataset.train.y
   expected = fa.partition.hold_out(
     fa.partition.shards(labels, num_clients=40, shards_per_client=3, seed=5),
     fraction=0.2,
     seed=5,
   )
   for a, b in zip(
-    expected, train.divide(config.to_dict(), labels), strict=True
+    expected, train.divide(config.to_dict(), dataset), strict=True
   ):
     np.testing.assert_array_equal(a, b)
 
@@ -321,7 +322,7 @@ def test_algorithms_from_configs(repository):
 
   def client_step(algorithm):
     optimizer = algorithm.client_optimizer
-    seen = {'global_params': zero, 'server': (), 'client': ()}
+    seen = {'global_params': zero, 'server': (), 'client': (), 'round': 5}
     updates, _ = optax.with_extra_args_support(optimizer).update(
       w, optimizer.init(w), w, **seen
     )

@@ -1,0 +1,66 @@
+"""CIFAR-10, Table 3 and Figure 4: FedAvg with E = 5, B = 50, C = 0.1, to 80 %.
+
+TensorFlow's tutorial network on random crops of 24 x 24. The paper needs 280
+rounds to 80 %, 2,000 to 85 %. It decays the rate by 0.99 "per round", which
+would have ended learning long before; here every 10 rounds, which is a guess.
+Not run to the end here.
+
+python -m fedavg_jax.main --config configs/cifar10.py
+python -m fedavg_jax.main --config configs/cifar10.py \
+  --config.data_dir=cifar-10-batches-bin
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the setting."""
+  config = ml_collections.ConfigDict()
+  config.dataset = 'cifar10'
+  config.data_dir = ''  # Folder with the six files; empty: download them.
+  config.pixels = 'image'  # In [0, 1]; or standard, image: mean 0, std 1.
+  config.augmentation = 'tutorial'  # 'tutorial': crops of 24 x 24.
+  config.model = 'cifar_cnn'
+  config.convolution = 'auto'  # Or canonical, patches, lax: how it is computed.
+  config.precision = 'float32'  # 'bfloat16' computes in that.
+
+  config.partition = 'iid'
+  config.shards_per_client = 2  # Of 'shards': about two labels per client.
+  config.num_clients = 100  # K
+  config.holdout_fraction = 0.0  # Of each client's examples, never used.
+
+  config.client_fraction = 0.1  # C: the cohort is max(int(C * K), 1) clients.
+  config.unavailable_fraction = 0.0  # Of the clients, out of reach in a round.
+  config.weighting = 'examples'  # n_k in the mean; 'uniform': all alike.
+  config.algorithm = 'fedavg'  # Or fedprox, scaffold.
+  config.client = ml_collections.ConfigDict()
+  config.client.epochs = 5  # E
+  config.client.batch_size = 50  # B; 0 is infinity, all local data in a step.
+  config.client.learning_rate = 0.15  # eta
+  config.client.decay = 0.99  # Of the rate, every decay_rounds.
+  config.client.decay_rounds = 10
+  config.client.shuffle = 'epoch'  # 'round': one order for all epochs.
+  config.client.proximal = 0.01  # mu, of fedprox alone.
+  config.client.clip_norm = 0.0  # Most norm of a delta; 0 does not clip.
+  config.server = ml_collections.ConfigDict()
+  config.server.optimizer = 'sgd'  # Or adagrad, adam, yogi.
+  config.server.learning_rate = 1.0  # 1 with sgd and momentum 0 is FedAvg.
+  config.server.momentum = 0.0  # Of sgd; beta_1 of the others.
+  config.server.second_momentum = 0.99  # beta_2 of adam and yogi.
+  config.server.adaptivity = 0.001  # tau of adagrad, adam and yogi.
+
+  config.on_nan = 'stop'  # Or skip_client: goes on without such clients.
+  config.rounds = 3000
+  config.eval_every = 1
+  config.target_accuracy = 0.8  # Stops there; 0 runs all rounds.
+  config.seed = 0  # Of partition, initial weights, cohorts and orders.
+
+  config.lanes = 0  # Clients side by side on all devices; 0 chooses.
+  config.micro_batch = 0  # Examples of a step; larger B adds up; 0 chooses.
+  config.rounds_per_call = 0  # At most, of short rounds; 0 chooses.
+  config.cpu_devices = 0  # Virtual devices on CPU; 0 is one per core.
+  config.checkpoint = ml_collections.ConfigDict()
+  config.checkpoint.rounds = 0  # From one to the next; 0 goes by time alone.
+  config.checkpoint.minutes = 5.0  # The same by time; 0 goes by rounds alone.
+  config.checkpoint.keep = 3  # Of the last ones, beside the best.
+  return config
