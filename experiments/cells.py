@@ -46,6 +46,8 @@ _MIDDLES = {
   ('cifar_cnn', 'iid', False): -5 / 6,
   ('cifar_cnn', 'iid', True): -1 / 6,
   ('cifar_cnn', 'centralized', False): -5 / 6,
+  ('word_lstm', 'noniid', False): 5 / 6,
+  ('word_lstm', 'noniid', True): 7 / 6,
 }
 
 
@@ -71,6 +73,9 @@ class Cell:
     decay_rounds: rounds from one decay to the next.
     measured: whether the model is tested on the 'test' or the 'train' examples.
     eval_every: rounds from one test to the next.
+    learning_rate: the only one, where the paper prints it; None for a grid.
+    cohort: clients of a round, where the paper says that instead of C.
+    counted: what a round counts for; SGD's is an epoch, of so many updates.
   """
 
   table: str
@@ -90,6 +95,9 @@ class Cell:
   decay_rounds: int = 1
   measured: str = 'test'
   eval_every: int = 1
+  learning_rate: float | None = None
+  cohort: int | None = None
+  counted: int = 1
 
   def setting(self) -> dict[str, Any]:
     """What decides a curve, but for learning rate and seed; JSON."""
@@ -98,10 +106,6 @@ class Cell:
     values = {name: getattr(self, name) for name in names}
     values['B'] = 'inf' if math.isinf(self.B) else int(self.B)
     return values
-
-  def with_rounds(self, rounds: int) -> 'Cell':
-    """The same with another limit."""
-    return dataclasses.replace(self, rounds=rounds)
 
   def describe(self) -> str:
     """One line, in the paper's letters."""
@@ -118,22 +122,26 @@ class Cell:
       values: G, an odd number keeps the middle in the middle.
       ratio: 3 for steps of 10^(1/3), 6 for 10^(1/6).
     """
+    if self.learning_rate is not None:
+      return (self.learning_rate,)
     first = self.middle - (values - 1) // 2 / ratio
     return tuple(
       float(f'{10 ** (first + i / ratio):.3g}') for i in range(values)
     )
 
 
-def of_table(table: int, rounds: Callable[[Cell], int]) -> list[Cell]:
+def of_table(
+  table: int, settle: Callable[[Cell], dict[str, Any]]
+) -> list[Cell]:
   """The cells that the paper prints in a table, in its order.
 
   Args:
     table: 1 to 4.
-    rounds: cell -> after how many to give up.
+    settle: cell -> what the table does not say of it, `rounds` at least.
   """
   cells = []
   for row in paper.cells(table):
-    if row['algorithm'] == 'SGD':  # One client, whose minibatches are rounds.
+    if row['algorithm'] == 'SGD':  # One client with all the data.
       row |= {'C': '0', 'E': '1'}
     infinite = math.isinf(float(row['B']))
     cell = Cell(
@@ -151,7 +159,7 @@ def of_table(table: int, rounds: Callable[[Cell], int]) -> list[Cell]:
       u=float(row['u']) if row['u'] else None,
       middle=_MIDDLES[row['model'], row['partition'], infinite],
     )
-    cells.append(dataclasses.replace(cell, rounds=rounds(cell)))
+    cells.append(dataclasses.replace(cell, **settle(cell)))
   return cells
 
 
@@ -201,13 +209,20 @@ def build(
       optax.sgd(1.0),
     )
 
+  clients = fa.build_clients(dataset.train, divide(cell, dataset, seed))
+  fraction = cell.C
+  if cell.cohort is not None:
+    fraction = min(cell.cohort / clients.num_clients, 1.0)
+  pipeline = {}
+  if cell.model == 'cifar_cnn':
+    pipeline = {'pixels': 'image', 'augmentation': 'tutorial'}
   return fa.build_simulation(
-    fa.build_model(cell.model, dataset),
-    fa.build_clients(dataset.train, divide(cell, dataset, seed)),
+    fa.build_model(cell.model, dataset, **pipeline),
+    clients,
     dataset.test if cell.measured == 'test' else dataset.train,
     algorithm=algorithm,
     sweep=learning_rates,
-    client_fraction=cell.C,
+    client_fraction=fraction,
     epochs=cell.E,
     batch_size=0 if math.isinf(cell.B) else int(cell.B),
     seed=seed,

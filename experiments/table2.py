@@ -20,7 +20,9 @@ from experiments import tables
 
 def table() -> list[cells.Cell]:
   """The 30 cells: CNN IID and non-IID, LSTM IID and by role."""
-  return cells.of_table(2, lambda cell: 2 * (cell.paper_rounds or 0) + 50)
+  return cells.of_table(
+    2, lambda cell: {'rounds': 2 * (cell.paper_rounds or 0) + 50}
+  )
 
 
 if __name__ == '__main__':

@@ -19,7 +19,9 @@ from experiments import tables
 
 def table() -> list[cells.Cell]:
   """The 18 cells of the appendix."""
-  return cells.of_table(4, lambda cell: 2 * (cell.paper_rounds or 0) + 100)
+  return cells.of_table(
+    4, lambda cell: {'rounds': 2 * (cell.paper_rounds or 0) + 100}
+  )
 
 
 if __name__ == '__main__':

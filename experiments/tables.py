@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from collections.abc import Sequence
+import dataclasses
 import math
 import os
 import pathlib
@@ -17,6 +18,7 @@ import fedavg_jax as fa
 from fedavg_jax.progress import say
 from fedavg_jax.signals import stop_on_signals
 
+RATES = 5  # Learning rates of a sweep unless told otherwise.
 # Of two cores of an AMD EPYC, where no run of the model was made here.
 _EXAMPLES_PER_SECOND = {
   '2nn': 200_000.0,
@@ -57,7 +59,9 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     help='folder with mnist/, cifar-10-batches-bin/, shakespeare/; default'
     ' $FEDAVG_DATA; MNIST and CIFAR-10 are downloaded without it',
   )
-  parser.add_argument('--values', type=int, default=5, help='learning rates')
+  parser.add_argument(
+    '--values', type=int, default=RATES, help='learning rates'
+  )
   parser.add_argument(
     '--ratio', type=int, default=3, choices=(3, 6), help='10^(1/ratio) apart'
   )
@@ -80,11 +84,10 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 def _main(name, doc, all_cells) -> None:
   args = arguments(doc).parse_args()
   store = results.Results(args.results)
-  numbers = _numbers('--cells', args.cells, len(all_cells))
-  seeds = _seeds(args.seeds)
+  chosen = numbers('--cells', args.cells, len(all_cells))
   if not args.show:
     fa.use_cpu_devices(0)
-    run(args, [all_cells[i - 1] for i in numbers], seeds, store)
+    run(args, [all_cells[i - 1] for i in chosen], seeds(args.seeds), store)
   print(render(name, all_cells, store))
 
 
@@ -105,7 +108,7 @@ def run(args, cells: Sequence[Cell], seeds: Sequence[int], store) -> bool:
     for seed in seeds:
       for cell in cells:
         if args.rounds:
-          cell = cell.with_rounds(args.rounds)
+          cell = dataclasses.replace(cell, rounds=args.rounds)
         rates = store.wanted(cell, seed, _rates(args, cell))
         if not rates:
           continue
@@ -141,8 +144,14 @@ def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
   for number, cell in enumerate(cells, 1):
     seeds = sorted({row['seed'] for row in store.of(cell)})
     found = [b for seed in seeds if (b := store.best(cell, seed))]
-    ours = [best.rounds for best in found if best.rounds is not None]
-    grid = [b.rounds_paper_grid for b in found if b.rounds_paper_grid]
+    ours = [
+      best.rounds * cell.counted for best in found if best.rounds is not None
+    ]
+    grid = [
+      best.rounds_paper_grid * cell.counted
+      for best in found
+      if best.rounds_paper_grid is not None
+    ]
     paper = '—' if cell.paper_rounds is None else str(cell.paper_rounds)
     told = ['missing', '', '', '']
     if ours:
@@ -172,7 +181,7 @@ def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
     lines += [
       '',
       f'Missing: {len(missing)} of {len(cells)} cells, about'
-      f' {duration(total)} for five learning rates'
+      f' {duration(total)} for {RATES} learning rates'
       ' on the machine of the rows. A cell by itself:',
       '',
       *(
@@ -194,8 +203,8 @@ def estimate(cell: Cell, store: results.Results) -> float:
   speed = (
     statistics.median(speeds) if speeds else _EXAMPLES_PER_SECOND[cell.model]
   )
-  rounds = cell.paper_rounds or cell.rounds
-  return 5 * rounds * examples_per_round(cell.setting()) / speed
+  rounds = (cell.paper_rounds or cell.rounds * cell.counted) / cell.counted
+  return RATES * rounds * examples_per_round(cell.setting()) / speed
 
 
 def examples_per_round(setting) -> float:
@@ -235,27 +244,28 @@ def _rates(args, cell: Cell) -> tuple[float, ...]:
   return rates
 
 
-def _seeds(text: str) -> list[int]:
+def seeds(text: str) -> list[int]:
+  """The numbers of '0,1,2'."""
   try:
-    seeds = [int(part) for part in text.split(',')]
+    found = [int(part) for part in text.split(',')]
   except ValueError:
-    seeds = [-1]
-  if min(seeds) < 0:
+    found = [-1]
+  if min(found) < 0:
     raise fa.InputError(f'--seeds {text}: must be whole numbers from 0')
-  return seeds
+  return found
 
 
-def _numbers(flag: str, text: str | None, most: int) -> list[int]:
+def numbers(flag: str, text: str | None, most: int) -> list[int]:
   """The numbers of '1,4-6', all of them for None."""
   if text is None:
     return list(range(1, most + 1))
-  numbers = []
+  found = []
   try:
     for part in text.split(','):
       first, _, last = part.partition('-')
-      numbers += range(int(first), int(last or first) + 1)
+      found += range(int(first), int(last or first) + 1)
   except ValueError:
-    numbers = [0]
-  if not numbers or min(numbers) < 1 or max(numbers) > most:
+    found = [0]
+  if not found or min(found) < 1 or max(found) > most:
     raise fa.InputError(f'{flag} {text}: must lie in 1 to {most}')
-  return numbers
+  return found

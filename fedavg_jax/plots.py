@@ -25,7 +25,7 @@ def draw_curves(
     target_accuracy: drawn as a line, unless 0.
     paper_rounds: the paper's number of rounds for this very setting, if any.
   """
-  figure = _figure(8, 6)
+  figure = new_figure(8, 6)
   top, bottom = figure.subplots(2, 1, sharex=True)
   tested = [r for r in records if r.get('test_accuracy') is not None]
   rounds = [r['round'] for r in tested]
@@ -86,7 +86,7 @@ def draw_partition(
     title: what was divided.
     counts: [K, classes], from `partition.label_counts`.
   """
-  figure = _figure(10, 4.5)
+  figure = new_figure(10, 4.5)
   axes = figure.subplots()
   num_clients, num_classes = counts.shape
   edges = np.arange(num_clients + 1) - 0.5
@@ -115,7 +115,8 @@ def draw_partition(
   figure.savefig(path, dpi=120)
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float) -> Any:
+  """An empty figure of so many inches, without a window."""
   from matplotlib.figure import Figure  # No pyplot: no global state, no window.
 
   return Figure(figsize=(width, height), layout='constrained')
