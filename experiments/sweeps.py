@@ -185,15 +185,20 @@ def _rows(cell, learning_rates, seed, told) -> list[dict[str, Any]]:
       row
       | {
         'seconds': round(told['seconds'] / len(learning_rates), 1),
-        'device': environment['device'],
-        'processor': environment['processor'],
-        'num_devices': environment['num_devices'],
-        'versions': environment['versions'],
-        'commit': _commit(),
-        'date': datetime.date.today().isoformat(),
+        **provenance(environment),
       }
     )
   return rows
+
+
+def provenance(environment: dict[str, Any]) -> dict[str, Any]:
+  """What stands beside every number: device, versions, commit, date."""
+  names = ('device', 'processor', 'num_devices', 'versions')
+  return {
+    **{name: environment[name] for name in names},
+    'commit': _commit(),
+    'date': datetime.date.today().isoformat(),
+  }
 
 
 def _commit() -> str:
