@@ -21,9 +21,12 @@ import optax
 import fedavg_jax as fa
 from fedavg_jax import paper
 
-# (folder under the data folder, the name the package knows it by).
+# Where each data set lies under the data folder.
 DATASETS = {
+  'digits': '',
   'mnist': 'mnist',
+  'mnist_writers': '',  # In mnist/ and qmnist_writers/.
+  'leaf': 'femnist_leaf',
   'cifar10': 'cifar-10-batches-bin',
   'shakespeare': 'shakespeare',
   'words': 'words',
@@ -170,18 +173,18 @@ def load(dataset: str, data: str) -> fa.Dataset:
   return fa.load_dataset(dataset, folder)
 
 
-def divide(cell: Cell, dataset: fa.Dataset, seed: int) -> list[np.ndarray]:
+def divide(partition: str, dataset: fa.Dataset, seed: int) -> list[np.ndarray]:
   """Indices of every client's training examples, as the paper divides them."""
   number = len(dataset.train.y)
-  if cell.partition == 'centralized':
+  if partition == 'centralized':
     return [np.arange(number)]
   natural = dataset.owners
   if natural is not None:
     parts = fa.partition.by_owner(natural)
-    if cell.partition == 'noniid':
+    if partition == 'noniid':
       return parts
     return fa.partition.iid(number, num_clients=len(parts), seed=seed)
-  if cell.partition == 'noniid':
+  if partition == 'noniid':
     return fa.partition.shards(
       dataset.train.y, num_clients=100, shards_per_client=2, seed=seed
     )
@@ -209,7 +212,9 @@ def build(
       optax.sgd(1.0),
     )
 
-  clients = fa.build_clients(dataset.train, divide(cell, dataset, seed))
+  clients = fa.build_clients(
+    dataset.train, divide(cell.partition, dataset, seed)
+  )
   fraction = cell.C
   if cell.cohort is not None:
     fraction = min(cell.cohort / clients.num_clients, 1.0)

@@ -166,7 +166,7 @@ def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
       ]
     elif found:
       told[0] = f'not in {max(best.tried for best in found)}'
-    if len(ours) < len(found):
+    if 0 < len(ours) < len(found):
       told[0] += f'; {len(found) - len(ours)} of {len(found)} seeds did not'
     setting = cell.setting()
     lines.append(
@@ -210,6 +210,7 @@ def estimate(cell: Cell, store: results.Results) -> float:
 def examples_per_round(setting) -> float:
   """Examples that a cohort reads in a round, about."""
   clients, each = {
+    'digits': (100, 15),
     'mnist': (100, 600),
     'cifar10': (100, 500),
     'shakespeare': (1146, 74),
