@@ -97,16 +97,15 @@ def _works(path, lines) -> Iterable[tuple[str, list[str]]]:
   def plain(line):
     return line.strip().rstrip(':').upper()
 
-  begin = next((i for i, s in enumerate(lines) if plain(s) == 'CONTENTS'), None)
   titles: list[str] = []
-  number = 0
-  for number in range((begin or 0) + 1, len(lines) if begin else 0):
-    title = plain(lines[number])
-    if title in titles:  # The first work begins.
-      break
-    if title:
+  contents = [i for i, line in enumerate(lines) if plain(line) == 'CONTENTS']
+  number = contents[0] + 1 if contents else len(lines)
+  # Until the first work begins.
+  while number < len(lines) and plain(lines[number]) not in titles:
+    if title := plain(lines[number]):
       titles.append(title)
-  else:
+    number += 1
+  if number == len(lines):
     raise InputError(
       f'{path}: has no contents that name its works; must be Project'
       " Gutenberg's eBook 100, 100-0.txt or 100-0.zip"

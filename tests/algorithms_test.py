@@ -343,3 +343,20 @@ def test_bad_numbers_and_names_are_told():
 )
 def test_every_algorithm_of_the_package_passes_the_check(algorithm):
   algorithms.check(algorithm, PARAMS)
+
+
+def test_a_rate_that_decays_by_rounds():
+  """eta * factor^(rounds done // every), exact at each step down."""
+  optimizer = algorithms.decayed_sgd(0.5, 0.1, 3)
+  grads = {'w': jnp.array([2.0, -1.0])}
+  for number in range(1, 10):
+    updates, _ = optimizer.update(
+      grads, optimizer.init(grads), grads, round=jnp.int32(number)
+    )
+    rate = 0.5 * 0.1 ** ((number - 1) // 3)
+    np.testing.assert_allclose(updates['w'], [-2 * rate, rate], rtol=1e-6)
+  plain = optax.sgd(0.3).update(grads, optax.sgd(0.3).init(grads), grads)[0]
+  same, _ = algorithms.decayed_sgd(0.3, 1.0, 1).update(
+    grads, (), grads, round=7
+  )
+  np.testing.assert_array_equal(same['w'], plain['w'])

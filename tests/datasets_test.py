@@ -1,12 +1,15 @@
 """Real files, files made here, damaged files, and a real download."""
 
+import contextlib
 import functools
 import gzip
 import hashlib
 import http.server
+import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 
@@ -164,11 +167,9 @@ def test_unknown_data_set():
     datasets.load_dataset('mnits')
 
 
-@pytest.fixture
-def server(mnist_dir, monkeypatch):
-  """The address of the data set, moved to this machine; checksums stay."""
-  import tensorflow_datasets as tfds
-
+@contextlib.contextmanager
+def serve(folder):
+  """Serves a folder: (its address, what was asked for so far)."""
   served = []
 
   class Handler(http.server.SimpleHTTPRequestHandler):
@@ -180,25 +181,33 @@ def server(mnist_dir, monkeypatch):
       pass
 
   httpd = http.server.ThreadingHTTPServer(
-    ('127.0.0.1', 0), functools.partial(Handler, directory=str(mnist_dir))
+    ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder))
   )
   thread = threading.Thread(target=httpd.serve_forever)
   thread.start()
-  url = f'http://127.0.0.1:{httpd.server_port}/'
+  yield f'http://127.0.0.1:{httpd.server_port}/', served
+  httpd.shutdown()
+  httpd.server_close()
+  thread.join()
+
+
+@pytest.fixture
+def server(mnist_dir, monkeypatch):
+  """The address of the data set, moved to this machine; checksums stay."""
+  import tensorflow_datasets as tfds
+
   # Read all before any is replaced: one builder inherits from the other.
   registered = {
     builder: list(builder.url_infos.values())
     for builder in map(tfds.builder_cls, ('mnist', 'fashion_mnist'))
   }
-  for builder, infos in registered.items():
-    monkeypatch.setattr(builder, 'URL', url)
-    monkeypatch.setattr(
-      builder, 'url_infos', {url + info.filename: info for info in infos}
-    )
-  yield served
-  httpd.shutdown()
-  httpd.server_close()
-  thread.join()
+  with serve(mnist_dir) as (url, served):
+    for builder, infos in registered.items():
+      monkeypatch.setattr(builder, 'URL', url)
+      monkeypatch.setattr(
+        builder, 'url_infos', {url + info.filename: info for info in infos}
+      )
+    yield served
 
 
 # What others' code warns of while it downloads is theirs.
@@ -275,3 +284,123 @@ def test_checksums_that_tensorflow_datasets_registers(mnist_dir):
   for info in infos.values():
     content = (mnist_dir / info.filename).read_bytes()
     assert hashlib.sha256(content).hexdigest() == info.checksum
+
+
+# Natural clients.
+
+
+@pytest.fixture
+def data_dir(mnist_dir):
+  return mnist_dir.parent
+
+
+def test_writers_of_mnist(data_dir, tmp_path):
+  """Files side by side in a folder each, or all in one."""
+  data = datasets.load_dataset('mnist_writers', str(data_dir))
+  counts = np.bincount(data.owners)
+  assert len(counts) == 539 and counts.sum() == 60_000
+  assert (counts.min(), np.median(counts), counts.max()) == (19, 116, 131)
+  plain = datasets.load_dataset('mnist', str(data_dir / 'mnist'))
+  np.testing.assert_array_equal(data.train.x, plain.train.x)
+  for file in FILES:
+    shutil.copy(data_dir / 'mnist' / f'{file}.gz', tmp_path)
+  name = 'qmnist-train-labels-idx2-int'
+  with pytest.raises(InputError, match=f'{name}.*is missing'):
+    datasets.load_dataset('mnist_writers', str(tmp_path))
+  content = gzip.decompress(
+    (data_dir / 'qmnist_writers' / f'{name}.gz').read_bytes()
+  )
+  (tmp_path / name).write_bytes(content)
+  again = datasets.load_dataset('mnist_writers', str(tmp_path))
+  np.testing.assert_array_equal(data.owners, again.owners)
+  for damaged in (content[:-1], content + b'x', b'\0\0\x08' + content[3:]):
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(InputError, match="not QMNIST's extended labels"):
+      datasets.load_dataset('mnist_writers', str(tmp_path))
+
+
+def test_femnist(data_dir):
+  """105 writers, 62 classes, white background."""
+  data = datasets.load_dataset('leaf', str(data_dir / 'femnist_leaf'))
+  assert len(np.unique(data.owners)) == 105 and data.num_classes == 62
+  assert data.train.x.shape[1:] == (28, 28, 1)
+  assert np.median(data.train.x) == 1.0 and data.train.x.min() >= 0
+
+
+def leaf(folder, split, users, file='all.json'):
+  (folder / split).mkdir(exist_ok=True)
+  tree = {
+    'users': list(users),
+    'num_samples': [len(y) for _, y in users.values()],
+    'user_data': {u: {'x': x, 'y': y} for u, (x, y) in users.items()},
+  }
+  (folder / split / file).write_text(json.dumps(tree))
+
+
+def test_leaf_users_are_clients(tmp_path):
+  """In several files; who has no training example is none."""
+  leaf(tmp_path, 'train', {'b': ([[0.5] * 4, [1] * 4], [0, 2])})
+  leaf(
+    tmp_path,
+    'train',
+    {'a': ([[0.25] * 4], [1]), 'nobody': ([], [])},
+    'more.json',
+  )
+  leaf(tmp_path, 'test', {'b': ([[0.0] * 4], [3])})
+  data = datasets.load_dataset('leaf', str(tmp_path))
+  assert data.owners.tolist() == [0, 0, 1]
+  assert data.train.x.shape == (3, 2, 2, 1) and data.num_classes == 4
+  assert data.pixel_statistics()[0] == pytest.approx(1.75 / 3)
+
+
+def test_bad_leaf_folders(tmp_path):
+  with pytest.raises(InputError, match='train/ holds no json'):
+    datasets.load_dataset('leaf', str(tmp_path))
+  leaf(tmp_path, 'train', {'a': ([[1.0] * 4], [1])})
+  leaf(tmp_path, 'test', {'a': ([[1.0] * 5], [1])})
+  with pytest.raises(InputError, match='shapes'):
+    datasets.load_dataset('leaf', str(tmp_path))
+  leaf(tmp_path, 'test', {'a': ([], [])})
+  with pytest.raises(InputError, match='both have examples'):
+    datasets.load_dataset('leaf', str(tmp_path))
+
+
+# CIFAR-10 through tensorflow-datasets.
+
+
+@pytest.mark.filterwarnings('default')
+def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
+  """The real download manager; an archive in the official layout, made here."""
+  import tensorflow_datasets as tfds
+
+  rng = np.random.default_rng(0)
+  source = tmp_path / 'source'
+  (source / 'cifar-10-batches-bin').mkdir(parents=True)
+  for name in datasets._CIFAR_FILES:
+    records = rng.integers(0, 256, (10_000, 3073), np.uint8)
+    records[:, 0] %= 10
+    (source / 'cifar-10-batches-bin' / name).write_bytes(records.tobytes())
+  archive = source / 'cifar-10-binary.tar.gz'
+  with tarfile.open(archive, 'w:gz', compresslevel=0) as tar:
+    tar.add(source / 'cifar-10-batches-bin', 'cifar-10-batches-bin')
+  with serve(source) as (url, served):
+    builder = tfds.builder_cls('cifar10')
+    (info,) = builder.url_infos.values()
+    assert info.filename == archive.name  # What is registered for the real one.
+    content = archive.read_bytes()
+    info = type(info)(
+      size=tfds.core.utils.Size(len(content)),
+      checksum=hashlib.sha256(content).hexdigest(),
+      filename=info.filename,
+    )
+    monkeypatch.setattr(builder, 'url_infos', {url + archive.name: info})
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    first = datasets.load_dataset('cifar10')
+    again = datasets.load_dataset('cifar10')
+    assert served == [f'/{archive.name}']
+  expected = datasets.load_dataset(
+    'cifar10', str(source / 'cifar-10-batches-bin')
+  )
+  for got in (first, again):
+    np.testing.assert_array_equal(got.train.x, expected.train.x)
+    np.testing.assert_array_equal(got.test.y, expected.test.y)

@@ -29,3 +29,26 @@ def test_padding_does_not_count(num_devices, examples):
   assert got.count == examples
   assert got.accuracy == (logits.argmax(axis=1) == y).mean()
   assert got.loss == pytest.approx(-log_p[np.arange(examples), y].mean(), 1e-5)
+
+
+@pytest.mark.parametrize('num_devices', [1, 2])
+@pytest.mark.parametrize('examples', [1, 125, 300])
+def test_every_label_of_a_sequence_counts_once(num_devices, examples):
+  """Sequences of any length, none without a label, against NumPy."""
+  rng = np.random.default_rng(examples)
+  x = rng.integers(0, 5, (examples, 6)).astype(np.int32)
+  y = rng.integers(0, 5, (examples, 6)).astype(np.int32)
+  lengths = rng.integers(1, 7, examples)
+  real = np.arange(6) < lengths[:, None]
+  y[~real] = clients_lib.NO_LABEL
+  table = rng.normal(size=(5, 5))
+  mesh = round_lib.lane_mesh(jax.devices()[:num_devices])
+  test = evaluate.place_test_set(clients_lib.Examples(x, y), mesh)
+  run = evaluate.build_evaluate(lambda params, x: params[x], mesh)
+  got = jax.device_get(run(jnp.float32(table), test))
+  logits = table[x][real]
+  log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+  assert got.count == real.sum()
+  assert got.accuracy == (logits.argmax(axis=1) == y[real]).mean()
+  expected = -log_p[np.arange(len(log_p)), y[real]].mean()
+  assert got.loss == pytest.approx(expected, 1e-5)

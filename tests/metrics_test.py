@@ -81,3 +81,8 @@ def test_cells_of_the_paper(setting, expected):
   names = 'model partition client_fraction epochs batch_size target_accuracy'
   kwargs = dict(zip(names.split(), setting, strict=True))
   assert paper.rounds_in_paper(dataset='mnist', **kwargs) == expected
+
+
+def test_rounds_after_which_the_paper_evaluates():
+  tested = [n for n in range(1, 350) if metrics.on_paper_grid(n)]
+  assert tested == [*range(1, 11), *range(20, 101, 10), 200, 300]

@@ -132,3 +132,8 @@ def test_hold_out_takes_a_share_of_every_client():
 def test_refusals(call, message):
   with pytest.raises(InputError, match=message):
     call()
+
+
+def test_natural_clients_keep_their_own_in_order():
+  parts = partition.by_owner(np.array([2, 0, 2, 1, 0, 2]))
+  assert [part.tolist() for part in parts] == [[1, 4], [3], [0, 2, 5]]
