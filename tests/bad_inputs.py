@@ -81,6 +81,38 @@ def cifar(content: bytes, *words: str) -> Case:
   )
 
 
+def texts(dataset: str, content: str, *words: str) -> Case:
+  """A text that is no data set."""
+  return Case(
+    [
+      f'--config.dataset={dataset}',
+      '--config.data_dir=text',
+      '--config.partition=natural',
+      '--config.num_clients=0',
+      '--config.model=char_lstm',
+    ],
+    ['text', *words],
+    lambda folder: (folder / 'text').write_text(content),
+  )
+
+
+def leaf(change: Callable[[dict], object], *words: str) -> Case:
+  """A folder of LEAF's whose training file is changed."""
+
+  def prepare(folder):
+    own = {'x': [[0.0] * 4] * 2, 'y': [0, 1]}
+    tree = {'users': ['a'], 'num_samples': [2], 'user_data': {'a': own}}
+    for split in ('test', 'train'):
+      (folder / 'leaf' / split).mkdir(parents=True)
+      if split == 'train':
+        change(tree)
+      (folder / 'leaf' / split / 'all.json').write_text(json.dumps(tree))
+
+  return Case(
+    ['--config.dataset=leaf', '--config.data_dir=leaf'], list(words), prepare
+  )
+
+
 def idx(array: np.ndarray) -> bytes:
   """An IDX file."""
   header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes()
@@ -343,8 +375,9 @@ DATA = {
     IDX, lambda c: idx(np.zeros((7, 28, 28))), 'has shape (7, 28, 28)'
   ),
   'label': data_file(LABELS, lambda c: c[:-1] + b'\x0a', 'label 10'),
-  'cifar10 without a folder': Case(
-    ['--config.dataset=cifar10'], ['data_dir', 'data_batch_1.bin', 'six files']
+  'cifar10 in a folder without it': Case(
+    ['--config.dataset=cifar10', '--config.data_dir=data'],
+    ['data_dir', 'data_batch_1.bin', 'six files'],
   ),
   'cifar10 of another size': cifar(b'\0' * 3072, '3,072 bytes', '3,073'),
   'cifar10 empty': cifar(b'', '0 bytes'),
@@ -493,6 +526,68 @@ RUNS = {
   ),
 }
 
+FEDERATIONS = {
+  'natural clients of digits': Case(
+    ['--config.partition=natural', '--config.num_clients=0'],
+    ['num_clients = 0', 'digits has no natural clients'],
+  ),
+  'number of natural clients': Case(
+    ['--config.partition=natural'], ['num_clients = 50', 'must be 0', 'natural']
+  ),
+  'no clients': key('num_clients', '0', 'no natural clients'),
+  'shards of sequences': Case(
+    [
+      '--config.dataset=shakespeare',
+      '--config.data_dir=text',
+      '--config.model=char_lstm',
+    ],
+    ["partition = 'shards'", 'shakespeare'],
+    lambda folder: (
+      (folder / 'text').mkdir(),
+      (folder / 'text' / 'play.txt').write_text(
+        'Play\nSCENE\tHere\n\n' + 'A\tone line\n\ttwo lines\n' * 30
+      ),
+    ),
+  ),
+  'no play': texts('shakespeare', 'roses', 'no contents', 'eBook 100'),
+  'no roles': texts(
+    'shakespeare', 'Contents\n\nA\n\nA\nrose', 'no role speaks'
+  ),
+  'no words': texts(
+    'words', '{"author": "ann", "text": "1 2"}', "'ann' has no words"
+  ),
+  'no json lines': texts('words', 'ann says', 'line 1', 'author', 'text'),
+  'no text': Case(
+    ['--config.dataset=words', '--config.data_dir=nowhere'],
+    ['nowhere', 'no such file'],
+  ),
+  'leaf lengths': leaf(
+    lambda tree: tree['user_data']['a']['y'].append(1),
+    'all.json',
+    "user 'a'",
+    '2 x and 3 y',
+  ),
+  'leaf users': leaf(
+    lambda tree: tree['users'].append('b'),
+    'all.json',
+    '2 users',
+    '1 num_samples',
+  ),
+  'no leaf': Case(
+    ['--config.dataset=leaf', '--config.data_dir=.'], ['train/ holds no json']
+  ),
+  'model of sequences': key('model', 'char_lstm', '2nn', 'images of digits'),
+  'crop of small images': key('augmentation', 'tutorial', '24 x 24', 'digits'),
+  'augmentation': key('augmentation', 'mixup', 'none', 'tutorial'),
+  'decay 0': key('client.decay', '0', '(0, 1]'),
+  'decay 2': key('client.decay', '2', '(0, 1]'),
+  'decay rounds': key('client.decay_rounds', '0', '[1,'),
+  'decay with scaffold': Case(
+    ['--config.algorithm=scaffold', '--config.client.decay=0.9'],
+    ['client.decay', 'scaffold'],
+  ),
+}
+
 CASES = {
   f'{kind}: {name}': case
   for kind, cases in {
@@ -500,6 +595,7 @@ CASES = {
     'key': KEYS,
     'config': CONFIGS,
     'data': DATA,
+    'federation': FEDERATIONS,
     'run': RUNS,
   }.items()
   for name, case in cases.items()
