@@ -51,8 +51,14 @@ CHECKS: dict[str, dict[str, Any]] = {
     'micro_batch': 8,
   },
   '2nn, scaffold': {'model': '2nn', 'algorithm': 'scaffold'},
+  '2nn, a sweep': {'model': '2nn', 'sweep': (0.05, 0.1, 0.2)},
+  'char_lstm': {'model': 'char_lstm'},
+  'word_lstm': {'model': 'word_lstm'},
   **{f'cnn, {m}': {'model': 'cnn', 'convolution': m} for m in METHODS},
+  'cifar_cnn, cropped': {'model': 'cifar_cnn'},
 }
+_SHAPES = {'char_lstm': (80,), 'word_lstm': (10,), 'cifar_cnn': (32, 32, 3)}
+_CLASSES = {'char_lstm': 258, 'word_lstm': 10_000}
 
 
 def cells() -> list[tuple[str, dict[str, Any]]]:
@@ -79,20 +85,33 @@ def cells() -> list[tuple[str, dict[str, Any]]]:
   for lanes in (8, 32, 64, 128, 256):
     found.append(('cohort_1000', {'lanes': lanes}))
   found += [(name, {}) for name in ('roles', 'writers', 'log_normal_500')]
+  for name in ('cifar', 'shakespeare', 'words'):
+    found += [(name, {})] + [(name, {'lanes': n}) for n in (4, 16, 64)]
+  for values in (1, 3, 5, 11):
+    found += [(name, {'sweep': values}) for name in ('2nn', 'cnn_e5')]
   return found
 
 
 def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
   """(state before, state and client states after) a round on some devices."""
-  data, clients = workloads.make_data(
-    workloads.Workload(
-      about='uneven', model=model, sizes=UNEVEN, cohort=len(UNEVEN)
-    )
+  workload = workloads.Workload(
+    about='uneven',
+    model=model,
+    shape=_SHAPES.get(model, (28, 28, 1)),
+    classes=_CLASSES.get(model, 10),
+    sizes=UNEVEN,
+    cohort=len(UNEVEN),
   )
+  data, clients = workloads.make_data(workload)
   settings: dict[str, Any] = {'epochs': 2, 'batch_size': 10} | kwargs
-  algorithm = ALGORITHMS[settings.pop('algorithm', 'fedavg')]
+  algorithm: Any = ALGORITHMS[settings.pop('algorithm', 'fedavg')]
+  if 'sweep' in settings:
+
+    def algorithm(rate):
+      return fa.fedavg(optax.sgd(rate), optax.sgd(1.0))
+
   simulation = fa.build_simulation(
-    fa.build_model(model, data, convolution=convolution),
+    workloads.make_model(workload, data, convolution=convolution),
     clients,
     data.test,
     algorithm=algorithm,
@@ -109,7 +128,7 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
     simulation.planner, [1], simulation.rounds_per_call, lambda _: False
   )
   *states, _ = simulation.call(
-    np.True_,
+    np.ones(len(simulation.sweep or ()) or (), bool),
     state,
     client_states,
     simulation.data,

@@ -34,7 +34,7 @@ def build(
     workload: what to run.
     options: of the engine alone. `lanes`, over the workload's own, or 'cohort'
       for a lane per client to the end of the longest; `convolution`;
-      `precision`.
+      `precision`; `sweep`, a number of learning rates.
   """
   data, clients = workloads.make_data(workload)
   model = workloads.make_model(
@@ -48,11 +48,21 @@ def build(
     devices = jax.device_count()
     widths = (-(-workload.cohort // devices),)
     number = widths[0] * devices
+
+  def algorithm(rate):
+    return fa.fedavg(optax.sgd(rate), optax.sgd(1.0))
+
+  rates = None
+  if options.get('sweep'):
+    rates = workload.learning_rate * np.geomspace(0.5, 1.0, options['sweep'])
   simulation = fa.build_simulation(
     model,
     clients,
     data.test,
-    algorithm=fa.fedavg(optax.sgd(workload.learning_rate), optax.sgd(1.0)),
+    algorithm=algorithm
+    if rates is not None
+    else algorithm(workload.learning_rate),
+    sweep=rates,
     client_fraction=workload.cohort / len(workload.sizes),
     epochs=workload.epochs,
     batch_size=workload.batch,
@@ -73,12 +83,17 @@ def describe(
   steps = [planner.steps(n) for n in sizes]
   params = jax.eval_shape(model.init, jax.random.key(0))
   loss_fn = fa.cross_entropy(model.apply)
-  gradient = cost.count(
-    jax.grad(lambda params, x, y: loss_fn(params, x, y).sum()),
-    params,
-    jax.ShapeDtypeStruct((1, *workload.shape), 'uint8'),
-    jax.ShapeDtypeStruct((1,), 'int32'),
+  x, y = (
+    jax.ShapeDtypeStruct((1, *array.shape[1:]), array.dtype)
+    for array in simulation.data
   )
+  gradient = cost.count(
+    jax.grad(lambda params, x, y: loss_fn(params, x, y).sum()), params, x, y
+  )
+  flops = gradient.flops
+  if len(workload.shape) == 1:
+    # Its loops have no fixed length; forwards, and twice that backwards.
+    flops = 3 * 2 * models.num_parameters(params) * workload.shape[0]
   compiled: Any = simulation.call
   schedule = fa.make_schedule(planner, [1], 1, lambda _: False)
   return {
@@ -95,7 +110,7 @@ def describe(
     'useful_share': lanes.useful_share(
       steps, planner.num_devices, planner.widths
     ),
-    'flops_per_example': gradient.flops,
+    'flops_per_example': flops,
     'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
     'plan_bytes': sum(array.nbytes for array in schedule.plans),
   }

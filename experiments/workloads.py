@@ -23,8 +23,8 @@ class Workload:
 
   Attributes:
     about: one line that defines it.
-    model: '2nn', 'cnn', 'lr' or 'simple_cnn'.
-    shape: of an image.
+    model: one of the package's, 'lr' or 'simple_cnn'.
+    shape: of an image, or of a sequence.
     classes: labels.
     sizes: n_k of every client.
     cohort: m.
@@ -38,7 +38,7 @@ class Workload:
 
   about: str
   model: str
-  shape: tuple[int, int, int] = (28, 28, 1)
+  shape: tuple[int, ...] = (28, 28, 1)
   classes: int = 10
   sizes: tuple[int, ...]
   cohort: int
@@ -127,6 +127,38 @@ WORKLOADS |= {
   ),
 }
 WORKLOADS |= {
+  'cifar': Workload(
+    about="the tutorial's network on 24 x 24 crops, Table 3: 100 clients x 500,"
+    ' C = 0.1, E = 5, B = 50',
+    model='cifar_cnn',
+    shape=(32, 32, 3),
+    sizes=(500,) * 100,
+    cohort=10,
+    epochs=5,
+    batch=50,
+  ),
+  'shakespeare': Workload(
+    about='LSTM of characters, lines like those of roles: 1,069 clients, 106 a'
+    ' round, E = 1, B = 10',
+    model='char_lstm',
+    shape=(80,),
+    classes=258,
+    sizes=ROLES,
+    cohort=106,
+    learning_rate=1.0,
+  ),
+  'words': Workload(
+    about='LSTM of 10,000 words: 1,000 clients x 50, 20 a round, E = 1, B = 8',
+    model='word_lstm',
+    shape=(10,),
+    classes=10_000,
+    sizes=(50,) * 1000,
+    cohort=20,
+    batch=8,
+    learning_rate=1.0,
+  ),
+}
+WORKLOADS |= {
   f'run_{name}': dataclasses.replace(
     WORKLOADS[name],
     about=f'{WORKLOADS[name].about}, tested on 10,000 every round',
@@ -203,15 +235,32 @@ def make_data(workload: Workload) -> tuple[fa.Dataset, fa.Clients]:
   """Random pixels and labels, divided as the workload says."""
   rng = np.random.default_rng(0)
   n = sum(workload.sizes)
-  examples = fa.Examples(
-    rng.integers(0, 256, (n, *workload.shape), np.uint8),
-    rng.integers(0, workload.classes, n, np.int32),
-  )
+  if len(workload.shape) == 1:
+    examples, padding = _sequences(rng, n, *workload.shape, workload.classes)
+  else:
+    padding = None
+    examples = fa.Examples(
+      rng.integers(0, 256, (n, *workload.shape), np.uint8),
+      rng.integers(0, workload.classes, n, np.int32),
+    )
   tested = slice(0, max(workload.tested, 1))
   test = fa.Examples(examples.x[tested], examples.y[tested])
-  data = fa.Dataset('random', examples, test, workload.classes, 255.0)
+  data = fa.Dataset(
+    'random', examples, test, workload.classes, 255.0, padding=padding
+  )
   parts = np.split(np.arange(n), np.cumsum(workload.sizes)[:-1])
   return data, fa.build_clients(examples, parts)
+
+
+def _sequences(rng, number, length, tokens):
+  """Random tokens; where they are characters, lines of any length."""
+  x, y = rng.integers(0, min(tokens, 256), (2, number, length), np.int32)
+  if tokens > 258:
+    return fa.Examples(x, y), None
+  lengths = rng.integers(5, length + 1, number)  # Half full, like verses.
+  behind = np.arange(length) >= lengths[:, None]
+  x[behind], y[behind] = tokens - 1, -1
+  return fa.Examples(x, y), tokens - 1
 
 
 def make_model(
@@ -223,8 +272,15 @@ def make_model(
 ) -> fa.Model:
   """The workload's model: one of the package's, or one of this file."""
   if workload.model in models.NAMES:
+    pipeline = {}
+    if workload.model == 'cifar_cnn':
+      pipeline = {'pixels': 'image', 'augmentation': 'tutorial'}
     return fa.build_model(
-      workload.model, data, convolution=convolution, precision=precision
+      workload.model,
+      data,
+      convolution=convolution,
+      precision=precision,
+      **pipeline,
     )
   module: nn.Module = (
     SimpleCnn(workload.classes, convolution)
