@@ -102,7 +102,7 @@ def _main(name, doc, panels) -> None:
   )
   args = parser.parse_args()
   store = results.Results(args.results)
-  cells = list(dict.fromkeys(c.cell for p in panels for c in p.curves))
+  cells = cells_of(panels)
   chosen = tables.numbers('--cells', args.cells, len(cells))
   seeds = tables.seeds(args.seeds)
   if not args.show:
@@ -111,6 +111,11 @@ def _main(name, doc, panels) -> None:
   draw(args.picture, panels, store)
   say(f'{args.picture} is drawn')
   print(missing(name, cells, store))
+
+
+def cells_of(panels: Sequence[Panel]) -> list[Cell]:
+  """The cells of all panels, each once, in their order."""
+  return list(dict.fromkeys(c.cell for p in panels for c in p.curves))
 
 
 def missing(name: str, cells: Sequence[Cell], store: results.Results) -> str:

@@ -2,8 +2,8 @@
 
 python -m experiments.report
 
-Every block between `<!-- NAME -->` and `<!-- end -->` is made anew from the files
-of results; the words around them stay. A second; needs no data.
+Every block between `<!-- NAME -->` and `<!-- end -->` is made anew from the
+files of results; the words around them stay. A second; needs no data.
 """
 
 import json

@@ -52,16 +52,14 @@ def build(
   def algorithm(rate):
     return fa.fedavg(optax.sgd(rate), optax.sgd(1.0))
 
-  rates = None
+  rate, rates = workload.learning_rate, None
   if options.get('sweep'):
-    rates = workload.learning_rate * np.geomspace(0.5, 1.0, options['sweep'])
+    rates = (rate * np.geomspace(0.5, 1.0, options['sweep'])).tolist()
   simulation = fa.build_simulation(
     model,
     clients,
     data.test,
-    algorithm=algorithm
-    if rates is not None
-    else algorithm(workload.learning_rate),
+    algorithm=algorithm if rates else algorithm(rate),
     sweep=rates,
     client_fraction=workload.cohort / len(workload.sizes),
     epochs=workload.epochs,
