@@ -70,7 +70,9 @@ def test_python_block(repository, blocks, tmp_path):
     timeout=300,
   )
   assert process.returncode == 0, process.stderr
-  assert float(process.stdout) > 0.95
+  first, *of_sweep = process.stdout.splitlines()
+  assert float(first) > 0.95
+  assert len(of_sweep) == 11 and of_sweep[-1].startswith('10 [0.')
 
 
 def test_other_commands_name_files_and_keys_that_exist(repository, blocks):
