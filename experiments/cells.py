@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 import fedavg_jax as fa
+from fedavg_jax import checkpoint
 from fedavg_jax import paper
 
 # Where each data set lies under the data folder.
@@ -105,7 +106,7 @@ class Cell:
   def setting(self) -> dict[str, Any]:
     """What decides a curve, but for learning rate and seed; JSON."""
     names = ('model', 'dataset', 'partition', 'C', 'E', 'B')
-    names += ('decay', 'decay_rounds', 'measured', 'eval_every')
+    names += ('cohort', 'decay', 'decay_rounds', 'measured', 'eval_every')
     values = {name: getattr(self, name) for name in names}
     values['B'] = 'inf' if math.isinf(self.B) else int(self.B)
     return values
@@ -171,6 +172,14 @@ def load(dataset: str, data: str) -> fa.Dataset:
   """A data set from its folder under `data`; '' downloads what can be."""
   folder = f'{data}/{DATASETS[dataset]}' if data else ''
   return fa.load_dataset(dataset, folder)
+
+
+@functools.cache
+def digest(dataset: str, data: str) -> str:
+  """SHA-256 of a data set, short."""
+  own = load(dataset, data)
+  owners = [] if own.owners is None else [own.owners]
+  return checkpoint.digest([*own.train, *own.test, *owners])[:16]
 
 
 def divide(partition: str, dataset: fa.Dataset, seed: int) -> list[np.ndarray]:

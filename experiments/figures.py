@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
@@ -81,18 +80,14 @@ class Panel:
 def main(
   name: str, doc: str | None, panels: Callable[[], Sequence[Panel]]
 ) -> None:
-  """Runs and draws a figure; ends with 2 on bad input.
+  """The command of a figure.
 
   Args:
     name: of the module, such as 'figure7'.
     doc: its docstring.
     panels: makes its panels.
   """
-  try:
-    _main(name, doc, panels())
-  except fa.InputError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)
+  tables.command(lambda: _main(name, doc, panels()))
 
 
 def _main(name, doc, panels) -> None:
@@ -100,7 +95,7 @@ def _main(name, doc, panels) -> None:
   parser.add_argument(
     '--picture', type=pathlib.Path, default=PICTURES / f'{name}.png'
   )
-  args = parser.parse_args()
+  args = tables.checked(parser)
   store = results.Results(args.results)
   cells = cells_of(panels)
   chosen = tables.numbers('--cells', args.cells, len(cells))
@@ -124,22 +119,23 @@ def missing(name: str, cells: Sequence[Cell], store: results.Results) -> str:
   for number, cell in enumerate(cells, 1):
     rows = store.of(cell)
     longest = max((row['rounds'] for row in rows), default=0)
-    if rows and (
-      longest >= cell.rounds or all(r['status'] == 'diverged' for r in rows)
-    ):
+    if rows and (longest >= cell.rounds or all(r['diverged'] for r in rows)):
       continue
     state = f'{longest} of {cell.rounds} rounds' if rows else 'missing'
-    whole = dataclasses.replace(cell, paper_rounds=None)
-    seconds = tables.estimate(whole, store)
+    rate, rates = '', tables.RATES
     if cell.learning_rate is not None:
-      seconds /= tables.RATES
+      rate, rates = f' lr={cell.learning_rate:g}', 1
+    seconds = rates * tables.seconds_per_round(cell) * cell.rounds
     lines.append(
-      f'- {cell.describe()}'
-      + (f' lr={cell.learning_rate:g}' if cell.learning_rate else '')
-      + f': {state}; `python -m experiments.{name} --cells {number}`, about'
+      f'- {cell.describe()}{rate}: {state};'
+      f' `python -m experiments.{name} --cells {number}`, about'
       f' {tables.duration(seconds)}'
     )
-  return '\n'.join(lines) or 'Every curve is there.'
+  if not lines:
+    return 'Every curve is there.'
+  return '\n'.join(
+    [f'Not whole: {len(lines)} of {len(cells)} curves.', '', *lines]
+  )
 
 
 def draw(
@@ -202,9 +198,7 @@ def lines(
   """
   by_seed: dict[int, list[dict[str, Any]]] = {}
   for row in store.of(curve.cell):
-    rate = curve.cell.learning_rate
-    if rate is None or row['learning_rate'] == rate:
-      by_seed.setdefault(row['seed'], []).append(row)
+    by_seed.setdefault(row['seed'], []).append(row)
   found = []
   for rows in by_seed.values():
     if not curve.tuned:
@@ -216,7 +210,7 @@ def lines(
       row[: len(own)] = own
     best = padded.min(axis=0) if loss else padded.max(axis=0)
     if curve.tuned:
-      best = np.maximum.accumulate(best)
+      best = (np.minimum if loss else np.maximum).accumulate(best)
     x = np.arange(longest) * rows[0]['eval_every']
     found.append((x[1:], best[1:]))  # Round 0 is nobody's learning.
   return found

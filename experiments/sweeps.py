@@ -38,15 +38,15 @@ def run(
   data: str,
   stopping: Callable[[], bool],
 ) -> bool:
-  """Trains a cell with every learning rate and appends a row for each.
+  """Trains a cell with the learning rates that are missing; a row for each.
 
-  The sweep ends when the first of its rates, or one of an earlier sweep, has
-  reached the target and the next round has come that the paper evaluates: what
-  the paper prints is the best rate's number. The others tell how far they came.
+  The sweep ends with the first round that the paper evaluates in which one of
+  its rates, or of an earlier sweep, is at the target: what the paper prints is
+  the best rate's number. The others tell how far they came.
 
   Args:
     cell: the setting.
-    learning_rates: [G].
+    learning_rates: of the grid.
     seed: as in `cells.build`.
     store: to append to; beside it lies what is not over.
     data: folder of the data sets.
@@ -56,27 +56,37 @@ def run(
     Whether the sweep is over; if not, the same call goes on with it.
 
   Raises:
-    InputError: bad data.
+    InputError: bad data, or a file that cannot be written.
   """
-  key = {**cell.setting(), 'seed': seed, 'learning_rates': list(learning_rates)}
-  digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
-  folder = store.path.with_suffix('.parts') / digest.hexdigest()[:16]
-  folder.mkdir(parents=True, exist_ok=True)
-  lock = filelock.FileLock(folder / 'lock')
+  parts = store.path.with_suffix('.parts')
+  try:
+    parts.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise fa.InputError(
+      f'--results {store.path}: {parts} cannot be made ({error.strerror})'
+    ) from error
+  name = _digest({**cell.setting(), 'seed': seed})
+  lock = filelock.FileLock(parts / f'{name}.lock')
   try:
     lock.acquire(timeout=0)
   except filelock.Timeout:
     say('  another process is at it')
     return False
-  with (
-    lock,
-    contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved,
-  ):
-    rows = _run(cell, learning_rates, seed, store, saved, data, stopping)
-    if rows is None:
-      return False
-    store.append(rows)
-  shutil.rmtree(folder)
+  with lock:
+    store.read()  # Another process may have been faster.
+    store.append([])
+    rates = store.wanted(cell, seed, learning_rates)
+    if rates:
+      say('  learning rates ' + ', '.join(f'{rate:g}' for rate in rates))
+      folder = parts / f'{name}-{_digest(rates)}'
+      folder.mkdir(exist_ok=True)
+      with contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved:
+        rows = _run(cell, rates, seed, store, saved, data, stopping)
+      if rows is None:
+        return False
+      store.append(rows)
+    for folder in parts.glob(f'{name}-*'):
+      shutil.rmtree(folder)
   return True
 
 
@@ -84,22 +94,31 @@ def _run(
   cell, learning_rates, seed, store, saved, data, stopping
 ) -> list[dict[str, Any]] | None:
   """The rows, or None where it was stopped before."""
-  simulation = cells.build(
-    cell, learning_rates, seed, cells.load(cell.dataset, data)
-  )
-  # Accuracies and losses are lists of [G].
+  dataset = cells.load(cell.dataset, data)
+  sha256 = cells.digest(cell.dataset, data)
+  for row in store.of(cell):
+    if row.get('data_sha256', sha256) != sha256:
+      raise fa.InputError(
+        f'--results {store.path}: has runs of this cell on other data of'
+        f' {cell.dataset}; name another file, or the folder of those data'
+      )
+  simulation = cells.build(cell, learning_rates, seed, dataset)
+  # Accuracies and losses are lists of [G]; `lasted` are the rounds of each rate
+  # until it diverged.
   told: dict[str, Any] = {'seconds': 0.0, 'accuracy': [], 'loss': []}
-  told['lasted'] = [0] * len(learning_rates)  # Rounds until each diverged.
+  told |= {'round': 0, 'lasted': [0] * len(learning_rates), 'data': sha256}
   start = None
-  if (newest := saved.newest()) is not None:
+  newest = saved.newest()
+  if newest is not None and newest.told['data'] == sha256:
     like = resume.to_tree(*jax.eval_shape(simulation.init))
     start = resume.from_tree(
       place(checkpoint.restore(newest.leaves, like), simulation)
     )
     told = newest.told
     say(f'  goes on after round {told["round"]}')
-  best = store.best(cell, seed)
-  first = best.rounds if best else None
+  end = store.end(cell, seed)
+  if start is not None and _is_over(cell, told, end):
+    return _rows(cell, learning_rates, seed, told)
   saved_at = said_at = time.monotonic()
   at_hand = None
   for record in fa.simulate(
@@ -109,18 +128,15 @@ def _run(
     start=start,
     stopping=stopping,
   ):
-    finite = np.broadcast_to(record.finite, len(learning_rates))
     told['round'] = record.round
     told['seconds'] += record.seconds
-    told['lasted'] = np.where(finite, record.round, told['lasted']).tolist()
+    told['lasted'] = np.where(
+      record.finite, record.round, told['lasted']
+    ).tolist()
     if record.test_accuracy is not None:
       told['accuracy'].append(record.test_accuracy.tolist())
       told['loss'].append(record.test_loss.tolist())
-      if first is None and 0 < cell.target_accuracy <= max(
-        record.test_accuracy[finite], default=0
-      ):
-        first = record.round
-    if _is_over(cell, record.round, first) or not finite.any():
+    if _is_over(cell, told, end):
       return _rows(cell, learning_rates, seed, told)
     now = time.monotonic()
     if now - said_at > _SECONDS_BETWEEN_LINES:
@@ -135,12 +151,16 @@ def _run(
   return None
 
 
-def _is_over(cell: cells.Cell, number: int, first: int | None) -> bool:
-  """Whether the paper evaluates after this round, the target passed before."""
-  if number == cell.rounds:
+def _is_over(cell: cells.Cell, told: dict[str, Any], end: int | None) -> bool:
+  """Whether nothing more can come of a sweep; of what it told alone."""
+  number = told['round']
+  alive = np.array(told['lasted']) == number
+  if number >= min(cell.rounds, end or cell.rounds) or not alive.any():
     return True
-  reached = first is not None and number >= first
-  return reached and (cell.eval_every > 1 or metrics.on_paper_grid(number))
+  if not cell.target_accuracy or number % cell.eval_every or not number:
+    return False
+  reached = np.array(told['accuracy'][-1]) >= cell.target_accuracy
+  return bool((reached & alive).any()) and results.ends_at(cell, number)
 
 
 def _save(saved: checkpoint.Checkpoints, at_hand: fa.Record, told: Any) -> None:
@@ -150,14 +170,22 @@ def _save(saved: checkpoint.Checkpoints, at_hand: fa.Record, told: Any) -> None:
 
 
 def _rows(cell, learning_rates, seed, told) -> list[dict[str, Any]]:
-  """A row for each learning rate; where it diverged its curve ends."""
+  """A row for each learning rate; where it diverged its curve ends.
+
+  A limit that is lower than what was run before cuts the rows.
+  """
   accuracies, losses = np.array(told['accuracy']), np.array(told['loss'])
-  environment = metrics.environment()
+  beside = {
+    'seconds': round(told['seconds'] / len(learning_rates), 1),
+    'data_sha256': told['data'],
+    **provenance(metrics.environment()),
+  }
   rows = []
   for g, rate in enumerate(learning_rates):
-    tests = told['lasted'][g] // cell.eval_every + 1
-    diverged = told['lasted'][g] < told['round']
-    curve = [float(f'{a:.5g}') for a in accuracies[:tests, g]]
+    lasted = min(told['lasted'][g], cell.rounds)
+    tests = lasted // cell.eval_every + 1
+    diverged = told['lasted'][g] < min(told['round'], cell.rounds)
+    curve = [float(f'{a:.7g}') for a in accuracies[:tests, g]]
     row = {
       'table': cell.table,
       **cell.setting(),
@@ -166,8 +194,8 @@ def _rows(cell, learning_rates, seed, told) -> list[dict[str, Any]]:
       'algorithm': cell.algorithm,
       'learning_rate': rate,
       'seed': seed,
-      'status': 'diverged' if diverged else 'overtaken',
-      'rounds': told['lasted'][g],
+      'diverged': diverged,
+      'rounds': lasted,
       'rounds_to_target': None,
       'rounds_to_target_paper_grid': None,
       'best_accuracy': max(curve),
@@ -177,18 +205,20 @@ def _rows(cell, learning_rates, seed, told) -> list[dict[str, Any]]:
       row |= results.crossings(row, cell.target_accuracy)
     if row['rounds_to_target'] is not None:
       row['status'] = 'reached'
-    elif told['lasted'][g] == cell.rounds:
-      row['status'] = 'finished'
+    elif diverged:
+      row['status'] = 'diverged'
+    else:
+      row['status'] = 'finished' if lasted == cell.rounds else 'overtaken'
     if cell.measured == 'train':
       row['loss_curve'] = [float(f'{x:.4g}') for x in losses[:tests, g]]
-    rows.append(
-      row
-      | {
-        'seconds': round(told['seconds'] / len(learning_rates), 1),
-        **provenance(environment),
-      }
-    )
+    rows.append(row | beside)
   return rows
+
+
+def _digest(value: Any) -> str:
+  """A short name for JSON."""
+  text = json.dumps(value, sort_keys=True).encode()
+  return hashlib.sha256(text).hexdigest()[:16]
 
 
 def provenance(environment: dict[str, Any]) -> dict[str, Any]:

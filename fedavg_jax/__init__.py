@@ -53,12 +53,12 @@ from fedavg_jax.round import init_client_states
 from fedavg_jax.round import init_state
 from fedavg_jax.round import lane_mesh
 from fedavg_jax.round import place_examples
-from fedavg_jax.simulation import Record
+from fedavg_jax.rounds import Record
+from fedavg_jax.rounds import run
+from fedavg_jax.rounds import run_calls
+from fedavg_jax.rounds import simulate
 from fedavg_jax.simulation import Simulation
 from fedavg_jax.simulation import build_simulation
-from fedavg_jax.simulation import run
-from fedavg_jax.simulation import run_calls
-from fedavg_jax.simulation import simulate
 from fedavg_jax.texts import read_authors
 from fedavg_jax.texts import read_complete_works
 from fedavg_jax.texts import read_play

@@ -7,7 +7,6 @@ import platform
 from typing import Any
 
 import jax
-import numpy as np
 
 _PACKAGES = ('fedavg_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
@@ -42,20 +41,20 @@ def rounds_to_target_paper_grid(
 ) -> float | None:
   """Rounds to the target as the paper measures them.
 
-  The running maximum of the accuracy, seen only at rounds 1 .. 10, then every
-  10 up to 100, then every 100, and interpolated linearly between those. None
-  where the target was not seen there: not reached, stopped before the next of
-  these rounds, or one of them not evaluated.
+  It tests the model after rounds 1 .. 10, then every 10 up to 100, then every
+  100, takes the running maximum of these accuracies alone, and interpolates
+  linearly between them. None where the target was not seen there: not reached,
+  stopped before the next of these rounds, or one of them not evaluated.
   """
-  best = dict(zip(rounds, np.maximum.accumulate(accuracies), strict=True))
-  before = 0
-  while (number := _next_on_paper_grid(before)) in best:
-    if best[number] >= target:
+  seen = dict(zip(rounds, accuracies, strict=True))
+  before, best = 0, seen.get(0, 0.0)
+  while (number := _next_on_paper_grid(before)) in seen:
+    if seen[number] >= target:
       if before == 0:
         return float(number)
-      share = (target - best[before]) / (best[number] - best[before])
+      share = (target - best) / (seen[number] - best)
       return float(before + (number - before) * share)
-    before = number
+    before, best = number, max(best, seen[number])
   return None
 
 

@@ -1,18 +1,14 @@
-"""A federation, compiled for the devices at hand, and its rounds.
+"""A federation, compiled for the devices at hand.
 
-What a notebook uses; `train.py` adds a config and a folder to it. While a call
-of the device runs, the next one is planned and waits in line.
+What a notebook uses; `rounds.py` runs it, `train.py` adds a config, a folder.
 
 Shape letters: R rounds of a call at most; the others as in `plan.py`.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
-import concurrent.futures
 import dataclasses
 import functools
-import math
 import time
 from typing import Any
 from typing import NamedTuple
@@ -33,28 +29,17 @@ from fedavg_jax import models
 from fedavg_jax import plan as plan_lib
 from fedavg_jax import round as round_lib
 from fedavg_jax import sweep as sweep_lib
-from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
 
-# A call is to take about this long: long beside the cost of a call, short for
-# somebody who watches. At most so many rounds, and bytes of their plans.
-_CALL_SECONDS = 0.5
+# Of a call at most: rounds, and bytes of their plans.
 _MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
 # Rows of a step unless told otherwise, where a minibatch has more.
 _MICRO_BATCH = 256
-_CALLS_IN_FLIGHT = 2
-_WAITER = concurrent.futures.ThreadPoolExecutor(1)
-_SECONDS_BETWEEN_LOOKS = 0.1  # At whether somebody wants to stop.
 # XLA:CPU finds more arrays of a loop that it can update in place: a CNN step is
 # 8 % faster, one of the 2NN 5 %.
 _COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
   'cpu': {'xla_cpu_copy_insertion_use_region_analysis': True}
 }
-
-DIVERGED = (
-  'the loss or the model is not finite; client.learning_rate or'
-  ' server.learning_rate is probably too large'
-)
 
 
 class Simulation(NamedTuple):
@@ -86,42 +71,6 @@ class Simulation(NamedTuple):
   why_lanes: str
   with_lanes: Callable[[int], 'Simulation']
   sweep: tuple[float, ...] | None
-
-
-class Record(NamedTuple):
-  """What one round told; `None` where nothing was trained or evaluated.
-
-  Of a sweep, states, loss, examples, skipped, finite and both test numbers
-  have a leading axis [G]; a value that is not finite has ended, others go on.
-
-  Attributes:
-    round: its number; 0 is the initial model.
-    state: the server after it; None where the same call did more rounds after
-      it, which the device does not stop for.
-    client_states: what all clients keep after it, to be read before the next
-      record is asked for; None where it went on into the next round.
-    lanes: of all devices, that trained it.
-    train_loss: mean loss over the examples read, each before its own step.
-    examples: examples read in all local epochs.
-    skipped: clients left out, as in `RoundMetrics`.
-    seconds: wall time from the end of the call before to the end of its own,
-      over the rounds of the call; evaluation included.
-    finite: False where the round diverged; `state` is then the one before.
-    test_accuracy: fraction of the test set.
-    test_loss: mean cross entropy of the test set.
-  """
-
-  round: int
-  state: round_lib.ServerState | None
-  client_states: Any
-  lanes: int
-  train_loss: Any
-  examples: Any
-  skipped: Any
-  seconds: float
-  finite: Any
-  test_accuracy: Any
-  test_loss: Any
 
 
 def build_simulation(
@@ -257,7 +206,7 @@ def build_simulation(
     try:
       return with_lanes(lanes, why)
     except jax.errors.JaxRuntimeError as error:
-      lanes, why = _fewer(lanes, planner, error), 'memory holds no more'
+      lanes, why = fewer_lanes(lanes, planner, error), 'memory holds no more'
 
 
 def _compile(
@@ -343,200 +292,6 @@ def _compile(
   )
 
 
-def simulate(
-  simulation: Simulation,
-  *,
-  rounds: int,
-  eval_every: int = 1,
-  target_accuracy: float = 0.0,
-  start: tuple[round_lib.ServerState, Any] | None = None,
-  wanted: Callable[[int], bool] = lambda number: False,
-  stopping: Callable[[], bool] = lambda: False,
-) -> Iterator[Record]:
-  """Runs the rounds and gives them one at a time; round 0 first.
-
-  Evaluates before round 1, every `eval_every` rounds and after the last. Ends
-  after a round that reaches the target (0 is none) or is not finite; a sweep
-  ends once each of its values has done one of these. Where a
-  device has no room for its lanes, goes on with half as many and says so.
-
-  Args:
-    simulation: compiled.
-    rounds: of the whole run.
-    eval_every: rounds from one evaluation to the next.
-    target_accuracy: ends the run; 0 is none.
-    start: server state and client states to go on from, as an earlier record
-      had them, with the round after it; what clients keep goes with the first
-      call. None begins anew.
-    wanted: as in `run_calls`.
-    stopping: as in `run_calls`.
-
-  Yields:
-    A record per round.
-  """
-  if eval_every < 1:
-    raise InputError(f'eval_every = {eval_every}: must be at least 1')
-
-  def evaluated(number):
-    return number % eval_every == 0 or number == rounds
-
-  begins = start is None
-  state, client_states = start or simulation.init()
-  state, client_states = place((state, client_states), simulation)
-  done = int(np.max(state.round))
-  tested = simulation.evaluate(state.params)
-  lanes = simulation.planner.lanes
-  if begins:
-    yield _record(0, state, client_states, lanes, None, tested, 0.0)
-  if evaluated(done) and 0 < target_accuracy <= np.min(tested.accuracy):
-    return
-  while True:
-    try:
-      if lanes != simulation.planner.lanes:
-        simulation = simulation.with_lanes(lanes)
-        # The devices may be fewer: the state moves there, and loses nothing.
-        state = place(jax.device_get(state), simulation)
-        _, client_states = simulation.init()
-      for record in run_calls(
-        simulation,
-        state,
-        client_states,
-        range(done + 1, rounds + 1),
-        evaluated=evaluated,
-        enough_correct=calls_lib.enough_correct(
-          target_accuracy, int(np.max(tested.count))
-        ),
-        wanted=wanted,
-        stopping=stopping,
-      ):
-        if record.state is not None:
-          done, state = record.round, record.state
-        yield record
-      return
-    except jax.errors.JaxRuntimeError as error:
-      if done and jax.tree.leaves(client_states):
-        raise  # What the clients kept went with the call that failed.
-      lanes = _fewer(lanes, simulation.planner, error)
-
-
-def run_calls(
-  simulation: Simulation,
-  state: round_lib.ServerState,
-  client_states: Any,
-  numbers: range,
-  *,
-  evaluated: Callable[[int], bool],
-  enough_correct: float = math.inf,
-  wanted: Callable[[int], bool] = lambda number: False,
-  stopping: Callable[[], bool] = lambda: False,
-) -> Iterator[Record]:
-  """Runs rounds from a state on; `simulate` is built on it.
-
-  Keeps calls in line, so that the device never waits for Python, but where
-  somebody wants what is at hand only between calls.
-
-  Args:
-    simulation: compiled.
-    state: of the server before the first of them.
-    client_states: of all clients; they go with the first call.
-    numbers: of the rounds.
-    evaluated: round number -> whether its model is tested.
-    enough_correct: ends after a round with so many correct test examples.
-    wanted: round number -> whether the record must have its state and client
-      states. Asked once for a round, before it begins.
-    stopping: whether to begin no further call. Those in line are waited for
-      only where client states went into them.
-
-  Yields:
-    A record per round.
-  """
-  keeps = bool(jax.tree.leaves(client_states))
-  # Values of a sweep that have ended are behind the others.
-  going: Any = state.round == jnp.max(state.round)
-  in_flight: list[tuple] = []  # (numbers, evaluated, state, told)
-  draining = False  # Nothing more in line until a wanted state was given.
-  per_round = math.inf  # Seconds, once known.
-  asked = time.perf_counter()
-  while numbers or in_flight:
-    while (
-      numbers
-      and len(in_flight) < _CALLS_IN_FLIGHT
-      and not draining
-      and not stopping()
-    ):
-      many = int(_CALL_SECONDS / per_round) if per_round else _MOST_ROUNDS
-      many = min(max(many, 1), simulation.rounds_per_call)
-      for i, number in enumerate(numbers[:many]):
-        if wanted(number):
-          many, draining = i + 1, True
-          break
-      mine, numbers = numbers[:many], numbers[many:]
-      schedule = calls_lib.make_schedule(
-        simulation.planner,
-        mine,
-        simulation.rounds_per_call,
-        evaluated,
-        enough_correct,
-      )
-      state, client_states, told = simulation.call(
-        going, state, client_states, simulation.data, simulation.test, schedule
-      )
-      going = told.going
-      in_flight.append((mine, schedule.evaluate, state, told))
-    if not in_flight:
-      return  # Stopping.
-    mine, tests, state_then, told = in_flight.pop(0)
-    told = _fetch(told, lambda: stopping() and not keeps)
-    if told is None:
-      return
-    draining = draining and bool(in_flight)
-    # Calls in line behind the end of all hand on what they are given.
-    gone = keeps and in_flight and np.any(told.going)
-    now = time.perf_counter()
-    done = int(told.num_rounds)
-    per_round = (now - asked) / max(done, 1)
-    asked = now
-    for i, number in enumerate(mine[:done]):
-      metrics, tested = jax.tree.map(
-        lambda array, i=i: array[i], (told.rounds, told.tests)
-      )
-      yield _record(
-        number,
-        state_then if i == done - 1 else None,
-        None if gone or i < done - 1 else client_states,
-        simulation.planner.lanes,
-        metrics,
-        # A round that is not finite left the model of the one before.
-        tested if tests[i] and np.any(metrics.finite) else None,
-        per_round,
-      )
-    if not np.any(told.going):
-      return
-
-
-def run(
-  simulation: Simulation, *, rounds: int, eval_every: int = 1
-) -> dict[str, np.ndarray]:
-  """Runs all rounds; returns the history as arrays, for a notebook.
-
-  Returns:
-    Arrays with an entry per round, round 0 included: round, train_loss,
-    examples, seconds, test_accuracy, test_loss; NaN where there is none.
-
-  Raises:
-    DivergedError: the loss or the model is not finite any more.
-  """
-  names = 'round train_loss examples seconds test_accuracy test_loss'.split()
-  history: dict[str, list] = {name: [] for name in names}
-  for record in simulate(simulation, rounds=rounds, eval_every=eval_every):
-    for name in names:
-      value = getattr(record, name)
-      history[name].append(np.nan if value is None else value)
-    if not record.finite:
-      raise DivergedError(f'round {record.round}: {DIVERGED}')
-  return {name: np.array(values) for name, values in history.items()}
-
-
 def _check_examples(model, params, clients, test, on_nan) -> None:
   """Raises InputError for values that would silently spoil what is learnt."""
   logits = jax.eval_shape(
@@ -605,7 +360,7 @@ def _bytes(tree) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _fewer(lanes: int, planner, error: Exception) -> int:
+def fewer_lanes(lanes: int, planner, error: Exception) -> int:
   """Half the lanes, where the device had no memory for them; else raises."""
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
@@ -631,40 +386,3 @@ def place(tree: Any, simulation: Simulation) -> Any:
   """Arrays, on every device of a simulation."""
   data: Any = simulation.data
   return jax.device_put(tree, data.y.sharding)
-
-
-def _fetch(told: Any, give_up: Callable[[], bool]) -> Any:
-  """What a call tells, once it has ended; None if it gave up before.
-
-  Another thread waits: this one, if it is the main one, takes signals.
-  """
-  fetched = _WAITER.submit(jax.device_get, told)
-  while not concurrent.futures.wait([fetched], _SECONDS_BETWEEN_LOOKS).done:
-    if give_up():
-      return None
-  return fetched.result()
-
-
-def _record(
-  number, state, client_states, lanes, metrics, tested, seconds
-) -> Record:
-  def plain(value):
-    return value.item() if np.ndim(value) == 0 else np.asarray(value)
-
-  return Record(
-    round=number,
-    state=state,
-    client_states=client_states,
-    lanes=lanes,
-    train_loss=(
-      plain(metrics.train_loss)
-      if metrics is not None and np.any(metrics.examples)
-      else None
-    ),
-    examples=0 if metrics is None else plain(metrics.examples),
-    skipped=0 if metrics is None else plain(metrics.skipped),
-    seconds=seconds,
-    finite=metrics is None or plain(metrics.finite),
-    test_accuracy=None if tested is None else plain(tested.accuracy),
-    test_loss=None if tested is None else plain(tested.loss),
-  )

@@ -32,13 +32,13 @@ from fedavg_jax.errors import StoppedError
 from fedavg_jax.lanes import use_cpu_devices
 from fedavg_jax.progress import Progress
 from fedavg_jax.progress import say
+from fedavg_jax.rounds import DIVERGED
+from fedavg_jax.rounds import Record
+from fedavg_jax.rounds import simulate
 from fedavg_jax.signals import stop_on_signals
-from fedavg_jax.simulation import DIVERGED
-from fedavg_jax.simulation import Record
 from fedavg_jax.simulation import Simulation
 from fedavg_jax.simulation import build_simulation
 from fedavg_jax.simulation import place
-from fedavg_jax.simulation import simulate
 from fedavg_jax.workdir import Workdir
 
 

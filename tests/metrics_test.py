@@ -27,9 +27,12 @@ def test_paper_grid_sees_only_its_points_and_the_best_so_far():
   accuracies = [0.0] * 31
   accuracies[12] = 0.9  # A lucky round between the points 10 and 20 ...
   assert metrics.rounds_to_target(rounds, accuracies, 0.9) == 12
-  # ... counts in the running maximum, which is read at 20.
-  crossing = metrics.rounds_to_target_paper_grid(rounds, accuracies, 0.45)
-  assert crossing == pytest.approx(15)
+  # ... is one that the paper never saw.
+  args = (rounds, accuracies, 0.45)
+  assert metrics.rounds_to_target_paper_grid(*args) is None
+  accuracies[10], accuracies[20], accuracies[30] = 0.3, 0.1, 0.6
+  # From the best before, 0.3, to 0.6.
+  assert metrics.rounds_to_target_paper_grid(*args) == pytest.approx(25)
 
 
 @pytest.mark.parametrize(

@@ -348,9 +348,11 @@ def test_not_even_one_lane_fits():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
   planner = make_simulation(lanes=1).planner
   with pytest.raises(InputError, match='lanes = 1: not even one lane'):
-    simulation_lib._fewer(1, planner, error)
+    simulation_lib.fewer_lanes(1, planner, error)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
-    simulation_lib._fewer(4, planner, jax.errors.JaxRuntimeError('INTERNAL'))
+    simulation_lib.fewer_lanes(
+      4, planner, jax.errors.JaxRuntimeError('INTERNAL')
+    )
 
 
 def float_simulation(spoil=lambda train, test: None, **changes):

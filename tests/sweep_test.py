@@ -121,6 +121,16 @@ def test_a_sweep_ends_when_each_value_has_reached_the_target(uneven_examples):
   assert records[-1].round == expected
 
 
+def test_the_history_has_an_entry_for_each_value(uneven_examples):
+  """Also where one of them has ended, and at round 0."""
+  history = fa.run(build(uneven_examples, sweep=(0.1, 1e20)), rounds=3)
+  assert history['round'].tolist() == [0, 1, 2, 3]
+  for name in ('train_loss', 'examples', 'test_accuracy', 'test_loss'):
+    assert history[name].shape == (4, 2)
+  assert np.isnan(history['train_loss'][0]).all()
+  assert np.isfinite(history['train_loss'][1:, 0]).all()
+
+
 @pytest.mark.parametrize(
   ('algorithm', 'sweep', 'said'),
   [
