@@ -223,10 +223,11 @@ def _mnist(name: str, folder: pathlib.Path | None) -> Dataset:
   dataset = _from_idx(files, paths)
   if name == files:
     return dataset
-  return dataset._replace(name=name, owners=_writers(folder))
+  owners = _writers(folder, dataset.train.y)
+  return dataset._replace(name=name, owners=owners)
 
 
-def _writers(folder: pathlib.Path | None) -> np.ndarray:
+def _writers(folder: pathlib.Path | None, labels: np.ndarray) -> np.ndarray:
   """Whose every training digit is; writers are numbered by their ids."""
   places = [folder, folder / 'qmnist_writers'] if folder else []
   found = [
@@ -240,9 +241,13 @@ def _writers(folder: pathlib.Path | None) -> np.ndarray:
       f'data_dir = {str(folder or "")!r}: {_WRITERS}[.gz] is missing; put'
       " QMNIST's file beside MNIST's four"
     )
-  _, owners = np.unique(
-    readers.read_qmnist_writers(found[0]), return_inverse=True
-  )
+  digits, writers = readers.read_qmnist_writers(found[0])
+  if not np.array_equal(digits, labels):
+    raise InputError(
+      f"{found[0]}: its labels are not those of MNIST's training digits;"
+      f' {readers.GET_ANEW}'
+    )
+  _, owners = np.unique(writers, return_inverse=True)
   return owners.astype(np.int32)
 
 
@@ -403,14 +408,12 @@ def _plays(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
       plays[file.stem] = texts.read_play(file)
     except InputError as error:
       poems.append(error)
+  if not plays and poems:
+    raise poems[0]
   if not plays:
-    raise (
-      poems[0]
-      if poems
-      else InputError(
-        f'data_dir = {str(path)!r}: holds neither 100-0.txt nor 100-0.zip of'
-        ' Project Gutenberg nor plays, NAME.txt'
-      )
+    raise InputError(
+      f'data_dir = {str(path)!r}: holds neither 100-0.txt nor 100-0.zip of'
+      ' Project Gutenberg nor plays, NAME.txt'
     )
   for error in poems:
     logging.info('left out: %s', error)

@@ -64,17 +64,19 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
   return np.frombuffer(values, np.uint8).reshape(shape)
 
 
-def read_qmnist_writers(path: pathlib.Path) -> np.ndarray:
+def read_qmnist_writers(
+  path: pathlib.Path,
+) -> tuple[np.ndarray, np.ndarray]:
   """Reads who wrote MNIST's training digits, from QMNIST's extended labels.
 
   The format: an IDX file of big-endian int32 in two dimensions; of its columns
-  the third is the writer (Yadav and Bottou 2019).
+  the first is the digit, the third the writer (Yadav and Bottou 2019).
 
   Args:
     path: `qmnist-train-labels-idx2-int`, gzipped or not.
 
   Returns:
-    [60000] int32, writers' ids.
+    Digits and ids of writers, [60000] int32 each.
 
   Raises:
     InputError: the file cannot be read or is something else.
@@ -87,7 +89,7 @@ def read_qmnist_writers(path: pathlib.Path) -> np.ndarray:
       f"{path}: not QMNIST's extended labels of {rows:,} digits; {GET_ANEW}"
     )
   values = np.frombuffer(content, '>i4', offset=12).reshape(rows, columns)
-  return values[:, 2].astype(np.int32)
+  return values[:, 0].astype(np.int32), values[:, 2].astype(np.int32)
 
 
 def read_cifar10(path: pathlib.Path) -> Examples:

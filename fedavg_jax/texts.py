@@ -30,9 +30,14 @@ _PLAIN = str.maketrans(
   {'‘': "'", '’': "'", '“': '"', '”': '"', '—': '--', '–': '-', '\xa0': ' '}
 )
 _HEADING = re.compile(r'(ACT|SCENE)\b[ IVXLC:]*$')
-# A name: capitalised words, few of them.
-_NAME = r"((?:\d\. )?[A-Z][\w'&-]*(?: (?:[A-Z][\w'&-]*|of|the|de|and)){0,4})\."
-_CAPITALS = r"((?:\d\. )?[A-Z][A-Z'&-]*(?: [A-Z][A-Z'&-]*){0,4})\."
+_HEADINGS = re.compile(r'(ACT|SCENE|Scene|Act) [IVXLC\d]+\b')
+# A name: capitalised words, few of them, of which the first may be a title.
+_TITLE = r'(?:\d\. |MRS\. |ST\. |Mrs\. )?'
+_NAME = rf"({_TITLE}[A-Z][\w'&-]*(?: (?:[A-Z][\w'&-]*|of|the|de|and)){{0,4}})\."
+_CAPITALS = rf"({_TITLE}[A-Z][A-Z'&-]*(?: [A-Z][A-Z'&-]*){{0,4}})\."
+# Directions that stand in no brackets: a line of their own, or behind a speech.
+_DIRECTION = re.compile(r'(Re-?[Ee]nter|Enter|Exit|Exeunt|Flourish|Alarums?)\b')
+_LEAVES = re.compile(r'(?:\s{2,}|(?<=[.!?;,-])\s)(?:Exit|Exeunt|Enter)\b.*$')
 
 
 class _Style(NamedTuple):
@@ -41,19 +46,17 @@ class _Style(NamedTuple):
   Attributes:
     begin: a name, and what is said behind it on the same line.
     further: a further line of the speech.
-    ends: whether a blank line ends a speech.
   """
 
   begin: re.Pattern[str]
   further: re.Pattern[str]
-  ends: bool
 
 
 # The editions that make up the eBook differ from play to play.
 _STYLES = (
-  _Style(re.compile(rf'  {_NAME} +(\S.*)'), re.compile(r'    (.*)'), False),
-  _Style(re.compile(rf'{_CAPITALS} +(\S.*)'), re.compile(r'  (.*)'), True),
-  _Style(re.compile(rf' *{_CAPITALS}()\s*$'), re.compile(r'(.*)'), True),
+  _Style(re.compile(rf'  {_NAME} +(\S.*)'), re.compile(r'    (.*)')),
+  _Style(re.compile(rf'{_CAPITALS} +(\S.*)'), re.compile(r' +(.*)')),
+  _Style(re.compile(rf' *{_CAPITALS}()\s*$'), re.compile(r'(.*)')),
 )
 # With fewer speeches a work is a poem.
 _FEWEST_SPEECHES = 100
@@ -66,7 +69,8 @@ def read_complete_works(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
 
   Works are told apart by the titles of its contents. Every play follows one of
   three ways to print speeches, the one that fits most often; works without
-  speeches are poems and left out. Stage directions in brackets are nobody's.
+  speeches are poems and left out. Stage directions in brackets are nobody's,
+  and so is who enters and leaves; other directions stay in the speech.
 
   Args:
     path: of the file.
@@ -130,26 +134,28 @@ def _speeches(style: _Style, lines: Sequence[str]) -> int:
 def _roles(style: _Style, lines: Sequence[str]) -> dict[str, list[str]]:
   """What every role of a play says."""
   roles: dict[str, list[str]] = {}
-  role, direction = '', False
+  role, direction, skips = '', False, False
   for line in lines:
     amid = direction  # This line began inside a stage direction.
     line, direction = _outside_brackets(line, direction)
-    if not line.strip():
-      if style.ends and not amid and not direction:
-        role = ''
+    plain = line.strip()
+    if not plain:  # It may also be a direction amid a speech.
+      skips = False
       continue
     if not amid and (speech := style.begin.match(line)):
-      role = speech[1].upper()
-      if role.startswith(('ACT ', 'SCENE ')):
-        role = ''
-      said = speech[2]
+      role, said, skips = speech[1].upper(), speech[2], False
     elif further := style.further.match(line):
       said = further[1]
-    else:  # A heading, or a stage direction.
-      role = ''
+    else:
       continue
-    if role and said.strip():
-      roles.setdefault(role, []).append(said.strip())
+    if role.startswith(('ACT ', 'SCENE ')) or _HEADINGS.match(plain):
+      role = ''
+    # Where all lines begin at the margin, those below it belong to it.
+    skips = skips or _DIRECTION.match(plain) is not None
+    said = _LEAVES.sub('', said).strip()
+    if role and said and not skips:
+      roles.setdefault(role, []).append(said)
+    skips = skips and style is _STYLES[-1]
   return roles
 
 

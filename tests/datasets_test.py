@@ -317,6 +317,11 @@ def test_writers_of_mnist(data_dir, tmp_path):
     (tmp_path / name).write_bytes(damaged)
     with pytest.raises(InputError, match="not QMNIST's extended labels"):
       datasets.load_dataset('mnist_writers', str(tmp_path))
+  wrong = bytearray(content)
+  wrong[12 + 3] = 9 - wrong[12 + 3]  # The first digit.
+  (tmp_path / name).write_bytes(wrong)
+  with pytest.raises(InputError, match="not those of MNIST's"):
+    datasets.load_dataset('mnist_writers', str(tmp_path))
 
 
 def test_femnist(data_dir):

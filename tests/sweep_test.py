@@ -60,12 +60,12 @@ def test_a_sweep_is_as_many_single_runs(
           all_.train_loss[g], one.train_loss, rtol=1e-5
         )
         assert all_.examples[g] == one.examples
-  mine = jax.tree.map(lambda leaf: leaf[g], together[-1].state.params)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-    mine,
-    one.state.params,
-  )
+    for a, b in zip(
+      jax.tree.leaves(together[-1].state.params),
+      jax.tree.leaves(one.state.params),
+      strict=True,
+    ):
+      np.testing.assert_allclose(a[g], b, rtol=1e-4, atol=1e-6)
 
 
 def test_what_clients_keep_is_kept_for_each_value(uneven_examples):
@@ -129,6 +129,29 @@ def test_the_history_has_an_entry_for_each_value(uneven_examples):
     assert history[name].shape == (4, 2)
   assert np.isnan(history['train_loss'][0]).all()
   assert np.isfinite(history['train_loss'][1:, 0]).all()
+
+
+def test_a_sweep_that_goes_on_keeps_who_was_at_the_target(uneven_examples):
+  """Resumed in the very round in which one value reached it."""
+  sweep = build(uneven_examples, sweep=ETAS, rounds_per_call=1)
+  curves = np.array(
+    [r.test_accuracy for r in fa.simulate(sweep, rounds=30)]
+  ).T  # [G, R]
+  target = float(curves.max(axis=1).min())
+  plain = list(fa.simulate(sweep, rounds=30, target_accuracy=target))
+  stop = min(int(np.argmax(curve >= target)) for curve in curves)
+  again = list(
+    fa.simulate(
+      sweep, rounds=30, target_accuracy=target, start=(plain[stop].state, ())
+    )
+  )
+  assert [r.round for r in again] == list(range(stop + 1, len(plain)))
+  for a, b in zip(
+    jax.tree.leaves(again[-1].state if again else plain[-1].state),
+    jax.tree.leaves(plain[-1].state),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(

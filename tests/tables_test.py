@@ -97,7 +97,8 @@ def test_a_table_from_end_to_end(plain):
     assert len(row['curve']) == row['rounds'] + 1
   assert {row['status'] for row in hard} <= {'finished', 'diverged'}
   assert '| 20 | not in 60 |' in out and f'| 20 | {first} |' in out
-  assert not list((folder / 'plain.parts').iterdir())
+  left = (folder / 'plain.parts').iterdir()
+  assert {path.suffix for path in left} == {'.lock'}
 
 
 def test_what_is_there_is_not_run_again(repository, plain):
