@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.dataset = 'cifar10'
   config.data_dir = ''  # Folder with the six files; empty: download them.
-  config.pixels = 'image'  # In [0, 1]; or standard, image: mean 0, std 1.
+  config.pixels = 'image'  # Or standard, image: mean 0, std 1 of all, each.
   config.augmentation = 'tutorial'  # 'tutorial': crops of 24 x 24.
   config.model = 'cifar_cnn'
   config.convolution = 'auto'  # Or canonical, patches, lax: how it is computed.

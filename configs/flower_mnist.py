@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.dataset = 'mnist'
   config.data_dir = ''  # Folder with the IDX files; empty: download them.
-  config.pixels = 'standard'  # In [0, 1]; or standard, image: mean 0, std 1.
+  config.pixels = 'standard'  # Or standard, image: mean 0, std 1 of all, each.
   config.augmentation = 'none'  # 'tutorial': crops of 24 x 24.
   config.model = 'cnn_torch'
   config.convolution = 'auto'  # Or canonical, patches, lax: how it is computed.

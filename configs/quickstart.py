@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.dataset = 'digits'
   config.data_dir = ''  # Not needed: the digits come with scikit-learn.
-  config.pixels = 'unit'  # In [0, 1]; or standard, image: mean 0, std 1.
+  config.pixels = 'unit'  # Or standard, image: mean 0, std 1 of all, each.
   config.augmentation = 'none'  # 'tutorial': crops of 24 x 24.
   config.model = '2nn'
   config.convolution = 'auto'  # Or canonical, patches, lax: how it is computed.

@@ -17,13 +17,13 @@ there is left out and told. Ten seconds.
 import argparse
 import os
 import pathlib
-import sys
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments import cells
 from experiments import figures
+from experiments import tables
 import fedavg_jax as fa
 from fedavg_jax.plots import new_figure
 from fedavg_jax.progress import say
@@ -82,14 +82,14 @@ HEADER = (
 
 def draw(path: pathlib.Path, found: dict[str, np.ndarray]) -> None:
   """A histogram of clients' sizes for every federation, logarithmic."""
-  columns = 2
+  columns, most = 2, max(own.max() for own in found.values())
   rows = -(-len(found) // columns)
   figure = new_figure(11, 2.4 * rows)
   panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False).ravel())
   for axes in panels[len(found) :]:
     axes.axis('off')
   for axes, (name, own) in zip(panels, found.items(), strict=False):
-    axes.hist(own, np.geomspace(0.9, 2000, 60), color='#1f5f99')
+    axes.hist(own, np.geomspace(0.9, 1.1 * most, 60), color='#1f5f99')
     axes.set_xscale('log')
     axes.axvline(np.median(own), color='#b8541a', label='median')
     axes.set_title(f'{name}: {len(own):,} clients', fontsize=10)
@@ -110,8 +110,7 @@ def main() -> None:
   )
   args = parser.parse_args()
   if not args.data:
-    print('error: --data is missing: name a folder', file=sys.stderr)
-    sys.exit(2)
+    raise fa.InputError('--data is missing: name a folder')
   found, lines = {}, [HEADER]
   for federation in FEDERATIONS:
     try:
@@ -122,12 +121,11 @@ def main() -> None:
     found[federation.name] = sizes(federation, dataset)
     lines.append(line(federation.name, found[federation.name], dataset))
   if not found:
-    print(f'error: --data {args.data}: holds no data set', file=sys.stderr)
-    sys.exit(2)
+    raise fa.InputError(f'--data {args.data}: holds no data set')
   print('\n'.join(lines))
   draw(args.picture, found)
   say(f'{args.picture} is drawn')
 
 
 if __name__ == '__main__':
-  main()
+  tables.command(main)

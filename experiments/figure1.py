@@ -15,10 +15,8 @@ all 60,000 training images at 50 values of theta. 20 seconds on two CPU cores.
 """
 
 import argparse
-import json
 import os
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -28,6 +26,7 @@ import optax
 
 from experiments import cells
 from experiments import figures
+from experiments import results
 from experiments import sweeps
 from experiments import tables
 import fedavg_jax as fa
@@ -131,6 +130,16 @@ def summarize(rows: list[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
+def results_in(path: pathlib.Path) -> results.Lines:
+  """The rows of a file, of this figure alone."""
+  kinds = {'seed': int, 'shared': bool, 'losses': list, 'thetas': list}
+  kinds |= {'parents': list}
+  return results.Lines(
+    path,
+    lambda row: all(isinstance(row.get(k), kind) for k, kind in kinds.items()),
+  )
+
+
 def main() -> None:
   """Computes what the file of results lacks, and draws all that it has."""
   parser = argparse.ArgumentParser(
@@ -147,10 +156,8 @@ def main() -> None:
     '--picture', type=pathlib.Path, default=figures.PICTURES / 'figure1.png'
   )
   args = parser.parse_args()
-  rows = []
-  if args.results.exists():
-    rows = [json.loads(line) for line in args.results.open(encoding='utf-8')]
-  done = {(row['seed'], row['shared']) for row in rows}
+  store = results_in(args.results)
+  done = {(row['seed'], row['shared']) for row in store.rows}
   fa.use_cpu_devices(0)
   for seed in tables.seeds(args.seeds):
     for shared in (False, True):
@@ -170,17 +177,11 @@ def main() -> None:
         ],
         **sweeps.provenance(metrics.environment()),
       }
-      with open(args.results, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(row) + '\n')
-      rows.append(row)
-  draw(args.picture, rows)
-  print(summarize(rows))
+      store.append([row])
+  draw(args.picture, store.rows)
+  print(summarize(store.rows))
   say(f'{args.picture} is drawn')
 
 
 if __name__ == '__main__':
-  try:
-    main()
-  except fa.InputError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)
+  tables.command(main)

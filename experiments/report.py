@@ -1,4 +1,4 @@
-"""Puts the results into experiments/README.md, between its markers.
+"""Puts the results into the two READMEs, between their markers.
 
 python -m experiments.report
 
@@ -6,66 +6,65 @@ Every block between `<!-- NAME -->` and `<!-- end -->` is made anew from the
 files of results; the words around them stay. A second; needs no data.
 """
 
-import json
+from collections.abc import Sequence
+import importlib
 import pathlib
 import re
+from typing import Any
 
 from experiments import figure1
-from experiments import figure2
-from experiments import figure3
-from experiments import figure4
-from experiments import figure5
-from experiments import figure6
-from experiments import figure7
-from experiments import figure8
-from experiments import figure9
-from experiments import figure10
 from experiments import figures
 from experiments import results
-from experiments import table1
-from experiments import table2
-from experiments import table3
-from experiments import table4
 from experiments import tables
 
-PAGE = pathlib.Path(__file__).parent / 'README.md'
-_TABLES = {
-  'table1': table1,
-  'table2': table2,
-  'table3': table3,
-  'table4': table4,
-}
-_FIGURES = {
-  'figure2': figure2,
-  'figure3': figure3,
-  'figure4': figure4,
-  'figure5': figure5,
-  'figure6': figure6,
-  'figure7': figure7,
-  'figure8': figure8,
-  'figure9': figure9,
-  'figure10': figure10,
-}
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = (ROOT / 'README.md', ROOT / 'experiments' / 'README.md')
 _BLOCK = re.compile(r'(<!-- (\w+) -->\n).*?(<!-- end -->)', re.S)
+# (table, cell) of the lines that the front page shows.
+_FRONT = (
+  *((2, n) for n in (5, 3, 8, 6, 9, 14)),
+  *((4, n) for n in (1, 5, 9, 10, 14, 18)),
+)
 
 
 def block(name: str, store: results.Results) -> str:
   """What stands between the markers of a name."""
-  if name in _TABLES:
-    table = tables.render(name, _TABLES[name].table(), store)
-    printed, *missing = table.split('\n\nMissing: ')
-    if not missing:
-      return printed
-    return f'{printed}\n\n{_folded("Missing: " + missing[0])}'
-  if name in _FIGURES:
-    panels = _FIGURES[name].panels()
-    return _folded(figures.missing(name, figures.cells_of(panels), store))
-  if name == 'figure1':
-    with open(figure1.RESULTS, encoding='utf-8') as file:
-      return figure1.summarize([json.loads(line) for line in file])
   if name == 'provenance':
     return provenance(store)
-  raise ValueError(f'{PAGE}: has an unknown block {name}')
+  if name == 'figure1':
+    return figure1.summarize(figure1.results_in(figure1.RESULTS).rows)
+  if name == 'front':
+    return front(store)
+  module: Any = importlib.import_module(f'experiments.{name}')
+  if name.startswith('figure'):
+    cells = figures.cells_of(module.panels())
+    return _folded(figures.missing(name, cells, store))
+  printed, *missing = tables.render(name, module.table(), store).split(
+    '\n\nMissing: '
+  )
+  if not missing:
+    return printed
+  return f'{printed}\n\n{_folded("Missing: " + missing[0])}'
+
+
+def front(store: results.Results) -> str:
+  """A few cells of the tables for those who only look."""
+  lines = [
+    '| | C | E | B | paper | ours | as the paper counts |',
+    f'|{"---|" * 7}',
+  ]
+  for table, number in _FRONT:
+    module: Any = importlib.import_module(f'experiments.table{table}')
+    cells: Sequence[tables.Cell] = module.table()
+    cell = cells[number - 1]
+    counts = tables.counts(cell, store)
+    lines.append(
+      f'| {cell.algorithm} {cell.model.upper()}, {cell.partition}, to'
+      f' {100 * cell.target_accuracy:g} % | {cell.C:g} | {cell.E} |'
+      f' {cell.setting()["B"]} | {cell.paper_rounds} | {counts.told[0]} |'
+      f' {counts.told[1]} |'
+    )
+  return '\n'.join(lines)
 
 
 def provenance(store: results.Results) -> str:
@@ -102,6 +101,6 @@ def page(text: str, store: results.Results) -> str:
 
 
 if __name__ == '__main__':
-  PAGE.write_text(
-    page(PAGE.read_text('utf-8'), results.Results(results.DEFAULT)), 'utf-8'
-  )
+  of_all = results.Results(results.DEFAULT)
+  for path in PAGES:
+    path.write_text(page(path.read_text('utf-8'), of_all), 'utf-8')

@@ -96,13 +96,26 @@ def check(algorithm: Algorithm, params: Params) -> None:
     return algorithm.message(Ended(*args))
 
   updates, new_state = _call(
-    *('client_optimizer.update', update, params, state, params),
-    *(server, client, number),
+    'client_optimizer.update',
+    update,
+    params,
+    state,
+    params,
+    server,
+    client,
+    number,
   )
   _must_match('client_optimizer.update', 'updates', updates, params)
   _must_match('client_optimizer.update', 'state', new_state, state)
   sent, new_client = _call(
-    *('message', message, params, params, server, client, number, number)
+    'message',
+    message,
+    params,
+    params,
+    server,
+    client,
+    number,
+    number,
   )
   _must_match('message', 'client', new_client, client)
   for leaf in jax.tree.leaves(client):

@@ -1,10 +1,12 @@
 """Tables and figures of the paper, from cells to rows, as large as digits."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 from experiments import cells
 from experiments import figures
 from experiments import results
+from experiments import sweeps
 from experiments import tables
 import fedavg_jax as fa
 from fedavg_jax import paper
@@ -126,7 +129,8 @@ def test_killed_and_resumed_gives_the_same_rows(repository, plain, tmp_path):
         break
     time.sleep(1.5 + slices)
     process.send_signal(signal.SIGTERM)
-    process.communicate()
+    _, err = process.communicate()
+    assert process.returncode in (0, 128 + signal.SIGTERM), err
     slices += 1
   found = rows(tmp_path / 'killed.jsonl')
   expected = rows(plain[0] / 'plain.jsonl')
@@ -159,6 +163,9 @@ def test_a_damaged_last_line_is_kept_told_and_run_again(
     (('--seeds', '-1'), '--seeds -1: must be whole numbers from 0'),
     (('--learning-rates', '0.1,0'), '--learning-rates 0.1,0: must be positive'),
     (('--learning-rates', 'x'), '--learning-rates x: must be positive'),
+    (('--rounds', '-5'), '--rounds -5: must be at least 0'),
+    (('--minutes', 'nan'), '--minutes nan: must be above 0'),
+    (('--values', '0'), '--values 0: must be at least 1'),
   ],
 )
 def test_bad_arguments(repository, tmp_path, args, said):
@@ -243,17 +250,25 @@ def test_figures_are_drawn_without_a_run(module, tmp_path):
       assert {c.paper for c in panel.curves} - {''} == set(read)
 
 
+def made(cell, **changes):
+  """A whole row of a cell."""
+  row = {
+    **cell.setting(),
+    **{'seed': 0, 'status': 'overtaken', 'rounds': 3, 'seconds': 1.0},
+    **{'diverged': False, 'num_devices': 2, 'versions': {'jax': '1'}},
+    **dict.fromkeys(('date', 'device', 'processor'), 'x'),
+    **changes,
+  }
+  return row | {'rounds': len(row['curve']) - 1}
+
+
 def test_an_envelope_is_the_best_rate_and_round(tmp_path):
   cell = all_modules()[3].table()[0]
   store = results.Results(tmp_path / 'made.jsonl')
-  made = {'seed': 0, 'status': 'overtaken', 'rounds': 3, 'seconds': 1.0}
   store.append(
     [
-      {**cell.setting(), **made, 'learning_rate': rate, 'curve': curve}
-      for rate, curve in (
-        (0.1, [0.1, 0.5, 0.4, 0.9]),
-        (0.2, [0.1, 0.3, 0.7]),
-      )
+      made(cell, learning_rate=0.1, curve=[0.1, 0.5, 0.4, 0.9]),
+      made(cell, learning_rate=0.2, curve=[0.1, 0.3, 0.7]),
     ]
   )
   ((x, y),) = figures.lines(figures.tuned(cell), store, loss=False)
@@ -261,23 +276,214 @@ def test_an_envelope_is_the_best_rate_and_round(tmp_path):
   assert results.Results(store.path).rows == store.rows
   best = store.best(cell, 0)
   assert best.rounds is None and best.tried == 3
-  store.append(
-    [
-      {
-        **cell.setting(),
-        **made,
-        'learning_rate': 0.3,
-        'status': 'reached',
-        'curve': [0.1, 0.95, 0.97],
-      }
-    ]
-  )
+  store.append([made(cell, learning_rate=0.3, curve=[0.1, 0.95, 0.97])])
   best = store.best(cell, 0)
   assert (best.learning_rate, best.rounds, best.at_edge) == (0.3, 2, True)
-  assert best.rounds_paper_grid == 2.0
+  assert best.rounds_paper_grid == 2.0 and store.end(cell, 0) == 2
   # 0.1 and 0.2 have been run for as long, 0.4 has not been run.
   assert store.wanted(cell, 0, (0.1, 0.2, 0.3, 0.4)) == [0.4]
   assert store.wanted(cell, 1, (0.1,)) == [0.1]
+
+
+def test_a_loss_envelope_falls(tmp_path):
+  from experiments import figure6
+
+  cell = figure6.panels()[0].curves[0].cell
+  store = results.Results(tmp_path / 'made.jsonl')
+  row = made(cell, learning_rate=0.1, curve=[0.1] * 4)
+  store.append([row | {'loss_curve': [2.3, 0.5, 0.7, 0.1]}])
+  ((_, y),) = figures.lines(figures.tuned(cell), store, loss=True)
+  assert y.tolist() == [0.5, 0.5, 0.1]
+
+
+def test_a_lucky_round_between_the_papers_does_not_end_a_sweep(tmp_path):
+  """At the target in round 12 alone: the rate that was is wanted again."""
+  cell = all_modules()[3].table()[0]
+  store = results.Results(tmp_path / 'made.jsonl')
+  lucky = [0.1] * 12 + [0.98] + [0.9] * 8
+  store.append([made(cell, learning_rate=0.1, curve=lucky)])
+  store.append([made(cell, learning_rate=0.2, curve=[0.1] * 21)])
+  best = store.best(cell, 0)
+  assert best.rounds == 12 and best.rounds_paper_grid is None
+  assert store.end(cell, 0) is None
+  assert store.wanted(cell, 0, (0.1, 0.2)) == [0.1]
+
+
+def test_a_curve_of_one_rate_does_not_stand_for_another(tmp_path):
+  from experiments import figure4
+
+  cells_ = figures.cells_of(figure4.panels())
+  store = results.Results(tmp_path / 'made.jsonl')
+  assert 'Not whole: 6 of 6' in figures.missing('figure4', cells_, store)
+  curve = [0.1] * (3000 // 10 + 1)
+  row = made(cells_[0], learning_rate=0.05, curve=curve) | {'rounds': 3000}
+  store.append([row])
+  told = figures.missing('figure4', cells_, store)
+  assert 'Not whole: 5 of 6' in told and 'lr=0.05' not in told
+
+
+def test_speedups_are_those_of_the_paper(tmp_path):
+  """Recomputed from its rounds, against what it prints."""
+  store = results.Results(tmp_path / 'none.jsonl')
+  for number, module in enumerate(all_modules()[:4], 1):
+    rendered = tables.render(module.__name__, module.table(), store)
+    rows_ = [line.split('|') for line in rendered.splitlines()[2:]]
+    for printed, cells_ in zip(paper.cells(number), rows_, strict=False):
+      if printed['speedup']:
+        ours = float(cells_[10])
+        assert ours == pytest.approx(float(printed['speedup']), abs=0.06)
+      else:
+        assert not cells_[10].strip() or not printed['rounds']
+
+
+def test_the_pages_show_what_the_results_say(repository):
+  """As `python -m experiments.report` leaves them."""
+  from experiments import report
+
+  store = results.Results(results.DEFAULT)
+  assert not store.damaged and store.rows
+  for path in report.PAGES:
+    text = path.read_text('utf-8')
+    assert report.page(text, store) == text, path
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    b'[]',
+    b'3',
+    b'{}',
+    b'\xff\xfe',
+    b'{"seed": 0}',
+    b'[' * 10_000,
+  ],
+)
+def test_lines_that_are_no_runs(tmp_path, line):
+  path = tmp_path / 'junk.jsonl'
+  path.write_bytes(line + b'\n')
+  store = results.Results(path)
+  assert not store.rows and store.damaged == [1]
+  cell = all_modules()[3].table()[0]
+  for key, value in (('curve', [0.1, None]), ('seed', 'x'), ('curve', [])):
+    row = made(cell, learning_rate=0.1, curve=[0.1]) | {key: value}
+    path.write_text(json.dumps(row) + '\n')
+    assert not results.Results(path).rows
+
+
+def test_results_that_cannot_be_written(tmp_path):
+  """Told before anything is trained."""
+  store = results.Results(pathlib.Path('/proc/nobody/results.jsonl'))
+  with pytest.raises(fa.InputError, match='cannot be'):
+    store.append([])
+  with pytest.raises(fa.InputError, match='cannot be made'):
+    sweeps.run(
+      all_modules()[3].table()[0],
+      (0.1,),
+      0,
+      store,
+      data='',
+      stopping=lambda: False,
+    )
+
+
+# A sweep in slices.
+
+
+def digits_cell(**changes):
+  return cells.Cell(
+    **{
+      **{'table': 'test', 'model': '2nn', 'dataset': 'digits', 'C': 0.1},
+      **{'partition': 'iid', 'E': 1, 'B': 10, 'algorithm': 'FedAvg'},
+      **{'target_accuracy': 0.9, 'rounds': 40},
+      **changes,
+    }
+  )
+
+
+def run_sweep(path, cell, stop_after=(), rates=(0.05, 0.1)):
+  """Rows of a sweep that is stopped after these rounds."""
+  store = results.Results(path)
+  for stop in (*stop_after, 10**6):
+    seen = []
+
+    def stopping(stop=stop, seen=seen):
+      seen.append(0)
+      return len(seen) > stop
+
+    sweeps.run(cell, rates, 0, store, data='', stopping=stopping)
+  return rows(path)
+
+
+def test_a_stop_between_the_crossing_and_the_papers_next_round(
+  tmp_path, monkeypatch, capsys
+):
+  """One round a call, so that any round can be the last of a slice."""
+  monkeypatch.setattr(
+    cells.fa,
+    'build_simulation',
+    functools.partial(fa.build_simulation, rounds_per_call=1),
+  )
+  plain = run_sweep(tmp_path / 'plain.jsonl', digits_cell())
+  first = min(r['rounds_to_target'] for r in plain if r['rounds_to_target'])
+  end = plain[0]['rounds']
+  assert first > 10 and end > first + 1  # Not one of the paper's.
+  capsys.readouterr()
+  stopped = run_sweep(
+    tmp_path / 'stopped.jsonl', digits_cell(), stop_after=(first + 1, 1, 2)
+  )
+  gone_on = re.findall(r'goes on after round (\d+)', capsys.readouterr().out)
+  assert any(first <= int(number) < end for number in gone_on), gone_on
+  assert [r['curve'] for r in stopped] == [r['curve'] for r in plain]
+
+
+def test_fewer_rounds_than_were_run_cut_the_rows(tmp_path):
+  """An interrupted sweep ends when less is asked for."""
+  cell = digits_cell(target_accuracy=0.0, rounds=2000)
+  path = tmp_path / 'rows.jsonl'
+  store = results.Results(path)
+  looks = []
+
+  def stopping():
+    looks.append(0)
+    return len(looks) > 6
+
+  assert not sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
+  assert not path.read_bytes()
+  fewer = dataclasses.replace(cell, rounds=2)
+  never = {'data': '', 'stopping': lambda: False}
+  assert sweeps.run(fewer, (0.1,), 0, store, **never)
+  (row,) = rows(path)
+  assert row['rounds'] == 2 and len(row['curve']) == 3
+
+
+def test_another_process_at_the_same_cell(tmp_path, capsys):
+  """It is left alone while it runs; what it has done is not done again."""
+  cell, path = digits_cell(rounds=2, target_accuracy=0.0), tmp_path / 'r.jsonl'
+  other, store = results.Results(path), results.Results(path)
+  never = {'data': '', 'stopping': lambda: False}
+  inner = []
+
+  def stopping():
+    if not inner:
+      inner.append(0)
+      assert not sweeps.run(cell, (0.1,), 0, other, **never)
+    return False
+
+  sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
+  assert 'another process is at it' in capsys.readouterr().out
+  assert sweeps.run(cell, (0.1,), 0, other, **never)
+  assert len(rows(path)) == 1
+
+
+def test_runs_on_other_data_are_told(tmp_path):
+  cell, path = digits_cell(rounds=1, target_accuracy=0.0), tmp_path / 'r.jsonl'
+  store = results.Results(path)
+  never = {'data': '', 'stopping': lambda: False}
+  sweeps.run(cell, (0.1,), 0, store, **never)
+  row = json.loads(path.read_text())
+  path.write_text(json.dumps(row | {'data_sha256': 'other'}) + '\n')
+  with pytest.raises(fa.InputError, match='runs of this cell on other data'):
+    sweeps.run(cell, (0.2,), 0, store, **never)
 
 
 def test_median_and_range():
