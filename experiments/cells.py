@@ -114,9 +114,10 @@ class Cell:
   def describe(self) -> str:
     """One line, in the paper's letters."""
     B = self.setting()['B']
+    cohort = f'C={self.C:g}' if self.cohort is None else f'm={self.cohort}'
     return (
       f'{self.algorithm} {self.model} {self.dataset} {self.partition}'
-      f' C={self.C:g} E={self.E} B={B}'
+      f' {cohort} E={self.E} B={B}'
     )
 
   def grid(self, values: int, ratio: int) -> tuple[float, ...]:
