@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import cells
+from experiments import command
 from experiments import figures
-from experiments import tables
 import fedavg_jax as fa
 from fedavg_jax.plots import new_figure
 from fedavg_jax.progress import say
@@ -128,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  tables.command(main)
+  command.guarded(main)

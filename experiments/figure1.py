@@ -25,10 +25,10 @@ import numpy as np
 import optax
 
 from experiments import cells
+from experiments import command
 from experiments import figures
 from experiments import results
 from experiments import sweeps
-from experiments import tables
 import fedavg_jax as fa
 from fedavg_jax import evaluate
 from fedavg_jax import metrics
@@ -159,7 +159,7 @@ def main() -> None:
   store = results_in(args.results)
   done = {(row['seed'], row['shared']) for row in store.rows}
   fa.use_cpu_devices(0)
-  for seed in tables.seeds(args.seeds):
+  for seed in command.numbers_from_zero('--seeds', args.seeds):
     for shared in (False, True):
       if (seed, shared) in done:
         continue
@@ -184,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  tables.command(main)
+  command.guarded(main)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import command
 from experiments import results
 from experiments import tables
 from experiments.cells import Cell
@@ -87,22 +88,21 @@ def main(
     doc: its docstring.
     panels: makes its panels.
   """
-  tables.command(lambda: _main(name, doc, panels()))
+  command.guarded(lambda: _main(name, doc, panels()))
 
 
 def _main(name, doc, panels) -> None:
-  parser = tables.arguments(doc)
+  parser = command.arguments(doc)
   parser.add_argument(
     '--picture', type=pathlib.Path, default=PICTURES / f'{name}.png'
   )
-  args = tables.checked(parser)
+  args = command.parse(parser)
   store = results.Results(args.results)
   cells = cells_of(panels)
-  chosen = tables.numbers('--cells', args.cells, len(cells))
-  seeds = tables.seeds(args.seeds)
+  chosen = command.numbers('--cells', args.cells, len(cells))
   if not args.show:
     fa.use_cpu_devices(0)
-    tables.run(args, [cells[i - 1] for i in chosen], seeds, store)
+    command.run(args, [cells[i - 1] for i in chosen], store)
   draw(args.picture, panels, store)
   say(f'{args.picture} is drawn')
   print(missing(name, cells, store))
@@ -122,7 +122,7 @@ def missing(name: str, cells: Sequence[Cell], store: results.Results) -> str:
     if rows and (longest >= cell.rounds or all(r['diverged'] for r in rows)):
       continue
     state = f'{longest} of {cell.rounds} rounds' if rows else 'missing'
-    rate, rates = '', tables.RATES
+    rate, rates = '', command.RATES
     if cell.learning_rate is not None:
       rate, rates = f' lr={cell.learning_rate:g}', 1
     seconds = rates * tables.seconds_per_round(cell) * cell.rounds
