@@ -80,7 +80,7 @@ def test_a_padded_lane_per_client_is_the_same_work(tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
-    (('--workloads', 'cifar'), '--workloads cifar: must be one of'),
+    (('--workloads', 'imagenet'), '--workloads imagenet: must be one of'),
     (('--peers', 'tff'), '--peers tff: must be one of torch'),
     (('--turns', '0'), '--turns 0: must be at least 1'),
   ],
