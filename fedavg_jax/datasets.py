@@ -329,7 +329,9 @@ def _unpack(archive: pathlib.Path, names: Sequence[str]) -> None:
       name = pathlib.PurePosixPath(member.name).name
       content = tar.extractfile(member) if name in names else None
       if content is not None:
-        (archive.parent / name).write_bytes(content.read())
+        part = archive.parent / f'{name}.part'
+        part.write_bytes(content.read())
+        part.replace(archive.parent / name)  # Never half of it.
 
 
 def _leaf(folder: pathlib.Path) -> Dataset:

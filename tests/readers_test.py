@@ -233,18 +233,24 @@ def test_real_plays(data_dir):
 
 # Any bytes.
 
+BOOK = 'Contents\n\n ONE\n\n TWO\n\nONE\n' + 'A.\nsays\n\n' * 100 + 'TWO\nroses'
+
 IDX = b'\0\0\x08\x03' + np.array((2, 3, 3), '>u4').tobytes() + bytes(range(18))
 GOOD = {
   'idx': IDX,
   'cifar10': bytes(3073 * 2),
   'leaf': json.dumps(LEAF).encode(),
   'play': PLAY.encode(),
+  'book': BOOK.encode(),
+  'authors': b'{"author": "a", "text": "b c"}\n',
 }
 READERS = {
   'idx': lambda path: readers.read_idx(path, (2, 3, 3)),
   'cifar10': readers.read_cifar10,
   'leaf': readers.read_leaf,
   'play': texts.read_play,
+  'book': texts.read_complete_works,
+  'authors': texts.read_authors,
 }
 JSON = st.recursive(
   st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
