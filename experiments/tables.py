@@ -56,7 +56,7 @@ def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
   """The table in Markdown, then the commands of what is missing."""
   lines = [
     '| cell | | C | E | B | paper | ours | as the paper counts | paper / ours |'
-    ' speed-up, paper | ours | learning rate |',
+    ' speed-up, paper | speed-up, ours | learning rate |',
     f'|{"---|" * 12}',
   ]
   missing = []

@@ -130,7 +130,9 @@ def test_killed_and_resumed_gives_the_same_rows(repository, plain, tmp_path):
     time.sleep(1.5 + slices)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
-    assert process.returncode in (0, 128 + signal.SIGTERM), err
+    # The last one may come when all is done, and nobody takes signals.
+    ends = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+    assert process.returncode in ends, err
     slices += 1
   found = rows(tmp_path / 'killed.jsonl')
   expected = rows(plain[0] / 'plain.jsonl')
