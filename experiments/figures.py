@@ -141,10 +141,12 @@ def missing(name: str, cells: Sequence[Cell], store: results.Results) -> str:
 def draw(
   path: pathlib.Path, panels: Sequence[Panel], store: results.Results
 ) -> None:
-  """Draws the panels side by side into a PNG."""
-  figure = new_figure(6.4 * len(panels), 5)
+  """Draws the panels, two in a row, into a PNG."""
+  columns = min(len(panels), 2)
+  rows = -(-len(panels) // columns)
+  figure = new_figure(6.4 * columns, 5 * rows)
   for axes, panel in zip(
-    np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
+    np.ravel(figure.subplots(rows, columns)), panels, strict=True
   ):
     digitised = read_paper(panel.paper) if panel.paper else {}
     for i, curve in enumerate(panel.curves):
