@@ -21,8 +21,8 @@ def panels() -> list[figures.Panel]:
   """IID and non-IID."""
   found = []
   for title, partition, rate, floor in (
-    ('IID', 'iid', 0.215, 1e-5),
-    ('non-IID', 'noniid', 0.1, 1e-3),
+    ('IID', 'iid', 0.215, 1e-3),
+    ('non-IID', 'noniid', 0.1, 1e-2),
   ):
     read = figures.read_paper(f'fig8_mnist_cnn_{partition}_eta{rate}.csv')
     curves = []
