@@ -20,6 +20,7 @@ from experiments import tables
 from experiments.cells import Cell
 import fedavg_jax as fa
 from fedavg_jax.plots import new_figure
+from fedavg_jax.progress import duration
 from fedavg_jax.progress import say
 
 _PAPER = pathlib.Path(__file__).parent / 'paper_figures'
@@ -129,7 +130,7 @@ def missing(name: str, cells: Sequence[Cell], store: results.Results) -> str:
     lines.append(
       f'- {cell.describe()}{rate}: {state};'
       f' `python -m experiments.{name} --cells {number}`, about'
-      f' {tables.duration(seconds)}'
+      f' {duration(seconds)}'
     )
   if not lines:
     return 'Every curve is there.'

@@ -190,23 +190,19 @@ class Results(Lines):
     rows = self.of(cell, seed)
     if not rows or not cell.target_accuracy:
       return None
-    firsts = {row['learning_rate']: _first(row, cell) for row in rows}
-    reached = {rate: n for rate, n in firsts.items() if n is not None}
-    on_grid = [
-      n
+    found = {
+      row['learning_rate']: tuple(crossings(row, cell.target_accuracy).values())
       for row in rows
-      if (
-        n := crossings(row, cell.target_accuracy)['rounds_to_target_paper_grid']
-      )
-      is not None
-    ]
+    }
+    reached = {rate: n for rate, (n, _) in found.items() if n is not None}
+    on_grid = [n for _, n in found.values() if n is not None]
     rate = min(reached, key=lambda r: (reached[r], r), default=None)
     return Best(
       seed=seed,
       learning_rate=rate,
       rounds=None if rate is None else reached[rate],
       rounds_paper_grid=min(on_grid, default=None),
-      at_edge=rate in (min(firsts), max(firsts)),
+      at_edge=rate in (min(found), max(found)),
       tried=max(row['rounds'] for row in rows),
     )
 

@@ -9,6 +9,7 @@ from experiments import command
 from experiments import results
 from experiments.cells import Cell
 import fedavg_jax as fa
+from fedavg_jax.progress import duration
 
 # Examples a second that two cores of an AMD EPYC train on and test on.
 _SPEEDS = {
@@ -60,15 +61,15 @@ def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
     f'|{"---|" * 12}',
   ]
   missing = []
-  for number, cell in enumerate(cells, 1):
-    own = counts(cell, store)
+  found = {cell: counts(cell, store) for cell in cells}
+  for number, (cell, own) in enumerate(found.items(), 1):
     told = own.told
     ratio = speedup = ''
     if cell.paper_rounds and own.comparable:
       ratio = f'{cell.paper_rounds / own.comparable:.2g}'
     paper_speedup = _speedup(cell, cells, lambda c: c.paper_rounds)
     if paper_speedup:
-      speedup = _speedup(cell, cells, lambda c: counts(c, store).comparable)
+      speedup = _speedup(cell, cells, lambda c: found[c].comparable)
     setting = cell.setting()
     lines.append(
       f'| {number} | {cell.algorithm} {cell.model}, {cell.partition},'
@@ -177,12 +178,3 @@ def seconds_per_round(cell: Cell) -> float:
   if cell.measured == 'train':
     tested = clients * each
   return cohort * each * cell.E / train + tested / test / cell.eval_every
-
-
-def duration(seconds: float) -> str:
-  """'40 s', '12 min' or '5.5 h'."""
-  if seconds < 90:
-    return f'{seconds:.0f} s'
-  if seconds < 5400:
-    return f'{seconds / 60:.0f} min'
-  return f'{seconds / 3600:.1f} h'

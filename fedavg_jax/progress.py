@@ -85,7 +85,7 @@ class Progress:
     if number:
       pace = (number - self._done) / max(self._seconds, 1e-9)
       left = (self._rounds - number) / pace
-      text += f'  {pace:.3g} rounds/s  {_duration(left)} left'
+      text += f'  {pace:.3g} rounds/s  {duration(left)} left'
     say(text)
 
   def _expect(self, number) -> None:
@@ -99,14 +99,15 @@ class Progress:
     if total > _LONG_RUN_SECONDS:
       text = (
         f'{seconds:.2g} s a round: all {left} rounds take about'
-        f' {_duration(total)}'
+        f' {duration(total)}'
       )
       if self._may_end_sooner:
         text += '; the target, once reached, ends it sooner'
       tqdm.write(text) if self._bar is not None else say(text)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+  """'40 s', '12 min' or '5.5 h'."""
   if seconds < 100:
     return f'{seconds:.0f} s'
   if seconds < 6000:
