@@ -30,6 +30,13 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.partition = 'shards'
   config.shards_per_client = 2  # Of 'shards': about two labels per client.
+  config.alpha = 0.5  # Of dirichlet and inner_dirichlet: small is unequal.
+  config.min_size = 10  # Of dirichlet: examples that each client has at least.
+  config.self_balancing = False  # Of dirichlet: nothing more past n / K.
+  config.classes_per_client = 2  # Of 'pathological': exactly so many.
+  config.class_assignment = 'random'  # Or deterministic, first_deterministic.
+  config.sizes = 'equal'  # Of iid and inner_dirichlet: linear, ..., '600,300'.
+  config.size_skew = 1.0  # Exponent of power_law, sigma of log_normal.
   config.num_clients = 100  # K
   config.holdout_fraction = 0.1  # Of each client's examples, never used.
 

@@ -6,6 +6,7 @@ Every knob stands in the config file; none is hidden in a default here.
 from collections.abc import Callable
 from collections.abc import Mapping
 import math
+import re
 from typing import Any
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ def _from(low, high=2**31 - 1):
   return _between(low, high, int)
 
 
+_NUMBERS = re.compile(r'\s*\d+(\s*,\s*\d+)*\s*')
+_boolean = _Rule(bool, lambda v: True, '')
 _below_one = _Rule(float, lambda v: 0 <= v < 1, 'must lie in [0, 1)')
 # Wide, and well inside the normal numbers of float32.
 _rate = _between(1e-30, 1e30)
@@ -51,6 +54,18 @@ _RULES: dict[str, _Rule] = {
   'precision': _one_of(models.PRECISIONS),
   'partition': _one_of(partition.NAMES),
   'shards_per_client': _from(1),
+  'alpha': _between(1e-30, 1e30),
+  'min_size': _from(0),
+  'self_balancing': _boolean,
+  'classes_per_client': _from(1),
+  'class_assignment': _one_of(partition.ASSIGNMENTS),
+  'sizes': _Rule(
+    str,
+    lambda v: v in partition.SIZES or bool(_NUMBERS.fullmatch(v)),
+    f'must be one of {", ".join(partition.SIZES)}, or whole numbers with commas'
+    ' between them',
+  ),
+  'size_skew': _between(0, 100),
   'num_clients': _from(0),
   'holdout_fraction': _below_one,
   'client_fraction': _between(0, 1),
@@ -99,6 +114,14 @@ MACHINE_KEYS = (
   'checkpoint.minutes',
   'checkpoint.keep',
 )
+
+
+def read(config: Any) -> dict[str, Any]:
+  """A ConfigDict as a plain nested dict; raises as `check` does."""
+  try:
+    return check(config.to_dict())
+  except RecursionError:
+    raise InputError('config: contains itself; must end') from None
 
 
 def check(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +210,7 @@ def _checked(key, value, rule):
   fits = isinstance(value, rule.kind) or (
     rule.kind is float and isinstance(value, int)
   )
-  if not fits or isinstance(value, bool):
+  if not fits or (isinstance(value, bool) and rule.kind is not bool):
     raise InputError(f'{key} = {value!r}: must be of type {rule.kind.__name__}')
   value = rule.kind(value)
   if rule.kind is float and not math.isfinite(value):

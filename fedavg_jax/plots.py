@@ -79,23 +79,26 @@ def draw_curves(
 def draw_partition(
   path: pathlib.Path, *, title: str, counts: np.ndarray
 ) -> None:
-  """Draws how many examples of each label each client holds.
+  """Draws how many examples of each label each client holds, and their mix.
 
   Args:
     path: of the new PNG.
     title: what was divided.
-    counts: [K, classes], from `partition.label_counts`.
+    counts: [K, classes], from `population.label_counts`.
   """
-  figure = new_figure(10, 4.5)
-  axes = figure.subplots()
   num_clients, num_classes = counts.shape
   edges = np.arange(num_clients + 1) - 0.5
+  colors = _colors(num_classes)
+  figure = new_figure(10, 7 if num_classes > 1 else 4)
+  if num_classes > 1:
+    bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+  else:
+    bars = heat = figure.subplots()
   tops = np.concatenate(
     [np.zeros((num_clients, 1), int), np.cumsum(counts, axis=1)], axis=1
   )
-  colors = _colors(num_classes)
   for label in range(num_classes):
-    axes.stairs(
+    bars.stairs(
       tops[:, label + 1],
       edges,
       baseline=tops[:, label],
@@ -103,15 +106,28 @@ def draw_partition(
       color=colors[label],
       label=str(label),
     )
-  axes.set_xlim(edges[0], edges[-1])
-  axes.set_ylim(0, tops[:, -1].max() * 1.02)
-  axes.set_xlabel('client')
-  axes.set_ylabel('training examples')
-  axes.set_title(title)
+  bars.set_xlim(edges[0], edges[-1])
+  bars.set_ylim(0, tops[:, -1].max() * 1.02)
+  bars.set_ylabel('training examples')
+  bars.set_title(title)
   if 1 < num_classes <= 20:  # Of more there is no room for, nor enough colours.
-    axes.legend(
+    bars.legend(
       title='label', loc='center left', bbox_to_anchor=(1, 0.5), reverse=True
     )
+  if num_classes > 1:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = heat.pcolormesh(
+      edges,
+      np.arange(num_classes + 1) - 0.5,
+      shares.T,
+      cmap='Blues',
+      vmin=0.0,
+      vmax=1.0,
+    )
+    heat.set_ylabel('label')
+    heat.yaxis.get_major_locator().set_params(integer=True)
+    figure.colorbar(image, ax=heat, label="share of a client's", pad=0.01)
+  heat.set_xlabel('client')
   figure.savefig(path, dpi=120)
 
 

@@ -24,6 +24,7 @@ from fedavg_jax import models
 from fedavg_jax import paper
 from fedavg_jax import partition
 from fedavg_jax import plots
+from fedavg_jax import population
 from fedavg_jax import resume
 from fedavg_jax import round as round_lib
 from fedavg_jax.errors import DivergedError
@@ -65,10 +66,7 @@ def train(
     DivergedError: the loss or the model is not finite any more.
     StoppedError: SIGINT or SIGTERM; all that was done is kept.
   """
-  try:
-    cfg = config_lib.check(config.to_dict())
-  except RecursionError:
-    raise InputError('config: contains itself; must end') from None
+  cfg = config_lib.read(config)
   with stop_on_signals() as stop, Workdir(workdir) as folder:
     if folder.began is not None:
       config_lib.compare(cfg, folder.began.get('config'), extend=extend)
@@ -82,7 +80,11 @@ def train(
 
     # Data, divided among the clients.
     dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
-    parts = divide(cfg, dataset)
+    parts = partition.hold_out(
+      population.divide(cfg, dataset),
+      fraction=cfg['holdout_fraction'],
+      seed=cfg['seed'],
+    )
     clients = clients_lib.build_clients(dataset.train, parts)
     began = {
       'config': cfg,
@@ -151,7 +153,7 @@ def train(
         plots.draw_partition(
           path,
           title=describe(cfg),
-          counts=label_counts(dataset, parts),
+          counts=population.label_counts(dataset, parts),
         )
 
     # The rounds.
@@ -269,47 +271,6 @@ def _is_over(summary: dict[str, Any], cfg: dict[str, Any]) -> bool:
   )
 
 
-def divide(cfg: dict[str, Any], dataset: datasets.Dataset) -> list[np.ndarray]:
-  """The partition that a checked config names, training examples only."""
-  labels, owners = dataset.train.y, dataset.owners
-  natural = [] if owners is None else partition.by_owner(owners)
-  number = cfg['num_clients'] or len(natural)
-  if not number:
-    raise InputError(
-      f'num_clients = 0: {dataset.name} has no natural clients; must be at'
-      " least 1, and partition 'iid' or 'shards'"
-    )
-  if cfg['partition'] == 'natural':
-    parts = natural
-  elif cfg['partition'] == 'shards':
-    if labels.ndim > 1:
-      raise InputError(
-        f"partition = 'shards': sorts by label, the sequences of {dataset.name}"
-        " have many each; must be 'iid' or 'natural'"
-      )
-    parts = partition.shards(
-      labels,
-      num_clients=number,
-      shards_per_client=cfg['shards_per_client'],
-      seed=cfg['seed'],
-    )
-  else:
-    parts = partition.iid(len(labels), num_clients=number, seed=cfg['seed'])
-  return partition.hold_out(
-    parts, fraction=cfg['holdout_fraction'], seed=cfg['seed']
-  )
-
-
-def label_counts(
-  dataset: datasets.Dataset, parts: list[np.ndarray]
-) -> np.ndarray:
-  """Examples of each label at each client; of sequences all count as one."""
-  labels = dataset.train.y
-  if labels.ndim > 1:
-    return np.array([[len(part)] for part in parts])
-  return partition.label_counts(labels, parts, dataset.num_classes)
-
-
 def build_algorithm(cfg: dict[str, Any]) -> algorithms.Algorithm:
   """The algorithm that a checked config names."""
   local, server = cfg['client'], cfg['server']
@@ -346,7 +307,7 @@ def describe(cfg: dict[str, Any]) -> str:
   local = cfg['client']
   algorithm = '' if cfg['algorithm'] == 'fedavg' else f'{cfg["algorithm"]}, '
   return (
-    f'{algorithm}{cfg["model"]} on {cfg["dataset"]}, {cfg["partition"]}:'
+    f'{algorithm}{cfg["model"]} on {cfg["dataset"]}, {population.name(cfg)}:'
     f' K={cfg["num_clients"] or "natural"} C={cfg["client_fraction"]:g}'
     f' E={local["epochs"]} B={local["batch_size"] or "inf"}'
     f' lr={local["learning_rate"]:g}'

@@ -258,6 +258,51 @@ KEYS = {
   'K': key('num_clients', '1501', '1501', '1500'),
   'K for shards': key('num_clients', '1000', '1000', 'shards_per_client'),
   'shards': key('shards_per_client', '0', '0'),
+  'alpha': key('alpha', '-1', 'alpha = -1.0'),
+  'alpha 0': key('alpha', '0', 'alpha = 0.0'),
+  'min_size': key('min_size', '-1', '-1'),
+  'min_size of dirichlet': Case(
+    ['--config.partition=dirichlet', '--config.min_size=31'],
+    ['min_size = 31', '1500'],
+  ),
+  'alpha too small': Case(
+    ['--config.partition=dirichlet', '--config.alpha=0.001'],
+    ['alpha = 0.001', 'must be larger', 'min_size = 10'],
+  ),
+  'self_balancing': key('self_balancing', 'maybe', 'maybe'),
+  'classes': key('classes_per_client', '0', '0'),
+  'more classes than there are': Case(
+    ['--config.partition=pathological', '--config.classes_per_client=11'],
+    ['classes_per_client = 11', '[1, 10]'],
+  ),
+  'too few classes': Case(
+    [
+      *('--config.partition=pathological', '--config.classes_per_client=1'),
+      *('--config.num_clients=9', '--config.client_fraction=0'),
+    ],
+    ['classes_per_client = 1', 'to nobody'],
+  ),
+  'class_assignment': key('class_assignment', 'x', 'x', 'first_deterministic'),
+  'sizes': key('sizes', 'cubic', 'cubic', 'linear'),
+  'sizes of others': Case(
+    ['--config.partition=iid', '--config.sizes=700,800'],
+    ['sizes: 2 of them', 'num_clients = 50'],
+  ),
+  'sizes that do not add up': Case(
+    [
+      *('--config.partition=iid', '--config.sizes=700,700'),
+      '--config.num_clients=2',
+    ],
+    ['add up to 1400', '1500'],
+  ),
+  'size 0': Case(
+    [
+      *('--config.partition=iid', '--config.sizes=1500,0'),
+      '--config.num_clients=2',
+    ],
+    ['sizes: one is 0'],
+  ),
+  'size_skew': key('size_skew', '-1', '-1.0'),
   'holdout': key('holdout_fraction', '1', '1.0', '[0, 1)'),
   'C': key('client_fraction', '1.5', '1.5'),
   'C negative': key('client_fraction', '-0.1', '-0.1'),

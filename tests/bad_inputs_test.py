@@ -16,7 +16,7 @@ import pytest
 SERVER = """
 import json, os, sys, warnings
 from absl import app
-from fedavg_jax import main
+from fedavg_jax import command, main
 warnings.simplefilter('ignore')
 for line in sys.stdin:
   case = json.loads(line)
@@ -29,7 +29,7 @@ for line in sys.stdin:
     code = 1
     try:
       sys.argv = ['fedavg_jax.main', *case['args']]
-      app.run(main.main, flags_parser=main._parse_flags)
+      app.run(main.main, flags_parser=command.parse_flags)
     except SystemExit as error:
       code = error.code or 0
       if not isinstance(code, int):

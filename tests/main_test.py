@@ -111,7 +111,7 @@ def fills(*args, **kwargs):
     yield record
 
 train.simulate = fills
-app.run(main.main, flags_parser=main._parse_flags)
+app.run(main.main, flags_parser=command.parse_flags)
 """
   config = repository / 'configs' / 'quickstart.py'
   process = subprocess.run(

@@ -137,3 +137,315 @@ def test_refusals(call, message):
 def test_natural_clients_keep_their_own_in_order():
   parts = partition.by_owner(np.array([2, 0, 2, 1, 0, 2]))
   assert [part.tolist() for part in parts] == [[1, 4], [3], [0, 2, 5]]
+
+
+def random_labels(number=6000, classes=10, seed=3):
+  return np.random.default_rng(seed).integers(0, classes, number)
+
+
+def mixes(labels, parts):
+  """Share of every label at each client, [K, classes]."""
+  counts = partition.label_counts(labels, parts, labels.max() + 1)
+  return counts / counts.sum(axis=1, keepdims=True)
+
+
+@settings(deadline=None)
+@given(
+  labels=st.lists(st.integers(0, 5), min_size=1, max_size=120),
+  alpha=st.sampled_from([1e-30, 0.05, 1.0, 1e6]),
+  self_balancing=st.booleans(),
+  data=st.data(),
+)
+def test_dirichlet_covers(labels, alpha, self_balancing, data):
+  labels = np.array(labels)
+  clients = data.draw(st.integers(1, len(labels)))
+  parts = partition.dirichlet(
+    labels,
+    num_clients=clients,
+    alpha=alpha,
+    min_size=0,
+    self_balancing=self_balancing,
+    seed=1,
+  )
+  assert len(parts) == clients
+  assert_exact_cover(parts, len(labels))
+
+
+def test_dirichlet_shares_have_the_moments_of_their_law():
+  """Dir(a) over K clients: mean 1/K, variance (K - 1) / (K^2 (K a + 1))."""
+  labels = np.repeat(np.arange(400), 2000)  # 400 draws, one for each class.
+  for alpha in (0.1, 1.0, 10.0):
+    parts = partition.dirichlet(
+      labels, num_clients=5, alpha=alpha, min_size=0, seed=0
+    )
+    counts = partition.label_counts(labels, parts, 400)  # [5, 400]
+    shares = counts / 2000
+    variance = 4 / (25 * (5 * alpha + 1))
+    # The standard error of a mean of 400 draws, four times.
+    np.testing.assert_allclose(
+      shares.mean(axis=1), 0.2, atol=4 * (variance / 400) ** 0.5
+    )
+    np.testing.assert_allclose(shares.var(axis=1).mean(), variance, rtol=0.15)
+
+
+def test_dirichlet_takes_an_alpha_for_every_client():
+  labels = np.repeat(np.arange(300), 1000)
+  parts = partition.dirichlet(
+    labels, num_clients=3, alpha=[1.0, 2.0, 5.0], min_size=0, seed=0
+  )
+  sizes = np.array([len(part) for part in parts])
+  np.testing.assert_allclose(
+    sizes / sizes.sum(), np.array([1, 2, 5]) / 8, atol=0.04
+  )
+
+
+def test_dirichlet_leaves_nobody_short():
+  labels = random_labels()
+  for seed in range(5):
+    parts = partition.dirichlet(
+      labels, num_clients=50, alpha=0.3, min_size=10, seed=seed
+    )
+    assert min(len(part) for part in parts) >= 10
+    assert_exact_cover(parts, 6000)
+
+
+def test_self_balancing_levels_the_sizes():
+  labels = random_labels()
+  spread = {False: 0.0, True: 0.0}
+  for seed in range(20):
+    for balanced in spread:
+      parts = partition.dirichlet(
+        labels,
+        num_clients=10,
+        alpha=0.1,
+        min_size=0,
+        self_balancing=balanced,
+        seed=seed,
+      )
+      own = [len(part) for part in parts]
+      spread[balanced] += np.std(own)
+      if balanced:  # Below n / K nobody gets more than one class at once.
+        assert max(own) < 600 + np.bincount(labels).max()
+  assert spread[True] < 0.85 * spread[False]
+
+
+@settings(deadline=None)
+@given(
+  labels=st.lists(st.integers(0, 5), min_size=1, max_size=120),
+  alpha=st.sampled_from([1e-30, 0.05, 1.0, 1e6]),
+  data=st.data(),
+)
+def test_inner_dirichlet_covers_with_the_sizes_that_are_told(
+  labels, alpha, data
+):
+  labels = np.array(labels)
+  cuts = data.draw(st.sets(st.integers(1, max(1, len(labels) - 1)), max_size=9))
+  cuts = sorted(cut for cut in cuts if cut < len(labels))
+  sizes = np.diff([0, *cuts, len(labels)])
+  parts = partition.inner_dirichlet(labels, sizes=sizes, alpha=alpha, seed=2)
+  assert [len(part) for part in parts] == sizes.tolist()
+  assert_exact_cover(parts, len(labels))
+
+
+def test_inner_dirichlet_mixes_have_the_moments_of_their_law():
+  """Small clients come first and have all classes to take from: Dir(a)."""
+  labels = np.repeat(np.arange(4), 100_000)
+  sizes = np.array([200] * 500 + [400_000 - 500 * 200])
+  parts = partition.inner_dirichlet(labels, sizes=sizes, alpha=0.5, seed=0)
+  own = mixes(labels, parts[:500])
+  variance = 3 / (16 * (4 * 0.5 + 1))
+  # Counting 200 examples adds p (1 - p) / 200 on average.
+  variance += (0.25 - 0.0625 - variance) / 200
+  np.testing.assert_allclose(
+    own.mean(axis=0), 0.25, atol=4 * (variance / 500) ** 0.5
+  )
+  np.testing.assert_allclose(own.var(axis=0).mean(), variance, rtol=0.15)
+
+
+@settings(deadline=None)
+@given(
+  clients=st.integers(1, 12),
+  classes=st.integers(1, 6),
+  assignment=st.sampled_from(partition.ASSIGNMENTS),
+  data=st.data(),
+)
+def test_pathological_clients_have_exactly_so_many_classes(
+  clients, classes, assignment, data
+):
+  labels = np.repeat(np.arange(classes) * 3, 12)  # Labels may have gaps.
+  least = -(-classes // clients)
+  number = data.draw(st.integers(least, classes))
+  parts = partition.pathological(
+    labels,
+    num_clients=clients,
+    classes_per_client=number,
+    assignment=assignment,
+    seed=4,
+  )
+  assert_exact_cover(parts, len(labels))
+  holds = [sorted(set(labels[part])) for part in parts]
+  assert {len(own) for own in holds} == {number}
+  sharing = {
+    label: [np.sum(labels[part] == label) for part in parts if label in own]
+    for label in np.unique(labels)
+    for own in [set(labels[np.concatenate(parts)])]
+  }
+  for told in sharing.values():
+    told = [count for count in told if count]
+    assert max(told) - min(told) <= 1
+  if assignment == 'deterministic' and clients * number >= classes:
+    if clients >= classes or number >= classes:
+      for k, own in enumerate(holds):
+        assert own == sorted(3 * ((k + i) % classes) for i in range(number))
+  if assignment == 'first_deterministic' and clients >= classes * 2:
+    assert all(3 * (k % classes) in own for k, own in enumerate(holds))
+
+
+def test_pathological_draws_every_class_as_often():
+  labels = np.repeat(np.arange(10), 3000)
+  parts = partition.pathological(
+    labels, num_clients=1500, classes_per_client=2, seed=0
+  )
+  counts = partition.label_counts(labels, parts, 10) > 0
+  # 1500 draws of one in five: 300, standard deviation 15.5.
+  np.testing.assert_allclose(counts.sum(axis=0), 300, atol=62)
+
+
+@settings(deadline=None)
+@given(
+  law=st.sampled_from(partition.SIZES), data=st.data(), skew=st.floats(0, 3)
+)
+def test_sizes_add_up_and_leave_nobody_out(law, data, skew):
+  number = data.draw(st.integers(1, 5000))
+  clients = data.draw(st.integers(1, min(number, 60)))
+  own = partition.sizes(law, number, num_clients=clients, skew=skew, seed=0)
+  assert len(own) == clients and own.sum() == number and own.min() >= 1
+  parts = partition.iid(number, num_clients=clients, seed=0, sizes=own)
+  assert [len(part) for part in parts] == own.tolist()
+  assert_exact_cover(parts, number)
+
+
+@pytest.mark.parametrize(
+  ('law', 'shares'),
+  [
+    ('equal', np.ones(8)),
+    ('linear', np.arange(1, 9)),
+    ('square', np.arange(1, 9) ** 2),
+    ('exponential', np.exp(np.arange(1, 9))),
+    ('power_law', np.arange(1, 9) ** -1.5),
+  ],
+)
+def test_sizes_follow_their_law(law, shares):
+  own = partition.sizes(law, 10**6, num_clients=8, skew=1.5, seed=0)
+  assert np.abs(own - 10**6 * shares / shares.sum()).max() < 1
+
+
+def test_log_normal_sizes_have_the_spread_that_is_told():
+  own = partition.sizes('log_normal', 10**9, num_clients=4000, skew=0.8, seed=0)
+  logs = np.log(own)
+  np.testing.assert_allclose(logs.std(), 0.8, rtol=4 / np.sqrt(2 * 4000))
+  assert abs(np.mean(((logs - logs.mean()) / logs.std()) ** 3)) < 0.16
+
+
+def test_explicit_sizes():
+  assert partition.sizes('5, 1,4', 10, num_clients=3, seed=0).tolist() == [
+    *(5, 1, 4)
+  ]
+
+
+@pytest.mark.parametrize(
+  ('call', 'message'),
+  [
+    (
+      lambda y: partition.dirichlet(y, num_clients=3, alpha=0.0, seed=0),
+      'alpha = 0.0: must be above 0',
+    ),
+    (
+      lambda y: partition.dirichlet(y, num_clients=3, alpha=[1.0], seed=0),
+      'alpha: 1 numbers; must be one, or as many as num_clients = 3',
+    ),
+    (
+      lambda y: partition.dirichlet(
+        y, num_clients=3, alpha=1.0, min_size=21, seed=0
+      ),
+      'min_size = 21',
+    ),
+    (
+      lambda y: partition.dirichlet(
+        y, num_clients=4, alpha=1e-9, min_size=15, seed=0
+      ),
+      'must be larger, or min_size smaller',
+    ),
+    (
+      lambda y: partition.inner_dirichlet(y, sizes=[30, 31], alpha=1.0, seed=0),
+      'add up to 61; must add up to 60',
+    ),
+    (
+      lambda y: partition.inner_dirichlet(y, sizes=[60, 0], alpha=1.0, seed=0),
+      'one is 0',
+    ),
+    (
+      lambda y: partition.inner_dirichlet(
+        y, sizes=[30, 30], alpha=[1.0, -1.0, 1.0], seed=0
+      ),
+      'must be above 0',
+    ),
+    (
+      lambda y: partition.pathological(
+        y, num_clients=3, classes_per_client=4, seed=0
+      ),
+      'classes_per_client = 4: must lie in .1, 3., the labels there are',
+    ),
+    (
+      lambda y: partition.pathological(
+        y, num_clients=2, classes_per_client=1, seed=0
+      ),
+      'leaves some of the 3 labels to nobody',
+    ),
+    (
+      lambda y: partition.pathological(
+        y, num_clients=60, classes_per_client=3, seed=0
+      ),
+      '60 of them would share the 20 examples',
+    ),
+    (
+      lambda y: partition.pathological(
+        y, num_clients=6, classes_per_client=1, assignment='x', seed=0
+      ),
+      "class_assignment = 'x'",
+    ),
+    (
+      lambda y: partition.sizes('1,2', 60, num_clients=3, seed=0),
+      'sizes: 2 of them, must be one for each of num_clients = 3',
+    ),
+    (
+      lambda y: partition.sizes('1,2,3', 60, num_clients=3, seed=0),
+      'add up to 6; must add up to 60',
+    ),
+    (
+      lambda y: partition.sizes('cubic', 60, num_clients=3, seed=0),
+      "sizes = 'cubic'",
+    ),
+  ],
+)
+def test_refusals_of_laws(call, message):
+  with pytest.raises(InputError, match=message):
+    call(np.arange(60) % 3)
+
+
+def test_all_partitions_are_the_seeds():
+  labels = random_labels(1000)
+  for make in (
+    lambda seed: partition.dirichlet(
+      labels, num_clients=7, alpha=0.5, seed=seed
+    ),
+    lambda seed: partition.inner_dirichlet(
+      labels, sizes=[500, 300, 200], alpha=0.5, seed=seed
+    ),
+    lambda seed: partition.pathological(
+      labels, num_clients=7, classes_per_client=3, seed=seed
+    ),
+  ):
+    one, same, other = (np.concatenate(make(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()

@@ -1,0 +1,157 @@
+"""What the commands share: flags, exit codes, one line for what can be mended.
+
+Exit codes: 2 for what was asked, 1 for what the machine could not do, 3 for
+training that left the finite numbers; as shells have it for signals, 130 for
+Ctrl-C and 143 for SIGTERM.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import itertools
+import os
+import pathlib
+import re
+import signal
+import sys
+import traceback
+from typing import Any
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+import ml_collections
+from ml_collections import config_flags
+
+from fedavg_jax.errors import DivergedError
+from fedavg_jax.errors import InputError
+from fedavg_jax.errors import StoppedError
+
+_FAILED, _BAD_INPUT, _DIVERGED, _SIGNAL = 1, 2, 3, 128
+
+
+def define_config() -> None:
+  """Defines the flag --config."""
+  config_flags.DEFINE_config_file(
+    'config', None, 'File of a setting, configs/NAME.py or configs/NAME.py:ARG.'
+  )
+
+
+def read_config() -> tuple[ml_collections.ConfigDict, str]:
+  """The config that --config names, and a name made of the file's.
+
+  Raises:
+    InputError: there is none.
+  """
+  flag: Any = flags.FLAGS['config']
+  if not flag.present or not flag.config_filename:
+    raise InputError('--config is missing: name a file of configs/')
+  source = flag.config_filename
+  path, *argument = source.split(':')
+  if not pathlib.Path(path).is_file():
+    raise InputError(f'--config {source}: there is no such file')
+  if not isinstance(flag.value, ml_collections.ConfigDict):
+    raise InputError(f'{source}: get_config() must return a ConfigDict')
+  return flag.value, '_'.join([pathlib.Path(path).stem, *argument])
+
+
+def read_path(flag: str, default: str | os.PathLike) -> pathlib.Path:
+  """The path that a flag names.
+
+  Raises:
+    InputError: it is empty.
+  """
+  value = flags.FLAGS[flag].value
+  if value == '':
+    raise InputError(f'--{flag} is empty: name a new one')
+  # Unlike Path.expanduser, leaves the home of nobody as it is.
+  return pathlib.Path(os.path.expanduser(value or default))
+
+
+def start(body: Callable[[], None]) -> None:
+  """Runs a command that takes flags alone, and ends the process."""
+
+  def main(argv):
+    return run(body, argv)
+
+  app.run(main, flags_parser=parse_flags)
+
+
+def run(body: Callable[[], None], argv: Sequence[str]) -> int:
+  """Runs what a command does. Returns the exit code.
+
+  Args:
+    body: what may raise whatever `fedavg_jax.errors` has, or the machine.
+    argv: what is left of the command line, its name first.
+  """
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
+  try:
+    if len(argv) > 1:
+      raise InputError(f'{argv[1]}: not a flag; flags begin with --')
+    body()
+  except InputError as error:
+    return _fail(_BAD_INPUT, error)
+  except DivergedError as error:
+    return _fail(_DIVERGED, error)
+  except OSError as error:
+    what = f'{error.filename}: ' if error.filename else ''
+    return _fail(_FAILED, f'{what}{error.strerror or error}')
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _fail(_FAILED, f'out of memory or device failed: {reason[:200]}')
+  except StoppedError as error:
+    code = _fail(_SIGNAL + error.signum, f'interrupted: {error}')
+    sys.stdout.flush()
+    # Python would wait for the rounds in line, which nobody needs any more.
+    os._exit(code)
+  except KeyboardInterrupt:
+    return _fail(_SIGNAL + signal.SIGINT, 'interrupted')
+  return 0
+
+
+def parse_flags(argv: Sequence[str]) -> Sequence[str]:
+  """Parses flags; what is wrong with them, or with a config file, is a line."""
+  for number, name in ((1, 'stdout'), (2, 'stderr')):
+    if getattr(sys, name) is None:
+      # Closed by who has started us: no file of ours may take its number.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+      setattr(sys, name, os.fdopen(number, 'w'))
+  logging.set_verbosity(logging.ERROR)  # What is wrong is told in one line.
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    # An error inside get_config() arrives with its traceback: keep the end.
+    traced = re.split(r'^Traceback .*\n(?:  .*\n)+', str(error), flags=re.M)
+    if len(traced) == 1:
+      sys.exit(_fail(_BAD_INPUT, error))
+    sys.exit(_fail(_BAD_INPUT, f'--config{_named(argv)}: {traced[-1]}'))
+  except SystemExit as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any('config_flags' in frame.filename for frame in frames):
+      raise  # As --help ends.
+    message = f'--config{_named(argv)}: exits ({error.code})'
+    sys.exit(_fail(_BAD_INPUT, message))
+  except Exception as error:  # An unknown key; or a person's own file.
+    text = str(error)
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    kind = type(error).__name__
+    if 'ml_collections' in where and kind in ('AttributeError', 'KeyError'):
+      # ml_collections quotes the text of a KeyError inside another error.
+      kind = 'no such key'
+      text = text[1:-1].replace("\\'", "'").replace('\\n', ' ')
+    sys.exit(_fail(_BAD_INPUT, f'--config{_named(argv)}: {kind}: {text}'))
+
+
+def _named(argv: Sequence[str]) -> str:
+  """The file that --config names, before it is a flag's value."""
+  for flag, following in itertools.pairwise([*argv, '']):
+    name, equals, value = flag.lstrip('-').partition('=')
+    if name == 'config':
+      return f' {value if equals else following}'
+  return ''
+
+
+def _fail(code: int, message: object) -> int:
+  print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
+  return code

@@ -1,0 +1,435 @@
+"""How a data set is divided among K clients. NumPy only, seeded.
+
+A partition is a list of K index arrays; every example is in exactly one.
+Sources: McMahan et al. 2017, section 3 (`iid`, `shards`); Hsu et al. 2019
+(`dirichlet`); Acar et al. 2021 (`inner_dirichlet`). Names and meanings are
+those of Flower Datasets; its Linear-, Square-, Exponential- and SizePartitioner
+are laws of `sizes` here, for both partitions that take sizes.
+
+`python -m fedavg_jax.partition --config configs/NAME.py` prints what a config's
+clients hold and draws it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedavg_jax.errors import InputError
+
+NAMES = (
+  'iid',
+  'shards',
+  'dirichlet',
+  'inner_dirichlet',
+  'pathological',
+  'natural',
+)
+SIZES = (
+  'equal',
+  'linear',
+  'square',
+  'exponential',
+  'power_law',
+  'log_normal',
+)
+ASSIGNMENTS = ('random', 'deterministic', 'first_deterministic')
+
+_HOLD_OUT, _SIZES = 3, 4  # plan.py has 1, 2 and 5 to 7.
+_MOST_DRAWS = (
+  1000  # Of a Dirichlet partition until all clients are large enough.
+)
+
+
+def iid(
+  num_examples: int,
+  *,
+  num_clients: int,
+  seed: int,
+  sizes: np.ndarray | None = None,
+) -> list[np.ndarray]:
+  """Shuffles, then cuts into K parts.
+
+  Args:
+    num_examples: n.
+    num_clients: K.
+    seed: of the order.
+    sizes: [K] of the parts, from `sizes` or your own, which add up to n; left
+      out, they differ by at most one.
+
+  Returns:
+    K index arrays.
+  """
+  _check_clients(num_examples, num_clients)
+  order = np.random.default_rng(seed).permutation(num_examples)
+  if sizes is None:
+    return np.array_split(order, num_clients)
+  sizes = _check_sizes(sizes, num_examples, num_clients)
+  return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def shards(
+  labels: np.ndarray, *, num_clients: int, shards_per_client: int, seed: int
+) -> list[np.ndarray]:
+  """Sorts by label, cuts into shards, deals each client some at random.
+
+  The paper's pathological non-IID split of MNIST: 200 shards of 300, two per
+  client, so that most clients hold two digits. Where the number of shards does
+  not divide the examples, shards differ in size by at most one.
+
+  Args:
+    labels: [n] integers.
+    num_clients: K.
+    shards_per_client: shards that each client gets.
+    seed: decides which shards.
+
+  Returns:
+    K index arrays.
+  """
+  num_examples = len(labels)
+  _check_clients(num_examples, num_clients)
+  if shards_per_client < 1:
+    raise InputError(
+      f'shards_per_client = {shards_per_client}: must be at least 1'
+    )
+  num_shards = num_clients * shards_per_client
+  if num_shards > num_examples:
+    raise InputError(
+      f'num_clients = {num_clients} with shards_per_client ='
+      f' {shards_per_client}: {num_shards} shards need at least as many'
+      f' training examples, there are {num_examples}'
+    )
+  by_label = np.argsort(labels, kind='stable')
+  pieces = np.array_split(by_label, num_shards)
+  deal = np.random.default_rng(seed).permutation(num_shards)
+  return [
+    np.concatenate([pieces[i] for i in mine])
+    for mine in np.split(deal, num_clients)
+  ]
+
+
+def dirichlet(
+  labels: np.ndarray,
+  *,
+  num_clients: int,
+  alpha: float | Sequence[float],
+  min_size: int = 10,
+  self_balancing: bool = False,
+  seed: int,
+) -> list[np.ndarray]:
+  """Deals every class to the clients in proportions p ~ Dir(alpha).
+
+  Small alpha: few clients have most of a class, and sizes differ much.
+
+  Args:
+    labels: [n] integers.
+    num_clients: K.
+    alpha: one number for all clients, or K of them.
+    min_size: examples that every client must have; the whole partition is drawn
+      anew until they do.
+    self_balancing: deals nothing more to a client that has n / K examples.
+    seed: of the draws.
+
+  Returns:
+    K index arrays.
+
+  Raises:
+    InputError: a value breaks its rule, or 1000 draws leave some client short.
+  """
+  num_examples = len(labels)
+  _check_clients(num_examples, num_clients)
+  concentrations = _check_alpha(alpha, 'num_clients', num_clients)
+  if not 0 <= min_size * num_clients <= num_examples:
+    raise InputError(
+      f'min_size = {min_size}: must be at least 0, and num_clients ='
+      f' {num_clients} times it at most the {num_examples} training examples'
+    )
+  rng = np.random.default_rng(seed)
+  by_class = _by_class(labels, rng)
+  for _ in range(_MOST_DRAWS):
+    held = np.zeros(num_clients, np.int64)
+    counts = []  # Of every class, [K].
+    for rows in by_class:
+      share = rng.dirichlet(concentrations)
+      if self_balancing:
+        share = _within(share, held < num_examples / num_clients)
+      counts.append(_cut(len(rows), share))
+      held += counts[-1]
+    if held.min() >= min_size:
+      return _deal(by_class, np.stack(counts), rng)
+  raise InputError(
+    f'alpha = {alpha}: left some of num_clients = {num_clients} with fewer than'
+    f' min_size = {min_size} examples in each of {_MOST_DRAWS} draws; must be'
+    ' larger, or min_size smaller'
+  )
+
+
+def inner_dirichlet(
+  labels: np.ndarray,
+  *,
+  sizes: np.ndarray,
+  alpha: float | Sequence[float],
+  seed: int,
+) -> list[np.ndarray]:
+  """Gives each client a mix of classes p ~ Dir(alpha), at sizes that are told.
+
+  Clients take turns, small ones first, else in random order; where a class is
+  used up, a client takes more of the others, in its own proportions.
+
+  Args:
+    labels: [n] integers.
+    sizes: [K] of the clients, which add up to n.
+    alpha: one number for all classes, or one for each.
+    seed: of the draws.
+
+  Returns:
+    K index arrays.
+  """
+  sizes = _check_sizes(sizes, len(labels), len(sizes))
+  rng = np.random.default_rng(seed)
+  by_class = _by_class(labels, rng)
+  concentrations = _check_alpha(alpha, 'the number of labels', len(by_class))
+  left = np.array([len(rows) for rows in by_class])
+  counts = np.zeros((len(by_class), len(sizes)), np.int64)
+  turns = rng.permutation(len(sizes))
+  for k in turns[np.argsort(sizes[turns], kind='stable')]:
+    mix = rng.dirichlet(concentrations)
+    while missing := sizes[k] - counts[:, k].sum():
+      mix = _within(mix, left > 0)
+      taken = np.minimum(rng.multinomial(missing, mix), left)
+      counts[:, k] += taken
+      left -= taken
+  return _deal(by_class, counts, rng)
+
+
+def pathological(
+  labels: np.ndarray,
+  *,
+  num_clients: int,
+  classes_per_client: int,
+  assignment: str = 'random',
+  seed: int,
+) -> list[np.ndarray]:
+  """Each client has exactly so many classes; a class is shared out evenly.
+
+  Args:
+    labels: [n] integers.
+    num_clients: K.
+    classes_per_client: k. Every class has a client: where the draw leaves one
+      without, it takes the place of one that has the most.
+    assignment: 'random' draws the classes of each client; 'deterministic' gives
+      client i the classes i, i + 1, ... and begins again after the last;
+      'first_deterministic' gives it class i and draws the others.
+    seed: of classes and examples.
+
+  Returns:
+    K index arrays.
+  """
+  _check_clients(len(labels), num_clients)
+  if assignment not in ASSIGNMENTS:
+    raise InputError(
+      f'class_assignment = {assignment!r}: must be one of'
+      f' {", ".join(ASSIGNMENTS)}'
+    )
+  rng = np.random.default_rng(seed)
+  by_class = _by_class(labels, rng)
+  number = len(by_class)
+  if not 1 <= classes_per_client <= number:
+    raise InputError(
+      f'classes_per_client = {classes_per_client}: must lie in [1, {number}],'
+      ' the labels there are'
+    )
+  if num_clients * classes_per_client < number:
+    raise InputError(
+      f'classes_per_client = {classes_per_client}: with num_clients ='
+      f' {num_clients} leaves some of the {number} labels to nobody'
+    )
+  has = np.zeros((number, num_clients), bool)
+  for k in range(num_clients):
+    if assignment == 'deterministic':
+      mine = (k + np.arange(classes_per_client)) % number
+    elif assignment == 'random':
+      mine = rng.choice(number, classes_per_client, replace=False)
+    else:
+      others = np.delete(np.arange(number), k % number)
+      mine = [k % number]
+      mine += list(rng.choice(others, classes_per_client - 1, replace=False))
+    has[mine, k] = True
+  while not has.any(axis=1).all():
+    missing = int(has.any(axis=1).argmin())
+    most = int(has.sum(axis=1).argmax())
+    k = int(rng.choice(np.flatnonzero(has[most])))
+    has[missing, k], has[most, k] = True, False
+  counts = np.stack(
+    [
+      _cut(len(rows), mine / mine.sum())
+      for rows, mine in zip(by_class, has, strict=True)
+    ]
+  )
+  short = (has & (counts == 0)).any(axis=1)
+  if short.any():
+    label = int(short.argmax())
+    raise InputError(
+      f'num_clients = {num_clients}: {int(has[label].sum())} of them would'
+      f' share the {len(by_class[label])} examples of one label; must be fewer'
+    )
+  return _deal(by_class, counts, rng)
+
+
+def by_owner(owners: np.ndarray) -> list[np.ndarray]:
+  """Natural clients: each has its own examples, in their order.
+
+  Args:
+    owners: [n] integers, the client of every example.
+
+  Returns:
+    K index arrays; K is the largest owner and one.
+  """
+  order = np.argsort(owners, kind='stable')
+  return np.split(order, np.cumsum(np.bincount(owners))[:-1])
+
+
+def sizes(
+  law: str, num_examples: int, *, num_clients: int, skew: float = 1.0, seed: int
+) -> np.ndarray:
+  """Sizes of K clients after a law; each has at least one example.
+
+  Args:
+    law: client i = 1 ... K has a share in proportion to 1 ('equal'), i
+      ('linear'), i^2 ('square'), e^i ('exponential'), i^-skew ('power_law') or
+      exp(skew z), z ~ N(0, 1) ('log_normal'); or the sizes themselves, with
+      commas between them.
+    num_examples: n, what they add up to.
+    num_clients: K.
+    skew: of 'power_law' and 'log_normal'.
+    seed: of 'log_normal'.
+
+  Returns:
+    [K] int64.
+  """
+  _check_clients(num_examples, num_clients)
+  if law not in SIZES:
+    try:
+      told = np.array([int(text) for text in law.split(',')])
+    except ValueError:
+      raise InputError(
+        f'sizes = {law!r}: must be one of {", ".join(SIZES)}, or whole numbers'
+        ' with commas between them'
+      ) from None
+    return _check_sizes(told, num_examples, num_clients)
+  i = np.arange(1, num_clients + 1, dtype=np.float64)
+  if law == 'log_normal':
+    rng = np.random.default_rng([seed, _SIZES])
+    logs = skew * rng.standard_normal(num_clients)
+  else:
+    logs = {
+      'equal': np.zeros(num_clients),
+      'linear': np.log(i),
+      'square': 2 * np.log(i),
+      'exponential': i,
+      'power_law': -skew * np.log(i),
+    }[law]
+  shares = np.exp(logs - logs.max())
+  found = _cut(num_examples, shares / shares.sum())
+  # Who would have nothing gets one from who has the most.
+  for k in np.flatnonzero(found == 0):
+    found[found.argmax()] -= 1
+    found[k] = 1
+  return found
+
+
+def hold_out(
+  parts: Sequence[np.ndarray], *, fraction: float, seed: int
+) -> list[np.ndarray]:
+  """Takes int(fraction * n_k) random examples of every client out of training.
+
+  Every client keeps at least one example, because fraction < 1.
+  """
+  kept = []
+  for client, part in enumerate(parts):
+    # Apart from the stream `seed` of the division, and from those of plan.py;
+    # never a trailing zero, which a short seed is padded with.
+    rng = np.random.default_rng([seed, _HOLD_OUT, client + 1])
+    kept.append(rng.permutation(part)[int(fraction * len(part)) :])
+  return kept
+
+
+def label_counts(
+  labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int
+) -> np.ndarray:
+  """Examples of each label at each client, [K, num_classes]."""
+  return np.stack(
+    [np.bincount(labels[part], minlength=num_classes) for part in parts]
+  )
+
+
+def _check_clients(num_examples: int, num_clients: int) -> None:
+  if not 1 <= num_clients <= num_examples:
+    raise InputError(
+      f'num_clients = {num_clients}: must be at least 1 and at most'
+      f' {num_examples}, the number of training examples'
+    )
+
+
+def _check_sizes(own, num_examples: int, num_clients: int) -> np.ndarray:
+  own = np.asarray(own)
+  if len(own) != num_clients:
+    raise InputError(
+      f'sizes: {len(own)} of them, must be one for each of num_clients ='
+      f' {num_clients}'
+    )
+  if own.min() < 1:
+    raise InputError(f'sizes: one is {own.min()}; must be at least 1')
+  if own.sum() != num_examples:
+    raise InputError(
+      f'sizes: add up to {own.sum()}; must add up to {num_examples}, the number'
+      ' of training examples'
+    )
+  return own
+
+
+def _check_alpha(alpha, what: str, number: int) -> np.ndarray:
+  own = np.asarray(alpha, np.float64)
+  if own.ndim and own.shape != (number,):
+    raise InputError(
+      f'alpha: {own.size} numbers; must be one, or as many as {what} = {number}'
+    )
+  if not (np.isfinite(own) & (own > 0)).all():
+    raise InputError(f'alpha = {alpha}: must be above 0')
+  return np.broadcast_to(own, number)
+
+
+def _by_class(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+  """The examples of every label that there is, in random order."""
+  return [
+    rng.permutation(np.flatnonzero(labels == label))
+    for label in np.unique(labels)
+  ]
+
+
+def _within(shares: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+  """The shares of those that are allowed, evenly where they have none."""
+  shares = np.where(allowed, shares, 0.0)
+  total = shares.sum()
+  return shares / total if total > 0 else allowed / allowed.sum()
+
+
+def _cut(number: int, shares: np.ndarray) -> np.ndarray:
+  """Whole numbers close to `number * shares` that add up to `number`."""
+  wanted = number * shares
+  whole = np.floor(wanted).astype(np.int64)
+  missing = number - whole.sum()
+  whole[np.argsort(whole - wanted, kind='stable')[:missing]] += 1
+  return whole
+
+
+def _deal(
+  by_class: Sequence[np.ndarray], counts: np.ndarray, rng: np.random.Generator
+) -> list[np.ndarray]:
+  """Parts with so many examples of every class, counts [classes, K]."""
+  cut = [
+    np.split(rows, np.cumsum(own)[:-1])
+    for rows, own in zip(by_class, counts, strict=True)
+  ]
+  return [
+    rng.permutation(np.concatenate(mine)) for mine in zip(*cut, strict=True)
+  ]

@@ -1,0 +1,45 @@
+"""What the clients of a config hold, in numbers and as a picture.
+
+python -m fedavg_jax.partition --config configs/quickstart.py
+python -m fedavg_jax.partition --config configs/quickstart.py
+  --config.partition=dirichlet --config.alpha=0.1 --picture dirichlet.png
+
+Nothing is trained.
+"""
+
+from absl import flags
+
+from fedavg_jax import command
+from fedavg_jax import config as config_lib
+from fedavg_jax import datasets
+from fedavg_jax import plots
+from fedavg_jax import population
+from fedavg_jax.errors import InputError
+from fedavg_jax.progress import say
+
+command.define_config()
+flags.DEFINE_string('picture', 'partition.png', 'PNG to draw, a new file.')
+
+
+def main() -> None:
+  """Prints the statistics and draws the labels of every client."""
+  config, name = command.read_config()
+  path = command.read_path('picture', 'partition.png')
+  if path.exists():
+    raise InputError(
+      f'--picture {path}: exists already; name a new file, nothing is ever'
+      ' written over'
+    )
+  cfg = config_lib.read(config)
+  dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
+  counts = population.label_counts(dataset, population.divide(cfg, dataset))
+  lines = population.describe(counts)
+  say('\n'.join(lines))
+  plots.draw_partition(
+    path, title=f'{name}: {population.name(cfg)}', counts=counts
+  )
+  say(f'{path} is drawn')
+
+
+if __name__ == '__main__':
+  command.start(main)

@@ -1,0 +1,139 @@
+"""The clients that a config describes, and what they hold. NumPy only."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedavg_jax import datasets
+from fedavg_jax import partition
+from fedavg_jax.errors import InputError
+
+# These look at labels; a sequence has many.
+_BY_LABEL = ('shards', 'dirichlet', 'inner_dirichlet', 'pathological')
+
+
+def divide(cfg: dict[str, Any], dataset: datasets.Dataset) -> list[np.ndarray]:
+  """The partition that a checked config names: indices of training examples.
+
+  Raises:
+    InputError: the data have no such clients, or a value breaks a rule that
+      depends on the data.
+  """
+  labels, owners, seed = dataset.train.y, dataset.owners, cfg['seed']
+  natural = [] if owners is None else partition.by_owner(owners)
+  number = cfg['num_clients'] or len(natural)
+  kind = cfg['partition']
+  if not number:
+    raise InputError(
+      f'num_clients = 0: {dataset.name} has no natural clients; must be at'
+      " least 1, and partition another one than 'natural'"
+    )
+  if kind in _BY_LABEL and labels.ndim > 1:
+    raise InputError(
+      f'partition = {kind!r}: goes by label, the sequences of {dataset.name}'
+      " have many each; must be 'iid' or 'natural'"
+    )
+  if kind == 'natural':
+    return natural
+  if kind == 'shards':
+    return partition.shards(
+      labels,
+      num_clients=number,
+      shards_per_client=cfg['shards_per_client'],
+      seed=seed,
+    )
+  if kind == 'dirichlet':
+    return partition.dirichlet(
+      labels,
+      num_clients=number,
+      alpha=cfg['alpha'],
+      min_size=cfg['min_size'],
+      self_balancing=cfg['self_balancing'],
+      seed=seed,
+    )
+  if kind == 'pathological':
+    return partition.pathological(
+      labels,
+      num_clients=number,
+      classes_per_client=cfg['classes_per_client'],
+      assignment=cfg['class_assignment'],
+      seed=seed,
+    )
+  sizes = partition.sizes(
+    cfg['sizes'],
+    len(labels),
+    num_clients=number,
+    skew=cfg['size_skew'],
+    seed=seed,
+  )
+  if kind == 'inner_dirichlet':
+    return partition.inner_dirichlet(
+      labels, sizes=sizes, alpha=cfg['alpha'], seed=seed
+    )
+  return partition.iid(len(labels), num_clients=number, seed=seed, sizes=sizes)
+
+
+def name(cfg: dict[str, Any]) -> str:
+  """A partition as one says it, such as 'dirichlet 0.5'."""
+  kind = cfg['partition']
+  told = {
+    'shards': 'shards_per_client',
+    'dirichlet': 'alpha',
+    'inner_dirichlet': 'alpha',
+    'pathological': 'classes_per_client',
+  }
+  text = f'{kind} {cfg[told[kind]]:g}' if kind in told else kind
+  if kind in ('iid', 'inner_dirichlet') and cfg['sizes'] != 'equal':
+    law = cfg['sizes'] if cfg['sizes'] in partition.SIZES else 'given'
+    text += f', {law} sizes'
+  return text
+
+
+def label_counts(
+  dataset: datasets.Dataset, parts: Sequence[np.ndarray]
+) -> np.ndarray:
+  """Examples of each label at each client; of sequences all count as one.
+
+  Returns:
+    [K, classes], or [K, 1] of sequences.
+  """
+  labels = dataset.train.y
+  if labels.ndim > 1:
+    return np.array([[len(part)] for part in parts])
+  return partition.label_counts(labels, parts, dataset.num_classes)
+
+
+def describe(counts: np.ndarray) -> list[str]:
+  """What the clients hold, one line of text for each property.
+
+  Args:
+    counts: [K, classes], from `label_counts`.
+  """
+  sizes = counts.sum(axis=1)
+  lines = [
+    f'clients              {len(sizes):,}',
+    f'training examples    {sizes.sum():,}',
+    f'a client has         {_spread(sizes)}',
+  ]
+  if counts.shape[1] > 1:
+    shares = counts / np.maximum(sizes, 1)[:, None]
+    everybody = counts.sum(axis=0) / sizes.sum()
+    # Half the sum of differences: 0 where a client's mix is that of all, and
+    # how much of it would have to change.
+    distance = np.abs(shares - everybody).sum(axis=1) / 2
+    lines += [
+      f'labels of a client   {_spread((counts > 0).sum(axis=1))}',
+      'mix of labels        differs from that of all by'
+      f' {np.average(distance, weights=sizes):.2f} (total variation; 0 is IID)',
+    ]
+  return lines
+
+
+def _spread(values: np.ndarray) -> str:
+  few, median, many = np.quantile(values, (0.1, 0.5, 0.9))
+  return (
+    f'{values.min():,} at least, {median:,.4g} in the middle,'
+    f' {values.max():,} at most; mean {values.mean():,.4g}, 80 % of them'
+    f' {few:,.4g} to {many:,.4g}'
+  )

@@ -1,0 +1,113 @@
+"""What a config's clients hold: divided, described, drawn by one command."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fedavg_jax import config as config_lib
+from fedavg_jax import datasets
+from fedavg_jax import partition
+from fedavg_jax import population
+
+
+def digits_config(**changes):
+  from configs import quickstart
+
+  config = quickstart.get_config()
+  config.update(changes)
+  return config_lib.read(config)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'same'),
+  [
+    (
+      {'partition': 'iid', 'sizes': 'square'},
+      lambda y: partition.iid(
+        1500,
+        num_clients=50,
+        seed=0,
+        sizes=partition.sizes('square', 1500, num_clients=50, seed=0),
+      ),
+    ),
+    (
+      {'partition': 'dirichlet', 'alpha': 0.2, 'min_size': 3},
+      lambda y: partition.dirichlet(
+        y, num_clients=50, alpha=0.2, min_size=3, seed=0
+      ),
+    ),
+    (
+      {'partition': 'dirichlet', 'self_balancing': True, 'seed': 4},
+      lambda y: partition.dirichlet(
+        y, num_clients=50, alpha=0.5, self_balancing=True, seed=4
+      ),
+    ),
+    (
+      {
+        **{'partition': 'inner_dirichlet', 'alpha': 0.1},
+        **{'sizes': 'log_normal', 'size_skew': 0.4},
+      },
+      lambda y: partition.inner_dirichlet(
+        y,
+        sizes=partition.sizes(
+          'log_normal', 1500, num_clients=50, skew=0.4, seed=0
+        ),
+        alpha=0.1,
+        seed=0,
+      ),
+    ),
+    (
+      {
+        **{'partition': 'pathological', 'classes_per_client': 3},
+        'class_assignment': 'deterministic',
+      },
+      lambda y: partition.pathological(
+        y,
+        num_clients=50,
+        classes_per_client=3,
+        assignment='deterministic',
+        seed=0,
+      ),
+    ),
+  ],
+)
+def test_a_config_names_every_partition(changes, same):
+  dataset = datasets.load_dataset('digits')
+  parts = population.divide(digits_config(**changes), dataset)
+  for own, other in zip(parts, same(dataset.train.y), strict=True):
+    np.testing.assert_array_equal(own, other)
+
+
+def test_description_of_a_federation_by_hand():
+  lines = population.describe(np.array([[3, 1], [0, 4], [8, 0]]))
+  told = dict(line.split('  ', 1) for line in lines)
+  assert told['training examples'].strip() == '16'
+  assert told['a client has'].strip().startswith('4 at least, 4 in the middle')
+  # All have 11 and 5 of 16: |3/4 - 11/16| = 1/16, 11/16 and 5/16, weighed by
+  # 4, 4 and 8 of 16.
+  distance = (1 / 16 * 4 + 11 / 16 * 4 + 5 / 16 * 8) / 16
+  assert f'by {distance:.2f} ' in told['mix of labels']
+
+
+def test_command(repository, tmp_path):
+  command = [
+    *(sys.executable, '-W', 'error::RuntimeWarning', '-m'),
+    *('fedavg_jax.partition', '--config', 'configs/quickstart.py'),
+    *('--config.partition=pathological', '--picture', tmp_path / 'p.png'),
+  ]
+  process = subprocess.run(
+    command, cwd=repository, capture_output=True, text=True
+  )
+  assert process.returncode == 0, process.stderr
+  assert 'clients              50' in process.stdout
+  assert 'labels of a client   2 at least, 2 in the middle' in process.stdout
+  picture = (tmp_path / 'p.png').read_bytes()
+  assert picture.startswith(b'\x89PNG')
+  again = subprocess.run(
+    command, cwd=repository, capture_output=True, text=True
+  )
+  assert again.returncode == 2 and 'Traceback' not in again.stderr
+  assert 'exists already' in again.stderr
+  assert (tmp_path / 'p.png').read_bytes() == picture
