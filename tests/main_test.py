@@ -96,7 +96,7 @@ def test_a_disk_that_fills_up_is_one_line(repository, tmp_path, small_disk):
   """While round 5 goes on, somebody else takes all the space."""
   code = """
 from absl import app
-from fedavg_jax import main, train
+from fedavg_jax import command, main, train
 simulate = train.simulate
 
 def fills(*args, **kwargs):

@@ -95,7 +95,7 @@ def test_config_json_tells_versions_and_device(finished):
 def test_pictures(finished):
   _, _, workdir = finished
   assert png_size(workdir / 'curves.png') == (960, 720)
-  assert png_size(workdir / 'partition.png') == (1200, 540)
+  assert png_size(workdir / 'partition.png') == (1200, 840)
 
 
 def test_the_final_model_loads_and_gives_the_same_accuracy(finished):
