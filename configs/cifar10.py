@@ -38,6 +38,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.client_fraction = 0.1  # C: the cohort is max(int(C * K), 1) clients.
   config.unavailable_fraction = 0.0  # Of the clients, out of reach in a round.
+  config.availability_trace = ''  # CSV file: client, first and last round.
+  config.sampling = 'uniform'  # 'examples': in proportion to n_k.
+  config.straggler_fraction = 0.0  # Of the cohort, does a part of its work.
+  config.stragglers = 'keep'  # What they have done, as FedProx; or 'drop' it.
   config.weighting = 'examples'  # n_k in the mean; 'uniform': all alike.
   config.algorithm = 'fedavg'  # Or fedprox, scaffold.
   config.client = ml_collections.ConfigDict()
@@ -55,6 +59,14 @@ def get_config() -> ml_collections.ConfigDict:
   config.server.momentum = 0.0  # Of sgd; beta_1 of the others.
   config.server.second_momentum = 0.99  # beta_2 of adam and yogi.
   config.server.adaptivity = 0.001  # tau of adagrad, adam and yogi.
+
+  config.clock = ml_collections.ConfigDict()  # Simulated seconds.
+  config.clock.examples_per_second = 0.0  # Of the median client; 0: no clock.
+  config.clock.speed_spread = 0.0  # Log-normal sigma: 0 makes all alike.
+  config.clock.megabits_down = 0.0  # A second; 0 takes no time.
+  config.clock.megabits_up = 0.0
+  config.clock.bandwidth_spread = 0.0
+  config.clock.deadline = 0.0  # Seconds; who is late is a straggler. 0: none.
 
   config.on_nan = 'stop'  # Or skip_client: goes on without such clients.
   config.rounds = 3000

@@ -41,6 +41,11 @@ from fedavg_jax.lanes import use_cpu_devices
 from fedavg_jax.losses import cross_entropy
 from fedavg_jax.models import Model
 from fedavg_jax.models import build_model
+from fedavg_jax.participation import Clock
+from fedavg_jax.participation import Participation
+from fedavg_jax.participation import Trace
+from fedavg_jax.participation import draw_clock
+from fedavg_jax.participation import read_trace
 from fedavg_jax.plan import Plan
 from fedavg_jax.plan import Planner
 from fedavg_jax.readers import read_cifar10
@@ -73,10 +78,12 @@ __all__ = [
   'build_simulation',
   'Clients',
   'clip_delta',
+  'Clock',
   'cross_entropy',
   'Dataset',
   'decayed_sgd',
   'DivergedError',
+  'draw_clock',
   'Ended',
   'Examples',
   'fedavg',
@@ -89,6 +96,7 @@ __all__ = [
   'load_params',
   'make_schedule',
   'Model',
+  'Participation',
   'partition',
   'place_examples',
   'Plan',
@@ -99,6 +107,7 @@ __all__ = [
   'read_authors',
   'read_complete_works',
   'read_play',
+  'read_trace',
   'Record',
   'RoundMetrics',
   'run',
@@ -108,5 +117,6 @@ __all__ = [
   'simulate',
   'Simulation',
   'stack',
+  'Trace',
   'use_cpu_devices',
 ]

@@ -139,6 +139,48 @@ def check(algorithm: Algorithm, params: Params) -> None:
   _must_match('server_update', 'server', new_server, server)
 
 
+def traffic(algorithm: Algorithm, params: Params) -> tuple[int, int]:
+  """Bytes that a client receives at its begin and sends at its end.
+
+  It receives the model, and what of the server's it looks at: of SCAFFOLD the
+  control variate, but no momentum. It sends its message, in its own types.
+
+  Args:
+    algorithm: any.
+    params: a model or its shapes.
+  """
+  server = jax.eval_shape(algorithm.server_init, params)
+  client = jax.eval_shape(algorithm.client_init, params)
+  optimizer = optax.with_extra_args_support(algorithm.client_optimizer)
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+
+  def one_client(server, params, client, number):
+    seen = {'server': server, 'client': client, 'round': number}
+    updates, _ = optimizer.update(
+      params, optimizer.init(params), params, global_params=params, **seen
+    )
+    message, _ = algorithm.message(
+      Ended(params, params, server, client, number, number)
+    )
+    return message, updates
+
+  traced = jax.make_jaxpr(one_client)(server, params, client, number).jaxpr
+  used = {id(v) for eqn in traced.eqns for v in eqn.invars}
+  used |= {id(v) for v in traced.outvars}
+  leaves = jax.tree.leaves(server)
+  seen = [
+    leaf
+    for leaf, v in zip(leaves, traced.invars, strict=False)
+    if id(v) in used
+  ]
+  message, _ = jax.eval_shape(one_client, server, params, client, number)
+  return _bytes((params, seen)), _bytes(message)
+
+
+def _bytes(tree) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def _call(hook, fn, *args):
   """The shapes of a hook's two results."""
   results = jax.eval_shape(fn, *args)

@@ -14,6 +14,7 @@ from fedavg_jax import algorithms
 from fedavg_jax import datasets
 from fedavg_jax import layers
 from fedavg_jax import models
+from fedavg_jax import participation
 from fedavg_jax import partition
 from fedavg_jax import plan
 from fedavg_jax import round as round_lib
@@ -70,6 +71,10 @@ _RULES: dict[str, _Rule] = {
   'holdout_fraction': _below_one,
   'client_fraction': _between(0, 1),
   'unavailable_fraction': _below_one,
+  'availability_trace': _Rule(str, lambda v: True, ''),
+  'sampling': _one_of(participation.SAMPLINGS),
+  'straggler_fraction': _between(0, 1),
+  'stragglers': _one_of(participation.STRAGGLERS),
   'weighting': _one_of(plan.WEIGHTINGS),
   'algorithm': _one_of(algorithms.NAMES),
   'client.epochs': _from(1),
@@ -85,6 +90,12 @@ _RULES: dict[str, _Rule] = {
   'server.momentum': _below_one,
   'server.second_momentum': _below_one,
   'server.adaptivity': _between(1e-15, 1e15),
+  'clock.examples_per_second': _between(0, 1e12),
+  'clock.speed_spread': _between(0, 10),
+  'clock.megabits_down': _between(0, 1e9),
+  'clock.megabits_up': _between(0, 1e9),
+  'clock.bandwidth_spread': _between(0, 10),
+  'clock.deadline': _between(0, 1e9),
   'on_nan': _one_of(round_lib.ON_NAN),
   'rounds': _from(1),
   'eval_every': _from(1),
@@ -147,6 +158,11 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     raise InputError(
       f'num_clients = {flat["num_clients"]}: must be 0 with partition ='
       " 'natural', where the data say how many there are"
+    )
+  if flat['clock.deadline'] and not flat['clock.examples_per_second']:
+    raise InputError(
+      f'clock.deadline = {flat["clock.deadline"]}: must be 0 without a clock,'
+      ' which clock.examples_per_second = 0 leaves out'
     )
   _check_scaffold(flat)
   nested: dict[str, Any] = {}
@@ -223,7 +239,7 @@ def _checked(key, value, rule):
 def _check_cohort(flat) -> None:
   clients = flat['num_clients']
   cohort = plan.cohort_size(clients, flat['client_fraction'])
-  away = plan.num_unavailable(clients, flat['unavailable_fraction'])
+  away = participation.num_unavailable(clients, flat['unavailable_fraction'])
   if clients - away < cohort:
     raise InputError(
       f'unavailable_fraction = {flat["unavailable_fraction"]}: leaves'

@@ -186,9 +186,10 @@ def useful_share(
 def _trial_cohorts(planner) -> list[np.ndarray]:
   """Steps of the clients of the first rounds."""
   return [
-    planner.steps(planner.num_examples[planner.cohort(r)])
-    for r in range(1, _TRIALS + 1)
-  ]
+    steps
+    for steps in map(planner.steps_of_round, range(1, _TRIALS + 1))
+    if steps.any()
+  ] or [np.ones(1, np.int64)]  # Nobody was in reach so far.
 
 
 def _choose_widths(cohorts, num_devices, lanes) -> tuple[int, ...]:

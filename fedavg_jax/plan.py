@@ -24,6 +24,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fedavg_jax.errors import InputError
+from fedavg_jax.participation import EVERYBODY
+from fedavg_jax.participation import Participation
+from fedavg_jax.participation import num_unavailable
 
 SHUFFLES = ('epoch', 'round')
 WEIGHTINGS = ('examples', 'uniform')
@@ -85,9 +88,23 @@ def cohort_size(num_clients: int, client_fraction: float) -> int:
   return max(int(round(client_fraction * num_clients, 6)), 1)
 
 
-def num_unavailable(num_clients: int, unavailable_fraction: float) -> int:
-  """Clients that cannot be reached in a round, cut to a whole number."""
-  return int(round(unavailable_fraction * num_clients, 6))
+class Account(NamedTuple):
+  """What a round costs outside the device, as the clients would see it.
+
+  Attributes:
+    drawn: clients that received the model.
+    reported: clients whose message is in the mean.
+    bytes_down: to the clients.
+    bytes_up: from them.
+    seconds: simulated, until the last message or the deadline; None without a
+      clock.
+  """
+
+  drawn: int
+  reported: int
+  bytes_down: int
+  bytes_up: int
+  seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,7 +114,7 @@ class Planner:
   Attributes:
     num_examples: [K] n_k of every client.
     cohort_size: m, clients that train in a round.
-    num_unavailable: clients that cannot be reached in a round, drawn anew.
+    participation: who can be drawn, and how far each client comes.
     epochs: E.
     batch_size: B, 0 for all local examples in one step.
     micro_batch: most examples of a step; a larger minibatch takes several
@@ -111,11 +128,13 @@ class Planner:
     num_devices: D, divides L.
     widths: [W] lanes of a device that step together, descending from L / D. A
       device goes on with fewer of them once the others are idle to the end.
+    bytes_down: that a client receives at its begin.
+    bytes_up: that it sends at its end.
   """
 
   num_examples: np.ndarray
   cohort_size: int
-  num_unavailable: int = 0
+  participation: Participation = EVERYBODY
   epochs: int
   batch_size: int
   micro_batch: int = 0
@@ -125,19 +144,23 @@ class Planner:
   lanes: int = 1
   num_devices: int = 1
   widths: tuple[int, ...] = ()
+  bytes_down: int = 0
+  bytes_up: int = 0
 
   def __post_init__(self):
     if not self.widths:
       width = (max(self.lanes // self.num_devices, 1),)
       object.__setattr__(self, 'widths', width)
-    reachable = len(self.num_examples) - self.num_unavailable
+    number = len(self.num_examples)
+    self.participation.check(number)
+    away = self.participation.unavailable_fraction
+    reachable = number - num_unavailable(number, away)
     for name, holds, rule in (
       (
         'num_examples',
         (self.num_examples > 0).any(),
         'some client must have examples',
       ),
-      ('num_unavailable', self.num_unavailable >= 0, 'must be at least 0'),
       (
         'cohort_size',
         1 <= self.cohort_size <= reachable,
@@ -190,10 +213,103 @@ class Planner:
     return self.step_examples < self.batch_examples
 
   def cohort(self, round_number: int) -> np.ndarray:
-    """The cohort: reachable clients, uniform, without replacement, [M]."""
-    rng = np.random.default_rng([self.seed, _COHORT, round_number])
-    drawn = rng.permutation(len(self.num_examples))
-    return drawn[self.num_unavailable :][: self.cohort_size]
+    """The clients drawn for a round, without replacement, [m], m <= M."""
+    return self.participation.draw(
+      np.random.default_rng([self.seed, _COHORT, round_number]),
+      round_number,
+      len(self.num_examples),
+      self.cohort_size,
+    )
+
+  def work(self, round_number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clients drawn for a round, and how far each comes.
+
+    Returns:
+      cohort [m], and completed [m], the minibatches that each client's message
+      comes from; a client that completed none sends nothing.
+    """
+    cohort = self.cohort(round_number)
+    updates = self.epochs * self._updates_of_an_epoch(cohort)
+    return cohort, self.participation.completed(
+      self.seed, round_number, updates, self._updates_in_time(cohort, updates)
+    )
+
+  def steps_of_round(self, round_number: int) -> np.ndarray:
+    """Steps that each client of a round's cohort takes, [m]."""
+    return np.array(
+      [
+        len(self._program(client, completed)[0])
+        for client, completed in zip(*self.work(round_number), strict=True)
+      ],
+      np.int64,
+    )
+
+  def account(self, round_number: int) -> Account:
+    """What a round costs outside the device."""
+    cohort, completed = self.work(round_number)
+    reports = completed > 0
+    return Account(
+      drawn=len(cohort),
+      reported=int(reports.sum()),
+      bytes_down=len(cohort) * self.bytes_down,
+      bytes_up=int(reports.sum()) * self.bytes_up,
+      seconds=self._simulated_seconds(cohort, completed),
+    )
+
+  def _simulated_seconds(self, cohort, completed) -> float | None:
+    """Until the deadline if somebody is late, else until the last message."""
+    clock = self.participation.clock
+    if clock is None:
+      return None
+    updates = self._updates_of_an_epoch(cohort)
+    everything = self.epochs * updates
+    if (self._updates_in_time(cohort, everything) < everything).any():
+      return clock.deadline
+    epochs, more = np.divmod(completed, np.maximum(updates, 1))
+    examples = epochs * self.num_examples[cohort] + more * self.batch_examples
+    seconds = (
+      self._seconds_under_way(cohort)
+      + examples / clock.examples_per_second[cohort]
+    )
+    return float(seconds[completed > 0].max(initial=0.0))
+
+  def _updates_of_an_epoch(self, cohort) -> np.ndarray:
+    return -(-self.num_examples[cohort] // self.batch_examples)
+
+  def _updates_in_time(self, cohort, updates) -> np.ndarray:
+    """Of a client's minibatches, those that let its message be in time, [m]."""
+    clock = self.participation.clock
+    if clock is None or not clock.deadline:
+      return updates
+    left = np.maximum(clock.deadline - self._seconds_under_way(cohort), 0.0)
+    sizes = self.num_examples[cohort]
+    examples = np.minimum(
+      left * clock.examples_per_second[cohort], self.epochs * sizes
+    ).astype(np.int64)
+    epochs, rest = np.divmod(examples, np.maximum(sizes, 1))
+    return (
+      epochs * self._updates_of_an_epoch(cohort) + rest // self.batch_examples
+    )
+
+  def _seconds_under_way(self, cohort) -> np.ndarray:
+    """Simulated seconds of a client's messages, there and back, [m]."""
+    clock = self.participation.clock
+    assert clock is not None
+    return (
+      self.bytes_down / clock.bytes_down_per_second[cohort]
+      + self.bytes_up / clock.bytes_up_per_second[cohort]
+    )
+
+  def _program(
+    self, client, completed
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return _client_steps(
+      int(self.num_examples[client]),
+      self.batch_examples,
+      self.step_examples,
+      self.epochs,
+      int(completed),
+    )
 
   def epoch_orders(self, round_number: int, client: int) -> np.ndarray:
     """The order in which a client reads its 0 .. n_k - 1 examples, [E, n_k]."""
@@ -229,23 +345,22 @@ class Planner:
 
   def __call__(self, round_number: int) -> Plan:
     """The plan of one round; its shapes are the same for every round."""
-    cohort = self.cohort(round_number)
-    sizes = self.num_examples[cohort]
-    weights = self._weights[cohort]
+    cohort, completed = self.work(round_number)
+    programs = list(map(self._program, cohort, completed))
+    steps = np.array([len(start) for start, *_ in programs], np.int64)
+    weights = self._weights[cohort] * (completed > 0)
     total = weights.sum()
     offsets = self._offsets
     plan = self._empty()
-    plan.cohort[:] = cohort
+    plan.cohort[:] = _filled(cohort, len(self.num_examples), self.cohort_size)
     plan.share[...] = total / self._weights.sum()
     ends = []  # (lane, first step, last step + 1, position in the cohort)
     position = 0
-    for lane, mine in enumerate(self._deal(self.steps(sizes))):
+    for lane, mine in enumerate(self._deal(steps)):
       t = 0
       for i in mine:
         orders = self.epoch_orders(round_number, cohort[i])  # [E, n_k]
-        start, count, batch = _client_steps(
-          int(sizes[i]), self.batch_examples, self.step_examples, self.epochs
-        )
+        start, count, batch = programs[i]
         rows = offsets[cohort[i]] + orders.ravel()
         plan.order[position : position + rows.size] = rows
         now = slice(t, t + start.size)
@@ -337,21 +452,37 @@ class Planner:
     )
 
 
+def _filled(cohort, num_clients: int, cohort_size: int) -> np.ndarray:
+  """The cohort, and others that train nothing, where it has too few."""
+  missing = cohort_size - len(cohort)
+  if not missing:
+    return cohort
+  others = np.setdiff1d(np.arange(num_clients), cohort)
+  return np.concatenate([cohort, others[:missing]])
+
+
 @functools.lru_cache(maxsize=4096)  # Many clients are of the same size.
 def _client_steps(
-  size: int, width: int, rows: int, epochs: int
+  size: int, width: int, rows: int, epochs: int, completed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Start, count and batch of every step of a client of `size` examples."""
+  """Start, count and batch of every step of a client of `size` examples.
+
+  Up to and with the step that completes so many minibatches.
+  """
   firsts = np.arange(0, size, width)[:, None]  # Of each minibatch.
   batches = np.minimum(width, size - firsts)
   inside = np.arange(0, width, rows)
   real = inside < batches  # The last minibatch may take fewer steps.
   counts = np.minimum(rows, batches - inside)
   batches = np.where(inside + rows < batches, -batches, batches)
+  start = size * np.arange(epochs)[:, None] + (firsts + inside)[real]
+  batch = np.tile(batches[real], epochs)
+  ends = np.flatnonzero(batch > 0)
+  stop = int(ends[completed - 1]) + 1 if completed else 0
   return (
-    (size * np.arange(epochs)[:, None] + (firsts + inside)[real]).ravel(),
-    np.tile(counts[real], epochs),
-    np.tile(batches[real], epochs),
+    start.ravel()[:stop],
+    np.tile(counts[real], epochs)[:stop],
+    batch[:stop],
   )
 
 
@@ -380,7 +511,7 @@ def pack(steps: np.ndarray, lanes: int) -> list[list[int]]:
   work = np.zeros(lanes, np.int64)
   for load, lane in queue:
     work[lane] = load
-  least = max(int(steps.max()), -(-int(steps.sum()) // lanes))
+  least = max(int(steps.max(initial=0)), -(-int(steps.sum()) // lanes))
   while work.max() > least and _exchange(steps, packed, work):
     pass
   return [sorted(mine, key=lambda i: (-steps[i], i)) for mine in packed]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedavg_jax import datasets
+from fedavg_jax import participation as participation_lib
 from fedavg_jax import partition
 from fedavg_jax.errors import InputError
 
@@ -88,6 +89,35 @@ def name(cfg: dict[str, Any]) -> str:
     law = cfg['sizes'] if cfg['sizes'] in partition.SIZES else 'given'
     text += f', {law} sizes'
   return text
+
+
+def participation(
+  cfg: dict[str, Any], num_examples: np.ndarray
+) -> participation_lib.Participation:
+  """Who takes part, as a checked config says.
+
+  Args:
+    cfg: the config.
+    num_examples: [K] of every client.
+
+  Raises:
+    InputError: a trace that cannot be read, or names other clients.
+  """
+  clock, trace = cfg['clock'], cfg['availability_trace']
+  return participation_lib.Participation(
+    unavailable_fraction=cfg['unavailable_fraction'],
+    sampling_weights=num_examples if cfg['sampling'] == 'examples' else None,
+    trace=(
+      participation_lib.read_trace(trace, len(num_examples)) if trace else None
+    ),
+    straggler_fraction=cfg['straggler_fraction'],
+    stragglers=cfg['stragglers'],
+    clock=(
+      participation_lib.draw_clock(len(num_examples), **clock, seed=cfg['seed'])
+      if clock['examples_per_second']
+      else None
+    ),
+  )
 
 
 def label_counts(

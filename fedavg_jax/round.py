@@ -370,13 +370,12 @@ def build_round(
       jax.tree.map(lambda mean: mean / weight, mean),
       plan.share * weight,
     )
-    if skips:
-      somebody = whole | jnp.any(sums.trained > 0)
-      params, server = jax.tree.map(
-        lambda new, old: jnp.where(somebody, new, old),
-        (params, server),
-        (state.params, state.server),
-      )
+    somebody = jnp.any(sums.trained > 0)
+    params, server = jax.tree.map(
+      lambda new, old: jnp.where(somebody, new, old),
+      (params, server),
+      (state.params, state.server),
+    )
     new_state = ServerState(state.round + 1, params, server)
     finite = _all_finite((mean, params, server, kept))
     if not skips:  # Nobody is left out whose loss is not finite.

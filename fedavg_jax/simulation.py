@@ -30,6 +30,8 @@ from fedavg_jax import plan as plan_lib
 from fedavg_jax import round as round_lib
 from fedavg_jax import sweep as sweep_lib
 from fedavg_jax.errors import InputError
+from fedavg_jax.participation import EVERYBODY
+from fedavg_jax.participation import Participation
 
 # Of a call at most: rounds, and bytes of their plans.
 _MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
@@ -82,7 +84,7 @@ def build_simulation(
   client_fraction: float,
   epochs: int,
   batch_size: int,
-  unavailable_fraction: float = 0.0,
+  participation: Participation = EVERYBODY,
   weighting: str = 'examples',
   on_nan: str = 'stop',
   shuffle: str = 'epoch',
@@ -105,7 +107,7 @@ def build_simulation(
     client_fraction: C; the cohort is max(int(C * K), 1) clients.
     epochs: E.
     batch_size: B, 0 for all local examples in one step.
-    unavailable_fraction: of the clients, out of reach in a round.
+    participation: who can be drawn, stragglers, and how fast clients are.
     weighting: one of `plan.WEIGHTINGS`.
     on_nan: one of `round.ON_NAN`.
     shuffle: one of `plan.SHUFFLES`.
@@ -133,9 +135,7 @@ def build_simulation(
   planner = plan_lib.Planner(
     num_examples=clients.num_examples,
     cohort_size=plan_lib.cohort_size(clients.num_clients, client_fraction),
-    num_unavailable=plan_lib.num_unavailable(
-      clients.num_clients, unavailable_fraction
-    ),
+    participation=participation,
     epochs=epochs,
     batch_size=batch_size,
     micro_batch=micro_batch or _MICRO_BATCH,
@@ -156,6 +156,8 @@ def build_simulation(
   if sweep is not None and devices[0].platform != 'cpu':
     together = len(sweep)
   algorithms.check(one, params)
+  down, up = algorithms.traffic(one, params)
+  planner = dataclasses.replace(planner, bytes_down=down, bytes_up=up)
   _check_examples(model, params, clients, test, on_nan)
   planner, why = lanes_lib.choose_lanes(
     lanes,

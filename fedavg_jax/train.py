@@ -23,6 +23,7 @@ from fedavg_jax import metrics
 from fedavg_jax import models
 from fedavg_jax import paper
 from fedavg_jax import partition
+from fedavg_jax import plan
 from fedavg_jax import plots
 from fedavg_jax import population
 from fedavg_jax import resume
@@ -115,7 +116,7 @@ def train(
       clients,
       dataset.test,
       client_fraction=cfg['client_fraction'],
-      unavailable_fraction=cfg['unavailable_fraction'],
+      participation=population.participation(cfg, clients.num_examples),
       weighting=cfg['weighting'],
       epochs=local['epochs'],
       batch_size=local['batch_size'],
@@ -213,7 +214,7 @@ def _run_and_keep(
         stopping=stopping,
       ):
         before = folder.seal()
-        line, finite = _line(record), record.finite
+        line, finite = _line(record, simulation.planner), record.finite
         folder.line(line)
         progress.update(line)
         if record.state is None or record.client_states is None:
@@ -325,6 +326,10 @@ def paper_rounds(cfg: dict[str, Any]) -> list[int]:
   plain = (
     cfg['num_clients'] == 100
     and cfg['unavailable_fraction'] == 0
+    and cfg['availability_trace'] == ''
+    and cfg['sampling'] == 'uniform'
+    and cfg['straggler_fraction'] == 0
+    and cfg['clock']['deadline'] == 0
     and cfg['holdout_fraction'] == 0
     and cfg['algorithm'] == 'fedavg'
     and cfg['weighting'] == 'examples'
@@ -377,6 +382,8 @@ def summarize(
       else None
     ),
     'paper_rounds': paper_rounds(cfg),
+    **_spent('', records),
+    **_spent('_to_target', _until(records, target)),
     'rounds_per_second': (records[-1]['round'] / seconds if seconds else None),
     'compile_seconds': simulation.compile_seconds,
     # u = E n / (K B), the paper's measure of local work.
@@ -391,7 +398,30 @@ def summarize(
   }
 
 
-def _line(record: Record) -> dict[str, Any]:
+def _until(records, target) -> list[dict[str, Any]] | None:
+  """The records up to the first that is at the target, None without one."""
+  if target:
+    for i, record in enumerate(records):
+      if record.get('test_accuracy', -1.0) >= target:
+        return records[: i + 1]
+  return None
+
+
+def _spent(suffix: str, records) -> dict[str, Any]:
+  """Sums of what rounds cost outside the device; None where there are none."""
+  names = ('bytes_down', 'bytes_up', 'simulated_seconds')
+  return {
+    f'{name}{suffix}': (
+      sum(record.get(name, 0) for record in records)
+      if records is not None
+      and (name != 'simulated_seconds' or name in records[-1])
+      else None
+    )
+    for name in names
+  }
+
+
+def _line(record: Record, planner: plan.Planner) -> dict[str, Any]:
   """A line of metrics.jsonl."""
   line = {
     'round': record.round,
@@ -399,6 +429,15 @@ def _line(record: Record) -> dict[str, Any]:
     'seconds': record.seconds,
     'examples': record.examples,
   }
+  if record.round:
+    account = planner.account(record.round)
+    line |= {
+      'clients': account.reported,
+      'bytes_down': account.bytes_down,
+      'bytes_up': account.bytes_up,
+    }
+    if account.seconds is not None:
+      line['simulated_seconds'] = account.seconds
   if record.skipped:
     line['skipped'] = record.skipped
   if record.test_accuracy is not None:

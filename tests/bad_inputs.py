@@ -308,6 +308,23 @@ KEYS = {
   'C negative': key('client_fraction', '-0.1', '-0.1'),
   'unavailable': key('unavailable_fraction', '0.9', '0.9', 'cohort of 25'),
   'unavailable -': key('unavailable_fraction', '-0.5', '-0.5'),
+  'sampling': key('sampling', 'weights', 'weights', 'examples'),
+  'straggler_fraction': key('straggler_fraction', '1.5', '1.5', '[0, 1]'),
+  'stragglers': key('stragglers', 'wait', 'wait', 'keep, drop'),
+  'no trace': key('availability_trace', 'no.csv', 'no.csv', 'cannot be read'),
+  'trace of others': Case(
+    ['--config.availability_trace=trace.csv'],
+    ['trace.csv', 'line 2', 'client 50', '0 to 49'],
+    lambda folder: (folder / 'trace.csv').write_text(
+      'client,first,last\n50,1,9\n'
+    ),
+  ),
+  'clock': key('clock.examples_per_second', '-1', '-1.0'),
+  'clock spread': key('clock.speed_spread', 'nan', 'nan'),
+  'megabits': key('clock.megabits_up', '-8', '-8.0'),
+  'deadline without a clock': key(
+    'clock.deadline', '3', 'clock.deadline = 3.0', 'examples_per_second = 0'
+  ),
   'weighting': key('weighting', 'sizes', 'sizes', 'uniform'),
   'algorithm': key('algorithm', 'fedsgd', 'fedsgd', 'scaffold'),
   'on_nan': key('on_nan', 'skip', 'skip', 'stop, skip_client'),

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from fedavg_jax.errors import InputError
+from fedavg_jax.participation import Participation
+from fedavg_jax.participation import num_unavailable
 from fedavg_jax.plan import SHUFFLES
 from fedavg_jax.plan import Planner
 from fedavg_jax.plan import cohort_size
-from fedavg_jax.plan import num_unavailable
 from fedavg_jax.plan import pack
 from fedavg_jax.plan import steps_by_width
 
@@ -76,7 +77,11 @@ def test_cohorts_are_uniform():
 
 def test_unavailable_clients_stay_out():
   """With none away the same round draws others: those away are passed over."""
-  planner = make([1] * 10, cohort_size=4, num_unavailable=6)
+  planner = make(
+    [1] * 10,
+    cohort_size=4,
+    participation=Participation(unavailable_fraction=0.6),
+  )
   everyone = make([1] * 10, cohort_size=10)
   for t in range(20):  # Away are the first six of the round's own order.
     assert set(planner.cohort(t)).isdisjoint(everyone.cohort(t)[:6])
@@ -317,8 +322,14 @@ def test_padding_is_bounded_by_the_longest_lane():
     ({'shuffle': 'no'}, "shuffle = 'no'"),
     ({'cohort_size': 6}, r'cohort_size = 6: must lie in \[1, 5\]'),
     ({'cohort_size': 0}, 'cohort_size = 0'),
-    ({'num_unavailable': 3}, r'cohort_size = 5: must lie in \[1, 2\]'),
-    ({'num_unavailable': -1}, 'num_unavailable = -1'),
+    (
+      {'participation': Participation(unavailable_fraction=0.6)},
+      r'cohort_size = 5: must lie in \[1, 2\]',
+    ),
+    (
+      {'participation': Participation(unavailable_fraction=-0.1)},
+      'unavailable_fraction = -0.1',
+    ),
     ({'epochs': 0}, 'epochs = 0'),
     ({'epochs': 10**9}, 'epochs = 1000000000.*2'),
     ({'batch_size': -3}, 'batch_size = -3'),

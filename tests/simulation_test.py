@@ -54,7 +54,10 @@ def test_run_tells_divergence():
       'algorithm.message',
     ),
     ({'client_fraction': 2.0}, 'client_fraction'),
-    ({'unavailable_fraction': 0.9}, 'cohort_size = 3'),
+    (
+      {'participation': fa.Participation(unavailable_fraction=0.9)},
+      'cohort_size = 3',
+    ),
     ({'lanes': -5}, 'lanes = -5'),
   ],
 )
@@ -98,8 +101,11 @@ def test_other_seed_other_cohorts_and_weights():
 
 
 def test_unavailable_clients():
-  simulation = make_simulation(client_fraction=0.3, unavailable_fraction=0.6)
-  assert simulation.planner.num_unavailable == 4
+  simulation = make_simulation(
+    client_fraction=0.3,
+    participation=fa.Participation(unavailable_fraction=0.6),
+  )
+  assert simulation.planner.participation.unavailable_fraction == 0.6
   assert simulation.planner.cohort_size == 2
 
 

@@ -274,7 +274,8 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
   planner = simulation.planner
   assert (planner.epochs, planner.batch_size, planner.seed) == (3, 7, 5)
   assert (planner.shuffle, planner.lanes) == ('round', 6)
-  assert (planner.cohort_size, planner.num_unavailable) == (10, 12)
+  assert planner.cohort_size == 10
+  assert planner.participation.unavailable_fraction == 0.3
   assert (planner.weighting, planner.micro_batch) == ('uniform', 4)
   assert simulation.rounds_per_call == 3
   # 40 clients of 37 or 38, a fifth held out; three shards of 12 or 13 each.
