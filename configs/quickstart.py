@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.sizes = 'equal'  # Of iid and inner_dirichlet: linear, ..., '600,300'.
   config.size_skew = 1.0  # Exponent of power_law, sigma of log_normal.
   config.num_clients = 50  # K
-  config.holdout_fraction = 0.0  # Of each client's examples, never used.
+  config.holdout_fraction = 0.0  # Of each client's examples, to test it on.
 
   config.client_fraction = 0.5  # C: the cohort is max(int(C * K), 1) clients.
   config.unavailable_fraction = 0.0  # Of the clients, out of reach in a round.
@@ -69,6 +69,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.on_nan = 'stop'  # Or skip_client: goes on without such clients.
   config.rounds = 200
   config.eval_every = 1
+  config.client_eval_every = 0  # Tests clients on what they hold out; 0: never.
+  config.finetune_epochs = 0  # Of each client, before it is tested once more.
   config.target_accuracy = 0.0  # Stops there; 0 runs all rounds.
   config.seed = 0  # Of partition, initial weights, cohorts and orders.
 

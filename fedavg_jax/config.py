@@ -99,6 +99,8 @@ _RULES: dict[str, _Rule] = {
   'on_nan': _one_of(round_lib.ON_NAN),
   'rounds': _from(1),
   'eval_every': _from(1),
+  'client_eval_every': _from(0),
+  'finetune_epochs': _from(0),
   'target_accuracy': _between(0, 1),
   'seed': _from(0),
   'lanes': _from(0),
@@ -163,6 +165,16 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     raise InputError(
       f'clock.deadline = {flat["clock.deadline"]}: must be 0 without a clock,'
       ' which clock.examples_per_second = 0 leaves out'
+    )
+  if flat['client_eval_every'] and not flat['holdout_fraction']:
+    raise InputError(
+      f'client_eval_every = {flat["client_eval_every"]}: tests on what clients'
+      ' hold out; holdout_fraction must be above 0'
+    )
+  if flat['finetune_epochs'] and not flat['client_eval_every']:
+    raise InputError(
+      f'finetune_epochs = {flat["finetune_epochs"]}: must be 0 without tests of'
+      ' clients, which client_eval_every = 0 leaves out'
     )
   _check_scaffold(flat)
   nested: dict[str, Any] = {}

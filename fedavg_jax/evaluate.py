@@ -1,4 +1,7 @@
-"""Accuracy and loss on the central test set, on every device of the mesh."""
+"""Accuracy and loss on test sets, on every device of the mesh.
+
+Of the central one, or of what every client has held out.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 
 from fedavg_jax import losses
 from fedavg_jax.clients import NO_LABEL
+from fedavg_jax.clients import Clients
 from fedavg_jax.clients import Examples
 
 # Examples at a time: large enough to be fast, small enough to bound memory.
@@ -60,21 +64,61 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> Examples:
     lengths = np.sum(test.y != NO_LABEL, axis=1)
     order = np.argsort(lengths, kind='stable')
     test = Examples(test.x[order], test.y[order])
-  batches = -(-len(test.y) // (_BATCH * mesh.size)) * mesh.size
-  padding = batches * _BATCH - len(test.y)
-  x = np.concatenate(
-    [test.x, np.zeros((padding, *test.x.shape[1:]), test.x.dtype)]
+  return Examples(_dealt(test.x, mesh, 0), _dealt(test.y, mesh, NO_LABEL))
+
+
+def place_held_out(
+  held: Clients, mesh: jax.sharding.Mesh
+) -> tuple[Examples, Any]:
+  """The same for what clients have held out, in the order of the clients.
+
+  Returns:
+    Examples as of `place_test_set`, and owner [D * batches, B]; padding belongs
+    to client K.
+  """
+  owner = np.repeat(
+    np.arange(held.num_clients, dtype=np.int32), held.num_examples
   )
-  no_labels = np.full((padding, *test.y.shape[1:]), NO_LABEL, test.y.dtype)
-  y = np.concatenate([test.y, no_labels])
+  return (
+    Examples(_dealt(held.x, mesh, 0), _dealt(held.y, mesh, NO_LABEL)),
+    _dealt(owner, mesh, held.num_clients),
+  )
 
-  def deal(array):  # Device d gets the batches d, d + D, ...
-    array = array.reshape(-1, mesh.size, _BATCH, *array.shape[1:])
-    return array.swapaxes(0, 1).reshape(batches, _BATCH, *array.shape[3:])
 
-  return jax.device_put(
-    Examples(deal(x), deal(y)),
-    jax.sharding.NamedSharding(mesh, jax.P('lanes')),
+def _dealt(array, mesh, padding) -> Any:
+  """[n, ...] -> [D * batches, B, ...], on its devices."""
+  batches = -(-len(array) // (_BATCH * mesh.size)) * mesh.size
+  missing = batches * _BATCH - len(array)
+  array = np.concatenate(
+    [array, np.full((missing, *array.shape[1:]), padding, array.dtype)]
+  )
+  # Device d gets the batches d, d + D, ...
+  array = array.reshape(-1, mesh.size, _BATCH, *array.shape[1:])
+  array = array.swapaxes(0, 1).reshape(batches, _BATCH, *array.shape[3:])
+  return jax.device_put(array, jax.sharding.NamedSharding(mesh, jax.P('lanes')))
+
+
+def examples_metrics(
+  apply: Callable, params: Any, x: jax.Array, y: jax.Array
+) -> TestMetrics:
+  """The metrics of every example of a batch, [B] each.
+
+  Args:
+    apply: (params, x [B, ...]) -> logits [B, ..., classes].
+    params: the model.
+    x: [B, ...].
+    y: [B, ...], `NO_LABEL` where there is none.
+  """
+  logits = apply(params, x)
+  correct = jnp.argmax(logits, axis=-1) == y  # Never where there is none.
+
+  def of_each(values):
+    return jnp.sum(values.reshape(len(y), -1), axis=1)
+
+  return TestMetrics(
+    correct=of_each(correct.astype(jnp.float32)),
+    loss_sum=of_each(losses.label_losses(logits, y)),
+    count=of_each((y != NO_LABEL).astype(jnp.float32)),
   )
 
 
@@ -89,14 +133,7 @@ def build_evaluate(
   """
 
   def batch_sums(params, batch):
-    x, y = batch
-    logits = apply(params, x)
-    correct = jnp.argmax(logits, axis=-1) == y  # Never where there is none.
-    return TestMetrics(
-      correct=jnp.sum(correct.astype(jnp.float32)),
-      loss_sum=jnp.sum(losses.label_losses(logits, y)),
-      count=jnp.sum((y != NO_LABEL).astype(jnp.float32)),
-    )
+    return jax.tree.map(jnp.sum, examples_metrics(apply, params, *batch))
 
   def device_sums(params, test: Examples):
     zero = jnp.zeros((), jnp.float32)
@@ -108,6 +145,41 @@ def build_evaluate(
       TestMetrics(zero, zero, zero),
       test,
     )
+    return lax.psum(sums, 'lanes')
+
+  return jax.jit(
+    jax.shard_map(
+      device_sums,
+      mesh=mesh,
+      in_specs=(jax.P(), jax.P('lanes')),
+      out_specs=jax.P(),
+      check_vma=False,
+    )
+  )
+
+
+def build_evaluate_clients(
+  apply: Callable, num_clients: int, mesh: jax.sharding.Mesh
+) -> jax.stages.Wrapped:
+  """Builds the jitted `evaluate(params, (held, owner)) -> TestMetrics` of [K].
+
+  Args:
+    apply: as of `build_evaluate`.
+    num_clients: K.
+    mesh: the devices that `place_held_out` dealt to.
+  """
+
+  def device_sums(params, held):
+    def add(sums, batch):
+      (x, y), owner = batch
+      told = examples_metrics(apply, params, x, y)
+      # Padding lies past the end, which a scatter drops.
+      return jax.tree.map(
+        lambda sums, own: sums.at[owner].add(own, mode='drop'), sums, told
+      ), None
+
+    zeros = jnp.zeros(num_clients, jnp.float32)
+    sums, _ = lax.scan(add, TestMetrics(zeros, zeros, zeros), held)
     return lax.psum(sums, 'lanes')
 
   return jax.jit(

@@ -76,6 +76,66 @@ def draw_curves(
   figure.savefig(path, dpi=120)
 
 
+def draw_clients(
+  path: pathlib.Path, *, title: str, records: list[dict[str, Any]], tests: Any
+) -> None:
+  """Draws how clients fare: over the rounds, and all of them at the end.
+
+  Args:
+    path: of the new PNG.
+    title: what was run.
+    records: the lines of metrics.jsonl.
+    tests: the last `personal.ClientTests`.
+  """
+  figure = new_figure(8, 7)
+  top, bottom = figure.subplots(2, 1)
+  for name, told, color in (
+    ('client', tests.global_model, _ACCURACY),
+    ('personal', tests.personal, _LOSS),
+  ):
+    rows = [r for r in records if f'{name}_accuracy_p50' in r]
+    if told is None or not rows:
+      continue
+    what = 'global model' if name == 'client' else 'after training on its own'
+    rounds = [r['round'] for r in rows]
+    top.fill_between(
+      rounds,
+      [r[f'{name}_accuracy_p10'] for r in rows],
+      [r[f'{name}_accuracy_p90'] for r in rows],
+      color=color,
+      alpha=0.2,
+      linewidth=0,
+      label=f'{what}: 80 % of the clients',
+    )
+    top.plot(
+      rounds,
+      [r[f'{name}_accuracy_p50'] for r in rows],
+      color=color,
+      marker='.' if len(rows) <= 40 else '',
+      label=f'{what}: the median client',
+    )
+    counted = told.count > 0
+    accuracies = np.sort(told.correct[counted] / told.count[counted])
+    bottom.plot(
+      accuracies,
+      np.arange(1, len(accuracies) + 1) / len(accuracies),
+      drawstyle='steps-post',
+      color=color,
+      label=what,
+    )
+  top.set_xlabel('communication round')
+  top.set_ylabel("accuracy on a client's own")
+  bottom.set_xlabel("accuracy on a client's own held-out examples, at the end")
+  bottom.set_ylabel('share of clients at or below')
+  bottom.set_ylim(0, 1.02)
+  top.legend(loc='lower right')
+  bottom.legend(loc='upper left')
+  for axes in (top, bottom):
+    axes.grid(alpha=0.3)
+  top.set_title(title)
+  figure.savefig(path, dpi=120)
+
+
 def draw_partition(
   path: pathlib.Path, *, title: str, counts: np.ndarray
 ) -> None:

@@ -23,6 +23,7 @@ from fedavg_jax import metrics
 from fedavg_jax import models
 from fedavg_jax import paper
 from fedavg_jax import partition
+from fedavg_jax import personal
 from fedavg_jax import plan
 from fedavg_jax import plots
 from fedavg_jax import population
@@ -81,12 +82,13 @@ def train(
 
     # Data, divided among the clients.
     dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
-    parts = partition.hold_out(
+    parts, held = partition.hold_out(
       population.divide(cfg, dataset),
       fraction=cfg['holdout_fraction'],
       seed=cfg['seed'],
     )
     clients = clients_lib.build_clients(dataset.train, parts)
+    held = clients_lib.build_clients(dataset.train, held)
     began = {
       'config': cfg,
       'data_sha256': checkpoint.digest([*clients, *dataset.test]),
@@ -104,15 +106,16 @@ def train(
 
     # Model, optimizers, compiled round.
     local = cfg['client']
+    model = models.build_model(
+      cfg['model'],
+      dataset,
+      pixels=cfg['pixels'],
+      augmentation=cfg['augmentation'],
+      convolution=cfg['convolution'],
+      precision=cfg['precision'],
+    )
     simulation = build_simulation(
-      models.build_model(
-        cfg['model'],
-        dataset,
-        pixels=cfg['pixels'],
-        augmentation=cfg['augmentation'],
-        convolution=cfg['convolution'],
-        precision=cfg['precision'],
-      ),
+      model,
       clients,
       dataset.test,
       client_fraction=cfg['client_fraction'],
@@ -135,6 +138,15 @@ def train(
       f' {jax.default_backend()} device(s): {simulation.why_lanes}\ncompiled in'
       f' {simulation.compile_seconds:.1f} s'
     )
+    client_tests = None
+    if cfg['client_eval_every']:
+      client_tests = personal.build_client_tests(
+        model,
+        simulation,
+        held,
+        finetune=_client_optimizer(cfg),
+        epochs=cfg['finetune_epochs'],
+      )
     shapes = jax.eval_shape(simulation.init)
     start, number = None, cfg['checkpoint']['keep'] + 2  # The best, a new one.
     if saved is not None:
@@ -158,7 +170,7 @@ def train(
         )
 
     # The rounds.
-    summary = _run_and_keep(cfg, simulation, folder, start, stop)
+    summary = _run_and_keep(cfg, simulation, client_tests, folder, start, stop)
   if summary['status'] == 'diverged':
     raise DivergedError(
       f'round {summary["rounds"]}: {DIVERGED} (they are'
@@ -177,6 +189,7 @@ def train(
 def _run_and_keep(
   cfg: dict[str, Any],
   simulation: Simulation,
+  client_tests: Callable[[Any], personal.ClientTests] | None,
   folder: Workdir,
   start: tuple[round_lib.ServerState, Any] | None,
   stopping: Callable[[], bool],
@@ -188,6 +201,7 @@ def _run_and_keep(
   saved_at = time.monotonic()
   at_hand: resume.AtHand | None = None
   finite, ended = True, False
+  tests: personal.ClientTests | None = None  # The last ones.
   summary: dict[str, Any] = {}
   progress = Progress(
     cfg['rounds'],
@@ -198,6 +212,11 @@ def _run_and_keep(
   def due(number: int) -> bool:
     by_time = minutes and time.monotonic() - saved_at >= 60 * minutes
     return bool(by_time or (every and number and number % every == 0))
+
+  def tests_due(number: int) -> bool:
+    return client_tests is not None and (
+      number % cfg['client_eval_every'] == 0 or number == cfg['rounds']
+    )
 
   folder.open_metrics()
   with contextlib.closing(
@@ -210,11 +229,16 @@ def _run_and_keep(
         eval_every=cfg['eval_every'],
         target_accuracy=cfg['target_accuracy'],
         start=start,
-        wanted=due,
+        wanted=lambda number: due(number) or tests_due(number),
         stopping=stopping,
       ):
         before = folder.seal()
         line, finite = _line(record, simulation.planner), record.finite
+        if client_tests and record.state is not None:
+          reached = 0 < cfg['target_accuracy'] <= (record.test_accuracy or 0.0)
+          if finite and (reached or tests_due(record.round)):
+            tests = client_tests(record.state)
+            line |= personal.line(tests)
         folder.line(line)
         progress.update(line)
         if record.state is None or record.client_states is None:
@@ -241,6 +265,13 @@ def _run_and_keep(
         status = _status(cfg, lines[-1], finite) if ended else 'failed'
         summary = summarize(cfg, simulation, lines, status, lanes)
         folder.summary(summary)
+        if tests is not None:
+          with folder.replacing('clients.csv') as path:
+            personal.write_csv(path, simulation.planner.num_examples, tests)
+          with folder.replacing('clients.png') as path:
+            plots.draw_clients(
+              path, title=describe(cfg), records=lines, tests=tests
+            )
         with folder.replacing('curves.png') as path:
           plots.draw_curves(
             path,
@@ -289,9 +320,7 @@ def build_algorithm(cfg: dict[str, Any]) -> algorithms.Algorithm:
       b2=server['second_momentum'],
       tau=server['adaptivity'],
     )
-  client_optimizer = algorithms.decayed_sgd(
-    local['learning_rate'], local['decay'], local['decay_rounds']
-  )
+  client_optimizer = _client_optimizer(cfg)
   if cfg['algorithm'] == 'fedprox':
     algorithm = algorithms.fedprox(
       local['proximal'], client_optimizer, server_optimizer
@@ -301,6 +330,13 @@ def build_algorithm(cfg: dict[str, Any]) -> algorithms.Algorithm:
   if local['clip_norm']:
     algorithm = algorithms.clip_delta(algorithm, local['clip_norm'])
   return algorithm
+
+
+def _client_optimizer(cfg: dict[str, Any]) -> optax.GradientTransformation:
+  local = cfg['client']
+  return algorithms.decayed_sgd(
+    local['learning_rate'], local['decay'], local['decay_rounds']
+  )
 
 
 def describe(cfg: dict[str, Any]) -> str:
@@ -326,6 +362,7 @@ def paper_rounds(cfg: dict[str, Any]) -> list[int]:
   plain = (
     cfg['num_clients'] == 100
     and cfg['unavailable_fraction'] == 0
+    and cfg['sizes'] == 'equal'
     and cfg['availability_trace'] == ''
     and cfg['sampling'] == 'uniform'
     and cfg['straggler_fraction'] == 0

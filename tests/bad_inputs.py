@@ -333,6 +333,16 @@ KEYS = {
   'rounds fraction': key('rounds', '2.5', '2.5'),
   'rounds huge': key('rounds', '99999999999', '99999999999'),
   'eval_every': key('eval_every', '0', '0'),
+  'client_eval_every': key(
+    'client_eval_every', '5', 'client_eval_every = 5', 'holdout_fraction'
+  ),
+  'finetune_epochs': key(
+    'finetune_epochs', '1', 'finetune_epochs = 1', 'client_eval_every = 0'
+  ),
+  'nothing held out': Case(
+    ['--config.client_eval_every=5', '--config.holdout_fraction=0.01'],
+    ['holdout_fraction', 'no client'],
+  ),
   'target': key('target_accuracy', '97', '97.0', '[0, 1]'),
   'target nan': key('target_accuracy', 'nan', 'nan'),
   'seed': key('seed', '-1', '-1'),

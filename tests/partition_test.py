@@ -99,13 +99,16 @@ def test_seeds():
 
 def test_hold_out_takes_a_share_of_every_client():
   parts = [np.arange(600), np.arange(600, 601), np.arange(601, 612)]
-  kept = partition.hold_out(parts, fraction=0.1, seed=0)
+  kept, held = partition.hold_out(parts, fraction=0.1, seed=0)
   assert [len(part) for part in kept] == [540, 1, 10]
-  for before, after in zip(parts, kept, strict=True):
+  for before, after, out in zip(parts, kept, held, strict=True):
     assert set(after) <= set(before) and len(set(after)) == len(after)
-  other = partition.hold_out(parts, fraction=0.1, seed=1)
+    np.testing.assert_array_equal(
+      np.sort(np.concatenate([after, out])), np.sort(before)
+    )
+  other, _ = partition.hold_out(parts, fraction=0.1, seed=1)
   assert set(kept[0]) != set(other[0])  # At random, by the seed.
-  whole = partition.hold_out(parts, fraction=0.0, seed=0)
+  whole, _ = partition.hold_out(parts, fraction=0.0, seed=0)
   for before, after in zip(parts, whole, strict=True):
     np.testing.assert_array_equal(before, np.sort(after))
 

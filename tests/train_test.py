@@ -122,6 +122,47 @@ def test_same_config_same_bits(finished, tmp_path):
   )
 
 
+def test_tests_of_clients_stand_beside_the_rounds(repository, tmp_path):
+  config = load(
+    repository,
+    'quickstart',
+    rounds=7,
+    holdout_fraction=0.2,
+    client_eval_every=3,
+    finetune_epochs=1,
+  )
+  train.train(config, tmp_path / 'whole')
+  told = lines(tmp_path / 'whole')
+  assert [r['round'] for r in told if 'client_accuracy_mean' in r] == [
+    *(0, 3, 6, 7)  # And the last.
+  ]
+  for record in (told[0], told[7]):
+    assert record['client_tested'] == record['personal_tested'] == 50
+    for name in ('client', 'personal'):
+      worst, few, middle = (
+        record[f'{name}_accuracy_{what}']
+        for what in ('worst_tenth', 'p10', 'p50')
+      )
+      assert 0 <= worst <= few <= middle <= 1
+  # A client's own six or so: after training it knows its two digits.
+  assert told[0]['personal_accuracy_mean'] > 0.5
+  assert told[0]['client_accuracy_mean'] < 0.3
+  rows = (tmp_path / 'whole' / 'clients.csv').read_text().splitlines()
+  assert len(rows) == 51
+  assert png_size(tmp_path / 'whole' / 'clients.png') == (960, 840)
+  # Without tests of clients the same bits are trained.
+  config.client_eval_every = config.finetune_epochs = 0
+  train.train(config, tmp_path / 'plain')
+  for a, b in zip(
+    *(
+      jax.tree.leaves(fa.load_params(tmp_path / name))
+      for name in ('whole', 'plain')
+    ),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_stops_at_the_target(repository, tmp_path):
   config = load(repository, 'quickstart', rounds=60, target_accuracy=0.5)
   summary = train.train(config, tmp_path / 'run')
@@ -283,7 +324,7 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
   assert set(planner.num_examples) <= {29, 30, 31, 32}
   dataset = fa.load_dataset('digits')
   labels = dataset.train.y
-  expected = fa.partition.hold_out(
+  expected, _ = fa.partition.hold_out(
     fa.partition.shards(labels, num_clients=40, shards_per_client=3, seed=5),
     fraction=0.2,
     seed=5,
@@ -397,6 +438,11 @@ def test_paper_rounds_only_for_the_papers_own_setting(repository):
     {'partition': 'shards', 'shards_per_client': 3},
     {'num_clients': 50},
     {'unavailable_fraction': 0.5},
+    {'sizes': 'linear'},
+    {'availability_trace': 'trace.csv'},
+    {'sampling': 'examples'},
+    {'straggler_fraction': 0.1},
+    {'clock.deadline': 3.0},
     {'server.momentum': 0.9},
     {'server.optimizer': 'yogi'},
     {'algorithm': 'scaffold'},

@@ -339,18 +339,23 @@ def sizes(
 
 def hold_out(
   parts: Sequence[np.ndarray], *, fraction: float, seed: int
-) -> list[np.ndarray]:
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
   """Takes int(fraction * n_k) random examples of every client out of training.
 
-  Every client keeps at least one example, because fraction < 1.
+  Returns:
+    What every client keeps, at least one example, because fraction < 1; and
+    what it holds out, maybe none.
   """
-  kept = []
+  kept, held = [], []
   for client, part in enumerate(parts):
     # Apart from the stream `seed` of the division, and from those of plan.py;
     # never a trailing zero, which a short seed is padded with.
     rng = np.random.default_rng([seed, _HOLD_OUT, client + 1])
-    kept.append(rng.permutation(part)[int(fraction * len(part)) :])
-  return kept
+    number = int(fraction * len(part))
+    part = rng.permutation(part)
+    held.append(part[:number])
+    kept.append(part[number:])
+  return kept, held
 
 
 def label_counts(
