@@ -100,7 +100,7 @@ def build_call(
 
   Args:
     round_fn: (going, state, client_states, data, plan) -> (state,
-      client_states, metrics), from `round.build_round` or `sweep.build_round`.
+      client_states, metrics), from `round.build_round` or `values.build_round`.
     evaluate: from `evaluate.build_evaluate`, or over a sweep.
     mesh: the devices of both.
 

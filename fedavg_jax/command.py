@@ -68,6 +68,23 @@ def read_path(flag: str, default: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(os.path.expanduser(value or default))
 
 
+def new_file(flag: str, default: str) -> pathlib.Path:
+  """The path that a flag names, of a file that is not there yet.
+
+  Raises:
+    InputError: it is empty, or there.
+  """
+  path = read_path(flag, default)
+  if os.path.lexists(path):
+    raise InputError(
+      f'--{flag} {path}: exists already; name a new file, nothing is ever'
+      ' written over'
+    )
+  if not path.parent.is_dir():
+    raise InputError(f'--{flag} {path}: there is no folder {path.parent}')
+  return path
+
+
 def start(body: Callable[[], None]) -> None:
   """Runs a command that takes flags alone, and ends the process."""
 

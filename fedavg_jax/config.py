@@ -4,6 +4,7 @@ Every knob stands in the config file; none is hidden in a default here.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import math
 import re
@@ -146,7 +147,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     InputError: a key is unknown or missing, or a value breaks its rule.
   """
-  flat = dict(_flatten(config))
+  flat = dict(flatten(config))
   for key in flat:
     if key not in _RULES:
       raise InputError(f'{key}: unknown key; known are {", ".join(_RULES)}')
@@ -200,7 +201,7 @@ def compare(now: Mapping[str, Any], began: Any, *, extend: bool) -> None:
   """
   if not isinstance(began, Mapping):
     raise InputError('config.json: must hold the config of a run')
-  new, old = dict(_flatten(now)), dict(_flatten(began))
+  new, old = dict(flatten(now)), dict(flatten(began))
   may_differ = ('rounds', *MACHINE_KEYS)
   differ = {
     key: f'{key} = {new.get(key)!r} (was {old.get(key)!r})'
@@ -226,10 +227,13 @@ def compare(now: Mapping[str, Any], began: Any, *, extend: bool) -> None:
     )
 
 
-def _flatten(config, prefix=''):
+def flatten(
+  config: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """Keys with dots between their parts, and their values."""
   for key, value in config.items():
     if isinstance(value, Mapping):
-      yield from _flatten(value, f'{prefix}{key}.')
+      yield from flatten(value, f'{prefix}{key}.')
     else:
       yield f'{prefix}{key}', value
 

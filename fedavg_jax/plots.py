@@ -136,6 +136,69 @@ def draw_clients(
   figure.savefig(path, dpi=120)
 
 
+def draw_comparison(
+  path: pathlib.Path,
+  *,
+  curves: dict[str, list[dict[str, np.ndarray]]],
+  axes: dict[str, str],
+  target: float,
+) -> None:
+  """Draws the test accuracy of several runs, a panel for each thing to spend.
+
+  Args:
+    path: of the new PNG.
+    curves: name -> curves, each with 'accuracy' and all keys of `axes`, [T]; of
+      several the mean is drawn, over a band from the lowest to the highest.
+    axes: key -> what it is called.
+    target: drawn as a line, unless 0.
+  """
+  from matplotlib.ticker import EngFormatter
+
+  columns = 1 if max(map(len, curves)) > 40 else 2
+  lines = -(-len(curves) // columns)
+  figure = new_figure(5.5 * len(axes), 4.5 + 0.22 * lines)
+  panels = np.atleast_1d(figure.subplots(1, len(axes), sharey=True))
+  colors = _colors(len(curves))
+  for panel, (key, label) in zip(panels, axes.items(), strict=True):
+    for i, (name, own) in enumerate(curves.items()):
+      style = ('-', '--', ':', '-.')[i // 10 % 4]
+      if len(own) == 1:
+        x, middle = own[0][key], own[0]['accuracy']
+      else:  # As far as all of them have come.
+        ends = min(curve[key][-1] for curve in own)
+        x = np.unique(np.concatenate([curve[key] for curve in own]))
+        x = x[x <= ends]
+        each = np.stack(
+          [np.interp(x, curve[key], curve['accuracy']) for curve in own]
+        )
+        middle = each.mean(axis=0)
+        panel.fill_between(
+          x,
+          each.min(axis=0),
+          each.max(axis=0),
+          color=colors[i],
+          alpha=0.2,
+          linewidth=0,
+        )
+      panel.plot(x, middle, color=colors[i], linestyle=style, label=name)
+    if target:
+      panel.axhline(target, color=_TARGET, linestyle='--', linewidth=1)
+    panel.set_xlabel(label)
+    panel.grid(alpha=0.3)
+    if key == 'bytes':
+      panel.xaxis.set_major_formatter(EngFormatter('B'))
+  panels[0].set_ylabel('test accuracy')
+  if target:  # How they come there is what matters.
+    panels[0].set_ylim(max(target - 0.3, 0.0), min(target + 0.1, 1.002))
+  figure.legend(
+    *panels[0].get_legend_handles_labels(),
+    loc='outside upper left',
+    ncols=columns,
+    fontsize=9,
+  )
+  figure.savefig(path, dpi=120)
+
+
 def draw_partition(
   path: pathlib.Path, *, title: str, counts: np.ndarray
 ) -> None:

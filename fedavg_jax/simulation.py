@@ -28,7 +28,7 @@ from fedavg_jax import losses
 from fedavg_jax import models
 from fedavg_jax import plan as plan_lib
 from fedavg_jax import round as round_lib
-from fedavg_jax import sweep as sweep_lib
+from fedavg_jax import values as values_lib
 from fedavg_jax.errors import InputError
 from fedavg_jax.participation import EVERYBODY
 from fedavg_jax.participation import Participation
@@ -239,7 +239,7 @@ def _compile(
         params, one, len(planner.num_examples), mesh
       ),
     )
-    return states if sweep is None else sweep_lib.repeat(states, len(sweep))
+    return states if sweep is None else values_lib.repeat(states, len(sweep))
 
   if not rounds_per_call:
     plan_bytes = sum(array.nbytes for array in planner(1))
@@ -261,13 +261,13 @@ def _compile(
       return round_one(*args)
 
   else:
-    round_fn = sweep_lib.build_round(
+    round_fn = values_lib.build_round(
       lambda value: make_round(algorithm(value)), sweep, platform
     )
 
     @jax.jit
     def evaluate(params, test):
-      return sweep_lib.over(lambda one: test_one(one, test), platform)(params)
+      return values_lib.over(lambda one: test_one(one, test), platform)(params)
 
   states = jax.eval_shape(init)
   going = np.ones(() if sweep is None else len(sweep), bool)

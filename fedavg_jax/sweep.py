@@ -1,69 +1,485 @@
-"""The same federation with several values of one number, in the same calls.
+"""A grid of settings, each with several seeds: one folder, a table, a picture.
 
-A plan does not depend on a learning rate, so G learning rates read the same
-examples in the same order: one more `vmap` around the round, and each value's
-model is the one that it would have by itself.
+python -m fedavg_jax.sweep --config configs/quickstart.py --seeds 3
+  --grid client.learning_rate=0.03,0.1,0.3 --grid client.epochs=1,5
+  --workdir outputs/grid
 
-Shape letter: G values.
+Settings that differ only in numbers such as the learning rate are trained
+together, in the same compiled calls; the others in turn. Every run is a folder
+of its own, as `fedavg_jax.main` leaves one. The same command goes on where it
+was stopped; with further values or seeds it runs what is missing.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
+import contextlib
+import copy
+import hashlib
+import itertools
+import json
+import pathlib
+import shutil
+import time
 from typing import Any
+from typing import NamedTuple
+import urllib.parse
 
+from absl import flags
+import filelock
 import jax
-from jax import lax
 import jax.numpy as jnp
+import ml_collections
+import numpy as np
 
-from fedavg_jax.round import RoundMetrics
+from fedavg_jax import checkpoint
+from fedavg_jax import command
+from fedavg_jax import compare
+from fedavg_jax import config as config_lib
+from fedavg_jax import resume
+from fedavg_jax import train
+from fedavg_jax.errors import DivergedError
+from fedavg_jax.errors import InputError
+from fedavg_jax.errors import StoppedError
+from fedavg_jax.lanes import use_cpu_devices
+from fedavg_jax.progress import say
+from fedavg_jax.rounds import simulate
+from fedavg_jax.signals import stop_on_signals
+from fedavg_jax.simulation import place
+from fedavg_jax.workdir import Workdir
+from fedavg_jax.workdir import default_workdir
+
+# Numbers that only the algorithm sees: plans do not depend on them.
+_TOGETHER = (
+  'client.learning_rate',
+  'client.decay',
+  'client.proximal',
+  'server.learning_rate',
+  'server.second_momentum',
+  'server.adaptivity',
+)
+_MARK, _PARTS = 'sweep.json', 'parts'
+_OVER = ('finished', 'target reached', 'diverged')
+_SECONDS_BETWEEN_SAVES, _SECONDS_BETWEEN_LINES = 60.0, 10.0
+_MOST_CURVES = 20  # In one picture.
 
 
-def build_round(
-  make_round: Callable, values: Sequence[float], platform: str
-) -> Callable:
-  """One round of every value that goes on; the others stay as they are.
+class Job(NamedTuple):
+  """One run of the sweep.
 
-  Args:
-    make_round: value, a float32 scalar -> (state, client_states, data, plan) ->
-      (state, client_states, metrics).
-    values: [G].
-    platform: of the devices. On a CPU the values take turns, which is as fast
-      as all together and costs nothing for those that have ended.
-
-  Returns:
-    `round_fn(going [G], state, client_states, data, plan)`, states and metrics
-    with a leading axis [G].
+  Attributes:
+    setting: key -> value, what the grid says of it.
+    config: the whole, a ConfigDict.
+    cfg: the same, checked.
+    folder: of the run.
   """
 
-  def nothing():
-    """What a value tells that has ended."""
-    none = jnp.zeros((), jnp.int32)
-    return RoundMetrics(jnp.float32(jnp.nan), none, none, jnp.array(False))
+  setting: dict[str, Any]
+  config: ml_collections.ConfigDict
+  cfg: dict[str, Any]
+  folder: pathlib.Path
 
-  def round_fn(going, state, client_states, data, plan):
-    def one(value, going, state, client_states):
-      return lax.cond(
-        going,
-        lambda: make_round(value)(state, client_states, data, plan),
-        lambda: (state, client_states, nothing()),
+  @property
+  def name(self) -> str:
+    """The setting, as one says it."""
+    return ', '.join(f'{k}={v}' for k, v in self.setting.items()) or 'as it is'
+
+
+def run_sweep(
+  config: ml_collections.ConfigDict,
+  grid: dict[str, list[str]],
+  seeds: int,
+  workdir: pathlib.Path,
+) -> list[Job]:
+  """Runs what is missing of a sweep, then writes its table and picture.
+
+  Args:
+    config: of all runs, but for the grid and the seed.
+    grid: key -> values as text, of every setting one of each.
+    seeds: how many, from that of the config on.
+    workdir: a new folder, or that of a sweep.
+
+  Returns:
+    Its runs.
+
+  Raises:
+    InputError: a key, a value, a folder; nothing was run.
+    StoppedError: a signal; the same call goes on.
+  """
+  jobs = plan_jobs(config, grid, seeds, workdir)
+  if workdir.exists() and not (workdir / _MARK).is_file():
+    raise InputError(
+      f'workdir = {workdir}: exists already, and is no folder of a sweep; name'
+      ' a new one, nothing is ever written over'
+    )
+  for job in jobs:  # Before the first of them runs.
+    with Workdir(job.folder) as folder:
+      if folder.began is not None:
+        config_lib.compare(job.cfg, folder.began.get('config'), extend=False)
+  workdir.mkdir(parents=True, exist_ok=True)
+  _replace(workdir / _MARK, json.dumps({'grid': grid, 'seeds': seeds}) + '\n')
+  groups = groups_of([job for job in jobs if not _is_over(job)])
+  for number, group in enumerate(groups, 1):
+    say(
+      f'{number} of {len(groups)}: seed {group[0].cfg["seed"]},'
+      f' {"; ".join(job.name for job in group)}'
+    )
+    if len(group) > 1:
+      _run_together(group, workdir)
+    else:
+      # That one setting diverges is a result of the sweep.
+      with contextlib.suppress(DivergedError):
+        train.train(group[0].config, group[0].folder)
+  report(jobs, workdir)
+  return jobs
+
+
+def plan_jobs(
+  config: ml_collections.ConfigDict,
+  grid: dict[str, list[str]],
+  seeds: int,
+  workdir: pathlib.Path,
+) -> list[Job]:
+  """Every run, its config checked.
+
+  Raises:
+    InputError: a key that does not exist, a value that breaks its rule.
+  """
+  if seeds < 1:
+    raise InputError(f'--seeds {seeds}: must be at least 1')
+  base = config_lib.read(config)
+  known = dict(config_lib.flatten(base))
+  choices = []
+  for key, texts in grid.items():
+    if key == 'seed':
+      raise InputError('--grid seed: the seeds are those of --seeds')
+    if key not in known:
+      raise InputError(
+        f'--grid {key}: there is no such key; known are {", ".join(known)}'
       )
+    values = [_value(key, text, known[key]) for text in texts]
+    if len(set(values)) < len(values):
+      raise InputError(f'--grid {key}={",".join(texts)}: names a value twice')
+    choices.append([(key, value) for value in values])
+  jobs = []
+  for setting in map(dict, itertools.product(*choices)):
+    name = ','.join(f'{k}={v}' for k, v in setting.items()) or 'as it is'
+    for seed in range(base['seed'], base['seed'] + seeds):
+      own = ml_collections.ConfigDict(base)
+      own.update_from_flattened_dict(setting | {'seed': seed})
+      jobs.append(
+        Job(
+          setting,
+          own,
+          config_lib.read(own),
+          workdir / urllib.parse.quote(name, safe='=,. ') / f'seed_{seed}',
+        )
+      )
+  return jobs
 
-    return over(one, platform)(
-      jnp.asarray(values, jnp.float32), going, state, client_states
+
+def _value(key: str, text: str, like: Any) -> Any:
+  """A value of the grid, of the type that the config has there."""
+  if isinstance(like, bool):
+    if text in ('True', 'False'):
+      return text == 'True'
+  elif isinstance(like, str):
+    return text
+  else:
+    with contextlib.suppress(ValueError):
+      return type(like)(text)
+  raise InputError(
+    f'--grid {key}={text}: must be of type {type(like).__name__}'
+  )
+
+
+def groups_of(jobs: Sequence[Job]) -> list[list[Job]]:
+  """Runs that can be trained together, and those that cannot, by themselves."""
+  groups: dict[str, list[Job]] = {}
+  for job in jobs:
+    rest = {
+      key: value
+      for key, value in config_lib.flatten(job.cfg)
+      if key not in _TOGETHER
+    }
+    if job.cfg['client_eval_every']:
+      rest['folder'] = str(job.folder)  # Of one model at a time.
+    groups.setdefault(json.dumps(rest, sort_keys=True), []).append(job)
+  return list(groups.values())
+
+
+def _is_over(job: Job) -> bool:
+  try:
+    summary = json.loads((job.folder / 'summary.json').read_text())
+  except (OSError, ValueError):
+    return False
+  return isinstance(summary, dict) and summary.get('status') in _OVER
+
+
+def _algorithm(jobs: Sequence[Job]):
+  """Number of a run -> its algorithm; the number may be traced."""
+  columns = {
+    key: jnp.array(
+      [dict(config_lib.flatten(job.cfg))[key] for job in jobs], jnp.float32
+    )
+    for key in _TOGETHER
+  }
+
+  def algorithm(number):
+    cfg = copy.deepcopy(jobs[0].cfg)
+    for key, column in columns.items():
+      branch, name = key.split('.')
+      cfg[branch][name] = column[number.astype(jnp.int32)]
+    return train.build_algorithm(cfg)
+
+  return algorithm
+
+
+def _run_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
+  """Trains runs that differ in numbers of the algorithm, in the same calls.
+
+  What they have done is kept in `parts`, until all are over and have folders.
+  """
+  text = json.dumps([job.cfg for job in jobs], sort_keys=True)
+  folder = workdir / _PARTS / hashlib.sha256(text.encode()).hexdigest()[:16]
+  folder.mkdir(parents=True, exist_ok=True)
+  lock = filelock.FileLock(folder / '.lock')
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    raise InputError(
+      f'workdir = {workdir}: another process is at work in it'
+    ) from None
+  cfg = jobs[0].cfg
+  use_cpu_devices(cfg['cpu_devices'])
+  with (
+    stop_on_signals() as stop,
+    lock,
+    contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved,
+  ):
+    federation = train.prepare(cfg)
+    simulation = train.build(
+      cfg,
+      federation,
+      _algorithm(jobs),
+      lanes=cfg['lanes'],
+      sweep=range(len(jobs)),
+    )
+    # lines: of every run the lines of its metrics.jsonl; status: why it ended.
+    told: dict[str, Any] = {
+      'round': 0,
+      'lines': [[] for _ in jobs],
+      'status': [''] * len(jobs),
+    }
+    start, newest = None, saved.newest()
+    if newest is not None:
+      like = resume.to_tree(*jax.eval_shape(simulation.init))
+      start = resume.from_tree(
+        place(checkpoint.restore(newest.leaves, like), simulation)
+      )
+      told = newest.told
+      say(f'  goes on after round {told["round"]}')
+    last = _simulate(cfg, simulation, told, saved, start, stop)
+    if '' in told['status']:
+      raise StoppedError(
+        f'round {told["round"]} is saved; the same command with --workdir'
+        f' {workdir} goes on from there',
+        signum=stop.signum,
+      )
+    for g, job in enumerate(jobs):
+      _write_run(job, federation, simulation, told, last, g)
+  shutil.rmtree(folder)
+  with contextlib.suppress(OSError):  # Other groups have theirs.
+    folder.parent.rmdir()
+
+
+def _simulate(cfg, simulation, told, saved, start, stopping):
+  """Runs to the end, or until it is to stop; the last state at hand."""
+  saved_at = said_at = time.monotonic()
+  last, last_round = start, told['round']
+
+  def due(number):
+    del number
+    return time.monotonic() - saved_at > _SECONDS_BETWEEN_SAVES
+
+  if '' not in told['status']:
+    return last
+  for record in simulate(
+    simulation,
+    rounds=cfg['rounds'],
+    eval_every=cfg['eval_every'],
+    target_accuracy=cfg['target_accuracy'],
+    start=start,
+    wanted=due,
+    stopping=stopping,
+  ):
+    told['round'] = record.round
+    for g, status in enumerate(told['status']):
+      if not status:
+        told['status'][g] = _add_line(
+          cfg, simulation, record, g, told['lines'][g]
+        )
+    now = time.monotonic()
+    if now - said_at > _SECONDS_BETWEEN_LINES and record.round:
+      said_at = now
+      best = max(lines[-1].get('test_accuracy', 0) for lines in told['lines'])
+      say(f'  round {record.round}/{cfg["rounds"]}  best {best:.4f}')
+    if record.state is None or record.client_states is None:
+      continue
+    last, last_round = (record.state, record.client_states), record.round
+    if due(record.round):
+      saved.save(record.round, resume.to_tree(*last), told, None)
+      saved_at = time.monotonic()
+  assert last_round == told['round']  # A call ends with what it leaves.
+  if last is not start:
+    saved.save(last_round, resume.to_tree(*last), told, None)
+  return last
+
+
+def _add_line(cfg, simulation, record, g, lines) -> str:
+  """Adds what a round told of run g. Returns why it ended, '' if it goes on."""
+  if not record.finite[g]:
+    return 'diverged'
+
+  def own(value):
+    return None if value is None else np.asarray(value)[g].item()
+
+  mine = record._replace(
+    **{
+      name: own(getattr(record, name))
+      for name in ('train_loss', 'examples', 'skipped', 'finite')
+    },
+    test_accuracy=own(record.test_accuracy),
+    test_loss=own(record.test_loss),
+    seconds=record.seconds / len(record.finite),
+  )
+  lines.append(train.to_line(mine, simulation.planner))
+  if 0 < cfg['target_accuracy'] <= lines[-1].get('test_accuracy', -1.0):
+    return 'target reached'
+  return 'finished' if record.round == cfg['rounds'] else ''
+
+
+def _write_run(job, federation, simulation, told, last, g) -> None:
+  """The folder of run g, as if it had been trained by itself."""
+  lines = told['lines'][g]
+  state, client_states = jax.tree.map(lambda leaf: leaf[g], last)
+  with Workdir(job.folder) as folder:
+    folder.begin(room=checkpoint.bytes_needed((state, client_states), 2))
+    folder.config(train.to_begin(job.cfg, federation))
+    folder.open_metrics()
+    for line in lines:
+      folder.line(line)
+    at_hand = resume.AtHand(
+      round=lines[-1]['round'],
+      tree=resume.to_tree(state, client_states),
+      seal=folder.seal(),
+      lanes=simulation.planner.lanes,
+      accuracy=lines[-1].get('test_accuracy'),
+    )
+    with contextlib.closing(
+      checkpoint.Checkpoints(folder.path, keep=1)
+    ) as checkpoints:
+      at_hand.save(folder, checkpoints)
+    train.finish(
+      job.cfg,
+      simulation,
+      folder,
+      lines,
+      told['status'][g],
+      simulation.planner.lanes,
     )
 
-  return round_fn
+
+def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
+  """Prints the table and writes it and the picture beside the runs."""
+  runs: dict[str, list[compare.Run]] = {}
+  for job in jobs:
+    runs.setdefault(job.name, []).append(compare.read_run(job.folder))
+  target = jobs[0].cfg['target_accuracy']
+  rows = {
+    name: [compare.row(run, target) for run in own]
+    for name, own in runs.items()
+  }
+  best = min(rows, key=lambda name: _merit(rows[name], target))
+  why = 'fewest rounds' if target else 'highest mean of the best accuracy'
+  text = f'{_table(rows, target, best)}\n\nBest: {best}, {why}'
+  say(text)
+  _replace(workdir / 'table.md', text + '\n')
+  shown = sorted(rows, key=lambda name: _merit(rows[name], target))
+  shown = [name for name in rows if name in shown[:_MOST_CURVES]]
+  part = workdir / '.part.sweep.png'
+  compare.draw(part, {name: runs[name] for name in shown}, target)
+  part.replace(workdir / 'sweep.png')
+  say(f'{workdir}/table.md, {workdir}/sweep.png')
 
 
-def over(fn: Callable, platform: str) -> Callable:
-  """The function over the leading axis [G] of all that it takes."""
-  if platform != 'cpu':
-    return jax.vmap(fn)
-  return lambda *trees: lax.map(lambda one: fn(*one), trees)
+def _merit(rows, target) -> tuple[float, float]:
+  """Less is better: median rounds to the target, then the mean accuracy."""
+  accuracy = -float(np.mean([row['best'] for row in rows]))
+  if not target:
+    return 0.0, accuracy
+  reached = [row['to_target'] or np.inf for row in rows]
+  return float(np.median(reached)), accuracy
 
 
-def repeat(tree: Any, number: int) -> Any:
-  """A leading axis [G] of copies."""
-  return jax.tree.map(
-    lambda leaf: jnp.broadcast_to(leaf, (number, *jnp.shape(leaf))), tree
+def _table(rows, target, best) -> str:
+  head = ['setting', 'seeds', 'best accuracy: mean', 'lowest', 'highest']
+  if target:
+    head += [f'rounds to {target:g}: median', 'reached by']
+  head += ['diverged', '']
+  lines = [head, ['---'] * len(head)]
+  for name, own in rows.items():
+    accuracies = [row['best'] for row in own]
+    cells = [
+      name,
+      f'{len(own)}',
+      f'{np.mean(accuracies):.4f}',
+      f'{min(accuracies):.4f}',
+      f'{max(accuracies):.4f}',
+    ]
+    if target:
+      median = _merit(own, target)[0]
+      reached = sum(row['to_target'] is not None for row in own)
+      cells += [f'{median:g}' if np.isfinite(median) else '—', f'{reached}']
+    diverged = sum(row['status'] == 'diverged' for row in own)
+    cells += [f'{diverged}' if diverged else '', '*' if name == best else '']
+    lines.append(cells)
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  """Writes a file that gets its name once it is whole."""
+  part = path.with_name(f'.part.{path.name}')
+  part.write_text(text)
+  part.replace(path)
+
+
+def _parse(texts: Sequence[str]) -> dict[str, list[str]]:
+  """'key=a,b' of every --grid."""
+  grid: dict[str, list[str]] = {}
+  for text in texts:
+    key, equals, values = text.partition('=')
+    if not equals or not all(values.split(',')):
+      raise InputError(f'--grid {text}: must be key=value,value,...')
+    if key in grid:
+      raise InputError(f'--grid {key}: named twice')
+    grid[key] = values.split(',')
+  return grid
+
+
+def main() -> None:
+  """Runs the sweep that the flags describe."""
+  config, name = command.read_config()
+  workdir = command.read_path('workdir', default_workdir(f'{name}_sweep'))
+  grid = _parse(flags.FLAGS['grid'].value or [])
+  run_sweep(config, grid, int(flags.FLAGS['seeds'].value or 1), workdir)
+
+
+if __name__ == '__main__':
+  command.define_config()
+  flags.DEFINE_multi_string('grid', None, 'key=value,value; once per key.')
+  flags.DEFINE_integer('seeds', 1, 'Seeds of each setting.')
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'New folder, or that of a sweep, which goes on; default outputs/...',
   )
+  command.start(main)

@@ -4,10 +4,12 @@
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import pathlib
 import time
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -45,6 +47,24 @@ from fedavg_jax.simulation import place
 from fedavg_jax.workdir import Workdir
 
 
+class Federation(NamedTuple):
+  """What a config's run is made of, before anything is compiled.
+
+  Attributes:
+    dataset: of the config.
+    parts: indices of every client's training examples.
+    clients: those examples, back to back.
+    held: what clients hold out, back to back.
+    model: of the config.
+  """
+
+  dataset: datasets.Dataset
+  parts: list[np.ndarray]
+  clients: clients_lib.Clients
+  held: clients_lib.Clients
+  model: models.Model
+
+
 def train(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
@@ -80,20 +100,10 @@ def train(
       raise InputError(f'workdir = {workdir}: holds no run that could go on')
     use_cpu_devices(cfg['cpu_devices'])
 
-    # Data, divided among the clients.
-    dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
-    parts, held = partition.hold_out(
-      population.divide(cfg, dataset),
-      fraction=cfg['holdout_fraction'],
-      seed=cfg['seed'],
-    )
-    clients = clients_lib.build_clients(dataset.train, parts)
-    held = clients_lib.build_clients(dataset.train, held)
-    began = {
-      'config': cfg,
-      'data_sha256': checkpoint.digest([*clients, *dataset.test]),
-      **metrics.environment(),
-    }
+    # Data, divided among the clients, and a model.
+    federation = prepare(cfg)
+    clients = federation.clients
+    began = to_begin(cfg, federation)
 
     # What an interrupted run has left.
     saved = None
@@ -104,33 +114,9 @@ def train(
       if saved and same_bits and lanes == folder.began['config']['lanes']:
         lanes = saved.told['lanes']  # What memory is free may have changed.
 
-    # Model, optimizers, compiled round.
+    # Optimizers, compiled round.
     local = cfg['client']
-    model = models.build_model(
-      cfg['model'],
-      dataset,
-      pixels=cfg['pixels'],
-      augmentation=cfg['augmentation'],
-      convolution=cfg['convolution'],
-      precision=cfg['precision'],
-    )
-    simulation = build_simulation(
-      model,
-      clients,
-      dataset.test,
-      client_fraction=cfg['client_fraction'],
-      participation=population.participation(cfg, clients.num_examples),
-      weighting=cfg['weighting'],
-      epochs=local['epochs'],
-      batch_size=local['batch_size'],
-      algorithm=build_algorithm(cfg),
-      on_nan=cfg['on_nan'],
-      shuffle=local['shuffle'],
-      seed=cfg['seed'],
-      lanes=lanes,
-      micro_batch=cfg['micro_batch'],
-      rounds_per_call=cfg['rounds_per_call'],
-    )
+    simulation = build(cfg, federation, build_algorithm(cfg), lanes=lanes)
     planner = simulation.planner
     say(
       f'{describe(cfg)}\n{planner.cohort_size} of {clients.num_clients} clients'
@@ -141,9 +127,9 @@ def train(
     client_tests = None
     if cfg['client_eval_every']:
       client_tests = personal.build_client_tests(
-        model,
+        federation.model,
         simulation,
-        held,
+        federation.held,
         finetune=_client_optimizer(cfg),
         epochs=cfg['finetune_epochs'],
       )
@@ -166,7 +152,7 @@ def train(
         plots.draw_partition(
           path,
           title=describe(cfg),
-          counts=population.label_counts(dataset, parts),
+          counts=population.label_counts(federation.dataset, federation.parts),
         )
 
     # The rounds.
@@ -184,6 +170,71 @@ def train(
       signum=stop.signum,
     )
   return summary
+
+
+def prepare(cfg: dict[str, Any]) -> Federation:
+  """The data, the clients and the model that a checked config names."""
+  dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
+  parts, held = partition.hold_out(
+    population.divide(cfg, dataset),
+    fraction=cfg['holdout_fraction'],
+    seed=cfg['seed'],
+  )
+  return Federation(
+    dataset=dataset,
+    parts=parts,
+    clients=clients_lib.build_clients(dataset.train, parts),
+    held=clients_lib.build_clients(dataset.train, held),
+    model=models.build_model(
+      cfg['model'],
+      dataset,
+      pixels=cfg['pixels'],
+      augmentation=cfg['augmentation'],
+      convolution=cfg['convolution'],
+      precision=cfg['precision'],
+    ),
+  )
+
+
+def to_begin(cfg: dict[str, Any], federation: Federation) -> dict[str, Any]:
+  """config.json of a run that begins here and now."""
+  test = federation.dataset.test
+  return {
+    'config': cfg,
+    'data_sha256': checkpoint.digest([*federation.clients, *test]),
+    'test_sha256': checkpoint.digest([*test]),
+    **metrics.environment(),
+  }
+
+
+def build(
+  cfg: dict[str, Any],
+  federation: Federation,
+  algorithm: Any,
+  *,
+  lanes: int,
+  sweep: Sequence[float] | None = None,
+) -> Simulation:
+  """Compiles what a checked config says; the rest as `build_simulation`."""
+  local, clients = cfg['client'], federation.clients
+  return build_simulation(
+    federation.model,
+    clients,
+    federation.dataset.test,
+    client_fraction=cfg['client_fraction'],
+    participation=population.participation(cfg, clients.num_examples),
+    weighting=cfg['weighting'],
+    epochs=local['epochs'],
+    batch_size=local['batch_size'],
+    algorithm=algorithm,
+    sweep=sweep,
+    on_nan=cfg['on_nan'],
+    shuffle=local['shuffle'],
+    seed=cfg['seed'],
+    lanes=lanes,
+    micro_batch=cfg['micro_batch'],
+    rounds_per_call=cfg['rounds_per_call'],
+  )
 
 
 def _run_and_keep(
@@ -233,7 +284,7 @@ def _run_and_keep(
         stopping=stopping,
       ):
         before = folder.seal()
-        line, finite = _line(record, simulation.planner), record.finite
+        line, finite = to_line(record, simulation.planner), record.finite
         if client_tests and record.state is not None:
           reached = 0 < cfg['target_accuracy'] <= (record.test_accuracy or 0.0)
           if finite and (reached or tests_due(record.round)):
@@ -263,8 +314,7 @@ def _run_and_keep(
       if lines := folder.lines():
         lanes = at_hand.lanes if at_hand else simulation.planner.lanes
         status = _status(cfg, lines[-1], finite) if ended else 'failed'
-        summary = summarize(cfg, simulation, lines, status, lanes)
-        folder.summary(summary)
+        summary = finish(cfg, simulation, folder, lines, status, lanes)
         if tests is not None:
           with folder.replacing('clients.csv') as path:
             personal.write_csv(path, simulation.planner.num_examples, tests)
@@ -272,14 +322,28 @@ def _run_and_keep(
             plots.draw_clients(
               path, title=describe(cfg), records=lines, tests=tests
             )
-        with folder.replacing('curves.png') as path:
-          plots.draw_curves(
-            path,
-            title=describe(cfg),
-            records=lines,
-            target_accuracy=cfg['target_accuracy'],
-            paper_rounds=paper_rounds(cfg),
-          )
+  return summary
+
+
+def finish(
+  cfg: dict[str, Any],
+  simulation: Simulation,
+  folder: Workdir,
+  lines: list[dict[str, Any]],
+  status: str,
+  lanes: int,
+) -> dict[str, Any]:
+  """Writes summary.json and curves.png; returns the summary."""
+  summary = summarize(cfg, simulation, lines, status, lanes)
+  folder.summary(summary)
+  with folder.replacing('curves.png') as path:
+    plots.draw_curves(
+      path,
+      title=describe(cfg),
+      records=lines,
+      target_accuracy=cfg['target_accuracy'],
+      paper_rounds=paper_rounds(cfg),
+    )
   return summary
 
 
@@ -427,9 +491,11 @@ def summarize(
     'updates_per_round': planner.epochs
     * (mean_examples / planner.batch_size if planner.batch_size else 1.0),
     'skipped_clients': sum(r.get('skipped', 0) for r in records),
+    # Of a sweep, one value's.
     'parameters': models.num_parameters(
       jax.eval_shape(simulation.init)[0].params
-    ),
+    )
+    // len(simulation.sweep or (0,)),
     'devices': planner.num_devices,
     'lanes': lanes,
   }
@@ -458,7 +524,7 @@ def _spent(suffix: str, records) -> dict[str, Any]:
   }
 
 
-def _line(record: Record, planner: plan.Planner) -> dict[str, Any]:
+def to_line(record: Record, planner: plan.Planner) -> dict[str, Any]:
   """A line of metrics.jsonl."""
   line = {
     'round': record.round,

@@ -1,166 +1,336 @@
-"""A sweep is as many single runs."""
+"""Sweeps and comparisons: every run as by itself, resumed, told, refused."""
 
-import re
+import json
+import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
-import optax
 import pytest
+from train_test import lines
+from train_test import load
 
 import fedavg_jax as fa
-from fedavg_jax import simulation as simulation_lib
+from fedavg_jax import compare
+from fedavg_jax import sweep
+from fedavg_jax import train
 from fedavg_jax.errors import InputError
+from fedavg_jax.errors import StoppedError
 
-ETAS = (0.03, 0.1, 0.3)
+# Orbax and what it uses warn about their own future.
+pytestmark = pytest.mark.filterwarnings('default')
 
-
-def fedavg(eta):
-  return fa.fedavg(optax.sgd(eta), optax.sgd(1.0))
-
-
-def build(uneven_examples, algorithm=fedavg, **kwargs):
-  x, y, parts = uneven_examples
-  examples = fa.Examples(x, y)
-  data = fa.Dataset('uneven', examples, examples, 4, 255.0)
-  settings = {'client_fraction': 0.6, 'epochs': 2, 'batch_size': 4} | kwargs
-  return fa.build_simulation(
-    fa.build_model('2nn', data),
-    fa.build_clients(examples, parts),
-    examples,
-    algorithm=algorithm,
-    seed=1,
-    **settings,
-  )
+GRID = {
+  'client.learning_rate': ['0.05', '0.3'],
+  'client.epochs': ['1', '2'],
+}
 
 
-def last(records):
-  *_, record = records
-  return record
+def small(repository, **changes):
+  own = {'rounds': 6, 'num_clients': 10, 'eval_every': 2}
+  return load(repository, 'quickstart', **(own | changes))
 
 
-@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-@pytest.mark.parametrize('batch_size', [4, 0])
-def test_a_sweep_is_as_many_single_runs(
-  uneven_examples, monkeypatch, platform, batch_size
-):
-  """One after another as on a CPU, and under vmap as on a GPU."""
-  over = simulation_lib.sweep_lib.over
-  monkeypatch.setattr(
-    simulation_lib.sweep_lib, 'over', lambda fn, _: over(fn, platform)
-  )
-  settings = {'batch_size': batch_size, 'micro_batch': 3}
-  sweep = build(uneven_examples, sweep=ETAS, **settings)
-  together = list(fa.simulate(sweep, rounds=4))
-  for g, eta in enumerate(ETAS):
-    alone = build(uneven_examples, fedavg(eta), **settings)
-    for one, all_ in zip(fa.simulate(alone, rounds=4), together, strict=True):
-      assert all_.test_accuracy[g] == one.test_accuracy
-      if one.round:
-        np.testing.assert_allclose(
-          all_.train_loss[g], one.train_loss, rtol=1e-5
-        )
-        assert all_.examples[g] == one.examples
+def without_times(records):
+  return [
+    {k: v for k, v in record.items() if k != 'seconds'} for record in records
+  ]
+
+
+@pytest.fixture(scope='module')
+def swept(tmp_path_factory, request):
+  """A sweep of four settings with two seeds."""
+  repository = request.config.rootpath
+  folder = tmp_path_factory.mktemp('sweeps') / 'grid'
+  config = small(repository)
+  return config, sweep.run_sweep(config, GRID, 2, folder), folder
+
+
+def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
+  config, jobs, _ = swept
+  assert len(jobs) == 8
+  assert [len(group) for group in sweep.groups_of(jobs)] == [2] * 4
+  for i, job in enumerate((jobs[1], jobs[6])):
+    alone = tmp_path / str(i)
+    train.train(job.config, alone)
+    for own, other in zip(lines(job.folder), lines(alone), strict=True):
+      assert own.keys() == other.keys()
+      for key in own.keys() - {'seconds'}:
+        same = other[key] and pytest.approx(other[key], rel=1e-5)
+        assert own[key] == same, key
     for a, b in zip(
-      jax.tree.leaves(together[-1].state.params),
-      jax.tree.leaves(one.state.params),
+      jax.tree.leaves(fa.load_params(job.folder)),
+      jax.tree.leaves(fa.load_params(alone)),
       strict=True,
     ):
-      np.testing.assert_allclose(a[g], b, rtol=1e-4, atol=1e-6)
-
-
-def test_what_clients_keep_is_kept_for_each_value(uneven_examples):
-  sweep = build(uneven_examples, fa.scaffold, sweep=ETAS)
-  together = last(fa.simulate(sweep, rounds=3))
-  alone = last(
-    fa.simulate(build(uneven_examples, fa.scaffold(ETAS[1])), rounds=3)
-  )
-  for a, b in zip(
-    jax.tree.leaves((together.state.params, together.client_states)),
-    jax.tree.leaves((alone.state.params, alone.client_states)),
-    strict=True,
-  ):
-    np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-6)
-
-
-def test_a_value_that_diverges_ends_and_the_others_go_on(uneven_examples):
-  sweep = build(uneven_examples, sweep=(0.1, 1e20, 0.3))
-  records = list(fa.simulate(sweep, rounds=5))
-  assert [r.finite[1] for r in records[1:]] == [False] * 5
-  assert all(r.finite[0] and r.finite[2] for r in records[1:])
-  assert records[-1].state.round.tolist() == [5, 0, 5]
-  first, *_, end = (jax.device_get(r.state) for r in records if r.state)
-  for a, b in zip(
-    jax.tree.leaves(first.params), jax.tree.leaves(end.params), strict=True
-  ):
-    np.testing.assert_array_equal(a[1], b[1])  # As it was.
-  assert not records[-1].examples[1] and records[-1].examples[0]
-
-
-def test_a_sweep_goes_on_from_a_state(uneven_examples):
-  """The value that has ended before stays ended."""
-  sweep = build(uneven_examples, sweep=(0.1, 1e20, 0.3), rounds_per_call=1)
-  records = list(fa.simulate(sweep, rounds=5))
-  begin = (records[2].state, ())
-  again = list(fa.simulate(sweep, rounds=5, start=begin))
-  assert [r.round for r in again] == [3, 4, 5]
-  for a, b in zip(
-    jax.tree.leaves(again[-1].state),
-    jax.tree.leaves(records[-1].state),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(a, b)
-
-
-def test_a_sweep_ends_when_each_value_has_reached_the_target(uneven_examples):
-  sweep = build(uneven_examples, sweep=ETAS)
-  full = list(fa.simulate(sweep, rounds=30))
-  target = float(min(np.max([r.test_accuracy for r in full], axis=0)))
-  curves = np.array([r.test_accuracy for r in full])  # [R, G]
-  expected = max(int(np.argmax(curve >= target)) for curve in curves.T)
-  records = list(fa.simulate(sweep, rounds=30, target_accuracy=target))
-  assert records[-1].round == expected
-
-
-def test_the_history_has_an_entry_for_each_value(uneven_examples):
-  """Also where one of them has ended, and at round 0."""
-  history = fa.run(build(uneven_examples, sweep=(0.1, 1e20)), rounds=3)
-  assert history['round'].tolist() == [0, 1, 2, 3]
-  for name in ('train_loss', 'examples', 'test_accuracy', 'test_loss'):
-    assert history[name].shape == (4, 2)
-  assert np.isnan(history['train_loss'][0]).all()
-  assert np.isfinite(history['train_loss'][1:, 0]).all()
-
-
-def test_a_sweep_that_goes_on_keeps_who_was_at_the_target(uneven_examples):
-  """Resumed in the very round in which one value reached it."""
-  sweep = build(uneven_examples, sweep=ETAS, rounds_per_call=1)
-  curves = np.array(
-    [r.test_accuracy for r in fa.simulate(sweep, rounds=30)]
-  ).T  # [G, R]
-  target = float(curves.max(axis=1).min())
-  plain = list(fa.simulate(sweep, rounds=30, target_accuracy=target))
-  stop = min(int(np.argmax(curve >= target)) for curve in curves)
-  again = list(
-    fa.simulate(
-      sweep, rounds=30, target_accuracy=target, start=(plain[stop].state, ())
+      np.testing.assert_allclose(a, b, atol=1e-6)
+    told, alike = (
+      json.loads((folder / 'summary.json').read_text())
+      for folder in (job.folder, alone)
     )
+    assert told.keys() == alike.keys()
+    assert told['parameters'] == alike['parameters']
+    assert told['status'] == alike['status'] == 'finished'
+    assert (job.folder / 'curves.png').exists()
+    # The folder is a run's, and over.
+    assert train.train(job.config, job.folder) == told
+
+
+def test_table_tells_of_every_setting_and_the_best(swept, capsys):
+  _, jobs, folder = swept
+  text = (folder / 'table.md').read_text()
+  settings = {job.name for job in jobs}
+  assert len(settings) == 4
+  best = {name: [] for name in settings}
+  for job in jobs:
+    summary = json.loads((job.folder / 'summary.json').read_text())
+    best[job.name].append(summary['best_test_accuracy'])
+  for name, own in best.items():
+    (row,) = [line for line in text.splitlines() if f'| {name} |' in line]
+    assert (
+      f'| 2 | {np.mean(own):.4f} | {min(own):.4f} | {max(own):.4f} |' in row
+    )
+  winner = max(best, key=lambda name: np.mean(best[name]))
+  assert f'Best: {winner}' in text
+  assert (folder / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+  assert not (folder / 'parts').exists()
+
+
+def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
+  config, _, folder = swept
+  own = tmp_path / 'grid'
+  shutil.copytree(folder, own)
+  before = {p: p.read_bytes() for p in own.rglob('metrics.jsonl')}
+  ran = []
+  monkeypatch.setattr(
+    sweep, '_run_together', lambda jobs, _: ran.append(len(jobs))
   )
-  assert [r.round for r in again] == list(range(stop + 1, len(plain)))
-  for a, b in zip(
-    jax.tree.leaves(again[-1].state if again else plain[-1].state),
-    jax.tree.leaves(plain[-1].state),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(a, b)
+  single = train.train
+  monkeypatch.setattr(
+    train, 'train', lambda *args: (ran.append(1), single(*args))[1]
+  )
+  sweep.run_sweep(config, {'client.epochs': ['2', '1']}, 1, own)
+  assert ran == [1, 1]  # Of a learning rate that was not there.
+  ran.clear()
+  sweep.run_sweep(config, GRID, 2, own)
+  assert ran == []
+  for path, content in before.items():
+    assert path.read_bytes() == content
+
+
+def test_interrupted_and_resumed_to_the_same_lines(
+  swept, repository, tmp_path, monkeypatch
+):
+  """Stopped by a signal in the middle of two runs that go together."""
+  _, jobs, _ = swept
+  config = small(repository, rounds_per_call=1)
+  simulate = sweep.simulate
+
+  def interrupted(*args, **kwargs):
+    for record in simulate(*args, **kwargs):
+      if record.round == 3:
+        signal.raise_signal(signal.SIGTERM)
+      yield record
+
+  grid = {'client.learning_rate': GRID['client.learning_rate']}
+  grid |= {'client.epochs': ['2']}
+  own = tmp_path / 'own'
+  with monkeypatch.context() as patch:
+    patch.setattr(sweep, 'simulate', interrupted)
+    with pytest.raises(StoppedError, match='is saved'):
+      sweep.run_sweep(config, grid, 1, own)
+  assert list((own / 'parts').glob('*/checkpoints/[0-9]*'))
+  assert not list(own.glob('*/seed_0/metrics.jsonl'))
+  resumed = sweep.run_sweep(config, grid, 1, own)
+  whole = {(j.name, j.cfg['seed']): j.folder for j in jobs}
+  for job in resumed:
+    other = whole[job.name, 0]
+    assert without_times(lines(job.folder)) == without_times(lines(other))
+  assert not (own / 'parts').exists()
+
+
+def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
+  config = small(repository, target_accuracy=0.5, rounds=30, eval_every=1)
+  grid = {'client.learning_rate': ['0.2', '1e20']}
+  good, bad = sweep.run_sweep(config, grid, 1, tmp_path / 'grid')
+  told = [
+    json.loads((job.folder / 'summary.json').read_text()) for job in (good, bad)
+  ]
+  assert [t['status'] for t in told] == ['target reached', 'diverged']
+  assert told[0]['rounds'] == told[0]['rounds_to_target'] < 30
+  assert lines(good.folder)[-1]['test_accuracy'] >= 0.5
+  assert told[1]['rounds'] == 0
+  alone = tmp_path / 'alone'
+  train.train(good.config, alone)
+  assert len(lines(alone)) == len(lines(good.folder))
+  text = (tmp_path / 'grid' / 'table.md').read_text()
+  assert 'Best: client.learning_rate=0.2' in text
+
+
+def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
+  config = small(
+    repository, rounds=2, holdout_fraction=0.2, client_eval_every=1
+  )
+  jobs = sweep.run_sweep(
+    config, {'client.learning_rate': ['0.1', '0.2']}, 1, tmp_path / 'grid'
+  )
+  for job in jobs:
+    assert 'client_accuracy_mean' in lines(job.folder)[-1]
 
 
 @pytest.mark.parametrize(
-  ('algorithm', 'sweep', 'said'),
+  ('grid', 'seeds', 'words'),
   [
-    (fedavg, (), 'sweep = ()'),
-    (fedavg, None, 'algorithm: must be an Algorithm'),
+    ({'client.rate': ['1']}, 1, '--grid client.rate: there is no such key'),
+    ({'client': ['1']}, 1, '--grid client: there is no such key'),
+    ({'seed': ['1', '2']}, 1, 'those of --seeds'),
+    ({'rounds': ['many']}, 1, '--grid rounds=many: must be of type int'),
+    ({'rounds': ['1.5']}, 1, 'must be of type int'),
+    ({'self_balancing': ['1']}, 1, 'must be of type bool'),
+    ({'client.learning_rate': ['0.1', '0.10']}, 1, 'names a value twice'),
+    ({'client.learning_rate': ['-1']}, 1, 'client.learning_rate = -1.0'),
+    ({'partition': ['iid', 'x']}, 1, "partition = 'x'"),
+    ({}, 0, '--seeds 0: must be at least 1'),
   ],
 )
-def test_bad_sweeps(uneven_examples, algorithm, sweep, said):
-  with pytest.raises(InputError, match=re.escape(said)):
-    build(uneven_examples, algorithm, sweep=sweep)
+def test_sweeps_that_are_refused(repository, tmp_path, grid, seeds, words):
+  with pytest.raises(InputError) as told:
+    sweep.run_sweep(small(repository), grid, seeds, tmp_path / 'grid')
+  assert words in str(told.value)
+  assert not (tmp_path / 'grid').exists()
+
+
+def test_folders_that_are_refused(swept, repository, tmp_path):
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'thesis.txt').write_text('all of it')
+  with pytest.raises(InputError, match='is no folder of a sweep'):
+    sweep.run_sweep(small(repository), {}, 1, tmp_path / 'mine')
+  _, _, folder = swept
+  with pytest.raises(InputError, match='config: differs.*weighting'):
+    sweep.run_sweep(small(repository, weighting='uniform'), GRID, 2, folder)
+
+
+@pytest.mark.parametrize(
+  ('texts', 'words'),
+  [
+    (['rounds'], 'must be key=value'),
+    (['rounds=1,,2'], 'must be key=value'),
+    (['rounds=1', 'rounds=2'], 'named twice'),
+  ],
+)
+def test_grids_that_cannot_be_read(texts, words):
+  with pytest.raises(InputError, match=words):
+    sweep._parse(texts)
+
+
+# Comparing.
+
+
+def test_comparison_by_hand(tmp_path):
+  records = [
+    {'round': 0, 'seconds': 0.0, 'test_accuracy': 0.1},
+    {'round': 1, 'seconds': 0.5, 'bytes_down': 10, 'bytes_up': 5},
+    {
+      **{'round': 2, 'seconds': 0.5, 'bytes_down': 10, 'bytes_up': 5},
+      **{'simulated_seconds': 3.0, 'test_accuracy': 0.6},
+    },
+    {
+      **{'round': 3, 'seconds': 1.0, 'bytes_down': 10, 'bytes_up': 0},
+      **{'simulated_seconds': 4.0, 'test_accuracy': 0.5},
+    },
+  ]
+  run = compare.Run('a', {}, {}, records, 'finished')
+  told = compare.row(run, 0.55)
+  assert (told['to_target'], told['bytes'], told['simulated']) == (2, 30, 3.0)
+  assert (told['best'], told['last'], told['pace']) == (0.6, 0.5, 1.5)
+  whole = compare.row(run, 0.9)
+  assert (whole['to_target'], whole['bytes']) == (None, 40)
+  none = compare.row(run, 0.0)
+  assert (none['to_target'], none['simulated']) == (None, 7.0)
+  assert '| a | 3 | 0.6000 | 0.5000 | — | 40 B | 7 s | 1.5 | finished |' in (
+    compare.table([whole], 0.9)
+  )
+
+
+@pytest.mark.parametrize(
+  ('number', 'text'),
+  [(0, '0 B'), (999, '999 B'), (1500, '1.5 kB'), (2.5e15, '2.5e+03 TB')],
+)
+def test_amounts(number, text):
+  assert compare.amount(number) == text
+
+
+def run_compare(tmp_path, *args):
+  return subprocess.run(
+    [sys.executable, '-m', 'fedavg_jax.compare', *args],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_compare_command(swept, repository, tmp_path):
+  _, jobs, _ = swept
+  folders = [str(job.folder) for job in jobs[:3]]
+  process = run_compare(tmp_path, *folders, '--target=0.3')
+  assert process.returncode == 0, process.stderr
+  assert all(f'| {folder} | 6 |' in process.stdout for folder in folders)
+  picture = (tmp_path / 'compare.png').read_bytes()
+  assert picture.startswith(b'\x89PNG')
+
+  train.train(small(repository, rounds=1), tmp_path / 'other')
+  path = tmp_path / 'other' / 'config.json'
+  path.write_text(
+    path.read_text().replace('"test_sha256": "', '"test_sha256": "0')
+  )
+  for args, words in (
+    (folders, 'compare.png: exists already'),
+    ([folders[0], 'other', '--picture=x.png'], 'other: has other data'),
+    ([folders[0], folders[0] + '/', '--picture=x.png'], 'named twice'),
+    ([folders[0], 'nowhere', '--picture=x.png'], 'nowhere/config.json'),
+    ([folders[0], '--target=2', '--picture=x.png'], '--target 2.0'),
+    (['--picture=x.png'], 'name the folders'),
+    ([folders[0], '--picture=no/x.png'], 'there is no folder no'),
+  ):
+    process = run_compare(tmp_path, *args)
+    assert process.returncode == 2 and 'Traceback' not in process.stderr
+    (line,) = process.stderr.splitlines()
+    assert words in line
+  assert (tmp_path / 'compare.png').read_bytes() == picture
+  assert not (tmp_path / 'x.png').exists()
+
+
+def test_sweep_command(repository, tmp_path):
+  process = subprocess.run(
+    [
+      *(
+        sys.executable,
+        '-W',
+        'error::RuntimeWarning',
+        '-m',
+        'fedavg_jax.sweep',
+      ),
+      *('--config', repository / 'configs' / 'quickstart.py'),
+      *('--config.rounds=2', '--grid', 'client.learning_rate=0.1,0.2'),
+      *('--workdir', 'grid'),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stderr
+  assert 'Best: client.learning_rate=' in process.stdout
+  bad = subprocess.run(
+    [
+      *(sys.executable, '-m', 'fedavg_jax.sweep', '--grid', 'rate=1'),
+      *('--config', repository / 'configs' / 'quickstart.py'),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert bad.returncode == 2
+  assert '--grid rate: there is no such key' in bad.stderr.splitlines()[-1]
+  assert [path.name for path in tmp_path.iterdir()] == ['grid']

@@ -14,22 +14,16 @@ from fedavg_jax import config as config_lib
 from fedavg_jax import datasets
 from fedavg_jax import plots
 from fedavg_jax import population
-from fedavg_jax.errors import InputError
 from fedavg_jax.progress import say
 
 command.define_config()
-flags.DEFINE_string('picture', 'partition.png', 'PNG to draw, a new file.')
+flags.DEFINE_string('picture', None, 'PNG to draw, default partition.png.')
 
 
 def main() -> None:
   """Prints the statistics and draws the labels of every client."""
   config, name = command.read_config()
-  path = command.read_path('picture', 'partition.png')
-  if path.exists():
-    raise InputError(
-      f'--picture {path}: exists already; name a new file, nothing is ever'
-      ' written over'
-    )
+  path = command.new_file('picture', 'partition.png')
   cfg = config_lib.read(config)
   dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
   counts = population.label_counts(dataset, population.divide(cfg, dataset))

@@ -1,0 +1,248 @@
+"""Finished runs beside each other: a table, and their curves in one picture.
+
+python -m fedavg_jax.compare outputs/fedavg outputs/fedprox --target 0.95
+
+Against rounds, against the bytes that clients and server have sent, and against
+simulated seconds where the runs have a clock. Runs with other data cannot be
+compared, those with other partitions and seeds can.
+"""
+
+from collections.abc import Sequence
+import json
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from fedavg_jax import command
+from fedavg_jax import metrics
+from fedavg_jax import plots
+from fedavg_jax.errors import InputError
+from fedavg_jax.progress import duration
+from fedavg_jax.progress import say
+
+# What decides whether accuracies mean the same.
+_SAME = ('dataset', 'test_sha256')
+
+
+class Run(NamedTuple):
+  """A run's folder, read.
+
+  Attributes:
+    name: of the folder, for people.
+    config: as it was run.
+    data: what `_SAME` names.
+    records: the lines of metrics.jsonl.
+    status: of its end.
+  """
+
+  name: str
+  config: dict[str, Any]
+  data: dict[str, Any]
+  records: list[dict[str, Any]]
+  status: str
+
+
+def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
+  """Reads the folder of a run that has ended, or has come somewhere.
+
+  Raises:
+    InputError: it is no such folder, or a file of it is damaged.
+  """
+  began = _read(folder, 'config.json')
+  summary = _read(folder, 'summary.json')
+  config = began.get('config')
+  if not isinstance(config, dict) or 'dataset' not in config:
+    raise InputError(f'{folder / "config.json"}: holds no config of a run')
+  path = folder / 'metrics.jsonl'
+  records = []
+  try:
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+      record = json.loads(text)
+      if not isinstance(record, dict) or not isinstance(
+        record.get('round'), int
+      ):
+        raise ValueError(f'line {number} is no round')
+      records.append(record)
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or str(error)
+    raise InputError(f'{path}: cannot be read ({reason})') from error
+  if not any('test_accuracy' in record for record in records):
+    raise InputError(f'{path}: holds no test of a model')
+  return Run(
+    name=name or str(folder),
+    config=config,
+    data={
+      'dataset': config['dataset'],
+      'test_sha256': began.get('test_sha256'),
+    },
+    records=records,
+    status=str(summary.get('status', '')),
+  )
+
+
+def _read(folder: pathlib.Path, name: str) -> dict[str, Any]:
+  path = folder / name
+  try:
+    content = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or str(error)
+    raise InputError(
+      f'{path}: cannot be read ({reason}); name folders of runs that have ended'
+    ) from error
+  if not isinstance(content, dict):
+    raise InputError(f'{path}: must hold a JSON object')
+  return content
+
+
+def check_same_data(runs: Sequence[Run]) -> None:
+  """Raises InputError where two runs were tested on different data."""
+  for run in runs[1:]:
+    for key in _SAME:
+      if run.data[key] != runs[0].data[key]:
+        raise InputError(
+          f'{run.name}: has other data than {runs[0].name}: {key} ='
+          f' {run.data[key]!r}, not {runs[0].data[key]!r}'
+        )
+
+
+def row(run: Run, target: float) -> dict[str, Any]:
+  """What a run comes to; None for what it does not tell.
+
+  Args:
+    run: read.
+    target: accuracy; 0 is none.
+  """
+  tested = [r for r in run.records if 'test_accuracy' in r]
+  rounds = [r['round'] for r in tested]
+  accuracies = [r['test_accuracy'] for r in tested]
+  reached = metrics.rounds_to_target(rounds, accuracies, target)
+  if not target:
+    reached = None
+  spent = [r for r in run.records if reached is None or r['round'] <= reached]
+  seconds = sum(r.get('seconds', 0.0) for r in run.records)
+  return {
+    'run': run.name,
+    'rounds': run.records[-1]['round'],
+    'best': max(accuracies),
+    'last': accuracies[-1],
+    'to_target': reached,
+    'bytes': _sum(spent, 'bytes_down', 'bytes_up'),
+    'simulated': _sum(spent, 'simulated_seconds'),
+    'pace': run.records[-1]['round'] / seconds if seconds else None,
+    'status': run.status,
+  }
+
+
+def _sum(records, *names) -> float | None:
+  told = [r[name] for r in records for name in names if name in r]
+  return sum(told) if told else None
+
+
+def table(rows: Sequence[dict[str, Any]], target: float) -> str:
+  """Rows of `row` as a table in Markdown."""
+  until = f'to {target:g}' if target else 'in all'
+  head = ['run', 'rounds', 'best accuracy', 'last']
+  head += [f'rounds to {target:g}'] if target else []
+  head += [f'sent {until}', f'simulated time {until}', 'rounds / s', 'ended']
+  lines = [head, ['---'] * len(head)]
+  for told in rows:
+    cells = [
+      told['run'],
+      f'{told["rounds"]}',
+      f'{told["best"]:.4f}',
+      f'{told["last"]:.4f}',
+    ]
+    if target:
+      cells.append(_or_dash(told['to_target'], str))
+    lines.append(
+      [
+        *cells,
+        _or_dash(told['bytes'], amount),
+        _or_dash(told['simulated'], duration),
+        _or_dash(told['pace'], lambda v: f'{v:.3g}'),
+        told['status'],
+      ]
+    )
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _or_dash(value, tell) -> str:
+  return '—' if value is None else tell(value)
+
+
+def amount(number: float) -> str:
+  """'1.2 MB': bytes in powers of a thousand."""
+  for unit in ('B', 'kB', 'MB', 'GB', 'TB'):
+    if number < 1000 or unit == 'TB':
+      break
+    number /= 1000
+  return f'{number:.3g} {unit}'
+
+
+def draw(
+  path: pathlib.Path, groups: dict[str, Sequence[Run]], target: float
+) -> None:
+  """Draws test accuracy against what there is to spend.
+
+  Args:
+    path: of the new PNG.
+    groups: runs under a name; of several, such as seeds, the mean is drawn and
+      a band from the lowest to the highest.
+    target: drawn as a line, unless 0.
+  """
+  everything = [run for runs in groups.values() for run in runs]
+  axes = {'round': 'communication round', 'bytes': 'bytes sent, both ways'}
+  if all('simulated_seconds' in run.records[-1] for run in everything):
+    axes['simulated'] = 'simulated seconds'
+  curves = {
+    name: [_curve(run) for run in runs] for name, runs in groups.items()
+  }
+  plots.draw_comparison(path, curves=curves, axes=axes, target=target)
+
+
+def _curve(run: Run) -> dict[str, np.ndarray]:
+  """Accuracy, and what was spent until then, wherever it was tested."""
+  sent = np.cumsum(
+    [r.get('bytes_down', 0) + r.get('bytes_up', 0) for r in run.records]
+  )
+  seconds = np.cumsum([r.get('simulated_seconds', 0.0) for r in run.records])
+  tested = [i for i, r in enumerate(run.records) if 'test_accuracy' in r]
+  return {
+    'round': np.array([run.records[i]['round'] for i in tested]),
+    'bytes': sent[tested],
+    'simulated': seconds[tested],
+    'accuracy': np.array([run.records[i]['test_accuracy'] for i in tested]),
+  }
+
+
+def _run(folders: Sequence[str]) -> None:
+  target = float(flags.FLAGS['target'].value or 0.0)
+  if not 0 <= target <= 1:
+    raise InputError(f'--target {target}: must lie in [0, 1]')
+  if not folders:
+    raise InputError('name the folders of the runs to compare')
+  path = command.new_file('picture', 'compare.png')
+  names = [folder.rstrip('/') for folder in folders]
+  for name in names:
+    if names.count(name) > 1:
+      raise InputError(f'{name}: named twice')
+  runs = [read_run(pathlib.Path(name)) for name in names]
+  check_same_data(runs)
+  say(table([row(run, target) for run in runs], target))
+  draw(path, {run.name: [run] for run in runs}, target)
+  say(f'{path} is drawn')
+
+
+def main(argv: Sequence[str]) -> int:
+  """Compares the folders that stand behind the flags."""
+  return command.run(lambda: _run(argv[1:]), argv[:1])
+
+
+if __name__ == '__main__':
+  flags.DEFINE_float('target', 0.0, 'Test accuracy to count rounds to.')
+  flags.DEFINE_string('picture', None, 'PNG to draw, default compare.png.')
+  app.run(main, flags_parser=command.parse_flags)
