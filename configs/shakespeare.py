@@ -82,6 +82,7 @@ def get_config(partition: str = 'natural') -> ml_collections.ConfigDict:
   config.micro_batch = 0  # Examples of a step; larger B adds up; 0 chooses.
   config.rounds_per_call = 0  # At most, of short rounds; 0 chooses.
   config.cpu_devices = 0  # Virtual devices on CPU; 0 is one per core.
+  config.log = ''  # Beside metrics.jsonl: csv, tensorboard, wandb.
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.rounds = 0  # From one to the next; 0 goes by time alone.
   config.checkpoint.minutes = 5.0  # The same by time; 0 goes by rounds alone.

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from fedavg_jax import algorithms
 from fedavg_jax import datasets
 from fedavg_jax import layers
+from fedavg_jax import loggers
 from fedavg_jax import models
 from fedavg_jax import participation
 from fedavg_jax import partition
@@ -108,6 +109,7 @@ _RULES: dict[str, _Rule] = {
   'micro_batch': _from(0),
   'rounds_per_call': _from(0, 4096),
   'cpu_devices': _from(0, 1024),
+  'log': _Rule(str, lambda v: True, ''),
   'checkpoint.rounds': _from(0),
   'checkpoint.minutes': _between(0, 1e6),
   'checkpoint.keep': _from(1, 1000),
@@ -124,6 +126,7 @@ MACHINE_KEYS = (
   'micro_batch',
   'rounds_per_call',
   'cpu_devices',
+  'log',
   'checkpoint.rounds',
   'checkpoint.minutes',
   'checkpoint.keep',
@@ -177,6 +180,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
       f'finetune_epochs = {flat["finetune_epochs"]}: must be 0 without tests of'
       ' clients, which client_eval_every = 0 leaves out'
     )
+  loggers.check(flat['log'])
   _check_scaffold(flat)
   nested: dict[str, Any] = {}
   for key, value in flat.items():

@@ -34,6 +34,7 @@ from fedavg_jax import checkpoint
 from fedavg_jax import command
 from fedavg_jax import compare
 from fedavg_jax import config as config_lib
+from fedavg_jax import loggers
 from fedavg_jax import resume
 from fedavg_jax import train
 from fedavg_jax.errors import DivergedError
@@ -365,8 +366,15 @@ def _write_run(job, federation, simulation, told, last, g) -> None:
     folder.begin(room=checkpoint.bytes_needed((state, client_states), 2))
     folder.config(train.to_begin(job.cfg, federation))
     folder.open_metrics()
+    told_to = loggers.open_loggers(
+      job.cfg['log'], folder.path, job.cfg, before=[]
+    )
     for line in lines:
       folder.line(line)
+      for logger in told_to:
+        logger.line(line)
+    for logger in told_to:
+      logger.close()
     at_hand = resume.AtHand(
       round=lines[-1]['round'],
       tree=resume.to_tree(state, client_states),

@@ -21,6 +21,7 @@ from fedavg_jax import checkpoint
 from fedavg_jax import clients as clients_lib
 from fedavg_jax import config as config_lib
 from fedavg_jax import datasets
+from fedavg_jax import loggers
 from fedavg_jax import metrics
 from fedavg_jax import models
 from fedavg_jax import paper
@@ -270,9 +271,17 @@ def _run_and_keep(
     )
 
   folder.open_metrics()
-  with contextlib.closing(
-    checkpoint.Checkpoints(folder.path, keep=cfg['checkpoint']['keep'])
-  ) as checkpoints:
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(
+      contextlib.closing(
+        checkpoint.Checkpoints(folder.path, keep=cfg['checkpoint']['keep'])
+      )
+    )
+    told_to = loggers.open_loggers(
+      cfg['log'], folder.path, cfg, before=folder.lines()
+    )
+    for logger in told_to:
+      stack.callback(logger.close)
     try:
       for record in simulate(
         simulation,
@@ -291,6 +300,8 @@ def _run_and_keep(
             tests = client_tests(record.state)
             line |= personal.line(tests)
         folder.line(line)
+        for logger in told_to:
+          logger.line(line)
         progress.update(line)
         if record.state is None or record.client_states is None:
           continue

@@ -354,6 +354,7 @@ KEYS = {
   'micro_batch': key('micro_batch', '-1', '-1'),
   'rounds_per_call': key('rounds_per_call', '5000', '5000'),
   'cpu_devices': key('cpu_devices', '-2', '-2'),
+  'log': key('log', 'tensorboard,excel', 'tensorboard,excel', 'csv'),
   'checkpoint rounds': key('checkpoint.rounds', '-1', '-1'),
   'checkpoint minutes': key('checkpoint.minutes', 'nan', 'nan'),
   'checkpoint minutes -': key('checkpoint.minutes', '-5', '-5.0'),
