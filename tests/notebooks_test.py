@@ -1,0 +1,62 @@
+"""The notebooks: executed from top to bottom, committed as they came out."""
+
+import os
+
+import nbformat
+import pytest
+
+NAMES = ('fedavg_in_ten_minutes', 'your_own', 'rounds_per_second', 'paper')
+
+pytestmark = pytest.mark.filterwarnings('default')  # Those of Jupyter.
+
+
+@pytest.fixture
+def folder(repository):
+  return repository / 'experiments' / 'notebooks'
+
+
+def test_all_are_named_here(folder):
+  assert {path.stem for path in folder.glob('*.ipynb')} == set(NAMES)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_committed_with_small_outputs_and_a_badge(folder, name):
+  path = folder / f'{name}.ipynb'
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  assert path.stat().st_size < 250_000
+  assert f'/experiments/notebooks/{name}.ipynb)' in notebook.cells[0].source
+  assert '**What to expect:**' in notebook.cells[0].source
+  code = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  assert 'pip install' in code[0].source
+  assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+  kinds = {out.output_type for cell in code for out in cell.outputs}
+  assert kinds <= {'stream', 'display_data', 'execute_result'}
+  assert sum('image/png' in str(cell.outputs) for cell in code) >= 1
+  text = path.read_text()
+  assert '/tmp/' not in text and '/home/' not in text and '/root/' not in text
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_runs_from_top_to_bottom(folder, name, tmp_path):
+  from nbclient import NotebookClient
+
+  if name == 'paper' and not os.environ.get('FEDAVG_DATA'):
+    pytest.skip('real MNIST: FEDAVG_DATA names no folder with mnist/ in it')
+  notebook = nbformat.read(folder / f'{name}.ipynb', as_version=4)
+  for cell in notebook.cells:
+    if cell.cell_type == 'code':
+      cell.outputs = []
+  # An error in a cell is raised here, with the cell.
+  NotebookClient(
+    notebook,
+    timeout=900,
+    kernel_name='python3',
+    resources={'metadata': {'path': str(tmp_path)}},
+  ).execute()
+  said = {
+    i: cell.outputs
+    for i, cell in enumerate(notebook.cells)
+    if cell.get('outputs')
+  }
+  assert len(said) >= 3
