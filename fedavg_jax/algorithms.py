@@ -276,12 +276,12 @@ def fedprox(
   client_optimizer: optax.GradientTransformation,
   server_optimizer: optax.GradientTransformation,
 ) -> Algorithm:
-  """FedProx, Li et al. 2020: FedAvg on local loss + mu / 2 * |y - x|^2."""
+  """FedProx, Li et al. 2020: FedAvg on `loss + mu / 2 * |y - x|^2`."""
   return fedavg(optax.chain(proximal(mu), client_optimizer), server_optimizer)
 
 
 def proximal(mu: float) -> optax.GradientTransformationExtraArgs:
-  """Adds the gradient of mu / 2 * |y - x|^2 to a client's gradient."""
+  """Adds the gradient of `mu / 2 * |y - x|^2` to a client's gradient."""
 
   def update(updates, state, params=None, **seen):
     updates = jax.tree.map(
@@ -303,15 +303,15 @@ def scaffold(
 ) -> Algorithm:
   """SCAFFOLD with option II, Karimireddy et al. 2020, Algorithm 1.
 
-  A client keeps a control variate c_i, the server c; all begin at zero.
+  A client keeps a control variate c_i, the server c; all begin at zero::
 
     local step   y_i <- y_i - eta * (gradient - c_i + c)
     at its end   c_i+ = c_i - c + (x - y_i) / (K * eta)
     server       x <- x + eta_g * mean of (y_i - x)
                  c <- c + share of the cohort * mean of (c_i+ - c_i)
 
-  The paper's means are uniform (`weighting = 'uniform'`), its share |S| / N. So
-  written, c stays the weighted mean of all c_i with any weighting.
+  The paper's means are uniform (`weighting = 'uniform'`), its share `|S| / N`.
+  So written, c stays the weighted mean of all c_i with any weighting.
 
   Args:
     learning_rate: eta.
@@ -396,7 +396,7 @@ def adaptive(
 ) -> optax.GradientTransformation:
   """Server optimizer of FedAdagrad, FedYogi or FedAdam: no bias correction.
 
-  Reddi et al. 2021, Algorithm 2, with v_{-1} = tau^2:
+  Reddi et al. 2021, Algorithm 2, with `v_{-1} = tau^2`::
 
     m <- b1 m + (1 - b1) g        g the pseudo-gradient, -delta
     v <- v + g^2                             adagrad

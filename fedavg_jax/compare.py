@@ -175,7 +175,11 @@ def _or_dash(value, tell) -> str:
 
 
 def amount(number: float) -> str:
-  """'1.2 MB': bytes in powers of a thousand."""
+  """Bytes in powers of a thousand.
+
+  >>> amount(1_230_000)
+  '1.23 MB'
+  """
   for unit in ('B', 'kB', 'MB', 'GB', 'TB'):
     if number < 1000 or unit == 'TB':
       break

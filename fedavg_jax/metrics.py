@@ -45,6 +45,9 @@ def rounds_to_target_paper_grid(
   100, takes the running maximum of these accuracies alone, and interpolates
   linearly between them. None where the target was not seen there: not reached,
   stopped before the next of these rounds, or one of them not evaluated.
+
+  >>> rounds_to_target_paper_grid([*range(11), 20], [0.5] * 11 + [0.7], 0.6)
+  15.0
   """
   seen = dict(zip(rounds, accuracies, strict=True))
   before, best = 0, seen.get(0, 0.0)

@@ -82,6 +82,9 @@ def cohort_size(num_clients: int, client_fraction: float) -> int:
   Returns:
     m. The product is rounded to six decimals before it is cut, because
     0.29 * 100 is 28.999999999999996.
+
+  >>> cohort_size(100, 0.29), cohort_size(100, 0.0)
+  (29, 1)
   """
   if not 0 <= client_fraction <= 1:
     raise InputError(f'client_fraction = {client_fraction}: must lie in [0, 1]')

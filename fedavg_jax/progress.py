@@ -107,7 +107,11 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-  """'40 s', '12 min' or '5.5 h'."""
+  """A duration as one says it.
+
+  >>> duration(40), duration(720), duration(19_800)
+  ('40 s', '12 min', '5.5 h')
+  """
   if seconds < 100:
     return f'{seconds:.0f} s'
   if seconds < 6000:

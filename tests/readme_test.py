@@ -60,10 +60,19 @@ def _ci(repository):
   return (repository / '.ci' / 'run').read_text()
 
 
-def test_python_block(repository, blocks, tmp_path):
-  code = '\n'.join(content for kind, content in blocks if kind == 'python')
+def python_of(path):
+  """The Python of a page, as one program."""
+  return '\n'.join(
+    re.findall(
+      r'^```python\n(.*?)^```', path.read_text(), re.DOTALL | re.MULTILINE
+    )
+  )
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/algorithms.md'])
+def test_python_blocks(repository, tmp_path, page):
   process = subprocess.run(
-    [sys.executable, '-c', code],
+    [sys.executable, '-c', python_of(repository / page)],
     cwd=tmp_path,
     capture_output=True,
     text=True,
@@ -71,31 +80,76 @@ def test_python_block(repository, blocks, tmp_path):
   )
   assert process.returncode == 0, process.stderr
   first, *of_sweep = process.stdout.splitlines()
-  assert float(first) > 0.95
-  assert len(of_sweep) == 11 and of_sweep[-1].startswith('10 [0.')
+  assert float(first) > 0.9
+  if of_sweep:
+    assert len(of_sweep) == 11 and of_sweep[-1].startswith('10 [0.')
 
 
-def test_other_commands_name_files_and_keys_that_exist(repository, blocks):
-  for kind, content in blocks:
-    if kind != 'shell':
-      continue
-    for name in re.findall(r'configs/(\w+)\.py', content):
-      assert (repository / 'configs' / f'{name}.py').exists()
-    for key in re.findall(r'--config\.([\w.]+)=', content):
-      text = (repository / 'configs' / 'mnist_cnn.py').read_text()
-      assert f'config.{key} = ' in text
+def test_ten_lines_of_python(repository):
+  lines = python_of(repository / 'README.md').splitlines()
+  assert len([line for line in lines if line]) <= 10
 
 
-def test_doctest_of_the_package():
+def test_commands_name_files_and_keys_that_exist(repository):
+  config = (repository / 'configs' / 'mnist_cnn.py').read_text()
+  for page in (repository / 'README.md', *repository.glob('docs/*.md')):
+    text = page.read_text()
+    for content in re.findall(
+      r'^```shell\n(.*?)^```', text, re.DOTALL | re.MULTILINE
+    ):
+      for name in re.findall(r'configs/(\w+)\.py', content):
+        assert (repository / 'configs' / f'{name}.py').exists()
+      for module in re.findall(r'-m (fedavg_jax|experiments)\.(\w+)', content):
+        assert list(repository.glob('/'.join(module) + '*')), module
+    for key in re.findall(r'--(?:config\.|grid )([\w.]+)=', text):
+      if key != 'KEY':
+        assert f'config.{key} = ' in config, key
+
+
+def test_links_lead_somewhere(repository):
+  for page in (
+    *repository.glob('*.md'),
+    *repository.glob('docs/*.md'),
+    *repository.glob('experiments/*.md'),
+  ):
+    for link in re.findall(r'\]\(([^)]+)\)', page.read_text()):
+      if not link.startswith(('http', '#')):
+        assert (page.parent / link.split('#')[0]).exists(), (page, link)
+
+
+def test_site_builds_without_a_warning(repository, tmp_path):
   process = subprocess.run(
     [
-      sys.executable,
-      '-c',
-      'import doctest, fedavg_jax, sys;'
-      ' told = doctest.testmod(fedavg_jax);'
-      ' sys.exit(told.failed or not told.attempted)',
+      *(sys.executable, '-m', 'sphinx', '-q', '-W', '-E'),
+      *('-d', tmp_path / 'trees', 'docs', tmp_path / 'site'),
     ],
+    cwd=repository,
     capture_output=True,
     text=True,
+  )
+  assert process.returncode == 0, process.stderr
+  api = (tmp_path / 'site' / 'api.html').read_text()
+  for name in ('build_simulation', 'dirichlet', 'Participation', 'fedprox'):
+    assert 'fedavg_jax.' in api and name in api
+
+
+def test_doctests():
+  """Every example of a docstring; there are some in these modules."""
+  code = """
+import doctest, importlib, pkgutil, sys, fedavg_jax
+failed, found = 0, set()
+for module in [fedavg_jax.__name__] + [
+  m.name for m in pkgutil.walk_packages(fedavg_jax.__path__, 'fedavg_jax.')
+  if not m.name.endswith('__main__')
+]:
+  told = doctest.testmod(importlib.import_module(module))
+  failed += told.failed
+  if told.attempted:
+    found.add(module.split('.')[-1])
+needed = {'fedavg_jax', 'partition', 'metrics', 'plan', 'compare', 'progress'}
+sys.exit(failed or not needed <= found)
+"""
+  process = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True
   )
   assert process.returncode == 0, process.stdout

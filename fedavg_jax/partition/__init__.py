@@ -134,6 +134,11 @@ def dirichlet(
 
   Raises:
     InputError: a value breaks its rule, or 1000 draws leave some client short.
+
+  >>> labels = np.repeat(np.arange(10), 60)
+  >>> parts = dirichlet(labels, num_clients=5, alpha=1.0, seed=0)
+  >>> sum(len(part) for part in parts)
+  600
   """
   num_examples = len(labels)
   _check_clients(num_examples, num_clients)
@@ -305,6 +310,9 @@ def sizes(
 
   Returns:
     [K] int64.
+
+  >>> sizes('linear', 100, num_clients=4, seed=0)
+  array([10, 20, 30, 40])
   """
   _check_clients(num_examples, num_clients)
   if law not in SIZES:
