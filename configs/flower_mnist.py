@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.client_fraction = 1.0  # C: the cohort is max(int(C * K), 1) clients.
   config.unavailable_fraction = 0.0  # Of the clients, out of reach in a round.
   config.availability_trace = ''  # CSV file: client, first and last round.
-  config.sampling = 'uniform'  # 'examples': in proportion to n_k.
+  config.sampling = 'uniform'  # 'examples': by n_k; then weigh uniformly.
   config.straggler_fraction = 0.0  # Of the cohort, does a part of its work.
   config.stragglers = 'keep'  # What they have done, as FedProx; or 'drop' it.
   config.weighting = 'examples'  # n_k in the mean; 'uniform': all alike.

@@ -6,7 +6,9 @@ Ctrl-C and 143 for SIGTERM.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import itertools
 import os
 import pathlib
@@ -69,12 +71,14 @@ def read_path(flag: str, default: str | os.PathLike) -> pathlib.Path:
 
 
 def new_file(flag: str, default: str) -> pathlib.Path:
-  """The path that a flag names, of a file that is not there yet.
+  """The path that a flag names, of a PNG that is not there yet.
 
   Raises:
-    InputError: it is empty, or there.
+    InputError: it is empty, or there, or no PNG.
   """
   path = read_path(flag, default)
+  if path.suffix != '.png':
+    raise InputError(f'--{flag} {path}: must end with .png')
   if os.path.lexists(path):
     raise InputError(
       f'--{flag} {path}: exists already; name a new file, nothing is ever'
@@ -83,6 +87,17 @@ def new_file(flag: str, default: str) -> pathlib.Path:
   if not path.parent.is_dir():
     raise InputError(f'--{flag} {path}: there is no folder {path.parent}')
   return path
+
+
+@contextlib.contextmanager
+def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A path to write a file to, which gets its name once it is whole."""
+  part = path.with_name(f'.part.{path.name}')
+  try:
+    yield part
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
 
 
 def start(body: Callable[[], None]) -> None:

@@ -9,6 +9,7 @@ compared, those with other partitions and seeds can.
 
 from collections.abc import Sequence
 import json
+import math
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -26,6 +27,10 @@ from fedavg_jax.progress import say
 
 # What decides whether accuracies mean the same.
 _SAME = ('dataset', 'test_sha256')
+_NUMBERS = (
+  *('seconds', 'test_accuracy', 'bytes_down', 'bytes_up'),
+  'simulated_seconds',
+)
 
 
 class Run(NamedTuple):
@@ -62,12 +67,10 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
   try:
     for number, text in enumerate(path.read_text().splitlines(), 1):
       record = json.loads(text)
-      if not isinstance(record, dict) or not isinstance(
-        record.get('round'), int
-      ):
+      if not _is_record(record):
         raise ValueError(f'line {number} is no round')
       records.append(record)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     raise InputError(f'{path}: cannot be read ({reason})') from error
   if not any('test_accuracy' in record for record in records):
@@ -84,11 +87,24 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
   )
 
 
+def _is_record(record: Any) -> bool:
+  """Whether a line of metrics.jsonl has numbers where they are used."""
+  return (
+    isinstance(record, dict)
+    and isinstance(record.get('round'), int)
+    and all(
+      isinstance(record[name], (int, float)) and math.isfinite(record[name])
+      for name in _NUMBERS
+      if name in record
+    )
+  )
+
+
 def _read(folder: pathlib.Path, name: str) -> dict[str, Any]:
   path = folder / name
   try:
     content = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     raise InputError(
       f'{path}: cannot be read ({reason}); name folders of runs that have ended'
@@ -122,7 +138,9 @@ def row(run: Run, target: float) -> dict[str, Any]:
   reached = metrics.rounds_to_target(rounds, accuracies, target)
   if not target:
     reached = None
-  spent = [r for r in run.records if reached is None or r['round'] <= reached]
+  spent = []  # Until then; in all where there is no target.
+  if not target or reached is not None:
+    spent = [r for r in run.records if not target or r['round'] <= reached]
   seconds = sum(r.get('seconds', 0.0) for r in run.records)
   return {
     'run': run.name,
@@ -181,7 +199,7 @@ def amount(number: float) -> str:
   '1.23 MB'
   """
   for unit in ('B', 'kB', 'MB', 'GB', 'TB'):
-    if number < 1000 or unit == 'TB':
+    if number < 999.5 or unit == 'TB':
       break
     number /= 1000
   return f'{number:.3g} {unit}'
@@ -200,7 +218,10 @@ def draw(
   """
   everything = [run for runs in groups.values() for run in runs]
   axes = {'round': 'communication round', 'bytes': 'bytes sent, both ways'}
-  if all('simulated_seconds' in run.records[-1] for run in everything):
+  if all(
+    any('simulated_seconds' in r for r in run.records) or len(run.records) == 1
+    for run in everything
+  ):
     axes['simulated'] = 'simulated seconds'
   curves = {
     name: [_curve(run) for run in runs] for name, runs in groups.items()
@@ -237,7 +258,8 @@ def _run(folders: Sequence[str]) -> None:
   runs = [read_run(pathlib.Path(name)) for name in names]
   check_same_data(runs)
   say(table([row(run, target) for run in runs], target))
-  draw(path, {run.name: [run] for run in runs}, target)
+  with command.whole(path) as part:
+    draw(part, {run.name: [run] for run in runs}, target)
   say(f'{path} is drawn')
 
 

@@ -102,7 +102,7 @@ _RULES: dict[str, _Rule] = {
   'rounds': _from(1),
   'eval_every': _from(1),
   'client_eval_every': _from(0),
-  'finetune_epochs': _from(0),
+  'finetune_epochs': _from(0, 1000),
   'target_accuracy': _between(0, 1),
   'seed': _from(0),
   'lanes': _from(0),

@@ -53,7 +53,7 @@ class _TensorBoard:
     from tensorboardX import SummaryWriter
 
     # What an interrupted run has told of later rounds is told again.
-    done = before[-1]['round'] + 1 if before else None
+    done = before[-1]['round'] + 1 if before else 0
     self._writer = SummaryWriter(
       str(folder / 'tensorboard'), purge_step=done, flush_secs=5
     )

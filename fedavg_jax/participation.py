@@ -168,8 +168,9 @@ class Participation:
       those that are left; None draws uniformly. A weight of 0 is never drawn.
     trace: when clients are in reach; None is always. Where fewer are than a
       cohort has, they are the cohort.
-    straggler_fraction: of a cohort, clients drawn anew that stop after some of
-      their minibatches: 1 to all but one, uniformly.
+    straggler_fraction: of a cohort, on average, clients drawn anew that stop
+      after some of their minibatches: 1 to all but one, uniformly; none of
+      those that have a single one.
     stragglers: 'keep' averages what clients have done that did not finish, as
       FedProx does; 'drop' leaves them out, as FedAvg does. Nobody counts who
       has not completed a minibatch.
@@ -261,9 +262,11 @@ class Participation:
       in_time: [m] that they complete until the deadline.
     """
     done = np.minimum(updates, in_time)
-    number = int(round(self.straggler_fraction * len(updates), 6))
-    if number:
+    if self.straggler_fraction:
       rng = np.random.default_rng([seed, _STRAGGLERS, round_number])
+      # A whole number that is right on average, also of a cohort of one.
+      wanted = round(self.straggler_fraction * len(updates), 6)
+      number = int(wanted + rng.random())
       late = rng.permutation(len(updates))[:number]
       share = rng.random(number)
       most = np.maximum(updates[late] - 1, 0)  # Of a single one, none.

@@ -199,32 +199,45 @@ def _build_personal(model, simulation, held, finetune, epochs, mesh):
   return train_and_test
 
 
-def describe(tests: TestMetrics) -> dict[str, float]:
-  """How the clients fare, from their tests; clients without one do not count.
+def describe(
+  tests: TestMetrics, held: np.ndarray | jax.Array | None = None
+) -> dict[str, float]:
+  """How the clients fare, from their tests.
+
+  Args:
+    tests: of K clients.
+    held: [K] examples that they hold out; clients without any do not count.
+      One whose test is missing all the same has diverged: it has an accuracy of
+      0. Left out, those that were tested.
 
   Returns:
     Of accuracies between 0 and 1: the mean over examples and over clients, the
     10th, 50th and 90th percentile of clients, the mean of their worst tenth (of
-    one at least), the variance; the mean loss over examples; how many clients.
-    Empty where no client has a test.
+    one at least), the variance; the mean loss over the examples of those that
+    did not diverge; how many clients there are, and how many diverged. Empty
+    where no client has a test.
   """
-  told = tests.count > 0
-  if not told.any():
+  held = np.asarray(tests.count if held is None else held)
+  counts = held > 0
+  tested = counts & (tests.count > 0)
+  if not tested.any():
     return {}
-  count = tests.count[told].astype(np.float64)
-  accuracy = tests.correct[told] / count
+  weights = held[counts].astype(np.float64)
+  accuracy = np.where(tested, tests.correct, 0.0)[counts] / weights
   worst = np.sort(accuracy)[: max(len(accuracy) // 10, 1)]
   few, middle, many = np.quantile(accuracy, (0.1, 0.5, 0.9))
+  loss = tests.loss_sum[tested].sum() / tests.count[tested].sum()
   return {
-    'accuracy_weighted': float(np.average(accuracy, weights=count)),
+    'accuracy_weighted': float(np.average(accuracy, weights=weights)),
     'accuracy_mean': float(accuracy.mean()),
     'accuracy_p10': float(few),
     'accuracy_p50': float(middle),
     'accuracy_p90': float(many),
     'accuracy_worst_tenth': float(worst.mean()),
     'accuracy_variance': float(accuracy.var()),
-    'loss_weighted': float(tests.loss_sum[told].sum() / count.sum()),
-    'tested': int(told.sum()),
+    'loss_weighted': float(loss),
+    'tested': int(counts.sum()),
+    'diverged': int((counts & ~tested).sum()),
   }
 
 
@@ -237,7 +250,9 @@ def line(tests: ClientTests) -> dict[str, float]:
   if tests.personal is not None:
     told |= {
       f'personal_{name}': value
-      for name, value in describe(tests.personal).items()
+      for name, value in describe(
+        tests.personal, tests.global_model.count
+      ).items()
     }
   return told
 

@@ -31,8 +31,8 @@ from fedavg_jax.participation import num_unavailable
 SHUFFLES = ('epoch', 'round')
 WEIGHTINGS = ('examples', 'uniform')
 
-# One independent stream of random numbers for each purpose, beside the one of
-# partition.py.
+# One independent stream of random numbers for each purpose, beside those of
+# partition/ and participation.py.
 _COHORT, _ORDER = 1, 2
 
 
@@ -99,8 +99,8 @@ class Account(NamedTuple):
     reported: clients whose message is in the mean.
     bytes_down: to the clients.
     bytes_up: from them.
-    seconds: simulated, until the last message or the deadline; None without a
-      clock.
+    seconds: simulated, that all work of the slowest client takes, messages
+      there and back included, or the deadline; None without a clock.
   """
 
   drawn: int
@@ -256,25 +256,24 @@ class Planner:
       reported=int(reports.sum()),
       bytes_down=len(cohort) * self.bytes_down,
       bytes_up=int(reports.sum()) * self.bytes_up,
-      seconds=self._simulated_seconds(cohort, completed),
+      seconds=self._simulated_seconds(cohort),
     )
 
-  def _simulated_seconds(self, cohort, completed) -> float | None:
-    """Until the deadline if somebody is late, else until the last message."""
+  def _simulated_seconds(self, cohort) -> float | None:
+    """What all work of the slowest client takes, the deadline at most.
+
+    The server waits so long for stragglers by chance too: it does not know.
+    """
     clock = self.participation.clock
     if clock is None:
       return None
-    updates = self._updates_of_an_epoch(cohort)
-    everything = self.epochs * updates
-    if (self._updates_in_time(cohort, everything) < everything).any():
-      return clock.deadline
-    epochs, more = np.divmod(completed, np.maximum(updates, 1))
-    examples = epochs * self.num_examples[cohort] + more * self.batch_examples
+    sizes = self.num_examples[cohort]
     seconds = (
       self._seconds_under_way(cohort)
-      + examples / clock.examples_per_second[cohort]
+      + self.epochs * sizes / clock.examples_per_second[cohort]
     )
-    return float(seconds[completed > 0].max(initial=0.0))
+    slowest = float(seconds[sizes > 0].max(initial=0.0))
+    return min(slowest, clock.deadline or slowest)
 
   def _updates_of_an_epoch(self, cohort) -> np.ndarray:
     return -(-self.num_examples[cohort] // self.batch_examples)
@@ -286,9 +285,9 @@ class Planner:
       return updates
     left = np.maximum(clock.deadline - self._seconds_under_way(cohort), 0.0)
     sizes = self.num_examples[cohort]
-    examples = np.minimum(
-      left * clock.examples_per_second[cohort], self.epochs * sizes
-    ).astype(np.int64)
+    # What is exactly enough must not be one too few by rounding.
+    examples = left * clock.examples_per_second[cohort] * (1 + 1e-9)
+    examples = np.minimum(examples, self.epochs * sizes).astype(np.int64)
     epochs, rest = np.divmod(examples, np.maximum(sizes, 1))
     return (
       epochs * self._updates_of_an_epoch(cohort) + rest // self.batch_examples

@@ -1,4 +1,4 @@
-"""The two pictures of a run. matplotlib is imported when one is drawn."""
+"""The pictures of runs. matplotlib is imported when one is drawn."""
 
 import pathlib
 from typing import Any

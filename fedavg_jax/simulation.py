@@ -229,17 +229,23 @@ def _compile(
   data, test_set = data_on_devices
   seed = planner.seed
   platform = mesh.devices.flat[0].platform
-  one = _one(algorithm, sweep)
 
-  def init():
+  def init_of(algorithm):
     params = model.init(jax.random.key(seed))
-    states = (
-      round_lib.init_state(params, one, mesh),
+    return (
+      round_lib.init_state(params, algorithm, mesh),
       round_lib.init_client_states(
-        params, one, len(planner.num_examples), mesh
+        params, algorithm, len(planner.num_examples), mesh
       ),
     )
-    return states if sweep is None else values_lib.repeat(states, len(sweep))
+
+  def init():
+    if sweep is None:
+      return init_of(algorithm)
+    # What a server begins with may depend on the value, as FedAdam's does.
+    return values_lib.stack(
+      [init_of(algorithm(jnp.float32(value))) for value in sweep]
+    )
 
   if not rounds_per_call:
     plan_bytes = sum(array.nbytes for array in planner(1))

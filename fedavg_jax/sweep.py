@@ -4,10 +4,12 @@ python -m fedavg_jax.sweep --config configs/quickstart.py --seeds 3
   --grid client.learning_rate=0.03,0.1,0.3 --grid client.epochs=1,5
   --workdir outputs/grid
 
+Values that hold commas stand between semicolons: --grid "sizes=equal;600,900".
 Settings that differ only in numbers such as the learning rate are trained
 together, in the same compiled calls; the others in turn. Every run is a folder
 of its own, as `fedavg_jax.main` leaves one. The same command goes on where it
-was stopped; with further values or seeds it runs what is missing.
+was stopped; with further values or seeds it runs what is missing, and the table
+tells of all.
 """
 
 from collections.abc import Sequence
@@ -34,7 +36,9 @@ from fedavg_jax import checkpoint
 from fedavg_jax import command
 from fedavg_jax import compare
 from fedavg_jax import config as config_lib
+from fedavg_jax import datasets
 from fedavg_jax import loggers
+from fedavg_jax import population
 from fedavg_jax import resume
 from fedavg_jax import train
 from fedavg_jax.errors import DivergedError
@@ -68,12 +72,14 @@ class Job(NamedTuple):
 
   Attributes:
     setting: key -> value, what the grid says of it.
+    seed: of the run.
     config: the whole, a ConfigDict.
     cfg: the same, checked.
     folder: of the run.
   """
 
   setting: dict[str, Any]
+  seed: int
   config: ml_collections.ConfigDict
   cfg: dict[str, Any]
   folder: pathlib.Path
@@ -82,6 +88,11 @@ class Job(NamedTuple):
   def name(self) -> str:
     """The setting, as one says it."""
     return ', '.join(f'{k}={v}' for k, v in self.setting.items()) or 'as it is'
+
+  @property
+  def key(self) -> list[Any]:
+    """What it is known by, as JSON."""
+    return [self.setting, self.seed]
 
 
 def run_sweep(
@@ -96,40 +107,45 @@ def run_sweep(
     config: of all runs, but for the grid and the seed.
     grid: key -> values as text, of every setting one of each.
     seeds: how many, from that of the config on.
-    workdir: a new folder, or that of a sweep.
+    workdir: a new folder, or that of a sweep with the same config.
 
   Returns:
-    Its runs.
+    All runs of the folder, those of earlier commands first.
 
   Raises:
-    InputError: a key, a value, a folder; nothing was run.
+    InputError: a key, a value, the data, a folder; nothing was run.
     StoppedError: a signal; the same call goes on.
   """
   jobs = plan_jobs(config, grid, seeds, workdir)
-  if workdir.exists() and not (workdir / _MARK).is_file():
-    raise InputError(
-      f'workdir = {workdir}: exists already, and is no folder of a sweep; name'
-      ' a new one, nothing is ever written over'
-    )
-  for job in jobs:  # Before the first of them runs.
-    with Workdir(job.folder) as folder:
-      if folder.began is not None:
-        config_lib.compare(job.cfg, folder.began.get('config'), extend=False)
+  base = config_lib.read(config)
+  if workdir.exists():
+    earlier = _earlier(workdir, base)
+    known = [job.key for job in earlier]
+    jobs = earlier + [job for job in jobs if job.key not in known]
+  _check_populations(jobs)
   workdir.mkdir(parents=True, exist_ok=True)
-  _replace(workdir / _MARK, json.dumps({'grid': grid, 'seeds': seeds}) + '\n')
-  groups = groups_of([job for job in jobs if not _is_over(job)])
-  for number, group in enumerate(groups, 1):
-    say(
-      f'{number} of {len(groups)}: seed {group[0].cfg["seed"]},'
-      f' {"; ".join(job.name for job in group)}'
-    )
-    if len(group) > 1:
-      _run_together(group, workdir)
-    else:
-      # That one setting diverges is a result of the sweep.
-      with contextlib.suppress(DivergedError):
-        train.train(group[0].config, group[0].folder)
-  report(jobs, workdir)
+  try:
+    held = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
+  except filelock.Timeout:
+    raise InputError(
+      f'workdir = {workdir}: another process is at work in it'
+    ) from None
+  with held:
+    told = {'config': base, 'runs': [job.key for job in jobs]}
+    _replace(workdir / _MARK, json.dumps(told, indent=1) + '\n')
+    while group := next_group(jobs, workdir):
+      done = sum(map(_is_over, jobs))
+      say(
+        f'{done} of {len(jobs)} runs are over; seed {group[0].seed},'
+        f' {"; ".join(job.name for job in group)}'
+      )
+      if len(group) > 1 or _parts(group[0], workdir).exists():
+        _run_together(group, workdir)
+      else:
+        # That one setting diverges is a result of the sweep.
+        with contextlib.suppress(DivergedError):
+          train.train(group[0].config, group[0].folder)
+    report(jobs, workdir)
   return jobs
 
 
@@ -139,7 +155,7 @@ def plan_jobs(
   seeds: int,
   workdir: pathlib.Path,
 ) -> list[Job]:
-  """Every run, its config checked.
+  """Every run of a grid, its config checked.
 
   Raises:
     InputError: a key that does not exist, a value that breaks its rule.
@@ -149,7 +165,7 @@ def plan_jobs(
   base = config_lib.read(config)
   known = dict(config_lib.flatten(base))
   choices = []
-  for key, texts in grid.items():
+  for key, texts in sorted(grid.items()):
     if key == 'seed':
       raise InputError('--grid seed: the seeds are those of --seeds')
     if key not in known:
@@ -160,21 +176,73 @@ def plan_jobs(
     if len(set(values)) < len(values):
       raise InputError(f'--grid {key}={",".join(texts)}: names a value twice')
     choices.append([(key, value) for value in values])
-  jobs = []
-  for setting in map(dict, itertools.product(*choices)):
-    name = ','.join(f'{k}={v}' for k, v in setting.items()) or 'as it is'
-    for seed in range(base['seed'], base['seed'] + seeds):
-      own = ml_collections.ConfigDict(base)
-      own.update_from_flattened_dict(setting | {'seed': seed})
-      jobs.append(
-        Job(
-          setting,
-          own,
-          config_lib.read(own),
-          workdir / urllib.parse.quote(name, safe='=,. ') / f'seed_{seed}',
-        )
-      )
-  return jobs
+  return [
+    _job(base, dict(setting), seed, workdir)
+    for setting in itertools.product(*choices)
+    for seed in range(base['seed'], base['seed'] + seeds)
+  ]
+
+
+def _job(base, setting, seed, workdir) -> Job:
+  name = ','.join(f'{k}={v}' for k, v in setting.items()) or 'as it is'
+  config = ml_collections.ConfigDict(base)
+  config.update_from_flattened_dict(setting | {'seed': seed})
+  return Job(
+    setting,
+    seed,
+    config,
+    config_lib.read(config),
+    workdir / urllib.parse.quote(name, safe='=,. ') / f'seed_{seed}',
+  )
+
+
+def _earlier(workdir: pathlib.Path, base: dict[str, Any]) -> list[Job]:
+  """The runs that a sweep's folder already has, or is to have."""
+  mark = workdir / _MARK
+  if not mark.is_file():
+    if workdir.is_dir() and {p.name for p in workdir.iterdir()} <= {'.lock'}:
+      return []  # Killed at once.
+    raise InputError(
+      f'workdir = {workdir}: exists already, and is no folder of a sweep; name'
+      ' a new one, nothing is ever written over'
+    )
+  try:
+    told = json.loads(mark.read_text())
+    runs = [(dict(setting), int(seed)) for setting, seed in told['runs']]
+    began = dict(told['config'])
+  except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    raise InputError(
+      f'{mark}: cannot be read ({error}); put it back, or name a new workdir'
+    ) from error
+  if began | {'seed': base['seed']} != base:
+    flat, now = dict(config_lib.flatten(began)), config_lib.flatten(base)
+    differ = [
+      f'{key} = {value!r} (was {flat.get(key)!r})'
+      for key, value in now
+      if flat.get(key) != value and key != 'seed'
+    ]
+    raise InputError(
+      f'workdir = {workdir}: its sweep began with another config:'
+      f' {", ".join(differ[:8])}; take those values, or name a new workdir'
+    )
+  return [_job(base, setting, seed, workdir) for setting, seed in runs]
+
+
+def _check_populations(jobs: Sequence[Job]) -> None:
+  """Raises InputError where the data cannot be divided as a run asks."""
+  data: dict[tuple, Any] = {}
+  seen = set()
+  for job in jobs:
+    cfg = job.cfg
+    rest = _common(job) | {'client': 0, 'server': 0}
+    if (text := json.dumps(rest, sort_keys=True)) in seen or _is_over(job):
+      continue
+    seen.add(text)
+    source = (cfg['dataset'], cfg['data_dir'])
+    if source not in data:
+      data[source] = datasets.load_dataset(*source)
+    sizes = [len(part) for part in population.divide(cfg, data[source])]
+    population.participation(cfg, np.array(sizes))
 
 
 def _value(key: str, text: str, like: Any) -> Any:
@@ -192,19 +260,44 @@ def _value(key: str, text: str, like: Any) -> Any:
   )
 
 
-def groups_of(jobs: Sequence[Job]) -> list[list[Job]]:
-  """Runs that can be trained together, and those that cannot, by themselves."""
-  groups: dict[str, list[Job]] = {}
-  for job in jobs:
-    rest = {
-      key: value
-      for key, value in config_lib.flatten(job.cfg)
-      if key not in _TOGETHER
-    }
-    if job.cfg['client_eval_every']:
-      rest['folder'] = str(job.folder)  # Of one model at a time.
-    groups.setdefault(json.dumps(rest, sort_keys=True), []).append(job)
-  return list(groups.values())
+def next_group(jobs: Sequence[Job], workdir: pathlib.Path) -> list[Job]:
+  """The runs to train next; none where all are over.
+
+  Several where they can be trained together, and a group that was stopped as it
+  was.
+  """
+  left = [job for job in jobs if not _is_over(job)]
+  for first in left:
+    if (begun := _parts(first, workdir) / _MARK).is_file():
+      keys = json.loads(begun.read_text())
+      return [job for job in jobs if job.key in keys]
+  if not left:
+    return []
+  common = _common(left[0])
+  return [
+    job
+    for job in left
+    if _common(job) == common
+    and (job is left[0] or not (job.folder.exists() or left[0].folder.exists()))
+  ]
+
+
+def _common(job: Job) -> dict[str, Any]:
+  """What runs share that are trained together."""
+  rest = {
+    key: value
+    for key, value in config_lib.flatten(job.cfg)
+    if key not in _TOGETHER
+  }
+  if job.cfg['client_eval_every']:  # Of one model at a time.
+    rest['folder'] = str(job.folder)
+  return rest
+
+
+def _parts(job: Job, workdir: pathlib.Path) -> pathlib.Path:
+  """Where a group of runs keeps what is not over."""
+  text = json.dumps(_common(job), sort_keys=True)
+  return workdir / _PARTS / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _is_over(job: Job) -> bool:
@@ -239,21 +332,13 @@ def _run_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
 
   What they have done is kept in `parts`, until all are over and have folders.
   """
-  text = json.dumps([job.cfg for job in jobs], sort_keys=True)
-  folder = workdir / _PARTS / hashlib.sha256(text.encode()).hexdigest()[:16]
+  folder = _parts(jobs[0], workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  lock = filelock.FileLock(folder / '.lock')
-  try:
-    lock.acquire(timeout=0)
-  except filelock.Timeout:
-    raise InputError(
-      f'workdir = {workdir}: another process is at work in it'
-    ) from None
+  _replace(folder / _MARK, json.dumps([job.key for job in jobs]) + '\n')
   cfg = jobs[0].cfg
   use_cpu_devices(cfg['cpu_devices'])
   with (
     stop_on_signals() as stop,
-    lock,
     contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved,
   ):
     federation = train.prepare(cfg)
@@ -286,7 +371,8 @@ def _run_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
         signum=stop.signum,
       )
     for g, job in enumerate(jobs):
-      _write_run(job, federation, simulation, told, last, g)
+      if not _is_over(job):  # A kill may have come between them.
+        _write_run(job, federation, simulation, told, last, g)
   shutil.rmtree(folder)
   with contextlib.suppress(OSError):  # Other groups have theirs.
     folder.parent.rmdir()
@@ -337,8 +423,7 @@ def _simulate(cfg, simulation, told, saved, start, stopping):
 
 def _add_line(cfg, simulation, record, g, lines) -> str:
   """Adds what a round told of run g. Returns why it ended, '' if it goes on."""
-  if not record.finite[g]:
-    return 'diverged'
+  finite = bool(record.finite[g])
 
   def own(value):
     return None if value is None else np.asarray(value)[g].item()
@@ -348,52 +433,64 @@ def _add_line(cfg, simulation, record, g, lines) -> str:
       name: own(getattr(record, name))
       for name in ('train_loss', 'examples', 'skipped', 'finite')
     },
-    test_accuracy=own(record.test_accuracy),
-    test_loss=own(record.test_loss),
+    # A round that is not finite left the model of the one before.
+    test_accuracy=own(record.test_accuracy) if finite else None,
+    test_loss=own(record.test_loss) if finite else None,
     seconds=record.seconds / len(record.finite),
   )
   lines.append(train.to_line(mine, simulation.planner))
+  if not finite:
+    return 'diverged'
   if 0 < cfg['target_accuracy'] <= lines[-1].get('test_accuracy', -1.0):
     return 'target reached'
   return 'finished' if record.round == cfg['rounds'] else ''
 
 
 def _write_run(job, federation, simulation, told, last, g) -> None:
-  """The folder of run g, as if it had been trained by itself."""
-  lines = told['lines'][g]
+  """The folder of run g, as if it had been trained by itself.
+
+  It gets its name once it is whole.
+  """
+  *before, line = told['lines'][g]
+  status = told['status'][g]
   state, client_states = jax.tree.map(lambda leaf: leaf[g], last)
-  with Workdir(job.folder) as folder:
+  part = job.folder.with_name(f'.part.{job.folder.name}')
+  shutil.rmtree(part, ignore_errors=True)  # Of a process that was killed.
+  with Workdir(part) as folder:
     folder.begin(room=checkpoint.bytes_needed((state, client_states), 2))
     folder.config(train.to_begin(job.cfg, federation))
+    train.draw_population(job.cfg, federation, folder)
     folder.open_metrics()
-    told_to = loggers.open_loggers(
-      job.cfg['log'], folder.path, job.cfg, before=[]
-    )
-    for line in lines:
-      folder.line(line)
-      for logger in told_to:
-        logger.line(line)
-    for logger in told_to:
-      logger.close()
+    for told_before in before:
+      folder.line(told_before)
+    seal = folder.seal()
+    folder.line(line)
+    diverged = status == 'diverged'
     at_hand = resume.AtHand(
-      round=lines[-1]['round'],
+      round=line['round'] - diverged,
       tree=resume.to_tree(state, client_states),
-      seal=folder.seal(),
+      seal=seal if diverged else folder.seal(),
       lanes=simulation.planner.lanes,
-      accuracy=lines[-1].get('test_accuracy'),
+      accuracy=None if diverged else line.get('test_accuracy'),
     )
     with contextlib.closing(
       checkpoint.Checkpoints(folder.path, keep=1)
     ) as checkpoints:
       at_hand.save(folder, checkpoints)
+    for logger in loggers.open_loggers(job.cfg['log'], part, job.cfg, []):
+      for each in (*before, line):
+        logger.line(each)
+      logger.close()
     train.finish(
       job.cfg,
       simulation,
       folder,
-      lines,
-      told['status'][g],
+      [*before, line],
+      status,
       simulation.planner.lanes,
     )
+  job.folder.parent.mkdir(exist_ok=True)
+  part.rename(job.folder)
 
 
 def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
@@ -407,25 +504,31 @@ def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
     for name, own in runs.items()
   }
   best = min(rows, key=lambda name: _merit(rows[name], target))
-  why = 'fewest rounds' if target else 'highest mean of the best accuracy'
-  text = f'{_table(rows, target, best)}\n\nBest: {best}, {why}'
+  if np.isfinite(_merit(rows[best], target)[1]) and target:
+    why = f'fewest rounds to {target:g}'
+  else:
+    why = 'highest mean of the best accuracy'
+  text = (
+    f'{_table(rows, target, best)}\n\nBest: {best}, {why}; chosen on the test'
+    ' set, of which the best accuracy is the maximum over the rounds'
+  )
   say(text)
   _replace(workdir / 'table.md', text + '\n')
   shown = sorted(rows, key=lambda name: _merit(rows[name], target))
   shown = [name for name in rows if name in shown[:_MOST_CURVES]]
-  part = workdir / '.part.sweep.png'
-  compare.draw(part, {name: runs[name] for name in shown}, target)
-  part.replace(workdir / 'sweep.png')
+  with command.whole(workdir / 'sweep.png') as part:
+    compare.draw(part, {name: runs[name] for name in shown}, target)
   say(f'{workdir}/table.md, {workdir}/sweep.png')
 
 
-def _merit(rows, target) -> tuple[float, float]:
-  """Less is better: median rounds to the target, then the mean accuracy."""
+def _merit(rows, target) -> tuple[float, float, float]:
+  """Less is better: seeds that diverged, rounds to the target, accuracy."""
+  diverged = float(sum(row['status'] == 'diverged' for row in rows))
   accuracy = -float(np.mean([row['best'] for row in rows]))
-  if not target:
-    return 0.0, accuracy
-  reached = [row['to_target'] or np.inf for row in rows]
-  return float(np.median(reached)), accuracy
+  reached = [
+    np.inf if row['to_target'] is None else row['to_target'] for row in rows
+  ]
+  return diverged, float(np.median(reached)) if target else 0.0, accuracy
 
 
 def _table(rows, target, best) -> str:
@@ -444,7 +547,7 @@ def _table(rows, target, best) -> str:
       f'{max(accuracies):.4f}',
     ]
     if target:
-      median = _merit(own, target)[0]
+      median = _merit(own, target)[1]
       reached = sum(row['to_target'] is not None for row in own)
       cells += [f'{median:g}' if np.isfinite(median) else '—', f'{reached}']
     diverged = sum(row['status'] == 'diverged' for row in own)
@@ -465,11 +568,12 @@ def _parse(texts: Sequence[str]) -> dict[str, list[str]]:
   grid: dict[str, list[str]] = {}
   for text in texts:
     key, equals, values = text.partition('=')
-    if not equals or not all(values.split(',')):
+    separated = values.split(';' if ';' in values else ',')
+    if not equals or not all(separated):
       raise InputError(f'--grid {text}: must be key=value,value,...')
     if key in grid:
       raise InputError(f'--grid {key}: named twice')
-    grid[key] = values.split(',')
+    grid[key] = separated
   return grid
 
 
@@ -478,7 +582,8 @@ def main() -> None:
   config, name = command.read_config()
   workdir = command.read_path('workdir', default_workdir(f'{name}_sweep'))
   grid = _parse(flags.FLAGS['grid'].value or [])
-  run_sweep(config, grid, int(flags.FLAGS['seeds'].value or 1), workdir)
+  seeds: Any = flags.FLAGS['seeds'].value
+  run_sweep(config, grid, seeds, workdir)
 
 
 if __name__ == '__main__':

@@ -149,12 +149,7 @@ def train(
     if began != folder.began:
       folder.config(began)
     if not (workdir / 'partition.png').exists():
-      with folder.replacing('partition.png') as path:
-        plots.draw_partition(
-          path,
-          title=describe(cfg),
-          counts=population.label_counts(federation.dataset, federation.parts),
-        )
+      draw_population(cfg, federation, folder)
 
     # The rounds.
     summary = _run_and_keep(cfg, simulation, client_tests, folder, start, stop)
@@ -199,10 +194,12 @@ def prepare(cfg: dict[str, Any]) -> Federation:
 
 def to_begin(cfg: dict[str, Any], federation: Federation) -> dict[str, Any]:
   """config.json of a run that begins here and now."""
-  test = federation.dataset.test
+  test, clients = federation.dataset.test, federation.clients
+  trace = population.participation(cfg, clients.num_examples).trace
+  periods = () if trace is None else (trace.client, trace.first, trace.last)
   return {
     'config': cfg,
-    'data_sha256': checkpoint.digest([*federation.clients, *test]),
+    'data_sha256': checkpoint.digest([*clients, *test, *periods]),
     'test_sha256': checkpoint.digest([*test]),
     **metrics.environment(),
   }
@@ -326,6 +323,9 @@ def _run_and_keep(
         lanes = at_hand.lanes if at_hand else simulation.planner.lanes
         status = _status(cfg, lines[-1], finite) if ended else 'failed'
         summary = finish(cfg, simulation, folder, lines, status, lanes)
+        if client_tests and start and lines[-1]['round'] == done:
+          # An earlier process was killed between its last round and its files.
+          tests = client_tests(start[0])
         if tests is not None:
           with folder.replacing('clients.csv') as path:
             personal.write_csv(path, simulation.planner.num_examples, tests)
@@ -334,6 +334,18 @@ def _run_and_keep(
               path, title=describe(cfg), records=lines, tests=tests
             )
   return summary
+
+
+def draw_population(
+  cfg: dict[str, Any], federation: Federation, folder: Workdir
+) -> None:
+  """Writes partition.png."""
+  with folder.replacing('partition.png') as path:
+    plots.draw_partition(
+      path,
+      title=describe(cfg),
+      counts=population.label_counts(federation.dataset, federation.parts),
+    )
 
 
 def finish(
@@ -546,7 +558,7 @@ def to_line(record: Record, planner: plan.Planner) -> dict[str, Any]:
   if record.round:
     account = planner.account(record.round)
     line |= {
-      'clients': account.reported,
+      'clients': account.reported - (record.skipped or 0),
       'bytes_down': account.bytes_down,
       'bytes_up': account.bytes_up,
     }

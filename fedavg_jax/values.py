@@ -62,8 +62,6 @@ def over(fn: Callable, platform: str) -> Callable:
   return lambda *trees: lax.map(lambda one: fn(*one), trees)
 
 
-def repeat(tree: Any, number: int) -> Any:
-  """A leading axis [G] of copies."""
-  return jax.tree.map(
-    lambda leaf: jnp.broadcast_to(leaf, (number, *jnp.shape(leaf))), tree
-  )
+def stack(trees: Sequence[Any]) -> Any:
+  """One tree of all, with a leading axis [G]."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

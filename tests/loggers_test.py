@@ -38,8 +38,17 @@ def scalars(folder):
       (length,) = struct.unpack('<Q', content[at : at + 8])
       event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
       at += 16 + length
+      if event.session_log.status == event_pb2.SessionLog.SessionStatus.Value(
+        'START'
+      ):  # Readers drop what was told of this step and later ones.
+        found = {
+          tag: {s: v for s, v in steps.items() if s < event.step}
+          for tag, steps in found.items()
+        }
       for value in event.summary.value:
-        found.setdefault(value.tag, {})[event.step] = value.simple_value
+        steps = found.setdefault(value.tag, {})
+        assert event.step not in steps, (value.tag, event.step)
+        steps[event.step] = value.simple_value
   return found
 
 

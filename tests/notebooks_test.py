@@ -1,11 +1,47 @@
 """The notebooks: executed from top to bottom, committed as they came out."""
 
 import os
+import re
 
 import nbformat
 import pytest
 
 NAMES = ('fedavg_in_ten_minutes', 'your_own', 'rounds_per_second', 'paper')
+
+# What a notebook prints that its text makes something of, and what that is.
+SAYS = {
+  'fedavg_in_ten_minutes': r'(\d+ +[\d.]+)   (\d+)\n',  # E, C: rounds.
+  'your_own': r'(accuracy|model +mean of clients) (0\.\d+)',
+  'rounds_per_second': r'(\d+ clients a round)  ([\d.]+) ms',
+  'paper': r'(weights: .*in the middle|FedSGD|B = 10:?) +([\d.]+)',
+}
+
+
+def _ten_minutes(rounds):
+  by = {tuple(key.split()): value for key, value in rounds.items()}
+  assert by['5', '0.2'] < by['1', '0.2']
+  assert by['5', '1.0'] < by['5', '0.2'] < by['5', '0.0']
+
+
+def _your_own(told):
+  assert told['accuracy'] > 0.85
+
+
+def _per_second(milliseconds):
+  assert len(milliseconds) == 4 and min(milliseconds.values()) > 0
+
+
+def _paper(told):
+  assert told['FedSGD'] > 8 * told['B = 10']
+  assert told['B = 10:'] < 60
+
+
+PROMISES = {
+  'fedavg_in_ten_minutes': _ten_minutes,
+  'your_own': _your_own,
+  'rounds_per_second': _per_second,
+  'paper': _paper,
+}
 
 pytestmark = pytest.mark.filterwarnings('default')  # Those of Jupyter.
 
@@ -54,9 +90,12 @@ def test_runs_from_top_to_bottom(folder, name, tmp_path):
     kernel_name='python3',
     resources={'metadata': {'path': str(tmp_path)}},
   ).execute()
-  said = {
-    i: cell.outputs
-    for i, cell in enumerate(notebook.cells)
-    if cell.get('outputs')
-  }
-  assert len(said) >= 3
+  said = ''.join(
+    out.text
+    for cell in notebook.cells
+    for out in cell.get('outputs', ())
+    if out.output_type == 'stream' and out.name == 'stdout'
+  )
+  numbers = dict(re.findall(SAYS[name], said))
+  assert numbers, said
+  PROMISES[name]({key: float(value) for key, value in numbers.items()})

@@ -250,19 +250,52 @@ def test_inner_dirichlet_covers_with_the_sizes_that_are_told(
   assert_exact_cover(parts, len(labels))
 
 
-def test_inner_dirichlet_mixes_have_the_moments_of_their_law():
-  """Small clients come first and have all classes to take from: Dir(a)."""
-  labels = np.repeat(np.arange(4), 100_000)
-  sizes = np.array([200] * 500 + [400_000 - 500 * 200])
-  parts = partition.inner_dirichlet(labels, sizes=sizes, alpha=0.5, seed=0)
-  own = mixes(labels, parts[:500])
-  variance = 3 / (16 * (4 * 0.5 + 1))
-  # Counting 200 examples adds p (1 - p) / 200 on average.
-  variance += (0.25 - 0.0625 - variance) / 200
-  np.testing.assert_allclose(
-    own.mean(axis=0), 0.25, atol=4 * (variance / 500) ** 0.5
+def deal_one_by_one(labels, number, size, alpha, rng):
+  """Inner Dirichlet in plain loops: a random client takes one example a time.
+
+  The counts of every label at each client.
+  """
+  left = np.bincount(labels).astype(float)
+  mixes = rng.dirichlet(np.full(len(left), alpha), size=number)
+  counts = np.zeros((number, len(left)))
+  for k in rng.permutation(np.repeat(np.arange(number), size)):
+    mix = np.where(left > 0, mixes[k], 0.0)
+    mix = mix / mix.sum() if mix.sum() else (left > 0) / (left > 0).sum()
+    label = rng.choice(len(left), p=mix)
+    counts[k, label] += 1
+    left[label] -= 1
+  return counts
+
+
+@pytest.mark.parametrize('alpha', [0.1, 1.0])
+def test_inner_dirichlet_is_the_law_of_dealing_one_by_one(alpha):
+  """Concentration of the mixes, sum of p^2, of 20 equal clients, 60 seeds."""
+  labels = np.repeat(np.arange(5), 120)
+
+  def concentration(counts):
+    return ((counts / counts.sum(axis=1, keepdims=True)) ** 2).sum(axis=1)
+
+  ours, theirs = [], []
+  for seed in range(60):
+    parts = partition.inner_dirichlet(
+      labels, sizes=np.full(20, 30), alpha=alpha, seed=seed
+    )
+    ours.append(concentration(partition.label_counts(labels, parts, 5)))
+    if seed < 20:
+      rng = np.random.default_rng([9, seed])
+      theirs.append(concentration(deal_one_by_one(labels, 20, 30, alpha, rng)))
+  ours, theirs = np.array(ours), np.array(theirs)
+
+  def error(values):  # Of a mean; clients of one seed are not independent.
+    return values.mean(axis=1).std() / np.sqrt(len(values))
+
+  assert abs(ours.mean() - theirs.mean()) < 4 * np.hypot(
+    error(ours), error(theirs)
   )
-  np.testing.assert_allclose(own.var(axis=0).mean(), variance, rtol=0.15)
+  # No client is worse off for its number.
+  assert abs(ours[:, :5].mean() - ours[:, -5:].mean()) < 4 * np.hypot(
+    error(ours[:, :5]), error(ours[:, -5:])
+  )
 
 
 @settings(deadline=None)
@@ -424,6 +457,20 @@ def test_explicit_sizes():
     (
       lambda y: partition.sizes('1,2,3', 60, num_clients=3, seed=0),
       'add up to 6; must add up to 60',
+    ),
+    (
+      lambda y: partition.iid(60, num_clients=2, seed=0, sizes=[30.5, 29.5]),
+      'must be whole numbers',
+    ),
+    (
+      lambda y: partition.inner_dirichlet(y, sizes=[], alpha=1.0, seed=0),
+      'must be whole numbers, one at least',
+    ),
+    (
+      lambda y: partition.sizes(
+        '9223372036854775807,9223372036854775807', 60, num_clients=2, seed=0
+      ),
+      'add up to 18446744073709551614',
     ),
     (
       lambda y: partition.sizes('cubic', 60, num_clients=3, seed=0),

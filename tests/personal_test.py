@@ -181,6 +181,14 @@ def test_description_by_hand():
   many = np.arange(30.0)
   worst = personal.describe(TestMetrics(many, many, np.full(30, 100.0)))
   assert worst['accuracy_worst_tenth'] == pytest.approx(0.01)  # 0, 1, 2 of 100.
+  # The last client has trained, and diverged: it counts, with nothing right.
+  diverged = count.copy()
+  diverged[3] = 0
+  own = personal.describe(TestMetrics(correct, 2 * diverged, diverged), count)
+  assert (own['tested'], own['diverged']) == (4, 1)
+  assert own['accuracy_mean'] == pytest.approx((0.5 + 0.9) / 4)
+  assert own['accuracy_weighted'] == pytest.approx(14 / 28)
+  assert own['loss_weighted'] == pytest.approx(2.0)
   none = np.zeros(3)
   assert personal.describe(TestMetrics(none, none, none)) == {}
 

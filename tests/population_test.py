@@ -1,5 +1,7 @@
 """What a config's clients hold: divided, described, drawn by one command."""
 
+import re
+import shutil
 import subprocess
 import sys
 
@@ -111,3 +113,28 @@ def test_command(repository, tmp_path):
   assert again.returncode == 2 and 'Traceback' not in again.stderr
   assert 'exists already' in again.stderr
   assert (tmp_path / 'p.png').read_bytes() == picture
+  for name, words in (('p', 'must end with .png'), ('no/p.png', 'no folder')):
+    bad = subprocess.run(
+      [*command[:-1], tmp_path / name],
+      cwd=repository,
+      capture_output=True,
+      text=True,
+    )
+    assert bad.returncode == 2 and words in bad.stderr
+  assert [path.name for path in tmp_path.iterdir()] == ['p.png']
+
+
+def test_the_command_of_the_page(repository, tmp_path):
+  page = (repository / 'docs' / 'data.md').read_text()
+  (arguments,) = re.findall(
+    r'-m (fedavg_jax\.partition .*?)```', page, re.DOTALL
+  )
+  shutil.copytree(repository / 'configs', tmp_path / 'configs')
+  process = subprocess.run(
+    [sys.executable, '-m', *arguments.replace('\\\n', ' ').split()],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stderr
+  assert (tmp_path / 'dirichlet.png').exists()

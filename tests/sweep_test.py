@@ -1,11 +1,13 @@
 """Sweeps and comparisons: every run as by itself, resumed, told, refused."""
 
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
 
+import filelock
 import jax
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import fedavg_jax as fa
 from fedavg_jax import compare
 from fedavg_jax import sweep
 from fedavg_jax import train
+from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
 from fedavg_jax.errors import StoppedError
 
@@ -51,7 +54,6 @@ def swept(tmp_path_factory, request):
 def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
   config, jobs, _ = swept
   assert len(jobs) == 8
-  assert [len(group) for group in sweep.groups_of(jobs)] == [2] * 4
   for i, job in enumerate((jobs[1], jobs[6])):
     alone = tmp_path / str(i)
     train.train(job.config, alone)
@@ -99,25 +101,116 @@ def test_table_tells_of_every_setting_and_the_best(swept, capsys):
 
 
 def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
+  """Only what is missing is run; the table tells of all."""
   config, _, folder = swept
   own = tmp_path / 'grid'
   shutil.copytree(folder, own)
   before = {p: p.read_bytes() for p in own.rglob('metrics.jsonl')}
   ran = []
-  monkeypatch.setattr(
-    sweep, '_run_together', lambda jobs, _: ran.append(len(jobs))
+  together, alone = sweep._run_together, train.train
+
+  def spy_together(jobs, workdir):
+    ran.append([job.name for job in jobs])
+    together(jobs, workdir)
+
+  def spy_alone(*args):
+    ran.append('alone')
+    return alone(*args)
+
+  monkeypatch.setattr(sweep, '_run_together', spy_together)
+  monkeypatch.setattr(train, 'train', spy_alone)
+  grid = {'client.epochs': ['1'], 'client.learning_rate': ['0.3', '0.2', '0.1']}
+  jobs = sweep.run_sweep(config, grid, 1, own)
+  assert ran == [
+    [f'client.epochs=1, client.learning_rate={eta}' for eta in (0.2, 0.1)]
+  ]
+  assert len(jobs) == 10
+  text = (own / 'table.md').read_text()
+  assert len(
+    [line for line in text.splitlines() if 'client.epochs=' in line]
+  ) == (
+    6 + 1  # And the best.
   )
-  single = train.train
-  monkeypatch.setattr(
-    train, 'train', lambda *args: (ran.append(1), single(*args))[1]
-  )
-  sweep.run_sweep(config, {'client.epochs': ['2', '1']}, 1, own)
-  assert ran == [1, 1]  # Of a learning rate that was not there.
   ran.clear()
-  sweep.run_sweep(config, GRID, 2, own)
+  swapped = dict(reversed(GRID.items()))  # Other order, the same runs.
+  sweep.run_sweep(config, swapped, 2, own)
   assert ran == []
   for path, content in before.items():
     assert path.read_bytes() == content
+
+
+KEYS = {
+  'client.learning_rate': (['0.05', '0.3'], {}),
+  'client.decay': (['0.5', '0.9'], {}),
+  'client.proximal': (['0.1', '3.0'], {'algorithm': 'fedprox'}),
+  'server.learning_rate': (['0.5', '1.5'], {}),
+  'server.second_momentum': (['0.5', '0.99'], {'server.optimizer': 'adam'}),
+  'server.adaptivity': (['0.001', '0.1'], {'server.optimizer': 'yogi'}),
+}
+
+
+def test_all_keys_that_go_together_are_tried_here():
+  assert set(KEYS) == set(sweep._TOGETHER)
+
+
+@pytest.mark.parametrize('key', KEYS)
+def test_every_key_that_goes_together_is_that_of_each_run(
+  repository, tmp_path, key
+):
+  values, changes = KEYS[key]
+  if 'server.optimizer' in changes:
+    changes = changes | {'server.learning_rate': 0.05}
+  config = small(repository, rounds=3, eval_every=3, **changes)
+  jobs = sweep.run_sweep(config, {key: values}, 1, tmp_path / 'grid')
+  models = []
+  for job in jobs:
+    alone = tmp_path / str(job.setting[key])
+    train.train(job.config, alone)
+    models.append([fa.load_params(path) for path in (job.folder, alone)])
+
+  def distance(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return float(np.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs)))
+
+  # Adaptive optimizers amplify rounding where gradients are nearly nothing.
+  apart = distance(models[0][0], models[1][0])
+  assert apart > 1e-3
+  assert max(distance(own, other) for own, other in models) < 0.003 * apart
+
+
+def test_killed_between_its_folders_and_with_more_to_do(
+  repository, tmp_path, monkeypatch
+):
+  """What a group has trained is kept, whatever the next command adds."""
+  config = small(repository)
+  finish, simulate = train.finish, sweep.simulate
+  own = tmp_path / 'own'
+  grid = {'client.learning_rate': ['0.1', '0.2', '0.3']}
+  with monkeypatch.context() as patch:
+    told = []
+
+    def dies(cfg, *args):
+      told.append(cfg)
+      if len(told) == 2:
+        raise MemoryError('killed')
+      return finish(cfg, *args)
+
+    patch.setattr(train, 'finish', dies)
+    with pytest.raises(MemoryError):
+      sweep.run_sweep(config, grid, 1, own)
+  assert len(list(own.glob('*/seed_0'))) == 1
+  begun = []
+  monkeypatch.setattr(
+    sweep,
+    'simulate',
+    lambda *args, **kwargs: begun.append(1) or simulate(*args, **kwargs),
+  )
+  jobs = sweep.run_sweep(config, grid, 1, own)
+  assert not begun  # Nothing was trained again.
+  assert len(list(own.glob('*/seed_0'))) == 3
+  assert not list(own.glob('*/.part*')) and not (own / 'parts').exists()
+  for job in jobs:
+    assert [r['round'] for r in lines(job.folder)] == [*range(7)]
 
 
 def test_interrupted_and_resumed_to_the_same_lines(
@@ -143,9 +236,19 @@ def test_interrupted_and_resumed_to_the_same_lines(
       sweep.run_sweep(config, grid, 1, own)
   assert list((own / 'parts').glob('*/checkpoints/[0-9]*'))
   assert not list(own.glob('*/seed_0/metrics.jsonl'))
-  resumed = sweep.run_sweep(config, grid, 1, own)
+  # More is asked for meanwhile: what was begun goes on first, as it was.
+  began = []
+
+  def spy(simulation, **kwargs):
+    began.append((kwargs['start'] is not None, len(simulation.sweep)))
+    return simulate(simulation, **kwargs)
+
+  monkeypatch.setattr(sweep, 'simulate', spy)
+  more = grid | {'client.learning_rate': [*GRID['client.learning_rate'], '0.4']}
+  resumed = sweep.run_sweep(config, more, 1, own)
+  assert began == [(True, 2)]  # The third one is trained by itself.
   whole = {(j.name, j.cfg['seed']): j.folder for j in jobs}
-  for job in resumed:
+  for job in resumed[:2]:
     other = whole[job.name, 0]
     assert without_times(lines(job.folder)) == without_times(lines(other))
   assert not (own / 'parts').exists()
@@ -161,10 +264,22 @@ def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
   assert [t['status'] for t in told] == ['target reached', 'diverged']
   assert told[0]['rounds'] == told[0]['rounds_to_target'] < 30
   assert lines(good.folder)[-1]['test_accuracy'] >= 0.5
-  assert told[1]['rounds'] == 0
-  alone = tmp_path / 'alone'
-  train.train(good.config, alone)
-  assert len(lines(alone)) == len(lines(good.folder))
+  for job, status in ((good, 'target reached'), (bad, 'diverged')):
+    alone = tmp_path / status
+    with contextlib.suppress(DivergedError):
+      train.train(job.config, alone)
+    own, other = (
+      json.loads((folder / 'summary.json').read_text())
+      for folder in (job.folder, alone)
+    )
+    assert own['rounds'] == other['rounds']
+    assert [r.keys() for r in lines(job.folder)] == [
+      r.keys() for r in lines(alone)
+    ]
+    names = [
+      {p.name for p in folder.iterdir()} for folder in (job.folder, alone)
+    ]
+    assert names[0] == names[1]
   text = (tmp_path / 'grid' / 'table.md').read_text()
   assert 'Best: client.learning_rate=0.2' in text
 
@@ -208,8 +323,42 @@ def test_folders_that_are_refused(swept, repository, tmp_path):
   with pytest.raises(InputError, match='is no folder of a sweep'):
     sweep.run_sweep(small(repository), {}, 1, tmp_path / 'mine')
   _, _, folder = swept
-  with pytest.raises(InputError, match='config: differs.*weighting'):
+  with pytest.raises(InputError, match='another config: weighting = .uniform'):
     sweep.run_sweep(small(repository, weighting='uniform'), GRID, 2, folder)
+  with (
+    filelock.FileLock(folder / '.lock'),
+    pytest.raises(InputError, match='another process is at work'),
+  ):
+    sweep.run_sweep(small(repository), GRID, 2, folder)
+
+
+def test_a_population_that_cannot_be_is_told_before_the_first_run(
+  repository, tmp_path
+):
+  config = small(repository, alpha=0.001, num_clients=15)
+  for grid, words in (
+    ({'partition': ['iid', 'dirichlet']}, 'alpha = 0.001'),
+    ({'sizes': ['equal', '700,800'], 'partition': ['iid']}, 'sizes: 2 of them'),
+    ({'availability_trace': ['', 'no.csv']}, 'no.csv: cannot be read'),
+  ):
+    with pytest.raises(InputError, match=words):
+      sweep.run_sweep(config, grid, 1, tmp_path / 'grid')
+    assert not (tmp_path / 'grid').exists()
+
+
+def test_the_best_is_none_that_diverged_or_of_a_rule_nobody_met():
+  def rows(*own):
+    return [
+      {'best': best, 'to_target': to, 'status': status}
+      for best, to, status in own
+    ]
+
+  good = rows((0.94, 50, 'target reached'), (0.93, 60, 'target reached'))
+  bad = rows((0.95, 5, 'target reached'), (0.95, None, 'diverged'))
+  assert sweep._merit(good, 0.9) < sweep._merit(bad, 0.9)
+  assert sweep._merit(good, 0.0) < sweep._merit(bad, 0.0)
+  at_once = rows((0.5, 0, 'target reached'))
+  assert sweep._merit(at_once, 0.4)[1] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -217,6 +366,7 @@ def test_folders_that_are_refused(swept, repository, tmp_path):
   [
     (['rounds'], 'must be key=value'),
     (['rounds=1,,2'], 'must be key=value'),
+    (['sizes=equal;'], 'must be key=value'),
     (['rounds=1', 'rounds=2'], 'named twice'),
   ],
 )
@@ -246,17 +396,23 @@ def test_comparison_by_hand(tmp_path):
   assert (told['to_target'], told['bytes'], told['simulated']) == (2, 30, 3.0)
   assert (told['best'], told['last'], told['pace']) == (0.6, 0.5, 1.5)
   whole = compare.row(run, 0.9)
-  assert (whole['to_target'], whole['bytes']) == (None, 40)
+  assert (whole['to_target'], whole['bytes']) == (None, None)
   none = compare.row(run, 0.0)
   assert (none['to_target'], none['simulated']) == (None, 7.0)
-  assert '| a | 3 | 0.6000 | 0.5000 | — | 40 B | 7 s | 1.5 | finished |' in (
+  assert '| a | 3 | 0.6000 | 0.5000 | — | — | — | 1.5 | finished |' in (
     compare.table([whole], 0.9)
   )
 
 
 @pytest.mark.parametrize(
   ('number', 'text'),
-  [(0, '0 B'), (999, '999 B'), (1500, '1.5 kB'), (2.5e15, '2.5e+03 TB')],
+  [
+    (0, '0 B'),
+    (999, '999 B'),
+    (999_999, '1 MB'),
+    (1500, '1.5 kB'),
+    (2.5e15, '2.5e+03 TB'),
+  ],
 )
 def test_amounts(number, text):
   assert compare.amount(number) == text
@@ -285,6 +441,10 @@ def test_compare_command(swept, repository, tmp_path):
   path.write_text(
     path.read_text().replace('"test_sha256": "', '"test_sha256": "0')
   )
+  shutil.copytree(folders[0], tmp_path / 'broken')
+  path = tmp_path / 'broken' / 'metrics.jsonl'
+  first, *_ = path.read_text().splitlines()
+  path.write_text(first + '\n{"round": 3, "test_accuracy": null}\n')
   for args, words in (
     (folders, 'compare.png: exists already'),
     ([folders[0], 'other', '--picture=x.png'], 'other: has other data'),
@@ -292,6 +452,8 @@ def test_compare_command(swept, repository, tmp_path):
     ([folders[0], 'nowhere', '--picture=x.png'], 'nowhere/config.json'),
     ([folders[0], '--target=2', '--picture=x.png'], '--target 2.0'),
     (['--picture=x.png'], 'name the folders'),
+    ([folders[0], '--picture=x'], '--picture x: must end with .png'),
+    (['broken', '--picture=x.png'], 'line 2 is no round'),
     ([folders[0], '--picture=no/x.png'], 'there is no folder no'),
   ):
     process = run_compare(tmp_path, *args)
@@ -333,4 +495,14 @@ def test_sweep_command(repository, tmp_path):
   )
   assert bad.returncode == 2
   assert '--grid rate: there is no such key' in bad.stderr.splitlines()[-1]
+  none = subprocess.run(
+    [
+      *(sys.executable, '-m', 'fedavg_jax.sweep', '--seeds=0'),
+      *('--config', repository / 'configs' / 'quickstart.py'),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert none.returncode == 2 and '--seeds 0: must' in none.stderr
   assert [path.name for path in tmp_path.iterdir()] == ['grid']

@@ -163,6 +163,57 @@ def test_tests_of_clients_stand_beside_the_rounds(repository, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+def test_a_trace_is_part_of_the_data(repository, tmp_path):
+  trace = tmp_path / 'trace.csv'
+  everybody = ''.join(f'{k},1,9\n' for k in range(50))
+  trace.write_text('client,first,last\n' + everybody)
+  config = load(
+    repository, 'quickstart', rounds=2, availability_trace=str(trace)
+  )
+  train.train(config, tmp_path / 'run')
+  trace.write_text('client,first,last\n0,1,9\n')
+  config.rounds = 4
+  with pytest.raises(InputError, match='other clients or examples|data'):
+    train.train(config, tmp_path / 'run', extend=True)
+  trace.write_text('client,first,last\n' + everybody)
+  train.train(config, tmp_path / 'run', extend=True)
+
+
+def test_skipped_clients_are_not_in_the_mean(repository, tmp_path):
+  config = load(
+    repository,
+    'quickstart',
+    **{'rounds': 1, 'on_nan': 'skip_client', 'client.learning_rate': 1e25},
+  )
+  train.train(config, tmp_path / 'run')
+  told = lines(tmp_path / 'run')[1]
+  assert (told['clients'], told['skipped']) == (0, 25)
+  assert told['bytes_up'] == 25 * 4 * 55210
+
+
+def test_tests_of_clients_lost_by_a_kill_are_made_again(
+  repository, tmp_path, monkeypatch
+):
+  config = load(
+    repository,
+    'quickstart',
+    **{'rounds': 4, 'holdout_fraction': 0.2, 'client_eval_every': 2},
+    **{'checkpoint.rounds': 4},
+  )
+  with monkeypatch.context() as patch:
+
+    def dies(*args):
+      raise MemoryError('killed')
+
+    patch.setattr(train, 'finish', dies)
+    with pytest.raises(MemoryError):
+      train.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'clients.csv').exists()
+  train.train(config, tmp_path / 'run')
+  assert (tmp_path / 'run' / 'clients.csv').exists()
+  assert (tmp_path / 'run' / 'clients.png').exists()
+
+
 def test_stops_at_the_target(repository, tmp_path):
   config = load(repository, 'quickstart', rounds=60, target_accuracy=0.5)
   summary = train.train(config, tmp_path / 'run')

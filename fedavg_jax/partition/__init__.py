@@ -2,9 +2,10 @@
 
 A partition is a list of K index arrays; every example is in exactly one.
 Sources: McMahan et al. 2017, section 3 (`iid`, `shards`); Hsu et al. 2019
-(`dirichlet`); Acar et al. 2021 (`inner_dirichlet`). Names and meanings are
-those of Flower Datasets; its Linear-, Square-, Exponential- and SizePartitioner
-are laws of `sizes` here, for both partitions that take sizes.
+(`dirichlet`); Acar et al. 2021 (`inner_dirichlet`). Names and meanings follow
+Flower Datasets; its Linear-, Square-, Exponential- and SizePartitioner are laws
+of `sizes` here, for both partitions that take sizes. Draws are our own, and no
+class is left to nobody.
 
 `python -m fedavg_jax.partition --config configs/NAME.py` prints what a config's
 clients hold and draws it.
@@ -34,7 +35,7 @@ SIZES = (
 )
 ASSIGNMENTS = ('random', 'deterministic', 'first_deterministic')
 
-_HOLD_OUT, _SIZES = 3, 4  # plan.py has 1, 2 and 5 to 7.
+_HOLD_OUT, _SIZES = 3, 4  # plan.py has 1 and 2, participation.py 5 and 6.
 _MOST_DRAWS = (
   1000  # Of a Dirichlet partition until all clients are large enough.
 )
@@ -177,8 +178,9 @@ def inner_dirichlet(
 ) -> list[np.ndarray]:
   """Gives each client a mix of classes p ~ Dir(alpha), at sizes that are told.
 
-  Clients take turns, small ones first, else in random order; where a class is
-  used up, a client takes more of the others, in its own proportions.
+  All clients' places are filled in one random order, each with a class drawn
+  from its client's mix; where that class is used up, from the others in their
+  proportions.
 
   Args:
     labels: [n] integers.
@@ -194,15 +196,23 @@ def inner_dirichlet(
   by_class = _by_class(labels, rng)
   concentrations = _check_alpha(alpha, 'the number of labels', len(by_class))
   left = np.array([len(rows) for rows in by_class])
+  mixes = rng.dirichlet(concentrations, size=len(sizes))  # [K, classes]
+  places = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))  # [n]
   counts = np.zeros((len(by_class), len(sizes)), np.int64)
-  turns = rng.permutation(len(sizes))
-  for k in turns[np.argsort(sizes[turns], kind='stable')]:
-    mix = rng.dirichlet(concentrations)
-    while missing := sizes[k] - counts[:, k].sum():
-      mix = _within(mix, left > 0)
-      taken = np.minimum(rng.multinomial(missing, mix), left)
-      counts[:, k] += taken
-      left -= taken
+  while len(places):
+    mixes = np.stack([_within(mix, left > 0) for mix in mixes])
+    bounds = np.cumsum(mixes, axis=1)[places]
+    drawn = (rng.random((len(places), 1)) * bounds[:, -1:] >= bounds).sum(
+      axis=1
+    )
+    # The first ones get it; who came too late draws again without that class.
+    late = np.zeros(len(places), bool)
+    for label in range(len(by_class)):
+      here = np.flatnonzero(drawn == label)
+      taken, late[here[left[label] :]] = here[: left[label]], True
+      left[label] -= len(taken)
+      np.add.at(counts[label], places[taken], 1)
+    places = places[late]
   return _deal(by_class, counts, rng)
 
 
@@ -317,8 +327,8 @@ def sizes(
   _check_clients(num_examples, num_clients)
   if law not in SIZES:
     try:
-      told = np.array([int(text) for text in law.split(',')])
-    except ValueError:
+      told = np.array([int(text) for text in law.split(',')], np.int64)
+    except (ValueError, OverflowError):
       raise InputError(
         f'sizes = {law!r}: must be one of {", ".join(SIZES)}, or whole numbers'
         ' with commas between them'
@@ -359,7 +369,7 @@ def hold_out(
     # Apart from the stream `seed` of the division, and from those of plan.py;
     # never a trailing zero, which a short seed is padded with.
     rng = np.random.default_rng([seed, _HOLD_OUT, client + 1])
-    number = int(fraction * len(part))
+    number = int(round(fraction * len(part), 6))
     part = rng.permutation(part)
     held.append(part[:number])
     kept.append(part[number:])
@@ -385,6 +395,8 @@ def _check_clients(num_examples: int, num_clients: int) -> None:
 
 def _check_sizes(own, num_examples: int, num_clients: int) -> np.ndarray:
   own = np.asarray(own)
+  if not own.size or not np.issubdtype(own.dtype, np.integer):
+    raise InputError(f'sizes = {own}: must be whole numbers, one at least')
   if len(own) != num_clients:
     raise InputError(
       f'sizes: {len(own)} of them, must be one for each of num_clients ='
@@ -392,9 +404,10 @@ def _check_sizes(own, num_examples: int, num_clients: int) -> np.ndarray:
     )
   if own.min() < 1:
     raise InputError(f'sizes: one is {own.min()}; must be at least 1')
-  if own.sum() != num_examples:
+  total = sum(map(int, own))
+  if total != num_examples:
     raise InputError(
-      f'sizes: add up to {own.sum()}; must add up to {num_examples}, the number'
+      f'sizes: add up to {total}; must add up to {num_examples}, the number'
       ' of training examples'
     )
   return own

@@ -2,7 +2,8 @@
 
 python -m fedavg_jax.partition --config configs/quickstart.py
 python -m fedavg_jax.partition --config configs/quickstart.py
-  --config.partition=dirichlet --config.alpha=0.1 --picture dirichlet.png
+  --config.partition=dirichlet --config.alpha=0.1 --config.min_size=1
+  --picture dirichlet.png
 
 Nothing is trained.
 """
@@ -29,9 +30,9 @@ def main() -> None:
   counts = population.label_counts(dataset, population.divide(cfg, dataset))
   lines = population.describe(counts)
   say('\n'.join(lines))
-  plots.draw_partition(
-    path, title=f'{name}: {population.name(cfg)}', counts=counts
-  )
+  title = f'{name}: {population.name(cfg)}'
+  with command.whole(path) as part:
+    plots.draw_partition(part, title=title, counts=counts)
   say(f'{path} is drawn')
 
 
