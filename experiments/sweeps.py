@@ -120,7 +120,7 @@ def _run(
   if start is not None and _is_over(cell, told, end):
     return _rows(cell, learning_rates, seed, told)
   saved_at = said_at = time.monotonic()
-  at_hand = None
+  at_hand, saved_round = None, told['round']
   for record in fa.simulate(
     simulation,
     rounds=cell.rounds,
@@ -145,8 +145,8 @@ def _run(
     at_hand = record if record.state is not None else None
     if at_hand and now - saved_at > _SECONDS_BETWEEN_SAVES:
       _save(saved, at_hand, told)
-      saved_at = now
-  if at_hand:
+      saved_at, saved_round = now, record.round
+  if at_hand and at_hand.round != saved_round:
     _save(saved, at_hand, told)
   return None
 

@@ -381,7 +381,7 @@ def _run_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
 def _simulate(cfg, simulation, told, saved, start, stopping):
   """Runs to the end, or until it is to stop; the last state at hand."""
   saved_at = said_at = time.monotonic()
-  last, last_round = start, told['round']
+  last, last_round, saved_round = start, told['round'], told['round']
 
   def due(number):
     del number
@@ -414,9 +414,9 @@ def _simulate(cfg, simulation, told, saved, start, stopping):
     last, last_round = (record.state, record.client_states), record.round
     if due(record.round):
       saved.save(record.round, resume.to_tree(*last), told, None)
-      saved_at = time.monotonic()
+      saved_at, saved_round = time.monotonic(), record.round
   assert last_round == told['round']  # A call ends with what it leaves.
-  if last is not start:
+  if last is not start and last_round != saved_round:
     saved.save(last_round, resume.to_tree(*last), told, None)
   return last
 

@@ -213,10 +213,12 @@ def test_killed_between_its_folders_and_with_more_to_do(
     assert [r['round'] for r in lines(job.folder)] == [*range(7)]
 
 
+@pytest.mark.parametrize('seconds', [0.0, 60.0])
 def test_interrupted_and_resumed_to_the_same_lines(
-  swept, repository, tmp_path, monkeypatch
+  swept, repository, tmp_path, monkeypatch, seconds
 ):
   """Stopped by a signal in the middle of two runs that go together."""
+  monkeypatch.setattr(sweep, '_SECONDS_BETWEEN_SAVES', seconds)
   _, jobs, _ = swept
   config = small(repository, rounds_per_call=1)
   simulate = sweep.simulate

@@ -458,6 +458,24 @@ def test_fewer_rounds_than_were_run_cut_the_rows(tmp_path):
   assert row['rounds'] == 2 and len(row['curve']) == 3
 
 
+def test_stopped_right_after_it_has_saved(tmp_path, monkeypatch, capsys):
+  """A checkpoint of every round: the last one is not written once more."""
+  monkeypatch.setattr(sweeps, '_SECONDS_BETWEEN_SAVES', 0.0)
+  cell = digits_cell(target_accuracy=0.0, rounds=2000)
+  store = results.Results(tmp_path / 'rows.jsonl')
+  looks = []
+
+  def stopping():
+    looks.append(0)
+    return len(looks) > 6
+
+  assert not sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
+  fewer = dataclasses.replace(cell, rounds=2)
+  never = {'data': '', 'stopping': lambda: False}
+  assert sweeps.run(fewer, (0.1,), 0, store, **never)
+  assert 'goes on after round' in capsys.readouterr().out
+
+
 def test_another_process_at_the_same_cell(tmp_path, capsys):
   """It is left alone while it runs; what it has done is not done again."""
   cell, path = digits_cell(rounds=2, target_accuracy=0.0), tmp_path / 'r.jsonl'
