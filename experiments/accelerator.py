@@ -131,7 +131,7 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
     np.ones(len(simulation.sweep or ()) or (), bool),
     state,
     client_states,
-    simulation.data,
+    simulation.data([1]),
     simulation.test,
     schedule,
   )

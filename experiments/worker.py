@@ -83,7 +83,7 @@ def describe(
   loss_fn = fa.cross_entropy(model.apply)
   x, y = (
     jax.ShapeDtypeStruct((1, *array.shape[1:]), array.dtype)
-    for array in simulation.data
+    for array in simulation.data([1])
   )
   gradient = cost.count(
     jax.grad(lambda params, x, y: loss_fn(params, x, y).sum()), params, x, y
@@ -184,7 +184,7 @@ def main() -> None:
         np.True_,
         state,
         client_states,
-        simulation.data,
+        simulation.data([1]),
         simulation.test,
         prepared[many],
       )

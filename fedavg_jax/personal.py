@@ -88,7 +88,7 @@ def build_client_tests(
   Raises:
     InputError: nobody holds anything out, or other clients do.
   """
-  planner, data = simulation.planner, simulation.data
+  planner, mesh = simulation.planner, simulation.mesh
   number = len(planner.num_examples)
   if held.num_clients != number:
     raise InputError(
@@ -98,14 +98,17 @@ def build_client_tests(
     raise InputError(
       'holdout_fraction: leaves no client an example to be tested on'
     )
-  y: Any = data.y
-  mesh = y.sharding.mesh
   dealt = evaluate.place_held_out(held, mesh)
   test_all = evaluate.build_evaluate_clients(model.apply, number, mesh)
   test_all = test_all.lower(
     jax.eval_shape(model.init, jax.random.key(0)), dealt
   ).compile()
   train_and_test = None
+  if epochs and planner.streamed:
+    raise InputError(
+      f'epochs = {epochs}: must be 0 where clients are streamed, because all of'
+      ' them train'
+    )
   if epochs:
     if finetune is None:
       raise InputError(f'epochs = {epochs}: must be 0 without finetune')
@@ -187,12 +190,12 @@ def _build_personal(model, simulation, held, finetune, epochs, mesh):
   )
 
   def train_and_test(state) -> TestMetrics:
-    plan = planner(int(state.round) + 1)
+    number = int(state.round) + 1
     _, tested, _ = round_fn(
       state._replace(server=examples),
       jax.tree.map(jnp.copy, kept),  # The round takes what it is given.
-      simulation.data,
-      plan,
+      simulation.data([number]),
+      planner(number),
     )
     return tested.metrics
 

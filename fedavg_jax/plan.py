@@ -42,7 +42,8 @@ class Plan(NamedTuple):
   Attributes:
     cohort: [M] int32, the clients of the round.
     share: [] float32, the cohort's part of the weight of all clients.
-    order: [N] int32, row of the clients' arrays that is read at each position.
+    order: [N] int32, row of the clients' arrays, or of the round's buffer where
+      they are streamed, that is read at each position.
       A step that reads beyond a client's last one finds more rows of its own.
     start: [L, T] int32, position where the lane's examples of a step start.
     count: [L, T] int32, examples of the step; 0 means an idle lane.
@@ -133,6 +134,8 @@ class Planner:
       device goes on with fewer of them once the others are idle to the end.
     bytes_down: that a client receives at its begin.
     bytes_up: that it sends at its end.
+    streamed: whether rows are counted in a buffer of the cohort's examples
+      alone, client after client in the order they were drawn.
   """
 
   num_examples: np.ndarray
@@ -149,6 +152,7 @@ class Planner:
   widths: tuple[int, ...] = ()
   bytes_down: int = 0
   bytes_up: int = 0
+  streamed: bool = False
 
   def __post_init__(self):
     if not self.widths:
@@ -352,7 +356,10 @@ class Planner:
     steps = np.array([len(start) for start, *_ in programs], np.int64)
     weights = self._weights[cohort] * (completed > 0)
     total = weights.sum()
-    offsets = self._offsets
+    if self.streamed:
+      begins = np.cumsum(self.num_examples[cohort]) - self.num_examples[cohort]
+    else:
+      begins = self._offsets[cohort]
     plan = self._empty()
     plan.cohort[:] = _filled(cohort, len(self.num_examples), self.cohort_size)
     plan.share[...] = total / self._weights.sum()
@@ -363,7 +370,7 @@ class Planner:
       for i in mine:
         orders = self.epoch_orders(round_number, cohort[i])  # [E, n_k]
         start, count, batch = programs[i]
-        rows = offsets[cohort[i]] + orders.ravel()
+        rows = begins[i] + orders.ravel()
         plan.order[position : position + rows.size] = rows
         now = slice(t, t + start.size)
         plan.start[lane, now] = position + start
@@ -422,6 +429,11 @@ class Planner:
   @functools.cached_property
   def _offsets(self):
     return np.concatenate([[0], np.cumsum(self.num_examples)])
+
+  @functools.cached_property
+  def buffer_examples(self) -> int:
+    """Examples of the largest cohort there can be."""
+    return int(np.sort(self.num_examples)[-self.cohort_size :].sum())
 
   @functools.cached_property
   def _sizes(self) -> tuple[int, int]:

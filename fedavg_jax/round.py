@@ -29,6 +29,7 @@ from fedavg_jax.errors import InputError
 from fedavg_jax.losses import LossFn
 from fedavg_jax.plan import Plan
 from fedavg_jax.plan import Planner
+from fedavg_jax.stream import Buffer
 
 ON_NAN = ('stop', 'skip_client')
 
@@ -194,7 +195,7 @@ def build_round(
   step_examples, accumulates = planner.step_examples, planner.accumulates
   everywhere = jax.P()
 
-  def train_lanes(state, client_states, data: Examples, plan: Plan):
+  def train_lanes(state, client_states, data: Examples | Buffer, plan: Plan):
     """One device's lanes: what is summed over clients, new client states."""
     params = state.params
     begin_opt = algorithm.client_optimizer.init(params)
@@ -232,7 +233,9 @@ def build_round(
         mask = jnp.arange(step_examples) < count
         x = data.x[rows]
         if augment is not None:
-          x = jax.vmap(augment)(example_keys(taken, rows), x)
+          # The same keys for an example wherever it is read from.
+          numbers = data.row[rows] if isinstance(data, Buffer) else rows
+          x = jax.vmap(augment)(example_keys(taken, numbers), x)
         loss, new_grads = gradient(local, x, data.y[rows], mask, jnp.abs(batch))
         if not accumulates:
           new = update(local, opt_state, new_grads, client=client, **seen)

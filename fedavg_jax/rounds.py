@@ -216,7 +216,12 @@ def run_calls(
         enough_correct,
       )
       state, client_states, told = simulation.call(
-        going, state, client_states, simulation.data, simulation.test, schedule
+        going,
+        state,
+        client_states,
+        simulation.data(mine),
+        simulation.test,
+        schedule,
       )
       going = told.going
       in_flight.append((mine, schedule.evaluate, state, told))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from fedavg_jax import losses
 from fedavg_jax import models
 from fedavg_jax import plan as plan_lib
 from fedavg_jax import round as round_lib
+from fedavg_jax import stream as stream_lib
 from fedavg_jax import values as values_lib
 from fedavg_jax.errors import InputError
 from fedavg_jax.participation import EVERYBODY
@@ -35,6 +37,8 @@ from fedavg_jax.participation import Participation
 
 # Of a call at most: rounds, and bytes of their plans.
 _MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
+# That have their data on a device at most, the one that is being read included.
+_CALLS_IN_LINE = 4
 # Rows of a step unless told otherwise, where a minibatch has more.
 _MICRO_BATCH = 256
 # XLA:CPU finds more arrays of a loop that it can update in place: a CNN step is
@@ -53,7 +57,9 @@ class Simulation(NamedTuple):
     planner: round number -> plan.
     call: from `calls.build_call`, compiled.
     rounds_per_call: R.
-    data: all clients' examples on the devices.
+    data: numbers of a call's rounds -> the examples that they read, on the
+      devices: all clients' ones, or a buffer of the cohort's.
+    mesh: the devices.
     test: the test set on the devices.
     evaluate: params -> test metrics.
     compile_seconds: what compiling took, by the wall clock.
@@ -66,7 +72,8 @@ class Simulation(NamedTuple):
   planner: plan_lib.Planner
   call: Callable
   rounds_per_call: int
-  data: clients_lib.Examples
+  data: Callable[[Sequence[int]], Any]
+  mesh: jax.sharding.Mesh
   test: clients_lib.Examples
   evaluate: Callable[[Any], evaluate_lib.TestMetrics]
   compile_seconds: float
@@ -95,6 +102,7 @@ def build_simulation(
   rounds_per_call: int = 0,
   devices: Sequence[jax.Device] | None = None,
   sweep: Sequence[float] | None = None,
+  stream: bool = False,
 ) -> Simulation:
   """Compiles a federation for the devices at hand.
 
@@ -122,6 +130,9 @@ def build_simulation(
     devices: to run on; all of JAX's default backend if left out.
     sweep: runs the federation with each of these values at once; all begin with
       the same weights and read the same examples.
+    stream: keeps on the devices only what a round's cohort holds, read ahead by
+      threads, one round a call; the clients' arrays may be memory maps. The
+      same bits as without.
 
   Returns:
     A `Simulation`.
@@ -142,7 +153,13 @@ def build_simulation(
     shuffle=shuffle,
     weighting=weighting,
     seed=seed,
+    streamed=stream,
   )
+  if stream and rounds_per_call > 1:
+    raise InputError(
+      f'rounds_per_call = {rounds_per_call}: must be 1 where clients are'
+      ' streamed'
+    )
   loss_fn = losses.cross_entropy(model.apply)
   params = jax.eval_shape(model.init, jax.random.key(seed))
   if sweep is not None:
@@ -158,7 +175,7 @@ def build_simulation(
   algorithms.check(one, params)
   down, up = algorithms.traffic(one, params)
   planner = dataclasses.replace(planner, bytes_down=down, bytes_up=up)
-  _check_examples(model, params, clients, test, on_nan)
+  _check_examples(model, params, clients, test, on_nan, stream)
   planner, why = lanes_lib.choose_lanes(
     lanes,
     planner,
@@ -166,8 +183,7 @@ def build_simulation(
     num_weights=together * models.num_parameters(params),
     lane_bytes=together
     * _lane_bytes(loss_fn, one, model.augment, params, planner, clients),
-    other_bytes=clients.x.nbytes
-    + clients.y.nbytes
+    other_bytes=_data_bytes(clients, planner)
     + len(sweep or (0,))
     * clients.num_clients
     * _bytes(jax.eval_shape(one.client_init, params)),
@@ -179,10 +195,13 @@ def build_simulation(
   @functools.cache  # Fewer lanes find the data where it is.
   def on_devices(number: int):
     mesh = round_lib.lane_mesh(devices[:number])
-    return mesh, (
-      round_lib.place_examples(clients.x, clients.y, mesh),
-      evaluate_lib.place_test_set(test, mesh),
-    )
+    if stream:
+      source = stream_lib.Stream(clients, planner, mesh)
+      like = stream_lib.shapes(clients, planner)
+    else:
+      like = round_lib.place_examples(clients.x, clients.y, mesh)
+      source = functools.partial(_resident, like)
+    return mesh, (source, like, evaluate_lib.place_test_set(test, mesh))
 
   def with_lanes(lanes: int, why: str) -> Simulation:
     laid_out = planner
@@ -198,7 +217,7 @@ def build_simulation(
       *on_devices(laid_out.num_devices),
       on_nan=on_nan,
       sweep=sweep,
-      rounds_per_call=rounds_per_call,
+      rounds_per_call=1 if stream else rounds_per_call,
       why_lanes=why,
       with_lanes=lambda fewer: with_lanes(fewer, 'memory holds no more'),
     )
@@ -226,7 +245,7 @@ def _compile(
   with_lanes,
 ) -> Simulation:
   """Compiles once what serves every round."""
-  data, test_set = data_on_devices
+  source, data, test_set = data_on_devices
   seed = planner.seed
   platform = mesh.devices.flat[0].platform
 
@@ -290,7 +309,8 @@ def _compile(
     planner=planner,
     call=call,
     rounds_per_call=rounds_per_call,
-    data=data,
+    data=source,
+    mesh=mesh,
     test=test_set,
     evaluate=lambda params: jax.device_get(evaluate(params, test_set)),
     compile_seconds=time.perf_counter() - start,
@@ -300,7 +320,7 @@ def _compile(
   )
 
 
-def _check_examples(model, params, clients, test, on_nan) -> None:
+def _check_examples(model, params, clients, test, on_nan, stream) -> None:
   """Raises InputError for values that would silently spoil what is learnt."""
   logits = jax.eval_shape(
     model.apply,
@@ -319,8 +339,8 @@ def _check_examples(model, params, clients, test, on_nan) -> None:
         f'{name}.y: has labels {y.min()} to {y.max()}, the model knows 0 to'
         f' {logits.shape[-1] - 1}'
       )
-    if not np.issubdtype(x.dtype, np.floating):
-      continue
+    if not np.issubdtype(x.dtype, np.floating) or (stream and x is clients.x):
+      continue  # Streamed examples are looked at when they are trained on.
     finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
     row = int(finite.argmin())
     if finite[row] or (name == 'clients' and on_nan == 'skip_client'):
@@ -392,5 +412,22 @@ def fewer_lanes(lanes: int, planner, error: Exception) -> int:
 
 def place(tree: Any, simulation: Simulation) -> Any:
   """Arrays, on every device of a simulation."""
-  data: Any = simulation.data
-  return jax.device_put(tree, data.y.sharding)
+  return jax.device_put(
+    tree, jax.sharding.NamedSharding(simulation.mesh, jax.P())
+  )
+
+
+def _resident(data: clients_lib.Examples, numbers: Sequence[int]):
+  """What every round reads from, where all of it is on the devices."""
+  del numbers
+  return data
+
+
+def _data_bytes(clients, planner) -> int:
+  """Of examples, on a device: all of them, or what calls in line read."""
+  if not planner.streamed:
+    return clients.x.nbytes + clients.y.nbytes
+  return _CALLS_IN_LINE * sum(
+    math.prod(like.shape) * like.dtype.itemsize
+    for like in stream_lib.shapes(clients, planner)
+  )

@@ -381,8 +381,8 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
     seed=5,
   )
   clients = fa.build_clients(dataset.train, expected)
-  np.testing.assert_array_equal(simulation.data.x, clients.x)
-  np.testing.assert_array_equal(simulation.data.y, clients.y)
+  np.testing.assert_array_equal(simulation.data([1]).x, clients.x)
+  np.testing.assert_array_equal(simulation.data([1]).y, clients.y)
 
 
 def message_of(algorithm, delta):
