@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedavg_jax import cost
 from fedavg_jax.errors import InputError
 
 NAMES = ('fedavg', 'fedprox', 'scaffold')
@@ -174,11 +175,7 @@ def traffic(algorithm: Algorithm, params: Params) -> tuple[int, int]:
     if id(v) in used
   ]
   message, _ = jax.eval_shape(one_client, server, params, client, number)
-  return _bytes((params, seen)), _bytes(message)
-
-
-def _bytes(tree) -> int:
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  return cost.num_bytes((params, seen)), cost.num_bytes(message)
 
 
 def _call(hook, fn, *args):

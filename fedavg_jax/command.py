@@ -6,9 +6,7 @@ Ctrl-C and 143 for SIGTERM.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import itertools
 import os
 import pathlib
@@ -87,17 +85,6 @@ def new_file(flag: str, default: str) -> pathlib.Path:
   if not path.parent.is_dir():
     raise InputError(f'--{flag} {path}: there is no folder {path.parent}')
   return path
-
-
-@contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A path to write a file to, which gets its name once it is whole."""
-  part = path.with_name(f'.part.{path.name}')
-  try:
-    yield part
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def start(body: Callable[[], None]) -> None:

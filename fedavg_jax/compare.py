@@ -24,6 +24,7 @@ from fedavg_jax import plots
 from fedavg_jax.errors import InputError
 from fedavg_jax.progress import duration
 from fedavg_jax.progress import say
+from fedavg_jax.workdir import whole
 
 # What decides whether accuracies mean the same.
 _SAME = ('dataset', 'test_sha256')
@@ -135,12 +136,11 @@ def row(run: Run, target: float) -> dict[str, Any]:
   tested = [r for r in run.records if 'test_accuracy' in r]
   rounds = [r['round'] for r in tested]
   accuracies = [r['test_accuracy'] for r in tested]
-  reached = metrics.rounds_to_target(rounds, accuracies, target)
-  if not target:
-    reached = None
-  spent = []  # Until then; in all where there is no target.
-  if not target or reached is not None:
-    spent = [r for r in run.records if not target or r['round'] <= reached]
+  reached, spent = None, run.records  # In all, where there is no target.
+  if target:
+    reached = metrics.rounds_to_target(rounds, accuracies, target)
+    last = -1 if reached is None else reached
+    spent = [r for r in run.records if r['round'] <= last]
   seconds = sum(r.get('seconds', 0.0) for r in run.records)
   return {
     'run': run.name,
@@ -258,7 +258,7 @@ def _run(folders: Sequence[str]) -> None:
   runs = [read_run(pathlib.Path(name)) for name in names]
   check_same_data(runs)
   say(table([row(run, target) for run in runs], target))
-  with command.whole(path) as part:
+  with whole(path) as part:
     draw(part, {run.name: [run] for run in runs}, target)
   say(f'{path} is drawn')
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import math
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -29,6 +30,11 @@ def count(fn: Callable, *args) -> Cost:
   body of a loop without a fixed length counts once.
   """
   return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def num_bytes(tree: Any) -> int:
+  """Of all arrays of a tree, or of their shapes."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _count(jaxpr) -> Cost:

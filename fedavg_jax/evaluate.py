@@ -147,15 +147,7 @@ def build_evaluate(
     )
     return lax.psum(sums, 'lanes')
 
-  return jax.jit(
-    jax.shard_map(
-      device_sums,
-      mesh=mesh,
-      in_specs=(jax.P(), jax.P('lanes')),
-      out_specs=jax.P(),
-      check_vma=False,
-    )
-  )
+  return _over_devices(device_sums, mesh)
 
 
 def build_evaluate_clients(
@@ -182,6 +174,11 @@ def build_evaluate_clients(
     sums, _ = lax.scan(add, TestMetrics(zeros, zeros, zeros), held)
     return lax.psum(sums, 'lanes')
 
+  return _over_devices(device_sums, mesh)
+
+
+def _over_devices(device_sums: Callable, mesh) -> jax.stages.Wrapped:
+  """(params, what was dealt) -> sums, jitted; each device has its own part."""
   return jax.jit(
     jax.shard_map(
       device_sums,

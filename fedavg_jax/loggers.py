@@ -12,6 +12,7 @@ from typing import Any
 from typing import Protocol
 
 from fedavg_jax.errors import InputError
+from fedavg_jax.workdir import whole
 
 NAMES = ('csv', 'tensorboard', 'wandb')
 
@@ -38,12 +39,13 @@ class _Csv:
 
   def close(self) -> None:
     columns = list(dict.fromkeys(key for r in self._records for key in r))
-    part = self._path.with_name('.part.metrics.csv')
-    with open(part, 'w', newline='', encoding='utf-8') as file:
+    with (
+      whole(self._path) as part,
+      open(part, 'w', newline='', encoding='utf-8') as file,
+    ):
       writer = csv.DictWriter(file, columns, restval='')
       writer.writeheader()
       writer.writerows(self._records)
-    part.replace(self._path)
 
 
 class _TensorBoard:

@@ -186,7 +186,7 @@ def build_simulation(
     other_bytes=_data_bytes(clients, planner)
     + len(sweep or (0,))
     * clients.num_clients
-    * _bytes(jax.eval_shape(one.client_init, params)),
+    * cost.num_bytes(jax.eval_shape(one.client_init, params)),
   )
   logging.info('%d lanes: %s', planner.lanes, why)
   if widths is not None:
@@ -381,11 +381,7 @@ def _lane_bytes(loss_fn, algorithm, augment, params, planner, clients) -> int:
     jax.eval_shape(algorithm.client_init, params),
     params if planner.accumulates else (),
   )
-  return step.bytes + _bytes(held)
-
-
-def _bytes(tree) -> int:
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  return step.bytes + cost.num_bytes(held)
 
 
 def fewer_lanes(lanes: int, planner, error: Exception) -> int:

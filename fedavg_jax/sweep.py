@@ -51,6 +51,7 @@ from fedavg_jax.signals import stop_on_signals
 from fedavg_jax.simulation import place
 from fedavg_jax.workdir import Workdir
 from fedavg_jax.workdir import default_workdir
+from fedavg_jax.workdir import whole
 
 # Numbers that only the algorithm sees: plans do not depend on them.
 _TOGETHER = (
@@ -234,8 +235,8 @@ def _check_populations(jobs: Sequence[Job]) -> None:
   seen = set()
   for job in jobs:
     cfg = job.cfg
-    rest = _common(job) | {'client': 0, 'server': 0}
-    if (text := json.dumps(rest, sort_keys=True)) in seen or _is_over(job):
+    text = json.dumps(_common(job), sort_keys=True)
+    if text in seen or _is_over(job):
       continue
     seen.add(text)
     source = (cfg['dataset'], cfg['data_dir'])
@@ -516,7 +517,7 @@ def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
   _replace(workdir / 'table.md', text + '\n')
   shown = sorted(rows, key=lambda name: _merit(rows[name], target))
   shown = [name for name in rows if name in shown[:_MOST_CURVES]]
-  with command.whole(workdir / 'sweep.png') as part:
+  with whole(workdir / 'sweep.png') as part:
     compare.draw(part, {name: runs[name] for name in shown}, target)
   say(f'{workdir}/table.md, {workdir}/sweep.png')
 
@@ -558,9 +559,8 @@ def _table(rows, target, best) -> str:
 
 def _replace(path: pathlib.Path, text: str) -> None:
   """Writes a file that gets its name once it is whole."""
-  part = path.with_name(f'.part.{path.name}')
-  part.write_text(text)
-  part.replace(path)
+  with whole(path) as part:
+    part.write_text(text)
 
 
 def _parse(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -43,6 +43,17 @@ def default_workdir(name: str) -> pathlib.Path:
   return path
 
 
+@contextlib.contextmanager
+def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A path to write a file to, which gets its name once it is whole."""
+  part = path.with_name(_part(path.name))
+  try:
+    yield part
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
 class Workdir:
   """A folder of this process alone, until `close` or the end of the process.
 
@@ -226,12 +237,8 @@ class Workdir:
   @contextlib.contextmanager
   def replacing(self, name: str) -> Iterator[pathlib.Path]:
     """A path to write a file to, which gets its name once it is whole."""
-    part = self.path / _part(name)
-    try:
+    with whole(self.path / name) as part:
       yield part
-      os.replace(part, self.path / name)
-    finally:
-      part.unlink(missing_ok=True)
 
   def close(self) -> None:
     """Closes metrics.jsonl and lets others have the folder."""

@@ -36,9 +36,8 @@ SIZES = (
 ASSIGNMENTS = ('random', 'deterministic', 'first_deterministic')
 
 _HOLD_OUT, _SIZES = 3, 4  # plan.py has 1 and 2, participation.py 5 and 6.
-_MOST_DRAWS = (
-  1000  # Of a Dirichlet partition until all clients are large enough.
-)
+# Of a Dirichlet partition until all clients are large enough.
+_MOST_DRAWS = 1000
 
 
 def iid(

@@ -16,6 +16,7 @@ from fedavg_jax import datasets
 from fedavg_jax import plots
 from fedavg_jax import population
 from fedavg_jax.progress import say
+from fedavg_jax.workdir import whole
 
 command.define_config()
 flags.DEFINE_string('picture', None, 'PNG to draw, default partition.png.')
@@ -31,7 +32,7 @@ def main() -> None:
   lines = population.describe(counts)
   say('\n'.join(lines))
   title = f'{name}: {population.name(cfg)}'
-  with command.whole(path) as part:
+  with whole(path) as part:
     plots.draw_partition(part, title=title, counts=counts)
   say(f'{path} is drawn')
 
