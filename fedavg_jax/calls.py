@@ -10,6 +10,7 @@ Shape letters: R rounds of a call at most; the others as in `plan.py`.
 from collections.abc import Callable
 from collections.abc import Sequence
 import math
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -17,11 +18,29 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from fedavg_jax import hosts
 from fedavg_jax.evaluate import TestMetrics
 from fedavg_jax.plan import Plan
 from fedavg_jax.plan import Planner
 from fedavg_jax.round import PLAN_SPECS
 from fedavg_jax.round import RoundMetrics
+
+
+class Wishes(NamedTuple):
+  """What a process wants of the calls to come, or the most that any wants.
+
+  Processes must cut rounds into the same calls, and their clocks differ: their
+  wishes go into a call, and what all want comes out with what it tells.
+
+  Attributes:
+    stop: to begin no further call.
+    look: to have the state as soon as can be.
+    seconds: that a round took, infinite before it is known.
+  """
+
+  stop: Any = False
+  look: Any = False
+  seconds: Any = math.inf
 
 
 class Schedule(NamedTuple):
@@ -33,12 +52,14 @@ class Schedule(NamedTuple):
     num_rounds: [] int32, how many of the R are real.
     enough_correct: [] float32, the call and all that follow end after a round
       with at least so many correct test examples.
+    wishes: [D, 3] float32, `Wishes` of the processes with these devices.
   """
 
   plans: Plan
   evaluate: np.ndarray
   num_rounds: np.ndarray
   enough_correct: np.ndarray
+  wishes: np.ndarray
 
 
 class Told(NamedTuple):
@@ -50,12 +71,14 @@ class Told(NamedTuple):
     num_rounds: [] int32, rounds that it did.
     rounds: their metrics, [R, ...].
     tests: their test metrics, [R, ...]; zero where the model was not tested.
+    wishes: [] each, the most that any process wants.
   """
 
   going: jax.Array
   num_rounds: jax.Array
   rounds: RoundMetrics
   tests: TestMetrics
+  wishes: Wishes
 
 
 def make_schedule(
@@ -64,6 +87,7 @@ def make_schedule(
   rounds_per_call: int,
   evaluated: Callable[[int], bool],
   enough_correct: float = math.inf,
+  wishes: Wishes = Wishes(),  # noqa: B008 (it is a constant)
 ) -> Schedule:
   """A call's rounds `numbers`, padded to `rounds_per_call` of them."""
   plans = [planner(number) for number in numbers]
@@ -80,7 +104,23 @@ def make_schedule(
     evaluate=tests,
     num_rounds=np.array(len(plans), np.int32),
     enough_correct=np.array(enough_correct, np.float32),
+    wishes=np.tile(np.array(wishes, np.float32), (planner.num_devices, 1)),
   )
+
+
+def place(schedule: Schedule, mesh: jax.sharding.Mesh) -> Schedule:
+  """A schedule as a call takes it: of several processes each puts its part."""
+  if not hosts.several():
+    return schedule
+  return hosts.put(schedule, _shardings(mesh))
+
+
+def _shardings(mesh) -> Any:
+  def sharding(*spec):
+    return jax.sharding.NamedSharding(mesh, jax.P(*spec))
+
+  plans: Any = jax.tree.map(lambda spec: sharding(None, *spec), PLAN_SPECS)
+  return Schedule._make([plans, *[sharding()] * 3, sharding('lanes')])
 
 
 def enough_correct(target: float, count: int) -> float:
@@ -94,7 +134,10 @@ def enough_correct(target: float, count: int) -> float:
 
 
 def build_call(
-  round_fn: Callable, evaluate: Callable, mesh: jax.sharding.Mesh
+  round_fn: Callable,
+  evaluate: Callable,
+  mesh: jax.sharding.Mesh,
+  data_spec: jax.P,
 ) -> jax.stages.Wrapped:
   """Builds the jitted call: rounds until the last, the target, the first NaN.
 
@@ -103,6 +146,7 @@ def build_call(
       client_states, metrics), from `round.build_round` or `values.build_round`.
     evaluate: from `evaluate.build_evaluate`, or over a sweep.
     mesh: the devices of both.
+    data_spec: where the examples are, as `round_fn` has them.
 
   Returns:
     `call(going, state, client_states, data, test, schedule) -> (state,
@@ -159,13 +203,10 @@ def build_call(
         jax.tree.map(many, tested),
       ),
     )
-    return state, client_states, Told(going, r, rounds, tests)
+    wishes = Wishes._make(jnp.max(schedule.wishes, axis=0))
+    return state, client_states, Told(going, r, rounds, tests, wishes)
 
-  def sharding(*spec):
-    return jax.sharding.NamedSharding(mesh, jax.P(*spec))
-
-  everywhere = sharding()
-  plans = jax.tree.map(lambda spec: sharding(None, *spec), PLAN_SPECS)
+  everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.jit(
     call,
     donate_argnums=2,
@@ -173,9 +214,9 @@ def build_call(
       everywhere,
       everywhere,
       everywhere,
-      everywhere,
-      sharding('lanes'),
-      Schedule._make([plans, *[everywhere] * 3]),
+      jax.sharding.NamedSharding(mesh, data_spec),
+      jax.sharding.NamedSharding(mesh, jax.P('lanes')),
+      _shardings(mesh),
     ),
     out_shardings=everywhere,
   )

@@ -234,7 +234,16 @@ def bytes_needed(tree: Any, number: int) -> int:
 def _checkpointer():
   import orbax.checkpoint as ocp  # Heavy; the package starts without it.
 
-  return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+  # Of several processes the first one has the folder: it waits for nobody.
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}
+  )
+  return ocp.Checkpointer(
+    ocp.CompositeCheckpointHandler(
+      composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    ),
+    multiprocessing_options=alone,
+  )
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:

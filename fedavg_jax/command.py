@@ -23,8 +23,11 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
+from fedavg_jax import hosts
+from fedavg_jax.errors import AgreedError
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
+from fedavg_jax.errors import LostError
 from fedavg_jax.errors import StoppedError
 
 _FAILED, _BAD_INPUT, _DIVERGED, _SIGNAL = 1, 2, 3, 128
@@ -105,14 +108,32 @@ def run(body: Callable[[], None], argv: Sequence[str]) -> int:
   """
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
+  code = _outcome(body, argv)
+  if code and jax.distributed.is_initialized():
+    # The others would be waited for, who may be waiting for this process.
+    sys.stdout.flush()
+    os._exit(code)
+  return code
+
+
+def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
+  """Exit code of what a command does; what can be mended is told in a line."""
   try:
     if len(argv) > 1:
       raise InputError(f'{argv[1]}: not a flag; flags begin with --')
     body()
+  except AgreedError as error:
+    code = _fail(_BAD_INPUT, error)
+    hosts.leave()
+    return code
   except InputError as error:
     return _fail(_BAD_INPUT, error)
   except DivergedError as error:
-    return _fail(_DIVERGED, error)
+    code = _fail(_DIVERGED, error)
+    hosts.leave()
+    return code
+  except LostError as error:
+    return _fail(_FAILED, error)
   except OSError as error:
     what = f'{error.filename}: ' if error.filename else ''
     return _fail(_FAILED, f'{what}{error.strerror or error}')
@@ -121,6 +142,7 @@ def run(body: Callable[[], None], argv: Sequence[str]) -> int:
     return _fail(_FAILED, f'out of memory or device failed: {reason[:200]}')
   except StoppedError as error:
     code = _fail(_SIGNAL + error.signum, f'interrupted: {error}')
+    hosts.leave()
     sys.stdout.flush()
     # Python would wait for the rounds in line, which nobody needs any more.
     os._exit(code)

@@ -120,6 +120,8 @@ _MOST_KEYS = 8
 
 # Where, how fast and how safely it is computed: the cohorts, the orders and,
 # but for rounding, the models stay the same.
+# Where files are: hosts may keep them in different places.
+PLACES = ('data_dir', 'availability_trace')
 MACHINE_KEYS = (
   'data_dir',
   'lanes',

@@ -5,8 +5,16 @@ class InputError(ValueError):
   """A bad config, file or data set: the message names what, where, the rule."""
 
 
+class AgreedError(InputError):
+  """What is wrong on one of several processes, told by each of them."""
+
+
 class DivergedError(FloatingPointError):
   """Training left the finite numbers; the message names the round and cause."""
+
+
+class LostError(Exception):
+  """Another of several processes has ended, or does not answer."""
 
 
 class StoppedError(Exception):

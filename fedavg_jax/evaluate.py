@@ -12,6 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from fedavg_jax import hosts
 from fedavg_jax import losses
 from fedavg_jax.clients import NO_LABEL
 from fedavg_jax.clients import Clients
@@ -95,7 +96,7 @@ def _dealt(array, mesh, padding) -> Any:
   # Device d gets the batches d, d + D, ...
   array = array.reshape(-1, mesh.size, _BATCH, *array.shape[1:])
   array = array.swapaxes(0, 1).reshape(batches, _BATCH, *array.shape[3:])
-  return jax.device_put(array, jax.sharding.NamedSharding(mesh, jax.P('lanes')))
+  return hosts.put(array, jax.sharding.NamedSharding(mesh, jax.P('lanes')))
 
 
 def examples_metrics(
@@ -145,7 +146,7 @@ def build_evaluate(
       TestMetrics(zero, zero, zero),
       test,
     )
-    return lax.psum(sums, 'lanes')
+    return hosts.sum_over_devices(sums)
 
   return _over_devices(device_sums, mesh)
 
@@ -172,7 +173,7 @@ def build_evaluate_clients(
 
     zeros = jnp.zeros(num_clients, jnp.float32)
     sums, _ = lax.scan(add, TestMetrics(zeros, zeros, zeros), held)
-    return lax.psum(sums, 'lanes')
+    return hosts.sum_over_devices(sums)
 
   return _over_devices(device_sums, mesh)
 

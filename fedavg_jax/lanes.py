@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedavg_jax import hosts
 from fedavg_jax import plan as plan_lib
 from fedavg_jax.errors import InputError
 
@@ -85,12 +86,27 @@ def choose_lanes(
   """
   if wished < 0:
     raise InputError(f'lanes = {wished}: must be at least 0')
-  fit = _lanes_that_fit(wished, devices, num_weights, lane_bytes, other_bytes)
+  fit = hosts.least(
+    hosts.together(
+      lambda: _lanes_that_fit(
+        wished, devices, num_weights, lane_bytes, other_bytes
+      )
+    )
+  )
+  # Of several processes each must have its part of what is done.
+  useful_devices = len(devices)
+  if not hosts.several():
+    useful_devices = min(useful_devices, planner.cohort_size)
   needs = f'a lane needs about {lane_bytes / 2**20:.3g} MiB'
   if wished:
-    lanes = min(wished, planner.cohort_size)
-    num_devices = min(len(devices), lanes)
+    lanes = min(wished, max(planner.cohort_size, useful_devices))
+    num_devices = min(useful_devices, lanes)
     most = fit * num_devices
+    if num_devices < useful_devices and hosts.several():
+      raise InputError(
+        f'lanes = {wished}: must be at least the {useful_devices} devices of'
+        ' all processes'
+      )
     if wished % num_devices:
       raise InputError(
         f'lanes = {wished}: must be a multiple of the {num_devices} devices'
@@ -101,7 +117,7 @@ def choose_lanes(
     if wished > lanes:
       why = f'the cohort of {planner.cohort_size} fills no more'
     return lay_out(planner, lanes, num_devices), why
-  num_devices = min(len(devices), planner.cohort_size)
+  num_devices = useful_devices
   fill = -(-planner.cohort_size // num_devices)
   enough = 1.0
   if devices[0].platform != 'cpu':
@@ -150,6 +166,7 @@ def _lanes_that_fit(
   wished, devices, num_weights, lane_bytes, other_bytes
 ) -> int:
   """Lanes that one device has memory for, at least one."""
+  devices = [d for d in devices if d.process_index == jax.process_index()]
   free = free_bytes(devices[0])
   if free is None:
     return 2**31

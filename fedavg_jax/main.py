@@ -7,9 +7,14 @@ from collections.abc import Sequence
 
 from absl import app
 from absl import flags
+import ml_collections
 
 from fedavg_jax import command
+from fedavg_jax import config as config_lib
+from fedavg_jax import hosts
+from fedavg_jax import supervise
 from fedavg_jax import train
+from fedavg_jax.errors import InputError
 from fedavg_jax.progress import say
 from fedavg_jax.workdir import default_workdir
 
@@ -28,19 +33,46 @@ _RESUME = flags.DEFINE_enum(
 )
 
 
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed',
+  False,
+  'Is one of several processes, on one host or many. SLURM, Open MPI,'
+  ' Kubernetes or a TPU pod tell the flags below, elsewhere give them.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT on which process 0 listens.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of the run.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'This one, from 0.')
+_CONNECT_SECONDS = flags.DEFINE_integer(
+  'connect_seconds', 300, 'To wait for the others.', lower_bound=1
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+  'heartbeat_seconds',
+  30,
+  'Of silence after which another process counts as dead.',
+  lower_bound=1,
+)
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs one setting. Returns the exit code."""
+  if _DISTRIBUTED.value and not supervise.is_child():
+    return supervise.run()
   return command.run(_run, argv)
 
 
 def _run() -> None:
   config, name = command.read_config()
   workdir = command.read_path('workdir', default_workdir(name))
+  _connect(config)
   try:
     summary = train.train(config, workdir, extend=_RESUME.value == 'extend')
   except OSError as error:
     error.filename = error.filename or f'workdir = {workdir}'
     raise
+  if not hosts.leads():
+    return
   say(
     f'{summary["status"]} after {summary["rounds"]} rounds: test accuracy'
     f' {summary["final_test_accuracy"]:.4f} (best'
@@ -52,6 +84,24 @@ def _run() -> None:
       f'{summary["skipped_clients"]} times a client was left out, whose numbers'
       ' were not finite'
     )
+
+
+def _connect(config: ml_collections.ConfigDict) -> None:
+  """Joins the other processes, where there are to be some."""
+  if _DISTRIBUTED.value:
+    supervise.end_with_parent()
+    config_lib.read(config)  # What is wrong with it needs nobody else.
+    hosts.connect(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      connect_seconds=_CONNECT_SECONDS.value,
+      heartbeat_seconds=_HEARTBEAT_SECONDS.value,
+    )
+    return
+  for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
+    if flag.value is not None:
+      raise InputError(f'--{flag.name} {flag.value}: needs --distributed')
 
 
 if __name__ == '__main__':

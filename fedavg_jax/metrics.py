@@ -1,8 +1,10 @@
 """Rounds to a target, and the versions and device beside every number."""
 
 import contextlib
+import hashlib
 from importlib import metadata
 import os
+import pathlib
 import platform
 from typing import Any
 
@@ -23,7 +25,18 @@ def environment() -> dict[str, Any]:
     'platform': device.platform,
     'device': device.device_kind,
     'num_devices': jax.device_count(),
+    'num_processes': jax.process_count(),
   }
+
+
+def code_sha256() -> str:
+  """SHA-256 of this package's modules, in hexadecimal."""
+  package, sha = pathlib.Path(__file__).parent, hashlib.sha256()
+  for path in sorted(package.rglob('*.py')):
+    content = path.read_bytes()
+    sha.update(f'{path.relative_to(package)} {len(content)} '.encode())
+    sha.update(content)
+  return sha.hexdigest()
 
 
 def rounds_to_target(

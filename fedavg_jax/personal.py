@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from fedavg_jax import evaluate
+from fedavg_jax import hosts
 from fedavg_jax import losses
 from fedavg_jax import models
 from fedavg_jax import round as round_lib
@@ -164,14 +165,14 @@ def _build_personal(model, simulation, held, finetune, epochs, mesh):
     )
     return (), _Tested(k, metrics)
 
-  kept = jax.device_put(
+  kept = hosts.put(
     _Tested(
       jnp.arange(number, dtype=jnp.int32),
       jax.tree.map(lambda leaf: jnp.zeros(number), nothing.metrics),
     ),
     everywhere,
   )
-  examples = jax.device_put(
+  examples = hosts.put(
     _Held(held.x, held.y, held.offsets.astype(np.int32)), everywhere
   )
   round_fn = round_lib.build_round(
@@ -195,7 +196,7 @@ def _build_personal(model, simulation, held, finetune, epochs, mesh):
       state._replace(server=examples),
       jax.tree.map(jnp.copy, kept),  # The round takes what it is given.
       simulation.data([number]),
-      planner(number),
+      round_lib.place_plan(planner(number), mesh),
     )
     return tested.metrics
 

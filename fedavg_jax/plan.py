@@ -251,6 +251,16 @@ class Planner:
       np.int64,
     )
 
+  def loads(self, round_number: int) -> list[np.ndarray]:
+    """Clients that each device trains in a round, [D] of them in lane order."""
+    cohort, _ = self.work(round_number)
+    lanes = self._deal(self.steps_of_round(round_number))
+    width = self.widths[0]
+    return [
+      cohort[np.concatenate(lanes[d * width :][:width]).astype(np.int64)]
+      for d in range(self.num_devices)
+    ]
+
   def account(self, round_number: int) -> Account:
     """What a round costs outside the device."""
     cohort, completed = self.work(round_number)
@@ -356,21 +366,21 @@ class Planner:
     steps = np.array([len(start) for start, *_ in programs], np.int64)
     weights = self._weights[cohort] * (completed > 0)
     total = weights.sum()
-    if self.streamed:
-      begins = np.cumsum(self.num_examples[cohort]) - self.num_examples[cohort]
-    else:
-      begins = self._offsets[cohort]
     plan = self._empty()
     plan.cohort[:] = _filled(cohort, len(self.num_examples), self.cohort_size)
     plan.share[...] = total / self._weights.sum()
     ends = []  # (lane, first step, last step + 1, position in the cohort)
     position = 0
+    loaded = np.zeros(self.num_devices, np.int64)  # Rows of their buffers.
     for lane, mine in enumerate(self._deal(steps)):
       t = 0
       for i in mine:
-        orders = self.epoch_orders(round_number, cohort[i])  # [E, n_k]
+        k, device = cohort[i], lane // self.widths[0]
+        begin = loaded[device] if self.streamed else self._offsets[k]
+        loaded[device] += self.num_examples[k]
+        orders = self.epoch_orders(round_number, k)  # [E, n_k]
         start, count, batch = programs[i]
-        rows = begins[i] + orders.ravel()
+        rows = begin + orders.ravel()
         plan.order[position : position + rows.size] = rows
         now = slice(t, t + start.size)
         plan.start[lane, now] = position + start
@@ -432,8 +442,14 @@ class Planner:
 
   @functools.cached_property
   def buffer_examples(self) -> int:
-    """Examples of the largest cohort there can be."""
-    return int(np.sort(self.num_examples)[-self.cohort_size :].sum())
+    """Examples that one device's clients can have at most, of any cohort."""
+    everybody = int(np.sort(self.num_examples)[-self.cohort_size :].sum())
+    clock = self.participation.clock
+    if self.participation.straggler_fraction or (clock and clock.deadline):
+      return everybody  # Who stops early has more examples than steps for them.
+    longest, _ = self._sizes
+    steps = self.widths[0] * longest  # Of a device: each reads so many at most.
+    return min(everybody, steps * self.step_examples // self.epochs)
 
   @functools.cached_property
   def _sizes(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from fedavg_jax.workdir import Workdir
 _SAVED = 'saved'
 _SAME_BITS = (
   *('versions', 'machine', 'processor'),
-  *('platform', 'device', 'num_devices'),
+  *('platform', 'device', 'num_devices', 'num_processes'),
 )
 
 

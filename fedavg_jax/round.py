@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedavg_jax import hosts
 from fedavg_jax.algorithms import Algorithm
 from fedavg_jax.algorithms import Ended
 from fedavg_jax.augment import Augment
@@ -107,7 +108,7 @@ def init_state(
     params=params,
     server=algorithm.server_init(params),
   )
-  return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.P()))
+  return hosts.put(state, jax.sharding.NamedSharding(mesh, jax.P()))
 
 
 def init_client_states(
@@ -125,7 +126,7 @@ def init_client_states(
     )
 
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
-  return jax.jit(init, out_shardings=everywhere)(params)
+  return jax.jit(init, out_shardings=everywhere)(hosts.put(params, everywhere))
 
 
 def build_local_step(
@@ -183,7 +184,8 @@ def build_round(
 
   Returns:
     `round_fn(state, client_states, data, plan) -> (state, client_states,
-    metrics)`; data are all clients' examples.
+    metrics)`; data are all clients' examples, or where the planner streams
+    what each device's own ones hold.
 
   Raises:
     InputError: another `on_nan`.
@@ -194,6 +196,7 @@ def build_round(
   gradient, update = build_local_step(loss_fn, algorithm.client_optimizer)
   step_examples, accumulates = planner.step_examples, planner.accumulates
   everywhere = jax.P()
+  data_spec = jax.P('lanes') if planner.streamed else everywhere
 
   def train_lanes(state, client_states, data: Examples | Buffer, plan: Plan):
     """One device's lanes: what is summed over clients, new client states."""
@@ -352,12 +355,12 @@ def build_round(
         done, plan.until[0, w], until_event, (sums, total, kept, *lanes)
       )
       done = plan.until[0, w]
-    return lax.psum((sums, total, kept), 'lanes')
+    return hosts.sum_over_devices((sums, total, kept))
 
   train_cohort = jax.shard_map(
     train_lanes,
     mesh=mesh,
-    in_specs=(everywhere, everywhere, everywhere, PLAN_SPECS),
+    in_specs=(everywhere, everywhere, data_spec, PLAN_SPECS),
     out_specs=everywhere,
     check_vma=False,
   )
@@ -412,11 +415,21 @@ def build_round(
     in_shardings=(
       replicated,
       replicated,
-      replicated,
+      sharding(data_spec),
       jax.tree.map(sharding, PLAN_SPECS),
     ),
     out_shardings=replicated,
   )
+
+
+def place_plan(plan: Plan, mesh: jax.sharding.Mesh) -> Plan:
+  """A plan as the round takes it: of several processes each puts its part."""
+  if not hosts.several():
+    return plan
+  shardings: Any = jax.tree.map(
+    lambda spec: jax.sharding.NamedSharding(mesh, spec), PLAN_SPECS
+  )
+  return hosts.put(plan, shardings)
 
 
 def place_examples(
@@ -424,7 +437,7 @@ def place_examples(
 ) -> Examples:
   """Puts all examples on every device of the mesh, to stay there."""
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
-  return jax.device_put(Examples(x, y), everywhere)
+  return hosts.put(Examples(x, y), everywhere)
 
 
 def _rows(tree) -> int:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from fedavg_jax import calls as calls_lib
+from fedavg_jax import hosts
 from fedavg_jax import round as round_lib
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
@@ -79,6 +80,7 @@ def simulate(
   target_accuracy: float = 0.0,
   start: tuple[round_lib.ServerState, Any] | None = None,
   wanted: Callable[[int], bool] = lambda number: False,
+  looking: Callable[[], bool] = lambda: False,
   stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
   """Runs the rounds and gives them one at a time; round 0 first.
@@ -97,6 +99,7 @@ def simulate(
       had them, with the round after it; what clients keep goes with the first
       call. None begins anew.
     wanted: as in `run_calls`.
+    looking: as in `run_calls`.
     stopping: as in `run_calls`.
 
   Yields:
@@ -110,6 +113,8 @@ def simulate(
 
   begins = start is None
   state, client_states = start or simulation.init()
+  if hosts.several():  # Other processors round otherwise: one has drawn it.
+    state = hosts.copy(jax.device_get(state), state)
   state, client_states = place((state, client_states), simulation)
   done = int(np.max(state.round))
   tested = simulation.evaluate(state.params)
@@ -140,6 +145,7 @@ def simulate(
           target_accuracy, int(np.max(tested.count))
         ),
         wanted=wanted,
+        looking=looking,
         stopping=stopping,
       ):
         if record.state is not None:
@@ -150,7 +156,7 @@ def simulate(
         yield record
       return
     except jax.errors.JaxRuntimeError as error:
-      if done and jax.tree.leaves(client_states):
+      if hosts.several() or (done and jax.tree.leaves(client_states)):
         raise  # What the clients kept went with the call that failed.
       lanes = fewer_lanes(lanes, simulation.planner, error)
 
@@ -165,6 +171,7 @@ def run_calls(
   going: Any = None,
   enough_correct: float = math.inf,
   wanted: Callable[[int], bool] = lambda number: False,
+  looking: Callable[[], bool] = lambda: False,
   stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
   """Runs rounds from a state on; `simulate` is built on it.
@@ -181,28 +188,34 @@ def run_calls(
     going: of a sweep, [G] bool, the values that have not ended; None for all.
     enough_correct: ends after a round with so many correct test examples.
     wanted: round number -> whether the record must have its state and client
-      states. Asked once for a round, before it begins.
-    stopping: whether to begin no further call. Those in line are waited for
-      only where client states went into them.
+      states. Asked once for a round, before it begins; the same on all
+      processes.
+    looking: whether the next record that can have them must, on any process.
+    stopping: whether to begin no further call, on any process. Those in line
+      are waited for where client states went into them, or other processes
+      are at work on them.
 
   Yields:
     A record per round.
   """
   keeps = bool(jax.tree.leaves(client_states))
+  alone = not hosts.several()
+  agreed = calls_lib.Wishes()  # Of all processes, when they began a call.
   going = np.ones(np.shape(state.round), bool) if going is None else going
   in_flight: list[tuple] = []  # (numbers, evaluated, state, told)
   draining = False  # Nothing more in line until a wanted state was given.
   per_round = math.inf  # Seconds, once known.
   asked = time.perf_counter()
   while numbers or in_flight:
-    while (
-      numbers
-      and len(in_flight) < _CALLS_IN_FLIGHT
-      and not draining
-      and not stopping()
-    ):
-      many = int(_CALL_SECONDS / per_round) if per_round else len(numbers)
+    while numbers and len(in_flight) < _CALLS_IN_FLIGHT and not draining:
+      ours = calls_lib.Wishes(stopping(), looking(), per_round)
+      stop, look, seconds = ours if alone else agreed
+      if stop:
+        break
+      many = int(_CALL_SECONDS / seconds) if seconds else len(numbers)
       many = min(max(many, 1), simulation.rounds_per_call)
+      if look:
+        many, draining = 1, True
       for i, number in enumerate(numbers[:many]):
         if wanted(number):
           many, draining = i + 1, True
@@ -214,6 +227,7 @@ def run_calls(
         simulation.rounds_per_call,
         evaluated,
         enough_correct,
+        ours,
       )
       state, client_states, told = simulation.call(
         going,
@@ -221,16 +235,17 @@ def run_calls(
         client_states,
         simulation.data(mine),
         simulation.test,
-        schedule,
+        calls_lib.place(schedule, simulation.mesh),
       )
       going = told.going
       in_flight.append((mine, schedule.evaluate, state, told))
     if not in_flight:
       return  # Stopping.
     mine, tests, state_then, told = in_flight.pop(0)
-    told = _fetch(told, lambda: stopping() and not keeps)
+    told = _fetch(told, lambda: alone and stopping() and not keeps)
     if told is None:
       return
+    agreed = told.wishes
     draining = draining and bool(in_flight)
     # Calls in line behind the end of all hand on what they are given.
     gone = keeps and in_flight and np.any(told.going)

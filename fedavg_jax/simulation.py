@@ -24,6 +24,7 @@ from fedavg_jax import calls as calls_lib
 from fedavg_jax import clients as clients_lib
 from fedavg_jax import cost
 from fedavg_jax import evaluate as evaluate_lib
+from fedavg_jax import hosts
 from fedavg_jax import lanes as lanes_lib
 from fedavg_jax import losses
 from fedavg_jax import models
@@ -195,13 +196,10 @@ def build_simulation(
   @functools.cache  # Fewer lanes find the data where it is.
   def on_devices(number: int):
     mesh = round_lib.lane_mesh(devices[:number])
-    if stream:
-      source = stream_lib.Stream(clients, planner, mesh)
-      like = stream_lib.shapes(clients, planner)
-    else:
-      like = round_lib.place_examples(clients.x, clients.y, mesh)
-      source = functools.partial(_resident, like)
-    return mesh, (source, like, evaluate_lib.place_test_set(test, mesh))
+    data: Any = None
+    if not stream:
+      data = round_lib.place_examples(clients.x, clients.y, mesh)
+    return mesh, data, evaluate_lib.place_test_set(test, mesh)
 
   def with_lanes(lanes: int, why: str) -> Simulation:
     laid_out = planner
@@ -209,12 +207,19 @@ def build_simulation(
       laid_out = lanes_lib.lay_out(
         planner, lanes, min(planner.num_devices, lanes)
       )
+    mesh, data, test_set = on_devices(laid_out.num_devices)
+    if stream:
+      data = stream_lib.shapes(clients, laid_out)
+      source = stream_lib.Stream(clients, laid_out, mesh)
+    else:
+      source = functools.partial(_resident, data)
     return _compile(
       model,
       loss_fn,
       algorithm,
       laid_out,
-      *on_devices(laid_out.num_devices),
+      mesh,
+      (source, data, test_set),
       on_nan=on_nan,
       sweep=sweep,
       rounds_per_call=1 if stream else rounds_per_call,
@@ -296,10 +301,12 @@ def _compile(
 
   states = jax.eval_shape(init)
   going = np.ones(() if sweep is None else len(sweep), bool)
-  schedule = calls_lib.make_schedule(
-    planner, [1], rounds_per_call, lambda _: True
+  schedule = calls_lib.place(
+    calls_lib.make_schedule(planner, [1], rounds_per_call, lambda _: True), mesh
   )
-  call = calls_lib.build_call(round_fn, evaluate, mesh)
+  call = calls_lib.build_call(
+    round_fn, evaluate, mesh, jax.P('lanes') if planner.streamed else jax.P()
+  )
   call = call.lower(going, *states, data, test_set, schedule).compile(
     _COMPILER_OPTIONS.get(platform)
   )
@@ -388,6 +395,11 @@ def fewer_lanes(lanes: int, planner, error: Exception) -> int:
   """Half the lanes, where the device had no memory for them; else raises."""
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
+  if hosts.several():  # The others know nothing of it.
+    raise InputError(
+      f'lanes = {lanes}: memory holds no more; give fewer, the same for all'
+      ' processes'
+    ) from error
   if lanes == 1:
     raise InputError(
       'lanes = 1: not even one lane of this model fits into memory; it must be'
@@ -408,9 +420,7 @@ def fewer_lanes(lanes: int, planner, error: Exception) -> int:
 
 def place(tree: Any, simulation: Simulation) -> Any:
   """Arrays, on every device of a simulation."""
-  return jax.device_put(
-    tree, jax.sharding.NamedSharding(simulation.mesh, jax.P())
-  )
+  return hosts.put(tree, jax.sharding.NamedSharding(simulation.mesh, jax.P()))
 
 
 def _resident(data: clients_lib.Examples, numbers: Sequence[int]):

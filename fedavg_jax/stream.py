@@ -1,11 +1,11 @@
-"""The cohort's examples alone on the device, read while it still trains others.
+"""The cohort's examples alone on the devices, read while they train others.
 
-For populations that fit in no memory: the clients' arrays may be memory maps,
-of which only the cohort's rows are read, two rounds ahead, by threads. A plan
-then counts rows in the round's own buffer; the rest of a round is the same, bit
-for bit.
+For populations that fit in no memory: of the clients' arrays only the cohort's
+rows are read, two rounds ahead, by threads; each device gets those of its own
+lanes, and each process reads those of its own devices. A plan then counts rows
+in the buffer of its device; the rest of a round is the same, bit for bit.
 
-Shape letters: N rows of a buffer, enough for the largest cohort there can be.
+Shape letters: N rows of a device's buffer, enough for any cohort; D devices.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ _AHEAD = 2
 
 
 class Buffer(NamedTuple):
-  """Examples of a cohort, client after client in the order it was drawn.
+  """Examples of a cohort, of every device those of its lanes in a row.
 
   Attributes:
-    x: [N, ...]; rows behind the last client are anybody's.
-    y: [N, ...].
-    row: [N] int32, where each stands among all clients' examples.
+    x: [D * N, ...]; rows behind a device's last client are anybody's.
+    y: [D * N, ...].
+    row: [D * N] int32, where each stands among all clients' examples.
   """
 
   x: Any
@@ -41,7 +41,10 @@ class Buffer(NamedTuple):
 
 def shapes(clients: Clients, planner: Planner) -> Buffer:
   """What a buffer of a population looks like, without its content."""
-  number = planner.buffer_examples
+  return _shapes(clients, planner.num_devices * planner.buffer_examples)
+
+
+def _shapes(clients: Clients, number: int) -> Buffer:
 
   def like(array):
     return jax.ShapeDtypeStruct((number, *array.shape[1:]), array.dtype)
@@ -68,11 +71,16 @@ class Stream:
     Args:
       clients: whose arrays may be memory maps.
       planner: of the rounds.
-      mesh: devices that each get the whole buffer.
+      mesh: the planner's devices.
     """
     self.waited = 0.0
     self._clients, self._planner = clients, planner
-    self._everywhere = jax.sharding.NamedSharding(mesh, jax.P())
+    self._sharding = jax.sharding.NamedSharding(mesh, jax.P('lanes'))
+    self._own = [  # Of this process: number, device.
+      (number, device)
+      for number, device in enumerate(mesh.devices.flat)
+      if device.process_index == jax.process_index()
+    ]
     self._loading: dict[int, concurrent.futures.Future] = {}
     self._pool = concurrent.futures.ThreadPoolExecutor(_AHEAD)
     # Host memory that is read into, again and again. Not on a CPU: there an
@@ -80,7 +88,7 @@ class Stream:
     self._reuses = mesh.devices.flat[0].platform != 'cpu'
     self._free: queue.SimpleQueue = queue.SimpleQueue()
     for _ in range(_AHEAD):
-      self._free.put(self._host_buffer())
+      self._free.put(self._host_buffers())
 
   def __call__(self, numbers: Sequence[int]) -> Any:
     """The buffer of a call's only round; begins to read the next ones."""
@@ -97,24 +105,39 @@ class Stream:
     return buffer
 
   def _load(self, number: int) -> Buffer:
-    host = self._free.get()
+    free = self._free.get()
     try:
-      x, y, row = host
-      position = 0
-      for k in self._planner.cohort(number):
-        first, stop = self._clients.offsets[k : k + 2]
-        here = slice(position, position + int(stop - first))
-        x[here] = self._clients.x[first:stop]
-        y[here] = self._clients.y[first:stop]
-        row[here] = np.arange(first, stop)
-        position = here.stop
-      buffer = jax.device_put(Buffer(x, y, row), self._everywhere)
-      return jax.block_until_ready(buffer)  # Before the memory is used again.
+      loads = self._planner.loads(number)
+      parts = []
+      for buffer, (d, device) in zip(free, self._own, strict=True):
+        self._read(loads[d], buffer)
+        parts.append(jax.device_put(buffer, device))
+      jax.block_until_ready(parts)  # Before the memory is used again.
     finally:
-      self._free.put(host if self._reuses else self._host_buffer())
-
-  def _host_buffer(self) -> Buffer:
+      self._free.put(free if self._reuses else self._host_buffers())
     return jax.tree.map(
-      lambda own: np.zeros(own.shape, own.dtype),
+      lambda whole, *parts: jax.make_array_from_single_device_arrays(
+        whole.shape, self._sharding, list(parts)
+      ),
       shapes(self._clients, self._planner),
+      *parts,
     )
+
+  def _read(self, clients: np.ndarray, buffer: Buffer) -> None:
+    """Reads some clients, one behind another."""
+    position = 0
+    for k in clients:
+      first, stop = self._clients.offsets[k : k + 2]
+      here = slice(position, position + int(stop - first))
+      buffer.x[here] = self._clients.x[first:stop]
+      buffer.y[here] = self._clients.y[first:stop]
+      buffer.row[here] = np.arange(first, stop)
+      position = here.stop
+
+  def _host_buffers(self) -> list[Buffer]:
+    """One for each device of this process."""
+    like = _shapes(self._clients, self._planner.buffer_examples)
+    return [
+      jax.tree.map(lambda own: np.zeros(own.shape, own.dtype), like)
+      for _ in self._own
+    ]

@@ -4,9 +4,12 @@
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import pathlib
+import signal
 import time
 from typing import Any
 from typing import NamedTuple
@@ -21,6 +24,7 @@ from fedavg_jax import checkpoint
 from fedavg_jax import clients as clients_lib
 from fedavg_jax import config as config_lib
 from fedavg_jax import datasets
+from fedavg_jax import hosts
 from fedavg_jax import loggers
 from fedavg_jax import metrics
 from fedavg_jax import models
@@ -90,39 +94,37 @@ def train(
     StoppedError: SIGINT or SIGTERM; all that was done is kept.
   """
   cfg = config_lib.read(config)
-  with stop_on_signals() as stop, Workdir(workdir) as folder:
-    if folder.began is not None:
-      config_lib.compare(cfg, folder.began.get('config'), extend=extend)
-      summary = folder.last_summary()
-      if _is_over(summary, cfg):
-        say(f'{workdir}: this run is over')
-        return summary
-    elif extend:
-      raise InputError(f'workdir = {workdir}: holds no run that could go on')
-    use_cpu_devices(cfg['cpu_devices'])
+  use_cpu_devices(cfg['cpu_devices'])
+  hosts.agree(_same_everywhere(cfg))
+  with stop_on_signals() as stop, contextlib.ExitStack() as stack:
+    # The folder of the run, which process 0 alone has.
+    folder = hosts.first(
+      lambda: stack.enter_context(_open_folder(workdir, cfg, extend))
+    )
+    summary = hosts.tell(folder.last_summary() if folder else {})
+    if _is_over(summary, cfg):
+      _say(f'{workdir}: this run is over')
+      return summary
 
     # Data, divided among the clients, and a model.
-    federation = prepare(cfg)
-    clients = federation.clients
+    federation = hosts.together(lambda: prepare(cfg))
     began = to_begin(cfg, federation)
+    hosts.agree({'the data, by SHA-256,': began['data_sha256']})
 
     # What an interrupted run has left.
-    saved = None
-    lanes = cfg['lanes']
-    if folder.began is not None:
-      saved = resume.newest(folder, began)
-      began, same_bits = resume.continued(folder.began, began, saved)
-      if saved and same_bits and lanes == folder.began['config']['lanes']:
-        lanes = saved.told['lanes']  # What memory is free may have changed.
+    left = hosts.first(lambda: _left(folder, cfg, began))
+    lanes, goes_on = hosts.tell(
+      [left.lanes, left.saved is not None] if left else []
+    )
 
     # Optimizers, compiled round.
-    local = cfg['client']
     simulation = build(cfg, federation, build_algorithm(cfg), lanes=lanes)
     planner = simulation.planner
-    say(
-      f'{describe(cfg)}\n{planner.cohort_size} of {clients.num_clients} clients'
-      f' a round in {planner.lanes} lane(s) on {planner.num_devices}'
-      f' {jax.default_backend()} device(s): {simulation.why_lanes}\ncompiled in'
+    _say(
+      f'{describe(cfg)}\n{planner.cohort_size} of'
+      f' {federation.clients.num_clients} clients a round in {planner.lanes}'
+      f' lane(s) on {planner.num_devices} {jax.default_backend()} device(s)'
+      f'{hosts.describe()}: {simulation.why_lanes}\ncompiled in'
       f' {simulation.compile_seconds:.1f} s'
     )
     client_tests = None
@@ -136,36 +138,126 @@ def train(
       )
     shapes = jax.eval_shape(simulation.init)
     start, number = None, cfg['checkpoint']['keep'] + 2  # The best, a new one.
-    if saved is not None:
+    if goes_on:
       like = resume.to_tree(*shapes)
-      start = resume.from_tree(
-        place(checkpoint.restore(saved.leaves, like), simulation)
-      )
-      saved, number = None, 1  # The others have their room; we have ours back.
+      tree = hosts.first(lambda: _restore(left, like))
+      start = resume.from_tree(place(hosts.copy(tree, like), simulation))
+      number = 1  # The others have their room; we have ours back.
 
     # The folder: nothing of what is wrong above has left one.
-    folder.begin(room=checkpoint.bytes_needed(shapes, number))
-    say(f'workdir: {workdir}')
-    if began != folder.began:
-      folder.config(began)
-    if not (workdir / 'partition.png').exists():
-      draw_population(cfg, federation, folder)
+    room = checkpoint.bytes_needed(shapes, number)
+    hosts.first(lambda: _begin(cfg, federation, folder, left, room))
+    _say(f'workdir: {workdir}')
 
     # The rounds.
-    summary = _run_and_keep(cfg, simulation, client_tests, folder, start, stop)
+    run = _Run(cfg, simulation, client_tests, start, stop)
+    summary = hosts.tell(_run_and_keep(run, folder) if folder else _follow(run))
   if summary['status'] == 'diverged':
     raise DivergedError(
       f'round {summary["rounds"]}: {DIVERGED} (they are'
-      f' {local["learning_rate"]} and {cfg["server"]["learning_rate"]}); the'
+      f' {cfg["client"]["learning_rate"]} and'
+      f' {cfg["server"]["learning_rate"]}); the'
       f' model and metrics before it are kept in {workdir}'
     )
   if summary['status'] == 'interrupted':
     raise StoppedError(
       f'round {summary["rounds"]} is saved; the same command with --workdir'
       f' {workdir} goes on from there',
-      signum=stop.signum,
+      signum=stop.signum or signal.SIGTERM,  # Another process has had it.
     )
   return summary
+
+
+def _say(text: str) -> None:
+  """Prints a line, of several processes once."""
+  if hosts.leads():
+    say(text)
+
+
+def _same_everywhere(cfg: dict[str, Any]) -> dict[str, Any]:
+  """What all processes of a run must have in common, before they have data."""
+  now = metrics.environment()
+  config = {
+    f'config.{key}': value
+    for key, value in config_lib.flatten(cfg)
+    if key not in config_lib.PLACES
+  }
+  return {
+    **config,
+    'the code of fedavg_jax, by SHA-256,': metrics.code_sha256(),
+    **{f'the version of {name}': v for name, v in now['versions'].items()},
+    'the kind of devices': now['device'],
+  }
+
+
+def _open_folder(
+  workdir: pathlib.Path, cfg: dict[str, Any], extend: bool
+) -> Workdir:
+  folder = Workdir(workdir)
+  if folder.began is not None:
+    try:
+      config_lib.compare(cfg, folder.began.get('config'), extend=extend)
+    except InputError:
+      folder.close()
+      raise
+  elif extend:
+    folder.close()
+    raise InputError(f'workdir = {workdir}: holds no run that could go on')
+  return folder
+
+
+@dataclasses.dataclass
+class _Left:
+  """What process 0 finds in the folder of an interrupted run, if it is one.
+
+  Attributes:
+    began: what its config.json is to hold.
+    saved: checkpoint to go on from.
+    lanes: to ask for.
+  """
+
+  began: dict[str, Any]
+  saved: checkpoint.Checkpoint | None
+  lanes: int
+
+
+def _left(
+  folder: Workdir | None, cfg: dict[str, Any], now: dict[str, Any]
+) -> _Left:
+  """Reads what an interrupted run has left."""
+  assert folder is not None
+  lanes = cfg['lanes']
+  if folder.began is None:
+    return _Left(now, None, lanes)
+  saved = resume.newest(folder, now)
+  began, same_bits = resume.continued(folder.began, now, saved)
+  if saved and same_bits and lanes == folder.began['config']['lanes']:
+    lanes = saved.told['lanes']  # What memory is free may have changed.
+  return _Left(began, saved, lanes)
+
+
+def _restore(left: _Left | None, like: Any) -> Any:
+  """The tree of the checkpoint, which is then let go."""
+  assert left is not None and left.saved is not None
+  tree = checkpoint.restore(left.saved.leaves, like)
+  left.saved = None
+  return tree
+
+
+def _begin(
+  cfg: dict[str, Any],
+  federation: Federation,
+  folder: Workdir | None,
+  left: _Left | None,
+  room: int,
+) -> None:
+  """Writes what a run's folder has before its first round."""
+  assert folder is not None and left is not None
+  folder.begin(room=room)
+  if left.began != folder.began:
+    folder.config(left.began)
+  if not (folder.path / 'partition.png').exists():
+    draw_population(cfg, federation, folder)
 
 
 def prepare(cfg: dict[str, Any]) -> Federation:
@@ -235,16 +327,79 @@ def build(
   )
 
 
-def _run_and_keep(
-  cfg: dict[str, Any],
-  simulation: Simulation,
-  client_tests: Callable[[Any], personal.ClientTests] | None,
-  folder: Workdir,
-  start: tuple[round_lib.ServerState, Any] | None,
-  stopping: Callable[[], bool],
-) -> dict[str, Any]:
+class _Run(NamedTuple):
+  """What the rounds of a run are made of, on every process.
+
+  Attributes:
+    cfg: checked.
+    simulation: compiled.
+    client_tests: server state -> tests, None where there are none.
+    start: of a run that goes on.
+    stopping: whether a signal has asked for an end.
+  """
+
+  cfg: dict[str, Any]
+  simulation: Simulation
+  client_tests: Callable[[Any], personal.ClientTests] | None
+  start: tuple[round_lib.ServerState, Any] | None
+  stopping: Callable[[], bool]
+
+  def saves(self, number: int) -> bool:
+    """Whether a checkpoint is due after a round, by its number."""
+    every = self.cfg['checkpoint']['rounds']
+    return bool(every and number and number % every == 0)
+
+  def tests(self, number: int) -> bool:
+    """Whether the clients' own tests are due after a round."""
+    return self.client_tests is not None and (
+      number % self.cfg['client_eval_every'] == 0
+      or number == self.cfg['rounds']
+    )
+
+  def rounds(
+    self, looking: Callable[[], bool]
+  ) -> Iterator[tuple[Record | None, personal.ClientTests | None]]:
+    """Runs until an end; every process does the same.
+
+    Args:
+      looking: as in `simulate`.
+
+    Yields:
+      A record, None if an earlier process has had the last one but was killed
+      before its files; and the clients' tests of it.
+    """
+    cfg, record = self.cfg, None
+    for record in simulate(
+      self.simulation,
+      rounds=cfg['rounds'],
+      eval_every=cfg['eval_every'],
+      target_accuracy=cfg['target_accuracy'],
+      start=self.start,
+      wanted=lambda number: self.saves(number) or self.tests(number),
+      looking=looking,
+      stopping=self.stopping,
+    ):
+      tests = None
+      if self.client_tests and record.state is not None and record.finite:
+        reached = 0 < cfg['target_accuracy'] <= (record.test_accuracy or 0.0)
+        if reached or self.tests(record.round):
+          tests = self.client_tests(record.state)
+      yield record, tests
+    if record is None and self.client_tests and self.start:
+      yield None, self.client_tests(self.start[0])
+
+
+def _follow(run: _Run) -> dict[str, Any]:
+  """Runs until an end, beside process 0, which keeps what is told."""
+  for _ in run.rounds(lambda: False):
+    pass
+  return {}
+
+
+def _run_and_keep(run: _Run, folder: Workdir) -> dict[str, Any]:
   """Runs until an end; however it ends, what was done is written."""
-  every, minutes = cfg['checkpoint']['rounds'], cfg['checkpoint']['minutes']
+  cfg, simulation, start = run.cfg, run.simulation, run.start
+  minutes = cfg['checkpoint']['minutes']
   done = 0 if start is None else int(start[0].round)
   saved_round = None if start is None else done
   saved_at = time.monotonic()
@@ -258,14 +413,8 @@ def _run_and_keep(
     may_end_sooner=cfg['target_accuracy'] > 0,
   )
 
-  def due(number: int) -> bool:
-    by_time = minutes and time.monotonic() - saved_at >= 60 * minutes
-    return bool(by_time or (every and number and number % every == 0))
-
-  def tests_due(number: int) -> bool:
-    return client_tests is not None and (
-      number % cfg['client_eval_every'] == 0 or number == cfg['rounds']
-    )
+  def by_time() -> bool:
+    return bool(minutes and time.monotonic() - saved_at >= 60 * minutes)
 
   folder.open_metrics()
   with contextlib.ExitStack() as stack:
@@ -280,22 +429,14 @@ def _run_and_keep(
     for logger in told_to:
       stack.callback(logger.close)
     try:
-      for record in simulate(
-        simulation,
-        rounds=cfg['rounds'],
-        eval_every=cfg['eval_every'],
-        target_accuracy=cfg['target_accuracy'],
-        start=start,
-        wanted=lambda number: due(number) or tests_due(number),
-        stopping=stopping,
-      ):
+      for record, tested in run.rounds(by_time):
+        tests = tested or tests
+        if record is None:
+          continue
         before = folder.seal()
         line, finite = to_line(record, simulation.planner), record.finite
-        if client_tests and record.state is not None:
-          reached = 0 < cfg['target_accuracy'] <= (record.test_accuracy or 0.0)
-          if finite and (reached or tests_due(record.round)):
-            tests = client_tests(record.state)
-            line |= personal.line(tests)
+        if tested is not None:
+          line |= personal.line(tested)
         folder.line(line)
         for logger in told_to:
           logger.line(line)
@@ -310,7 +451,8 @@ def _run_and_keep(
           lanes=record.lanes,
           accuracy=record.test_accuracy if finite else None,
         )
-        if at_hand.round != saved_round and due(at_hand.round):
+        due = by_time() or run.saves(at_hand.round)
+        if at_hand.round != saved_round and due:
           saved_round = at_hand.round  # Tried once, should it fail.
           at_hand.save(folder, checkpoints)
           saved_at = time.monotonic()
@@ -323,9 +465,6 @@ def _run_and_keep(
         lanes = at_hand.lanes if at_hand else simulation.planner.lanes
         status = _status(cfg, lines[-1], finite) if ended else 'failed'
         summary = finish(cfg, simulation, folder, lines, status, lanes)
-        if client_tests and start and lines[-1]['round'] == done:
-          # An earlier process was killed between its last round and its files.
-          tests = client_tests(start[0])
         if tests is not None:
           with folder.replacing('clients.csv') as path:
             personal.write_csv(path, simulation.planner.num_examples, tests)

@@ -24,7 +24,9 @@ def planner(sizes, cohort_size):
 def gpu(free):
   """What the choice looks at in an accelerator."""
   stats = {'bytes_limit': free + 5, 'bytes_in_use': 5}
-  return types.SimpleNamespace(platform='gpu', memory_stats=lambda: stats)
+  return types.SimpleNamespace(
+    platform='gpu', process_index=0, memory_stats=lambda: stats
+  )
 
 
 def choose(wished, cohort=10, sizes=(600,) * 100, devices=None, **kwargs):
@@ -121,5 +123,7 @@ def test_widths_where_few_clients_are_much_longer(sigma, lanes, expected):
 
 def test_free_memory_of_this_machine():
   assert lanes_lib.free_bytes(jax.devices()[0]) > 2**20
-  silent = types.SimpleNamespace(platform='gpu', memory_stats=lambda: None)
+  silent = types.SimpleNamespace(
+    platform='gpu', process_index=0, memory_stats=lambda: None
+  )
   assert lanes_lib.free_bytes(silent) is None

@@ -165,17 +165,29 @@ def test_only_the_cohorts_are_read_and_two_rounds_ahead(clients):
   assert watched.x.read == expected
 
 
-def test_buffers_that_are_in_use_are_not_written_over(clients):
+@pytest.mark.parametrize('num_devices', (1, 2))
+def test_buffers_that_are_in_use_are_not_written_over(clients, num_devices):
   """Host memory is used again: what was handed out keeps its content."""
-  planner = planner_of(clients, 2)
-  own = stream.Stream(clients, planner, fa.lane_mesh(jax.devices()))
+  planner = dataclasses.replace(
+    planner_of(clients, 4), lanes=num_devices, num_devices=num_devices
+  )
+  mesh = fa.lane_mesh(jax.devices()[:num_devices])
+  own = stream.Stream(clients, planner, mesh)
   given = {t: own([t]) for t in range(1, 9)}
   for t, buffer in given.items():
-    rows = np.concatenate(
-      [np.arange(*clients.offsets[k : k + 2]) for k in planner.cohort(t)]
-    )
-    np.testing.assert_array_equal(buffer.x[: len(rows)], clients.x[rows])
-    np.testing.assert_array_equal(buffer.y[: len(rows)], clients.y[rows])
+    loads = planner.loads(t)
+    assert sorted(np.concatenate(loads)) == sorted(planner.cohort(t))
+    for part, load in zip(
+      zip(*(np.split(own, num_devices) for own in buffer), strict=True),
+      loads,
+      strict=True,
+    ):
+      rows = np.concatenate(
+        [np.arange(*clients.offsets[k : k + 2]) for k in load]
+      )
+      np.testing.assert_array_equal(part[0][: len(rows)], clients.x[rows])
+      np.testing.assert_array_equal(part[1][: len(rows)], clients.y[rows])
+      np.testing.assert_array_equal(part[2][: len(rows)], rows)
 
 
 def test_the_next_rounds_are_read_while_one_is_used(clients):
