@@ -78,6 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.micro_batch = 0  # Examples of a step; larger B adds up; 0 chooses.
   config.rounds_per_call = 0  # At most, of short rounds; 0 chooses.
   config.cpu_devices = 0  # Virtual devices on CPU; 0 is one per core.
+  config.examples_on = 'device'  # Or 'host': the cohort's alone on a device.
+  config.client_states_on = 'device'  # Or 'host', or 'disk': as the examples.
   config.log = ''  # Beside metrics.jsonl: csv, tensorboard, wandb.
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.rounds = 0  # From one to the next; 0 goes by time alone.

@@ -56,6 +56,13 @@ def build_clients(examples: Examples, parts: Sequence[np.ndarray]) -> Clients:
   )
 
 
+def first(clients: Clients, number: int) -> Clients:
+  """The first clients of a population, their labels in memory."""
+  offsets = clients.offsets[: number + 1]
+  stop = int(offsets[-1])
+  return Clients(clients.x[:0], clients.y[:stop], offsets)
+
+
 def stack(clients: Clients, ids: Sequence[int]) -> tuple[np.ndarray, ...]:
   """Some clients as padded arrays, for reading and for `reference.py`.
 

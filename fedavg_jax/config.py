@@ -12,6 +12,7 @@ from typing import Any
 from typing import NamedTuple
 
 from fedavg_jax import algorithms
+from fedavg_jax import client_states
 from fedavg_jax import datasets
 from fedavg_jax import layers
 from fedavg_jax import loggers
@@ -20,6 +21,7 @@ from fedavg_jax import participation
 from fedavg_jax import partition
 from fedavg_jax import plan
 from fedavg_jax import round as round_lib
+from fedavg_jax import stream
 from fedavg_jax.errors import InputError
 
 
@@ -109,6 +111,8 @@ _RULES: dict[str, _Rule] = {
   'micro_batch': _from(0),
   'rounds_per_call': _from(0, 4096),
   'cpu_devices': _from(0, 1024),
+  'examples_on': _one_of(stream.PLACES),
+  'client_states_on': _one_of(client_states.PLACES),
   'log': _Rule(str, lambda v: True, ''),
   'checkpoint.rounds': _from(0),
   'checkpoint.minutes': _between(0, 1e6),
@@ -128,6 +132,7 @@ MACHINE_KEYS = (
   'micro_batch',
   'rounds_per_call',
   'cpu_devices',
+  'examples_on',
   'log',
   'checkpoint.rounds',
   'checkpoint.minutes',
@@ -182,6 +187,13 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
       f'finetune_epochs = {flat["finetune_epochs"]}: must be 0 without tests of'
       ' clients, which client_eval_every = 0 leaves out'
     )
+  for key in ('finetune_epochs', 'rounds_per_call'):
+    most = int(key == 'rounds_per_call')
+    if flat['examples_on'] == 'host' and flat[key] > most:
+      raise InputError(
+        f'{key} = {flat[key]}: must be at most {most} with examples_on ='
+        " 'host', where a device has the cohort's examples alone"
+      )
   loggers.check(flat['log'])
   _check_scaffold(flat)
   nested: dict[str, Any] = {}

@@ -9,6 +9,9 @@
 * `shakespeare`: characters by role of a play. `words`: a text by author.
 
 The last four have natural clients, `Dataset.owners`.
+
+* `stored`: a folder that `python -m fedavg_jax.convert` has written, whose
+  clients stay on disk, `Dataset.clients`.
 """
 
 from collections.abc import Mapping
@@ -24,13 +27,15 @@ from absl import logging
 import numpy as np
 
 from fedavg_jax import readers
+from fedavg_jax import stored
 from fedavg_jax import texts
+from fedavg_jax.clients import Clients
 from fedavg_jax.clients import Examples
 from fedavg_jax.errors import InputError
 
 NAMES = (
   *('digits', 'mnist', 'fashion_mnist', 'cifar10'),
-  *('mnist_writers', 'leaf', 'shakespeare', 'words'),
+  *('mnist_writers', 'leaf', 'shakespeare', 'words', 'stored'),
 )
 # Unrolled time steps, words of the vocabulary and most words of an author, all
 # of McMahan et al. 2017; every tenth author is kept for the test.
@@ -68,6 +73,9 @@ class Dataset(NamedTuple):
     owners: [n] int32, whose each training example is where the data have
       natural clients 0 .. K - 1, else None.
     padding: token behind the end of a sequence, None where all are full.
+    clients: natural clients of a federation on disk, whose `train` is theirs.
+    statistics: mean and standard deviation of all its pixels, in [0, 1].
+    sha256: of all its files, in hexadecimal.
   """
 
   name: str
@@ -77,6 +85,9 @@ class Dataset(NamedTuple):
   max_value: float
   owners: np.ndarray | None = None
   padding: int | None = None
+  clients: Clients | None = None
+  statistics: tuple[float, float] | None = None
+  sha256: str = ''
 
   @property
   def input_shape(self) -> tuple[int, ...]:
@@ -85,6 +96,8 @@ class Dataset(NamedTuple):
 
   def pixel_statistics(self) -> tuple[float, float]:
     """Mean and standard deviation of all training pixels, scaled to [0, 1]."""
+    if self.statistics is not None:
+      return self.statistics
     if self.train.x.dtype != np.uint8:
       scaled = self.train.x.astype(np.float64) / self.max_value
       return float(scaled.mean()), float(scaled.std())
@@ -126,8 +139,23 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
       f'data_dir = {data_dir!r}: must name what holds {name}; there is no such'
       ' file or folder'
     )
-  return {'leaf': _leaf, 'shakespeare': _shakespeare, 'words': _words}[name](
-    folder
+  return {
+    'leaf': _leaf,
+    'shakespeare': _shakespeare,
+    'words': _words,
+    'stored': _stored,
+  }[name](folder)
+
+
+def in_memory(dataset: Dataset) -> Dataset:
+  """A data set whose clients are on disk, read into memory: as all others."""
+  if dataset.clients is None:
+    return dataset
+  sizes = dataset.clients.num_examples
+  return dataset._replace(
+    train=Examples(*map(np.asarray, dataset.train)),
+    owners=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+    clients=None,
   )
 
 
@@ -442,6 +470,22 @@ def _words(path: pathlib.Path) -> Dataset:
     num_classes=_VOCABULARY,
     max_value=1.0,
     owners=_owners(parts[0]),
+  )
+
+
+def _stored(folder: pathlib.Path) -> Dataset:
+  """A federation on disk; its clients are opened, not read."""
+  own = stored.read(folder)
+  return Dataset(
+    'stored',
+    train=Examples(own.clients.x, own.clients.y),
+    test=own.test,
+    num_classes=own.num_classes,
+    max_value=own.max_value,
+    padding=own.padding,
+    clients=own.clients,
+    statistics=own.statistics,
+    sha256=own.sha256,
   )
 
 

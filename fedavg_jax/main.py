@@ -15,6 +15,7 @@ from fedavg_jax import hosts
 from fedavg_jax import supervise
 from fedavg_jax import train
 from fedavg_jax.errors import InputError
+from fedavg_jax.errors import LostError
 from fedavg_jax.progress import say
 from fedavg_jax.workdir import default_workdir
 
@@ -71,6 +72,15 @@ def _run() -> None:
   except OSError as error:
     error.filename = error.filename or f'workdir = {workdir}'
     raise
+  except (RuntimeError, ValueError) as error:
+    if isinstance(error, InputError) or not _DISTRIBUTED.value:
+      raise
+    # What a collective raises depends on what carries it.
+    raise LostError(
+      'another process has ended, or a device failed'
+      f' ({" ".join(str(error).split())[:150]}); the same command goes on from'
+      ' the last checkpoint'
+    ) from error
   if not hosts.leads():
     return
   say(

@@ -135,6 +135,7 @@ def _build_personal(model, simulation, held, finetune, epochs, mesh):
   planner = dataclasses.replace(
     simulation.planner,
     participation=EVERYBODY,
+    gathers=False,
     cohort_size=number,
     epochs=epochs,
   )

@@ -40,7 +40,8 @@ class Plan(NamedTuple):
   """One round as integers; lanes d * L/D ... belong to device d.
 
   Attributes:
-    cohort: [M] int32, the clients of the round.
+    cohort: [M] int32, the clients of the round, or of a planner that gathers
+      what they keep, 0 .. M - 1.
     share: [] float32, the cohort's part of the weight of all clients.
     order: [N] int32, row of the clients' arrays, or of the round's buffer where
       they are streamed, that is read at each position.
@@ -134,8 +135,10 @@ class Planner:
       device goes on with fewer of them once the others are idle to the end.
     bytes_down: that a client receives at its begin.
     bytes_up: that it sends at its end.
-    streamed: whether rows are counted in a buffer of the cohort's examples
-      alone, client after client in the order they were drawn.
+    streamed: whether rows are counted in a buffer of each device, which holds
+      the examples of its own clients alone, one after another.
+    gathers: whether `Plan.cohort` counts in the states of the cohort alone, in
+      the order of `slots`.
   """
 
   num_examples: np.ndarray
@@ -153,6 +156,7 @@ class Planner:
   bytes_down: int = 0
   bytes_up: int = 0
   streamed: bool = False
+  gathers: bool = False
 
   def __post_init__(self):
     if not self.widths:
@@ -250,6 +254,18 @@ class Planner:
       ],
       np.int64,
     )
+
+  def slots(self, round_number: int) -> np.ndarray:
+    """Clients by their places in a plan, [M]; the last may train nothing."""
+    return self._slots(self.cohort(round_number))
+
+  def _slots(self, cohort) -> np.ndarray:
+    """The cohort, and others that train nothing, where it has too few."""
+    missing = self.cohort_size - len(cohort)
+    if not missing:
+      return cohort
+    others = np.setdiff1d(np.arange(len(self.num_examples)), cohort)
+    return np.concatenate([cohort, others[:missing]])
 
   def loads(self, round_number: int) -> list[np.ndarray]:
     """Clients that each device trains in a round, [D] of them in lane order."""
@@ -367,7 +383,9 @@ class Planner:
     weights = self._weights[cohort] * (completed > 0)
     total = weights.sum()
     plan = self._empty()
-    plan.cohort[:] = _filled(cohort, len(self.num_examples), self.cohort_size)
+    plan.cohort[:] = (
+      np.arange(self.cohort_size) if self.gathers else self._slots(cohort)
+    )
     plan.share[...] = total / self._weights.sum()
     ends = []  # (lane, first step, last step + 1, position in the cohort)
     position = 0
@@ -480,15 +498,6 @@ class Planner:
       begins=np.full((lanes, events + 1), -1, np.int32),
       weight=np.zeros((lanes, events), np.float32),
     )
-
-
-def _filled(cohort, num_clients: int, cohort_size: int) -> np.ndarray:
-  """The cohort, and others that train nothing, where it has too few."""
-  missing = cohort_size - len(cohort)
-  if not missing:
-    return cohort
-  others = np.setdiff1d(np.arange(num_clients), cohort)
-  return np.concatenate([cohort, others[:missing]])
 
 
 @functools.lru_cache(maxsize=4096)  # Many clients are of the same size.

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+# That a picture of a population shows.
+MOST_CLIENTS = 5000
 _ACCURACY, _LOSS, _TARGET, _PAPER = '#1f5f99', '#b8541a', '#666666', '#2e8540'
 
 
@@ -200,15 +202,21 @@ def draw_comparison(
 
 
 def draw_partition(
-  path: pathlib.Path, *, title: str, counts: np.ndarray
+  path: pathlib.Path, *, title: str, counts: np.ndarray, num_clients: int
 ) -> None:
   """Draws how many examples of each label each client holds, and their mix.
+
+  Of more clients than `MOST_CLIENTS` the first ones.
 
   Args:
     path: of the new PNG.
     title: what was divided.
-    counts: [K, classes], from `population.label_counts`.
+    counts: [K, classes], from `population.label_counts`, of the first ones.
+    num_clients: that there are.
   """
+  counts = counts[:MOST_CLIENTS]
+  if len(counts) < num_clients:
+    title += f'\n(the first {len(counts):,} of {num_clients:,} clients)'
   num_clients, num_classes = counts.shape
   edges = np.arange(num_clients + 1) - 0.5
   colors = _colors(num_classes)

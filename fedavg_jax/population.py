@@ -1,6 +1,5 @@
 """The clients that a config describes, and what they hold. NumPy only."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +7,35 @@ import numpy as np
 from fedavg_jax import datasets
 from fedavg_jax import participation as participation_lib
 from fedavg_jax import partition
+from fedavg_jax.clients import Clients
+from fedavg_jax.clients import build_clients
 from fedavg_jax.errors import InputError
 
 # These look at labels; a sequence has many.
 _BY_LABEL = ('shards', 'dirichlet', 'inner_dirichlet', 'pathological')
+
+
+def clients(
+  cfg: dict[str, Any], dataset: datasets.Dataset
+) -> tuple[Clients, Clients]:
+  """What every client of a checked config trains on, and what it holds out.
+
+  Raises:
+    InputError: as `divide`.
+  """
+  stays_on_disk = cfg['partition'] == 'natural' and not cfg['holdout_fraction']
+  if dataset.clients is not None and stays_on_disk:
+    nothing = Clients(
+      dataset.clients.x[:0],
+      dataset.clients.y[:0],
+      np.zeros_like(dataset.clients.offsets),
+    )
+    return dataset.clients, nothing
+  dataset = datasets.in_memory(dataset)
+  parts, held = partition.hold_out(
+    divide(cfg, dataset), fraction=cfg['holdout_fraction'], seed=cfg['seed']
+  )
+  return build_clients(dataset.train, parts), build_clients(dataset.train, held)
 
 
 def divide(cfg: dict[str, Any], dataset: datasets.Dataset) -> list[np.ndarray]:
@@ -120,18 +144,21 @@ def participation(
   )
 
 
-def label_counts(
-  dataset: datasets.Dataset, parts: Sequence[np.ndarray]
-) -> np.ndarray:
+def label_counts(clients: Clients, num_classes: int) -> np.ndarray:
   """Examples of each label at each client; of sequences all count as one.
+
+  Args:
+    clients: the population.
+    num_classes: labels are 0 .. num_classes - 1.
 
   Returns:
     [K, classes], or [K, 1] of sequences.
   """
-  labels = dataset.train.y
-  if labels.ndim > 1:
-    return np.array([[len(part)] for part in parts])
-  return partition.label_counts(labels, parts, dataset.num_classes)
+  if len(clients.y.shape) > 1:
+    return clients.num_examples[:, None]
+  labels = np.asarray(clients.y)
+  parts = np.split(np.arange(len(labels)), clients.offsets[1:-1])
+  return partition.label_counts(labels, parts, num_classes)
 
 
 def describe(counts: np.ndarray) -> list[str]:

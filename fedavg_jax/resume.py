@@ -9,6 +9,7 @@ import jax
 
 from fedavg_jax import checkpoint
 from fedavg_jax import round as round_lib
+from fedavg_jax.client_states import ClientStates
 from fedavg_jax.errors import InputError
 from fedavg_jax.progress import say
 from fedavg_jax.workdir import Workdir
@@ -98,6 +99,8 @@ def continued(
 
 def to_tree(state: round_lib.ServerState, client_states: Any) -> Any:
   """What a checkpoint holds."""
+  if isinstance(client_states, ClientStates):
+    client_states = client_states.saved()
   return state._asdict() | {'clients': client_states}
 
 
@@ -113,29 +116,41 @@ class AtHand(NamedTuple):
 
   Attributes:
     round: that it is after.
-    tree: what a checkpoint is to hold.
+    state: of the server.
+    client_states: of all clients, on the devices or the host.
     seal: of metrics.jsonl, up to this round.
     lanes: of all devices.
     accuracy: of its model, None where it was not tested.
+    changes: that the clients' states had seen, on the host.
   """
 
   round: int
-  tree: Any
+  state: round_lib.ServerState
+  client_states: Any
   seal: dict[str, Any]
   lanes: int
   accuracy: float | None
+  changes: int = 0
 
   def is_there(self) -> bool:
     """Whether what the clients keep has not gone into a call meanwhile."""
-    return not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.tree))
+    if isinstance(self.client_states, ClientStates):
+      return self.client_states.changes == self.changes
+    return not any(
+      leaf.is_deleted() for leaf in jax.tree.leaves(self.client_states)
+    )
 
   def save(self, folder: Workdir, checkpoints: checkpoint.Checkpoints) -> None:
     """Writes a checkpoint, behind the lines that it seals."""
     folder.sync()  # Never behind a checkpoint that has sealed it.
+    tree = to_tree(self.state, self.client_states)
+    told = {'round': self.round, 'lanes': self.lanes, 'metrics': self.seal}
+    if isinstance(self.client_states, ClientStates):
+      told['clients'] = len(tree['clients']['clients'])
     checkpoints.save(
       self.round,
-      self.tree,
-      {'round': self.round, 'lanes': self.lanes, 'metrics': self.seal},
+      tree,
+      told,
       self.accuracy,
     )
     assert folder.began is not None

@@ -17,6 +17,8 @@ import numpy as np
 from fedavg_jax import calls as calls_lib
 from fedavg_jax import hosts
 from fedavg_jax import round as round_lib
+from fedavg_jax.client_states import ClientStates
+from fedavg_jax.client_states import Cohorts
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
 from fedavg_jax.simulation import Simulation
@@ -47,7 +49,8 @@ class Record(NamedTuple):
     state: the server after it; None where the same call did more rounds after
       it, which the device does not stop for.
     client_states: what all clients keep after it, to be read before the next
-      record is asked for; None where it went on into the next round.
+      record is asked for; None where it went on into the next round. Where it
+      stays on the host, the `ClientStates`.
     lanes: of all devices, that trained it.
     train_loss: mean loss over the examples read, each before its own step.
     examples: examples read in all local epochs.
@@ -79,6 +82,7 @@ def simulate(
   eval_every: int = 1,
   target_accuracy: float = 0.0,
   start: tuple[round_lib.ServerState, Any] | None = None,
+  host_states: ClientStates | None = None,
   wanted: Callable[[int], bool] = lambda number: False,
   looking: Callable[[], bool] = lambda: False,
   stopping: Callable[[], bool] = lambda: False,
@@ -97,7 +101,9 @@ def simulate(
     target_accuracy: ends the run; 0 is none.
     start: server state and client states to go on from, as an earlier record
       had them, with the round after it; what clients keep goes with the first
-      call. None begins anew.
+      call, or is changed in its place on the host. None begins anew.
+    host_states: of a run that begins anew, where its clients' states go if they
+      stay on the host; memory if left out.
     wanted: as in `run_calls`.
     looking: as in `run_calls`.
     stopping: as in `run_calls`.
@@ -113,9 +119,13 @@ def simulate(
 
   begins = start is None
   state, client_states = start or simulation.init()
+  if start is None and simulation.host_states is not None:
+    client_states = host_states or simulation.host_states()
   if hosts.several():  # Other processors round otherwise: one has drawn it.
     state = hosts.copy(jax.device_get(state), state)
-  state, client_states = place((state, client_states), simulation)
+  state = place(state, simulation)
+  if not isinstance(client_states, ClientStates):
+    client_states = place(client_states, simulation)
   done = int(np.max(state.round))
   tested = simulation.evaluate(state.params)
   lanes = simulation.planner.lanes
@@ -133,7 +143,8 @@ def simulate(
         simulation = simulation.with_lanes(lanes)
         # The devices may be fewer: the state moves there, and loses nothing.
         state = place(jax.device_get(state), simulation)
-        _, client_states = simulation.init()
+        if not isinstance(client_states, ClientStates):
+          _, client_states = simulation.init()
       for record in run_calls(
         simulation,
         state,
@@ -199,6 +210,13 @@ def run_calls(
     A record per round.
   """
   keeps = bool(jax.tree.leaves(client_states))
+  cohorts, all_states = None, client_states
+  if isinstance(client_states, ClientStates):
+    cohorts = Cohorts(
+      client_states,
+      simulation.planner.slots,
+      lambda states: place(states, simulation),
+    )
   alone = not hosts.several()
   agreed = calls_lib.Wishes()  # Of all processes, when they began a call.
   going = np.ones(np.shape(state.round), bool) if going is None else going
@@ -229,6 +247,8 @@ def run_calls(
         enough_correct,
         ours,
       )
+      if cohorts:
+        client_states = cohorts.begin(mine[0])
       state, client_states, told = simulation.call(
         going,
         state,
@@ -237,6 +257,9 @@ def run_calls(
         simulation.test,
         calls_lib.place(schedule, simulation.mesh),
       )
+      if cohorts:
+        cohorts.under_way(mine[0], client_states)
+        client_states = all_states
       going = told.going
       in_flight.append((mine, schedule.evaluate, state, told))
     if not in_flight:
@@ -245,6 +268,8 @@ def run_calls(
     told = _fetch(told, lambda: alone and stopping() and not keeps)
     if told is None:
       return
+    if cohorts:
+      cohorts.end(mine[0])
     agreed = told.wishes
     draining = draining and bool(in_flight)
     # Calls in line behind the end of all hand on what they are given.

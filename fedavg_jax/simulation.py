@@ -21,6 +21,7 @@ import numpy as np
 
 from fedavg_jax import algorithms
 from fedavg_jax import calls as calls_lib
+from fedavg_jax import client_states as client_states_lib
 from fedavg_jax import clients as clients_lib
 from fedavg_jax import cost
 from fedavg_jax import evaluate as evaluate_lib
@@ -55,6 +56,8 @@ class Simulation(NamedTuple):
   Attributes:
     init: () -> (server state, client states) before round 1; the same ones
       every time.
+    host_states: where clients' states stay on the host, a function that makes
+      them anew, optionally in a file of some folder; `init` then has none.
     planner: round number -> plan.
     call: from `calls.build_call`, compiled.
     rounds_per_call: R.
@@ -70,6 +73,7 @@ class Simulation(NamedTuple):
   """
 
   init: Callable[[], tuple[round_lib.ServerState, Any]]
+  host_states: Callable[..., client_states_lib.ClientStates] | None
   planner: plan_lib.Planner
   call: Callable
   rounds_per_call: int
@@ -104,6 +108,7 @@ def build_simulation(
   devices: Sequence[jax.Device] | None = None,
   sweep: Sequence[float] | None = None,
   stream: bool = False,
+  keep_on_host: bool = False,
 ) -> Simulation:
   """Compiles a federation for the devices at hand.
 
@@ -134,6 +139,9 @@ def build_simulation(
     stream: keeps on the devices only what a round's cohort holds, read ahead by
       threads, one round a call; the clients' arrays may be memory maps. The
       same bits as without.
+    keep_on_host: keeps what clients keep, such as SCAFFOLD's control variates,
+      on the host; the devices have the cohort's alone, one round a call. The
+      same bits as without.
 
   Returns:
     A `Simulation`.
@@ -156,10 +164,10 @@ def build_simulation(
     seed=seed,
     streamed=stream,
   )
-  if stream and rounds_per_call > 1:
+  if (stream or keep_on_host) and rounds_per_call > 1:
     raise InputError(
-      f'rounds_per_call = {rounds_per_call}: must be 1 where clients are'
-      ' streamed'
+      f'rounds_per_call = {rounds_per_call}: must be 1 where examples or states'
+      ' of clients stay on the host'
     )
   loss_fn = losses.cross_entropy(model.apply)
   params = jax.eval_shape(model.init, jax.random.key(seed))
@@ -175,7 +183,16 @@ def build_simulation(
     together = len(sweep)
   algorithms.check(one, params)
   down, up = algorithms.traffic(one, params)
-  planner = dataclasses.replace(planner, bytes_down=down, bytes_up=up)
+  state_bytes = cost.num_bytes(jax.eval_shape(one.client_init, params))
+  gathers = keep_on_host and state_bytes > 0
+  if gathers and sweep is not None:
+    raise InputError(
+      'keep_on_host, or client_states_on of a config: must not be asked of a'
+      ' sweep'
+    )
+  planner = dataclasses.replace(
+    planner, bytes_down=down, bytes_up=up, gathers=gathers
+  )
   _check_examples(model, params, clients, test, on_nan, stream)
   planner, why = lanes_lib.choose_lanes(
     lanes,
@@ -186,8 +203,8 @@ def build_simulation(
     * _lane_bytes(loss_fn, one, model.augment, params, planner, clients),
     other_bytes=_data_bytes(clients, planner)
     + len(sweep or (0,))
-    * clients.num_clients
-    * cost.num_bytes(jax.eval_shape(one.client_init, params)),
+    * (_CALLS_IN_LINE * planner.cohort_size if gathers else clients.num_clients)
+    * state_bytes,
   )
   logging.info('%d lanes: %s', planner.lanes, why)
   if widths is not None:
@@ -198,7 +215,8 @@ def build_simulation(
     mesh = round_lib.lane_mesh(devices[:number])
     data: Any = None
     if not stream:
-      data = round_lib.place_examples(clients.x, clients.y, mesh)
+      x, y = map(np.asarray, clients[:2])  # Read, where they are on disk.
+      data = round_lib.place_examples(x, y, mesh)
     return mesh, data, evaluate_lib.place_test_set(test, mesh)
 
   def with_lanes(lanes: int, why: str) -> Simulation:
@@ -222,7 +240,7 @@ def build_simulation(
       (source, data, test_set),
       on_nan=on_nan,
       sweep=sweep,
-      rounds_per_call=1 if stream else rounds_per_call,
+      rounds_per_call=1 if stream or gathers else rounds_per_call,
       why_lanes=why,
       with_lanes=lambda fewer: with_lanes(fewer, 'memory holds no more'),
     )
@@ -251,16 +269,23 @@ def _compile(
 ) -> Simulation:
   """Compiles once what serves every round."""
   source, data, test_set = data_on_devices
-  seed = planner.seed
+  seed, num_clients = planner.seed, len(planner.num_examples)
   platform = mesh.devices.flat[0].platform
 
   def init_of(algorithm):
     params = model.init(jax.random.key(seed))
     return (
       round_lib.init_state(params, algorithm, mesh),
-      round_lib.init_client_states(
-        params, algorithm, len(planner.num_examples), mesh
-      ),
+      ()
+      if planner.gathers
+      else round_lib.init_client_states(params, algorithm, num_clients, mesh),
+    )
+
+  def host_states(folder=None):
+    return client_states_lib.ClientStates(
+      algorithm.client_init(model.init(jax.random.key(seed))),
+      num_clients,
+      folder,
     )
 
   def init():
@@ -299,7 +324,9 @@ def _compile(
     def evaluate(params, test):
       return values_lib.over(lambda one: test_one(one, test), platform)(params)
 
-  states = jax.eval_shape(init)
+  states, kept = jax.eval_shape(init)
+  if planner.gathers:
+    kept = host_states().shapes(planner.cohort_size)['states']
   going = np.ones(() if sweep is None else len(sweep), bool)
   schedule = calls_lib.place(
     calls_lib.make_schedule(planner, [1], rounds_per_call, lambda _: True), mesh
@@ -307,12 +334,13 @@ def _compile(
   call = calls_lib.build_call(
     round_fn, evaluate, mesh, jax.P('lanes') if planner.streamed else jax.P()
   )
-  call = call.lower(going, *states, data, test_set, schedule).compile(
+  call = call.lower(going, states, kept, data, test_set, schedule).compile(
     _COMPILER_OPTIONS.get(platform)
   )
-  evaluate = evaluate.lower(states[0].params, test_set).compile()
+  evaluate = evaluate.lower(states.params, test_set).compile()
   return Simulation(
     init=init,
+    host_states=host_states if planner.gathers else None,
     planner=planner,
     call=call,
     rounds_per_call=rounds_per_call,

@@ -21,6 +21,7 @@ import numpy as np
 from fedavg_jax.clients import Clients
 from fedavg_jax.plan import Planner
 
+PLACES = ('device', 'host')
 # Rounds that are read before they are asked for.
 _AHEAD = 2
 

@@ -19,6 +19,9 @@ _NATIVE = re.compile(
   r'[IWEF]\d{4} \d\d:\d\d:\d\d|WARNING: All log|\[Gloo\]|\s+@ +0x|\*\*\* '
   r'|Additional GRPC|:UNKNOWN|RPC: |$'
 )
+# After an error of the runtime, what its text goes on with, up to one of these.
+_ERROR = re.compile(r'[EF]\d{4} \d\d:\d\d:\d\d')
+_OURS = ('error: ', 'Traceback ')
 _FATAL = re.compile(r'F\d{4} \d\d:\d\d:\d\d')
 # What a fatal line has in it, and what has gone wrong then.
 _REASONS = (
@@ -72,16 +75,17 @@ def run() -> int:
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, lambda signum, frame: child.send_signal(signum))
   assert child.stderr
-  told, fatal = False, ''
+  told, theirs, fatal = False, False, ''
   for line in child.stderr:
-    if _FATAL.match(line):
-      fatal = fatal or line
+    if fatal or _FATAL.match(line):
+      fatal += line
     told = told or line.startswith('error: ')
-    if not fatal and not _NATIVE.match(line):
+    theirs = bool(_ERROR.match(line)) or (theirs and not line.startswith(_OURS))
+    if not (theirs or _NATIVE.match(line)):
       print(line, end='', file=sys.stderr, flush=True)
   code = child.wait()
-  if code >= 0 or told:
-    return code if code > 0 else int(bool(code))
+  if told or (code >= 0 and not fatal):
+    return code if code >= 0 else 1
   reason = f'the process was ended by signal {-code}'
   if fatal:
     reason = next(text for key, text in _REASONS if key in fatal)

@@ -469,7 +469,8 @@ def _write_run(job, federation, simulation, told, last, g) -> None:
     diverged = status == 'diverged'
     at_hand = resume.AtHand(
       round=line['round'] - diverged,
-      tree=resume.to_tree(state, client_states),
+      state=state,
+      client_states=client_states,
       seal=seal if diverged else folder.seal(),
       lanes=simulation.planner.lanes,
       accuracy=None if diverged else line.get('test_accuracy'),

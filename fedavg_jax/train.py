@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import signal
+import tempfile
 import time
 from typing import Any
 from typing import NamedTuple
@@ -29,13 +30,13 @@ from fedavg_jax import loggers
 from fedavg_jax import metrics
 from fedavg_jax import models
 from fedavg_jax import paper
-from fedavg_jax import partition
 from fedavg_jax import personal
 from fedavg_jax import plan
 from fedavg_jax import plots
 from fedavg_jax import population
 from fedavg_jax import resume
 from fedavg_jax import round as round_lib
+from fedavg_jax.client_states import ClientStates
 from fedavg_jax.errors import DivergedError
 from fedavg_jax.errors import InputError
 from fedavg_jax.errors import StoppedError
@@ -57,14 +58,12 @@ class Federation(NamedTuple):
 
   Attributes:
     dataset: of the config.
-    parts: indices of every client's training examples.
     clients: those examples, back to back.
     held: what clients hold out, back to back.
     model: of the config.
   """
 
   dataset: datasets.Dataset
-  parts: list[np.ndarray]
   clients: clients_lib.Clients
   held: clients_lib.Clients
   model: models.Model
@@ -113,9 +112,7 @@ def train(
 
     # What an interrupted run has left.
     left = hosts.first(lambda: _left(folder, cfg, began))
-    lanes, goes_on = hosts.tell(
-      [left.lanes, left.saved is not None] if left else []
-    )
+    lanes, goes_on, number_saved = hosts.tell(left.facts() if left else [])
 
     # Optimizers, compiled round.
     simulation = build(cfg, federation, build_algorithm(cfg), lanes=lanes)
@@ -138,19 +135,32 @@ def train(
       )
     shapes = jax.eval_shape(simulation.init)
     start, number = None, cfg['checkpoint']['keep'] + 2  # The best, a new one.
+    states = None  # Of clients, where they stay on the host.
+    if simulation.host_states is not None:
+      on_disk = cfg['client_states_on'] == 'disk'
+      states = simulation.host_states(_scratch(folder) if on_disk else None)
     if goes_on:
-      like = resume.to_tree(*shapes)
+      kept = states.shapes(number_saved) if states else shapes[1]
+      like = resume.to_tree(shapes[0], kept)
       tree = hosts.first(lambda: _restore(left, like))
-      start = resume.from_tree(place(hosts.copy(tree, like), simulation))
+      start = resume.from_tree(hosts.copy(tree, like))
       number = 1  # The others have their room; we have ours back.
 
     # The folder: nothing of what is wrong above has left one.
     room = checkpoint.bytes_needed(shapes, number)
     hosts.first(lambda: _begin(cfg, federation, folder, left, room))
     _say(f'workdir: {workdir}')
+    if start is not None:
+      state, kept = start
+      if states is not None:
+        states.scatter(kept['clients'], kept['states'])
+        kept = states
+      else:
+        kept = place(kept, simulation)
+      start = place(state, simulation), kept
 
     # The rounds.
-    run = _Run(cfg, simulation, client_tests, start, stop)
+    run = _Run(cfg, simulation, client_tests, start, states, stop)
     summary = hosts.tell(_run_and_keep(run, folder) if folder else _follow(run))
   if summary['status'] == 'diverged':
     raise DivergedError(
@@ -220,6 +230,12 @@ class _Left:
   saved: checkpoint.Checkpoint | None
   lanes: int
 
+  def facts(self) -> tuple[int, bool, int]:
+    """What all must know: lanes, whether to go on, clients with states."""
+    if self.saved is None:
+      return self.lanes, False, 0
+    return self.lanes, True, self.saved.told.get('clients', 0)
+
 
 def _left(
   folder: Workdir | None, cfg: dict[str, Any], now: dict[str, Any]
@@ -244,6 +260,11 @@ def _restore(left: _Left | None, like: Any) -> Any:
   return tree
 
 
+def _scratch(folder: Workdir | None) -> pathlib.Path:
+  """Where a process keeps what need not stay: beside its run, or anywhere."""
+  return folder.path if folder else pathlib.Path(tempfile.gettempdir())
+
+
 def _begin(
   cfg: dict[str, Any],
   federation: Federation,
@@ -263,16 +284,11 @@ def _begin(
 def prepare(cfg: dict[str, Any]) -> Federation:
   """The data, the clients and the model that a checked config names."""
   dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
-  parts, held = partition.hold_out(
-    population.divide(cfg, dataset),
-    fraction=cfg['holdout_fraction'],
-    seed=cfg['seed'],
-  )
+  clients, held = population.clients(cfg, dataset)
   return Federation(
     dataset=dataset,
-    parts=parts,
-    clients=clients_lib.build_clients(dataset.train, parts),
-    held=clients_lib.build_clients(dataset.train, held),
+    clients=clients,
+    held=held,
     model=models.build_model(
       cfg['model'],
       dataset,
@@ -291,10 +307,19 @@ def to_begin(cfg: dict[str, Any], federation: Federation) -> dict[str, Any]:
   periods = () if trace is None else (trace.client, trace.first, trace.last)
   return {
     'config': cfg,
-    'data_sha256': checkpoint.digest([*clients, *test, *periods]),
+    'data_sha256': checkpoint.digest([*_content(federation), *test, *periods]),
     'test_sha256': checkpoint.digest([*test]),
     **metrics.environment(),
   }
+
+
+def _content(federation: Federation) -> Sequence[np.ndarray]:
+  """Arrays that differ where clients do; those on disk tell their SHA-256."""
+  clients = federation.clients
+  if federation.dataset.clients is clients:
+    sha256 = bytes.fromhex(federation.dataset.sha256)
+    return [np.frombuffer(sha256, np.uint8), clients.offsets]
+  return clients
 
 
 def build(
@@ -323,6 +348,8 @@ def build(
     seed=cfg['seed'],
     lanes=lanes,
     micro_batch=cfg['micro_batch'],
+    stream=cfg['examples_on'] == 'host',
+    keep_on_host=cfg['client_states_on'] != 'device',
     rounds_per_call=cfg['rounds_per_call'],
   )
 
@@ -335,6 +362,7 @@ class _Run(NamedTuple):
     simulation: compiled.
     client_tests: server state -> tests, None where there are none.
     start: of a run that goes on.
+    host_states: of clients, where they stay on the host.
     stopping: whether a signal has asked for an end.
   """
 
@@ -342,6 +370,7 @@ class _Run(NamedTuple):
   simulation: Simulation
   client_tests: Callable[[Any], personal.ClientTests] | None
   start: tuple[round_lib.ServerState, Any] | None
+  host_states: ClientStates | None
   stopping: Callable[[], bool]
 
   def saves(self, number: int) -> bool:
@@ -375,6 +404,7 @@ class _Run(NamedTuple):
       eval_every=cfg['eval_every'],
       target_accuracy=cfg['target_accuracy'],
       start=self.start,
+      host_states=self.host_states,
       wanted=lambda number: self.saves(number) or self.tests(number),
       looking=looking,
       stopping=self.stopping,
@@ -446,7 +476,9 @@ def _run_and_keep(run: _Run, folder: Workdir) -> dict[str, Any]:
         at_hand = resume.AtHand(
           # A round that is not finite leaves everything as it was before it.
           round=record.round if finite else record.round - 1,
-          tree=resume.to_tree(record.state, record.client_states),
+          state=record.state,
+          client_states=record.client_states,
+          changes=getattr(record.client_states, 'changes', 0),
           seal=folder.seal() if finite else before,
           lanes=record.lanes,
           accuracy=record.test_accuracy if finite else None,
@@ -483,7 +515,11 @@ def draw_population(
     plots.draw_partition(
       path,
       title=describe(cfg),
-      counts=population.label_counts(federation.dataset, federation.parts),
+      counts=population.label_counts(
+        clients_lib.first(federation.clients, plots.MOST_CLIENTS),
+        federation.dataset.num_classes,
+      ),
+      num_clients=federation.clients.num_clients,
     )
 
 

@@ -28,12 +28,15 @@ def main() -> None:
   path = command.new_file('picture', 'partition.png')
   cfg = config_lib.read(config)
   dataset = datasets.load_dataset(cfg['dataset'], cfg['data_dir'])
-  counts = population.label_counts(dataset, population.divide(cfg, dataset))
+  clients = population.clients(cfg, dataset)[0]
+  counts = population.label_counts(clients, dataset.num_classes)
   lines = population.describe(counts)
   say('\n'.join(lines))
   title = f'{name}: {population.name(cfg)}'
   with whole(path) as part:
-    plots.draw_partition(part, title=title, counts=counts)
+    plots.draw_partition(
+      part, title=title, counts=counts, num_clients=len(counts)
+    )
   say(f'{path} is drawn')
 
 

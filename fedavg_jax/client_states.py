@@ -1,0 +1,152 @@
+"""What clients keep from round to round, on the host instead of the devices.
+
+A device then holds the states of a cohort alone: they are gathered before a
+round and scattered after it, in memory or in a file, for populations whose
+states fit on no device.
+
+Shape letters: K clients, M clients of a cohort.
+"""
+
+from collections.abc import Callable
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PLACES = ('device', 'host', 'disk')
+
+
+class ClientStates:
+  """The states of K clients; those that never took part cost nothing.
+
+  Attributes:
+    changes: times that states were scattered: what was looked at before one is
+      not what is there after it.
+  """
+
+  def __init__(
+    self, one: Any, num_clients: int, folder: pathlib.Path | None = None
+  ):
+    """Begins with the same state for everybody.
+
+    Args:
+      one: a tree of arrays, what a client has before its first round.
+      num_clients: K.
+      folder: on the disk, for a file without a name, which is gone with the
+        process; None for memory.
+    """
+    self.changes = 0
+    self._one = jax.tree.map(np.asarray, one)
+    self._took_part = np.zeros(num_clients, bool)
+    self._folder = folder
+    self._rows: Any = None  # Made when there is something to keep.
+
+  def gather(self, clients: np.ndarray) -> Any:
+    """States of some clients, [M, ...]."""
+    known = self._took_part[clients]
+    if not known.any():
+      return jax.tree.map(
+        lambda leaf: np.tile(leaf, (len(clients), *[1] * leaf.ndim)), self._one
+      )
+
+    def of(leaf, rows):
+      mine = rows[clients]
+      mine[~known] = leaf
+      return np.asarray(mine)
+
+    return jax.tree.map(of, self._one, self._rows)
+
+  def scatter(self, clients: np.ndarray, states: Any) -> None:
+    """Keeps new states, [M, ...], of some clients."""
+    if self._rows is None:
+      self._rows = jax.tree.map(self._room, self._one)
+    self.changes += 1
+    self._took_part[clients] = True
+
+    def keep(rows, new):
+      rows[clients] = new
+
+    jax.tree.map(keep, self._rows, states)
+
+  def _room(self, leaf: np.ndarray) -> np.ndarray:
+    """Rows for all clients, [K, ...]; they take what is written to them."""
+    shape = (len(self._took_part), *leaf.shape)
+    if self._folder is None or not leaf.size:
+      return np.zeros(shape, leaf.dtype)
+    with tempfile.TemporaryFile(dir=self._folder) as file:
+      return np.memmap(file, leaf.dtype, 'w+', shape=shape)
+
+  def saved(self) -> dict[str, Any]:
+    """What a checkpoint holds: clients that took part, and their states."""
+    clients = np.flatnonzero(self._took_part)
+    return {'clients': clients, 'states': self.gather(clients)}
+
+  def shapes(self, number: int) -> dict[str, Any]:
+    """Shapes of `saved` with so many clients."""
+
+    def of(leaf):
+      return jax.ShapeDtypeStruct((number, *leaf.shape), leaf.dtype)
+
+    clients = jax.ShapeDtypeStruct((number,), np.dtype(np.int64))
+    return {'clients': clients, 'states': jax.tree.map(of, self._one)}
+
+
+class Cohorts:
+  """Gives each round the states of its cohort, and takes them back.
+
+  A round may begin before the one before it has ended: clients of both are
+  handed on from one to the other on the devices.
+  """
+
+  def __init__(
+    self,
+    states: ClientStates,
+    clients: Callable[[int], np.ndarray],
+    place: Callable[[Any], Any],
+  ):
+    """Begins with what clients have kept so far.
+
+    Args:
+      states: of all clients.
+      clients: number of a round -> the clients of its plan, [M].
+      place: puts arrays of the host on the devices.
+    """
+    self._states, self._clients, self._place = states, clients, place
+    self._under_way: dict[int, Any] = {}
+
+  def begin(self, number: int) -> Any:
+    """States of a round's clients on the devices, [M, ...]."""
+    mine = self._clients(number)
+    states = self._place(self._states.gather(mine))
+    for other, theirs in self._under_way.items():
+      _, here, there = np.intersect1d(
+        mine, self._clients(other), return_indices=True
+      )
+      source = np.full(len(mine), -1, np.int32)
+      source[here] = there
+      if len(here):
+        states = _handed_on(states, theirs, source)
+    return states
+
+  def under_way(self, number: int, states: Any) -> None:
+    """Notes what a round that has begun will have left, on the devices."""
+    self._under_way[number] = states
+
+  def end(self, number: int) -> None:
+    """Keeps what a round has left, once it has ended."""
+    states = jax.device_get(self._under_way.pop(number))
+    self._states.scatter(self._clients(number), states)
+
+
+@jax.jit
+def _handed_on(states, others, source):
+  """Rows `source` of others where they are not negative."""
+
+  def of(mine, theirs):
+    chosen = (source >= 0).reshape(-1, *(1,) * (mine.ndim - 1))
+    return jnp.where(chosen, theirs[source], mine)
+
+  return jax.tree.map(of, states, others)

@@ -1,0 +1,316 @@
+"""Writes a federation to disk, for populations that fit in no memory.
+
+python -m fedavg_jax.convert --source leaf --path data/femnist --out FOLDER
+python -m fedavg_jax.convert --source words --path posts.jsonl --out FOLDER
+python -m fedavg_jax.convert --source images --path photos --out FOLDER
+python -m fedavg_jax.convert --source arrays --path clients.npz --out FOLDER
+python -m fedavg_jax.convert --source generator --path module:function ...
+python -m fedavg_jax.convert --verify FOLDER
+
+Sources are, beside the data sets with natural clients (leaf, shakespeare,
+words, mnist_writers) as `dataset` and `data_dir` of a config name them:
+
+* images: train/CLIENT/LABEL/ANY.png (or .jpg, ...), all of one size and mode,
+  and test/LABEL/ANY.png.
+* arrays: an .npz, or a folder of .npy files, with x, y, client (whose each row
+  is, whole numbers), x_test and y_test.
+* generator: a function of yours, first -> (x [n, ...], y [n]) of client number
+  `first`, then of the one after it, and so on; the same ones whenever it is
+  called. Client -1 is the test set: function(-1) gives it first.
+
+The same command goes on where an earlier one was ended. A config then reads it
+with `dataset = 'stored'`, `data_dir = FOLDER`, `partition = 'natural'` and, to
+keep it out of memory, `examples_on = 'host'`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import importlib
+import pathlib
+import sys
+from typing import Any
+from typing import NamedTuple
+
+from absl import flags
+import numpy as np
+from tqdm import tqdm
+
+from fedavg_jax import clients as clients_lib
+from fedavg_jax import command
+from fedavg_jax import datasets
+from fedavg_jax import partition
+from fedavg_jax import stored
+from fedavg_jax.clients import Examples
+from fedavg_jax.errors import InputError
+from fedavg_jax.progress import say
+
+SOURCES = (
+  *('leaf', 'shakespeare', 'words', 'mnist_writers'),
+  *('images', 'arrays', 'generator'),
+)
+_SOURCE = flags.DEFINE_enum('source', None, SOURCES, 'Kind of what is read.')
+_PATH = flags.DEFINE_string('path', None, 'What is read.')
+flags.DEFINE_string('out', '', 'New folder, or that of a command that ended.')
+_VERIFY = flags.DEFINE_string(
+  'verify', None, 'Folder to read again and compare with its checksums.'
+)
+_SHARD_MIB = flags.DEFINE_integer(
+  'shard_mib', stored.SHARD_BYTES >> 20, 'Size of a shard.', lower_bound=1
+)
+_IMAGES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.webp')
+
+
+class Source(NamedTuple):
+  """Clients that can be read one after another, from any one on.
+
+  Attributes:
+    clients: number of a client -> the examples of it and of those after it.
+    num_clients: 0 where that is not known before.
+    test: the central test set.
+    num_classes: labels are 0 .. num_classes - 1.
+    max_value: of a pixel.
+    padding: of sequences.
+  """
+
+  clients: Callable[[int], Iterable[Examples]]
+  num_clients: int
+  test: Examples
+  num_classes: int
+  max_value: float
+  padding: int | None = None
+
+
+def open_source(kind: str, path: str) -> Source:
+  """Opens what is to be converted.
+
+  Raises:
+    InputError: another kind, or a file that is missing or wrong.
+  """
+  if kind not in SOURCES:
+    raise InputError(f'--source {kind}: must be one of {", ".join(SOURCES)}')
+  if kind == 'generator':
+    return _generator(path)
+  place = pathlib.Path(path).expanduser()
+  if not place.exists():
+    raise InputError(f'--path {path}: there is no such file or folder')
+  if kind == 'images':
+    return _images(place)
+  if kind == 'arrays':
+    return _arrays(place)
+  return _dataset(datasets.load_dataset(kind, path))
+
+
+def _dataset(dataset: datasets.Dataset) -> Source:
+  """A data set that fits into memory, by its natural clients."""
+  assert dataset.owners is not None
+  own = clients_lib.build_clients(
+    dataset.train, partition.by_owner(dataset.owners)
+  )
+  return Source(
+    clients=lambda first: _rows(own, first),
+    num_clients=own.num_clients,
+    test=dataset.test,
+    num_classes=dataset.num_classes,
+    max_value=dataset.max_value,
+    padding=dataset.padding,
+  )
+
+
+def _rows(own: clients_lib.Clients, first: int) -> Iterator[Examples]:
+  for k in range(first, own.num_clients):
+    mine = slice(*own.offsets[k : k + 2])
+    yield Examples(own.x[mine], own.y[mine])
+
+
+def _arrays(path: pathlib.Path) -> Source:
+  """Arrays by client; those of a folder are read as they are needed."""
+  names = ('x', 'y', 'client', 'x_test', 'y_test')
+  if path.is_dir():
+    missing = [n for n in names if not (path / f'{n}.npy').is_file()]
+    opened = path if missing else {n: path / f'{n}.npy' for n in names}
+  else:
+    opened, missing = path, []
+  arrays: dict[str, Any] = {}
+  try:
+    if isinstance(opened, dict):
+      for name, file in opened.items():
+        arrays[name] = np.load(file, mmap_mode='r', allow_pickle=False)
+    elif not missing:
+      with np.load(opened, allow_pickle=False) as file:
+        missing = [n for n in names if n not in file]
+        arrays = {n: file[n] for n in names if n in file}
+  except (OSError, ValueError, TypeError) as error:
+    reason = str(error).splitlines()[0][:120]
+    raise InputError(f'--path {path}: cannot be read ({reason})') from error
+  if missing:
+    raise InputError(f'--path {path}: lacks {", ".join(missing)}')
+  x, y, client, x_test, y_test = (arrays[name] for name in names)
+  if not len(x) == len(y) == len(client) or client.ndim != 1:
+    raise InputError(
+      f'--path {path}: {len(x)} rows of x, {len(y)} of y, client of shape'
+      f' {client.shape}; must be as many'
+    )
+  if client.dtype.kind not in 'iu' or y.dtype.kind not in 'iu':
+    raise InputError(
+      f'--path {path}: client is {client.dtype} and y {y.dtype}; must be whole'
+      ' numbers'
+    )
+  order = np.argsort(client, kind='stable')
+  _, begins = np.unique(client[order], return_index=True)
+  ends = np.append(begins[1:], len(order))
+
+  def clients(first: int) -> Iterator[Examples]:
+    for begin, end in zip(begins[first:], ends[first:], strict=True):
+      rows = np.sort(order[begin:end])
+      yield _plain(x[rows], y[rows])
+
+  return Source(
+    clients=clients,
+    num_clients=len(begins),
+    test=_plain(x_test, y_test),
+    num_classes=int(max(y.max(initial=0), y_test.max(initial=0))) + 1,
+    max_value=255.0 if x.dtype == np.uint8 else 1.0,
+  )
+
+
+def _generator(path: str) -> Source:
+  """Clients that a function of the user makes."""
+  module, _, name = path.partition(':')
+  sys.path.insert(0, '')  # As python itself would find a script's neighbours.
+  try:
+    function = getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise InputError(
+      f'--path {path}: must be module:function ({error})'
+    ) from error
+
+  def clients(first: int) -> Iterator[Examples]:
+    for own in function(first):
+      yield _plain(*own)
+
+  test = next(iter(clients(-1)))
+  return Source(
+    clients=clients,
+    num_clients=0,
+    test=test,
+    num_classes=int(test.y.max(initial=0)) + 1,
+    max_value=255.0 if test.x.dtype == np.uint8 else 1.0,
+  )
+
+
+def _images(folder: pathlib.Path) -> Source:
+  """Images by client and label."""
+  owners = sorted(p for p in (folder / 'train').glob('*') if p.is_dir())
+  labels = sorted(
+    {p.name for p in (folder / 'train').glob('*/*') if p.is_dir()}
+    | {p.name for p in (folder / 'test').glob('*') if p.is_dir()}
+  )
+  owners = [own for own in owners if any(_files(own, labels))]
+  test = list(_files(folder / 'test', labels))
+  if not owners or not test:
+    raise InputError(
+      f'--path {folder}: must hold train/CLIENT/LABEL/ANY.png and'
+      ' test/LABEL/ANY.png'
+    )
+
+  def clients(first: int) -> Iterator[Examples]:
+    for own in owners[first:]:
+      yield _read_images(_files(own, labels), shape)
+
+  shape = _read_images(test[:1], None).x.shape[1:]
+  return Source(
+    clients=clients,
+    num_clients=len(owners),
+    test=_read_images(test, shape),
+    num_classes=len(labels),
+    max_value=255.0,
+  )
+
+
+def _files(folder: pathlib.Path, labels) -> Iterator[tuple[pathlib.Path, int]]:
+  for label, name in enumerate(labels):
+    for path in sorted((folder / name).glob('*')):
+      if path.suffix.lower() in _IMAGES:
+        yield path, label
+
+
+def _read_images(files, shape: tuple[int, ...] | None) -> Examples:
+  """Images of one shape [H, W, C], all if it is not known yet."""
+  from PIL import Image  # Comes with matplotlib; used here alone.
+
+  x, y = [], []
+  for path, label in files:
+    try:
+      with Image.open(path) as image:
+        if image.mode not in ('L', 'RGB', 'RGBA'):
+          image = image.convert('L' if image.mode in ('1', 'I') else 'RGB')
+        pixels = np.asarray(image, np.uint8)
+    except (OSError, ValueError) as error:
+      raise InputError(
+        f'{path}: cannot be read as an image'
+        f' ({str(error).splitlines()[0][:100]})'
+      ) from error
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if shape is not None and pixels.shape != shape:
+      raise InputError(
+        f'{path}: has the shape {pixels.shape}, others {shape}; must be one'
+      )
+    x.append(pixels)
+    y.append(label)
+  return Examples(np.stack(x), np.array(y, np.int32))
+
+
+def _plain(x: Any, y: Any) -> Examples:
+  """Examples in the types that a federation has; images with channels."""
+  x, y = np.asarray(x), np.asarray(y)
+  if x.dtype == np.float64:
+    x = x.astype(np.float32)
+  elif x.dtype.kind in 'iu' and x.dtype != np.uint8:
+    x = x.astype(np.int32)
+  if x.ndim == 3 and x.dtype != np.int32:
+    x = x[..., None]
+  return Examples(x, y.astype(np.int32))
+
+
+def main() -> None:
+  """Converts, or verifies."""
+  if _VERIFY.value is not None:
+    number = stored.verify(pathlib.Path(_VERIFY.value))
+    say(f'{_VERIFY.value}: all {number} files are what was written')
+    return
+  for flag in ('source', 'path', 'out'):
+    if not flags.FLAGS[flag].value:
+      raise InputError(f'--{flag} is missing: see --help')
+  out = command.read_path('out', '')
+  kind, path = str(_SOURCE.value), str(_PATH.value)
+  source = open_source(kind, path)
+  with tqdm(
+    total=source.num_clients or None, unit=' clients', file=sys.stdout
+  ) as bar:
+
+    def wrote(clients: int, size: int) -> None:
+      bar.set_postfix_str(f'{size / 2**30:.2f} GiB', refresh=False)
+      bar.update(clients - bar.n)
+
+    stored.write(
+      out,
+      source.clients,
+      source.test,
+      num_classes=source.num_classes,
+      max_value=source.max_value,
+      padding=source.padding,
+      source={'kind': kind, 'path': path},
+      shard_bytes=_SHARD_MIB.value << 20,
+      wrote=wrote,
+    )
+  own = stored.read(out)
+  size = own.clients.x.nbytes + own.clients.y.nbytes
+  say(
+    f'{out}: {own.clients.num_clients:,} clients, {len(own.clients.y):,}'
+    f' examples, {size / 2**30:.2f} GiB'
+  )
+
+
+if __name__ == '__main__':
+  command.start(main)

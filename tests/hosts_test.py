@@ -1,0 +1,295 @@
+"""Several processes of this machine against one, and what they say if wrong."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.faults import processes
+from fedavg_jax import checkpoint
+from fedavg_jax import hosts
+from fedavg_jax.errors import InputError
+
+# Everything that several processes share, run with whatever devices there are;
+# process 0 writes the models. 4 devices in all, so that lanes are the same.
+_SETTINGS = """
+import sys
+import jax
+number, i, port, out = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+jax.config.update('jax_num_cpu_devices', 4 // number)
+if number > 1:
+  from fedavg_jax import hosts
+  hosts.connect(
+    f'localhost:{port}', number, i, connect_seconds=60, heartbeat_seconds=30
+  )
+import numpy as np
+import optax
+import fedavg_jax as fa
+from fedavg_jax import personal
+from fedavg_jax import stream
+import stream_test
+
+rng = np.random.default_rng(7)
+sizes = [1, 7, 4, 9, 2, 3, 1, 12]
+x = rng.integers(0, 256, (39, 3, 3, 1)).astype(np.uint8)
+y = rng.integers(0, 4, 39).astype(np.int32)
+parts = np.split(rng.permutation(39), np.cumsum(sizes)[:-1])
+clients = fa.build_clients(fa.Examples(x, y), parts)
+models = {}
+read = []
+
+
+class Watched(stream_test.Watched):
+  def __len__(self):
+    return len(self.array)
+
+  def __getitem__(self, rows):
+    if rows.start is None:  # As the test set.
+      return self.array[rows]
+    read.append(len(range(rows.start, rows.stop)))
+    return super().__getitem__(rows)
+
+
+for name, changes in {
+  'fedavg': {},
+  'one client': {'client_fraction': 0.0},
+  'everybody, all at once': {
+    'client_fraction': 1.0, 'batch_size': 0, 'micro_batch': 2
+  },
+  'scaffold': {'algorithm': fa.scaffold(0.1, 1.0)},
+  'streamed': {'stream': True},
+  'streamed, augmented': {'stream': True},
+  'in eight lanes': {'lanes': 8},
+}.items():
+  own = stream_test.model(
+    stream_test.noise if 'augmented' in name else None
+  )
+  population = clients
+  if name == 'streamed':
+    population = clients._replace(x=Watched(clients.x))
+  simulation = stream_test.build(population, own, **changes)
+  records = list(fa.simulate(simulation, rounds=5))
+  leaves = jax.tree.leaves((records[-1].state, records[-1].client_states))
+  for j, leaf in enumerate(leaves):
+    models[f'{name} {j}'] = np.asarray(leaf)
+  models[f'{name} told'] = np.array(
+    [[r.train_loss or 0, r.test_accuracy, r.test_loss] for r in records]
+  )
+held = fa.build_clients(fa.Examples(x, y), parts)
+tests = personal.build_client_tests(
+  own,
+  stream_test.build(clients, own),
+  held,
+  finetune=optax.sgd(0.1),
+  epochs=1,
+)(records[0].state)
+models['client tests'] = np.stack([*tests.global_model, *tests.personal])
+models['read'] = np.array(sum(read))
+if i == 0:
+  np.savez(out, **models)
+else:
+  np.savez(out + f'.{i}', read=models['read'])
+"""
+
+
+def _settings(number: int, folder: pathlib.Path) -> dict[str, np.ndarray]:
+  script, port = folder / 'settings.py', processes.free_port()
+  script.write_text(_SETTINGS)
+  out = folder / f'{number}.npz'
+  started = [
+    subprocess.Popen(
+      [sys.executable, script, *map(str, (number, i, port, out))],
+      stderr=subprocess.PIPE,
+      text=True,
+      env={
+        **os.environ,
+        'PYTHONPATH': f'{processes.REPOSITORY}:{processes.REPOSITORY}/tests',
+      },
+    )
+    for i in range(number)
+  ]
+  for ended in processes.wait(started, 240):
+    assert ended.code == 0, ended.stderr
+  return dict(np.load(out))
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  return _settings(1, tmp_path_factory.mktemp('alone'))
+
+
+@pytest.mark.parametrize('number', (2, 4))
+def test_several_processes_are_one(alone, number, tmp_path):
+  """C = 0 and 1, B = inf, SCAFFOLD, streams: the same within 1e-6."""
+  several = _settings(number, tmp_path)
+  assert several.keys() == alone.keys()
+  for name in alone.keys() - {'read'}:
+    np.testing.assert_allclose(several[name], alone[name], atol=1e-6, rtol=1e-6)
+    assert several[name].dtype == alone[name].dtype
+  # Each process reads those that its own lanes train, or will in two rounds.
+  rows = [int(several['read'])]
+  rows += [int(np.load(path)['read']) for path in tmp_path.glob('*.npz.*.npz')]
+  assert len(rows) == number and max(rows) < alone['read']
+
+
+def test_one_dies_the_others_say_so_and_the_run_goes_on(tmp_path):
+  processes.run(1, tmp_path / 'alone')
+  for number, after, victim, signum in (
+    (2, 4, 1, signal.SIGKILL),
+    (4, 1, 0, signal.SIGKILL),
+    (2, 2, 1, signal.SIGSTOP),
+  ):
+    workdir = tmp_path / f'{number} {after}'
+    others, seconds = processes.kill_one(number, victim, signum, workdir, 9)
+    assert seconds < processes.HEARTBEAT_SECONDS + 20
+    for ended in others:
+      assert ended.code == 1
+      (error,) = ended.errors
+      assert 'goes on from the last checkpoint' in error
+      assert 'Check failure' not in ended.stderr
+      assert 'Traceback' not in ended.stderr
+    processes.run(after, workdir)
+    assert processes.difference(tmp_path / 'alone', workdir) <= processes.CLOSE
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    assert len(lines) == 31
+
+
+def test_a_signal_to_one_stops_all_and_keeps_all(tmp_path):
+  run = tmp_path / 'run'
+  others, _ = processes.kill_one(2, 1, signal.SIGTERM, run, 5)
+  (first,) = others
+  assert first.code == 128 + signal.SIGTERM
+  (error,) = first.errors
+  done = int(re.findall(r'round (\d+) is saved', error)[0])
+  leaves = checkpoint.load_params(run)
+  assert 5 <= done < 30 and jax.tree.leaves(leaves)
+  assert (run / 'checkpoints' / str(done)).is_dir()
+
+
+@pytest.mark.parametrize(
+  'own, said',
+  [
+    ([['--config.seed=1'], ['--config.seed=2']], 'config.seed is 1 on process'),
+    (
+      [['--config.cpu_devices=1'], ['--config.cpu_devices=2']],
+      'different numbers of devices',
+    ),
+    ([[], ['--num_processes=3']], '--num_processes is 2 on process 0, 3 on'),
+    (
+      [['--config.data_dir={}/a'], ['--config.data_dir={}/b']],
+      'the data, by SHA-256, is',
+    ),
+    (
+      [['--config.data_dir={}/a'], ['--config.data_dir={}/none']],
+      'process 1: data_dir = ',
+    ),
+    ([['--workdir={}'], []], 'exists already, and is no folder of a run'),
+  ],
+)
+def test_what_differs_is_told_on_every_process(own, said, tmp_path):
+  """Before round 1, and nothing is written."""
+  data = ()
+  if any('data_dir' in flag for flags in own for flag in flags):
+    for name, text in (
+      ('a', 'to be or not to be'),
+      ('b', 'to be to be'),
+    ):
+      (tmp_path / name).mkdir()
+      for author in ('one', 'two', 'three'):
+        (tmp_path / name / f'{author}.txt').write_text(f'{text} {author}')
+    data = ('--config.dataset=words', '--config.model=word_lstm')
+    data += ('--config.partition=natural', '--config.num_clients=0')
+  (tmp_path / 'theirs').write_text('a file of somebody')
+  own = [[flag.format(tmp_path) for flag in flags] for flags in own]
+  started = processes.start(
+    2, f'--workdir={tmp_path}/run', '--connect_seconds=20', *data, own=own
+  )
+  for ended in processes.wait(started, 100):
+    assert ended.code == 2, ended.stderr
+    (error,) = ended.errors
+    assert said in error
+    assert ended.stderr.strip() == error
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'flags, said',
+  [
+    (['--num_processes=2', '--process_id=1'], 'cannot be reached within 2 s'),
+    (['--num_processes=2', '--process_id=0'], 'not so many processes came'),
+    (['--num_processes=2', '--process_id=2'], 'must lie in 0 .. 1'),
+    (['--coordinator=nowhere'], 'must be HOST:PORT'),
+    (['--nodistributed', '--process_id=1'], 'needs --distributed'),
+  ],
+)
+def test_a_process_that_cannot_join_says_so_in_time(flags, said, tmp_path):
+  process = subprocess.run(
+    processes.command(
+      '--distributed',
+      f'--coordinator=localhost:{processes.free_port()}',
+      '--connect_seconds=2',
+      f'--workdir={tmp_path}/run',
+      *flags,
+    ),
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert process.returncode in (1, 2)
+  assert process.stderr.count('\n') == 1 and said in process.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_process_too_many_is_told(tmp_path):
+  own = [[], ['--process_id=2', '--num_processes=3']]
+  started = processes.start(
+    2, f'--workdir={tmp_path}/run', '--connect_seconds=6', own=own
+  )
+  first, second = processes.wait(started, 60)
+  assert ['--num_processes' in e.errors[0] for e in (first, second)] == [1, 1]
+  assert 'was started with fewer' in second.stderr
+
+
+def test_alone_nothing_is_asked():
+  """One process needs no other, whatever it asks."""
+  assert not hosts.several() and hosts.leads()
+  assert hosts.together(lambda: 3) == hosts.first(lambda: 3) == 3
+  assert hosts.tell({'a': 1}) == {'a': 1} and hosts.least(4) == 4
+  hosts.agree({'a': object})
+  with pytest.raises(InputError, match='wrong'):
+    hosts.together(lambda: (_ for _ in ()).throw(InputError('wrong')))
+
+
+def test_a_joined_sum_is_the_sum_of_each():
+  mesh = jax.sharding.Mesh(jax.devices()[:2], ('lanes',))
+  rng = np.random.default_rng(0)
+  tree = {
+    'a': rng.standard_normal((2, 3, 4)).astype(np.float32),
+    'b': rng.integers(0, 9, (2, 5)).astype(np.int32),
+    'c': rng.standard_normal((2,)).astype(np.float32),
+    'none': np.zeros((2, 0), np.float32),
+  }
+
+  def sums(tree):
+    return hosts.sum_over_devices(jax.tree.map(lambda leaf: leaf[0], tree))
+
+  total = jax.jit(
+    jax.shard_map(
+      sums,
+      mesh=mesh,
+      in_specs=jax.P('lanes'),
+      out_specs=jax.P(),
+      check_vma=False,
+    )
+  )(tree)
+  jax.tree.map(
+    lambda got, own: np.testing.assert_array_equal(got, own[0] + own[1]),
+    total,
+    tree,
+  )

@@ -1,0 +1,419 @@
+"""Federations on disk: what is written is read, and what is wrong is told."""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from fedavg_jax import checkpoint
+from fedavg_jax import config as config_lib
+from fedavg_jax import datasets
+from fedavg_jax import stored
+from fedavg_jax import train
+from fedavg_jax.clients import NO_LABEL
+from fedavg_jax.clients import Examples
+from fedavg_jax.errors import InputError
+
+SIZES = (1, 5, 3, 8, 2, 7, 40)
+
+
+def examples(kind='uint8'):
+  """A client each, one of them with a single example."""
+  rng = np.random.default_rng(3)
+  parts = []
+  for size in SIZES:
+    if kind == 'tokens':
+      x = rng.integers(0, 90, (size, 6)).astype(np.int32)
+      y = rng.integers(NO_LABEL, 4, (size, 6)).astype(np.int32)
+    else:
+      x = rng.integers(0, 256, (size, 4, 4, 1)).astype(kind)
+      y = rng.integers(0, 4, size).astype(np.int32)
+    parts.append(Examples(x, y))
+  return parts
+
+
+def write(folder, parts, **changes):
+  options = {
+    **{'num_classes': 4, 'max_value': 255.0, 'source': {'of': 'a test'}},
+    **{'shard_bytes': 200},
+  } | changes
+  test = options.pop('test') if 'test' in options else parts[1]
+  stored.write(folder, lambda first: iter(parts[first:]), test, **options)
+
+
+@pytest.mark.parametrize('kind', ('uint8', 'float32', 'tokens'))
+@pytest.mark.parametrize('shard_bytes', (1, 200, 10**6))
+def test_what_is_read_is_what_was_written(kind, shard_bytes, tmp_path):
+  parts = examples(kind)
+  write(tmp_path / 'f', parts, shard_bytes=shard_bytes)
+  own = stored.read(tmp_path / 'f')
+  x, y = map(np.concatenate, zip(*parts, strict=True))
+  np.testing.assert_array_equal(own.clients.num_examples, SIZES)
+  for got, expected in ((own.clients.x, x), (own.clients.y, y)):
+    np.testing.assert_array_equal(np.asarray(got), expected)
+    assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
+    assert got.nbytes == expected.nbytes and len(got) == len(expected)
+    for first in range(len(expected) + 1):
+      for stop in range(first, len(expected) + 1):
+        rows = got[first:stop]
+        assert rows.dtype == expected.dtype
+        np.testing.assert_array_equal(rows, expected[first:stop])
+  assert (own.clients.y.min(), own.clients.y.max()) == (y.min(), y.max())
+  np.testing.assert_array_equal(own.test.x, parts[1].x)
+  np.testing.assert_array_equal(own.test.y, parts[1].y)
+  scaled = x.astype(np.float64) / 255
+  np.testing.assert_allclose(own.statistics, (scaled.mean(), scaled.std()))
+  shards = {1: 7, 200: 7 if kind == 'tokens' else 3, 10**6: 1}[shard_bytes]
+  assert stored.verify(tmp_path / 'f') >= 3 * min(shards, 3) - 1
+
+
+def test_a_conversion_that_was_ended_goes_on(tmp_path):
+  """Whatever was written is used; the result is that of a single go."""
+  parts = examples()
+  asked = []
+
+  def clients(first, fail_after):
+    asked.append(first)
+    for number, own in enumerate(parts[first:], first):
+      if number == fail_after:
+        raise KeyboardInterrupt
+      yield own
+
+  write(tmp_path / 'whole', parts)
+  options = {'num_classes': 4, 'max_value': 255.0, 'source': {'of': 'a test'}}
+  for fail_after in (0, 4, 6):
+    with pytest.raises(KeyboardInterrupt):
+      stored.write(
+        tmp_path / 'f',
+        lambda first, after=fail_after: clients(first, after),
+        parts[1],
+        shard_bytes=200,
+        **options,
+      )
+    with pytest.raises(InputError, match='its conversion has not ended'):
+      stored.read(tmp_path / 'f')
+  with open(tmp_path / 'f' / 'conversion.jsonl', 'a') as file:
+    file.write('{"half of a li')
+  with pytest.raises(InputError, match='with another source has begun here'):
+    write(tmp_path / 'f', parts, source={'of': 'another'})
+  write(tmp_path / 'f', parts)
+  assert asked[0] == 0 and asked[-1] > 0
+  content = [
+    {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+    for name in ('whole', 'f')
+  ]
+  assert content[0] == content[1]
+  with pytest.raises(InputError, match='holds a federation already'):
+    write(tmp_path / 'f', parts)
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def change(path):
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+
+
+def version(path):
+  told = json.loads(path.read_text())
+  path.write_text(json.dumps(told | {'version': 2}))
+
+
+@pytest.mark.parametrize(
+  'name, harm, said',
+  [
+    ('clients-00001-x.npy', pathlib.Path.unlink, 'is missing'),
+    ('clients-00001-y.npy', cut, r'has \d+ bytes, must have \d+'),
+    ('test-x.npy', cut, r'has \d+ bytes, must have \d+'),
+    ('federation.json', version, 'has format version 2, this program reads 1'),
+    ('federation.json', cut, 'is not of a federation'),
+    ('federation.json', pathlib.Path.unlink, 'must be a folder that'),
+    ('clients-00000-x.npy', change, None),
+  ],
+)
+def test_what_is_damaged_is_told(name, harm, said, tmp_path):
+  write(tmp_path / 'f', examples())
+  harm(tmp_path / 'f' / name)
+  if said is None:  # Its length is right.
+    stored.read(tmp_path / 'f')
+    with pytest.raises(InputError, match=f'{name}: its SHA-256 is'):
+      stored.verify(tmp_path / 'f')
+    return
+  if said == 'is not of a federation':
+    (tmp_path / 'f' / name).write_text('{')
+  with pytest.raises(InputError, match=said) as error:
+    stored.read(tmp_path / 'f')
+  assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'num_classes': 3}, 'labels are 0 to 3, must lie in 0 .. 2'),
+    ({'parts': 'nan'}, 'some inputs are not finite'),
+    ({'parts': 'shape'}, 'must be one'),
+    ({'parts': 'double'}, 'x is float64 and y int32'),
+    ({'parts': 'none'}, 'there is no client with an example'),
+  ],
+)
+def test_what_is_no_federation_is_refused(changes, said, tmp_path):
+  parts = examples()
+  kind = changes.pop('parts', '')
+  if kind == 'nan':
+    parts = examples('float32')
+    parts[2].x[0, 0] = np.nan
+  if kind == 'shape':
+    parts[2] = Examples(parts[2].x[:, :3], parts[2].y)
+  if kind == 'double':
+    parts = examples('float64')
+  test = parts[1]
+  if kind == 'none':
+    parts = []
+  with pytest.raises(InputError, match=said):
+    write(tmp_path / 'f', parts, test=test, **changes)
+
+
+def config(folder, **changes):
+  from configs import quickstart  # A person's own file would be like it.
+
+  config = quickstart.get_config()
+  config.dataset, config.data_dir = 'stored', str(folder)
+  config.partition, config.num_clients = 'natural', 0
+  config.rounds, config.client.batch_size = 6, 3
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def models(workdir):
+  return jax.tree.leaves(checkpoint.load_params(workdir))
+
+
+@pytest.mark.parametrize('algorithm', ('fedavg', 'scaffold'))
+def test_a_run_from_disk_is_the_run_from_memory(algorithm, tmp_path):
+  """Bit for bit, wherever examples and clients' states are."""
+  write(tmp_path / 'f', examples())
+  got = {}
+  for name, changes in {
+    'device': {},
+    'host': {'examples_on': 'host', 'client_states_on': 'host'},
+    'disk': {'examples_on': 'host', 'client_states_on': 'disk'},
+  }.items():
+    cfg = config(tmp_path / 'f', algorithm=algorithm, **changes)
+    summary = train.train(cfg, tmp_path / name)
+    lines = (tmp_path / name / 'metrics.jsonl').read_text()
+    losses = re.findall(r'"train_loss": ([^,]*)', lines)
+    got[name] = (
+      checkpoint.digest(models(tmp_path / name)),
+      losses,
+      summary['status'],
+    )
+    assert len(losses) == 7
+  assert got['host'] == got['device'] and got['disk'] == got['device']
+
+
+def test_a_stored_federation_can_be_divided_anew(tmp_path):
+  write(tmp_path / 'f', examples())
+  cfg = config_lib.read(config(tmp_path / 'f', partition='iid', num_clients=11))
+  federation = train.prepare(cfg)
+  np.testing.assert_array_equal(federation.clients.num_examples, [6] * 11)
+  held = config_lib.read(config(tmp_path / 'f', holdout_fraction=0.5))
+  federation = train.prepare(held)
+  assert federation.held.num_examples.sum() > 20
+
+
+def test_another_federation_is_not_gone_on_with(tmp_path):
+  write(tmp_path / 'f', examples())
+  cfg = config(tmp_path / 'f', rounds=2)
+  train.train(cfg, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'f')
+  parts = examples()
+  parts[0].x[0, 0] ^= 1
+  write(tmp_path / 'f', parts)
+  cfg.rounds = 4
+  with pytest.raises(InputError, match='are not those it began with'):
+    train.train(cfg, tmp_path / 'run', extend=True)
+
+
+def run(*flags):
+  return subprocess.run(
+    [sys.executable, '-m', 'fedavg_jax.convert', *map(str, flags)],
+    capture_output=True,
+    text=True,
+  )
+
+
+def same(folder, expected):
+  """Compares with clients in their order, and the test set."""
+  own = stored.read(folder)
+  *clients, test = expected
+  np.testing.assert_array_equal(
+    own.clients.num_examples, [len(part.y) for part in clients]
+  )
+  x, y = map(np.concatenate, zip(*clients, strict=True))
+  np.testing.assert_array_equal(np.asarray(own.clients.x), x)
+  np.testing.assert_array_equal(np.asarray(own.clients.y), y)
+  np.testing.assert_array_equal(own.test.x, test.x)
+  np.testing.assert_array_equal(own.test.y, test.y)
+  assert own.clients.x.dtype == x.dtype
+
+
+@pytest.mark.parametrize('in_folder', (False, True))
+def test_arrays(in_folder, tmp_path):
+  parts = examples()
+  x, y = map(np.concatenate, zip(*parts, strict=True))
+  owner = np.repeat([40, 7, 13, 2, 99, 5, 6], SIZES)
+  order = np.random.default_rng(0).permutation(len(y))
+  arrays = {'x': x[order], 'y': y[order], 'client': owner[order]}
+  arrays |= {'x_test': x[:9], 'y_test': y[:9]}
+  path = tmp_path / 'clients.npz'
+  if in_folder:
+    path = tmp_path / 'clients'
+    path.mkdir()
+    for name, array in arrays.items():
+      np.save(path / f'{name}.npy', array)
+  else:
+    np.savez(path, **arrays)
+  told = run('--source=arrays', f'--path={path}', f'--out={tmp_path}/f')
+  assert told.returncode == 0, told.stderr
+  assert '7 clients, 66 examples' in told.stdout
+  expected = [
+    Examples(
+      arrays['x'][arrays['client'] == k], arrays['y'][arrays['client'] == k]
+    )
+    for k in sorted(set(owner))
+  ]
+  same(tmp_path / 'f', [*expected, Examples(x[:9], y[:9])])
+
+
+def test_images(tmp_path):
+  rng = np.random.default_rng(0)
+  expected = []
+  for client in ('ann', 'bob', 'test'):
+    x, y = [], []
+    for label, name in enumerate(('cat', 'dog')):
+      folder = tmp_path / 'in' / ('train' if client != 'test' else '')
+      folder = folder / client / name
+      folder.mkdir(parents=True)
+      for i in range(2 + label + len(client)):
+        pixels = rng.integers(0, 256, (5, 4, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f'{i:02}.png')
+        x.append(pixels)
+        y.append(label)
+    expected.append(Examples(np.stack(x), np.array(y, np.int32)))
+  told = run('--source=images', f'--path={tmp_path}/in', f'--out={tmp_path}/f')
+  assert told.returncode == 0, told.stderr
+  same(tmp_path / 'f', expected)
+  Image.new('RGB', (9, 9)).save(tmp_path / 'in/train/bob/cat/other.png')
+  told = run('--source=images', f'--path={tmp_path}/in', f'--out={tmp_path}/g')
+  assert told.returncode == 2 and 'other.png: has the shape (9, 9, 3)' in (
+    told.stderr
+  )
+
+
+def test_a_generator_that_is_interrupted_goes_on(tmp_path):
+  (tmp_path / 'mine.py').write_text(
+    """
+import numpy as np
+import os
+
+def clients(first):
+  for k in range(first, 50):
+    if k == 30 and not os.path.exists('go'):
+      raise KeyboardInterrupt
+    rng = np.random.default_rng(k + 1)
+    size = k % 5 + 1
+    x = rng.integers(0, 256, (size, 300, 300), np.uint8)
+    yield x, rng.integers(0, 3, size)
+"""
+  )
+  command = [
+    *(sys.executable, '-m', 'fedavg_jax.convert', '--source=generator'),
+    *('--path=mine:clients', '--out=f', '--shard_mib=1'),
+  ]
+  first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+  assert first.returncode == 130 and first.stderr == 'error: interrupted\n'
+  before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'f').glob('*.npy')}
+  assert before
+  (tmp_path / 'go').touch()
+  again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+  assert again.returncode == 0, again.stderr
+  assert '50 clients' in again.stdout
+  assert all(p.stat().st_mtime_ns == at for p, at in before.items())
+  own = stored.read(tmp_path / 'f')
+  for k in (0, 29, 30, 49):
+    rows = own.clients.x[slice(*own.clients.offsets[k : k + 2])]
+    rng = np.random.default_rng(k + 1)
+    size = (k % 5 + 1, 300, 300)
+    np.testing.assert_array_equal(
+      rows[..., 0], rng.integers(0, 256, size, np.uint8)
+    )
+  told = run('--verify', tmp_path / 'f')
+  assert told.returncode == 0 and 'are what was written' in told.stdout
+
+
+def test_leaf_and_words(tmp_path):
+  data = {
+    'users': ['u', 'v'],
+    'num_samples': [2, 1],
+    'user_data': {
+      'u': {'x': [[0.5] * 4, [0.25] * 4], 'y': [1, 0]},
+      'v': {'x': [[0.75] * 4], 'y': [2]},
+    },
+  }
+  for split in ('train', 'test'):
+    (tmp_path / 'leaf' / split).mkdir(parents=True)
+    (tmp_path / 'leaf' / split / 'all.json').write_text(json.dumps(data))
+  (tmp_path / 'words').mkdir()
+  for author in 'abc':
+    (tmp_path / 'words' / f'{author}.txt').write_text(f'to be or not {author}')
+  for kind in ('leaf', 'words'):
+    told = run(
+      f'--source={kind}',
+      f'--path={tmp_path}/{kind}',
+      f'--out={tmp_path}/{kind}.f',
+    )
+    assert told.returncode == 0, told.stderr
+    dataset = datasets.load_dataset(kind, str(tmp_path / kind))
+    own = datasets.in_memory(
+      datasets.load_dataset('stored', f'{tmp_path}/{kind}.f')
+    )
+    for name in ('train', 'test'):
+      for got, expected in zip(
+        getattr(own, name), getattr(dataset, name), strict=True
+      ):
+        np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(own.owners, dataset.owners)
+    assert own.num_classes == dataset.num_classes
+    assert own.padding == dataset.padding
+
+
+@pytest.mark.parametrize(
+  'flags, said',
+  [
+    ([], '--source is missing'),
+    (['--source=arrays', '--path=none', '--out=f'], '--path none: there is no'),
+    (['--source=arrays', '--path=.', '--out=f'], 'lacks x, y, client'),
+    (['--source=images', '--path=.', '--out=f'], 'must hold train/CLIENT'),
+    (['--source=generator', '--path=no:where', '--out=f'], 'module:function'),
+    (['--verify=none'], 'none/federation.json: is missing'),
+  ],
+)
+def test_what_cannot_be_converted_is_told(flags, said, tmp_path):
+  told = subprocess.run(
+    [sys.executable, '-m', 'fedavg_jax.convert', *flags],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert told.returncode == 2 and said in told.stderr
+  assert told.stderr.count('\n') == 1 and not (tmp_path / 'f').exists()
