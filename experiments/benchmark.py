@@ -10,6 +10,12 @@ python -m experiments.benchmark --peers torch,fedjax,flower,pfl --out FILE
 python -m experiments.benchmark --workloads writers,roles,roles_8
 python -m experiments.benchmark --workloads cohorts --picture cohorts.png
 python -m experiments.benchmark --workloads cnn --profile DIR
+python -m experiments.benchmark --devices 1,2 --processes 1,2
+
+With --devices or --processes the engine races itself on so many, with the same
+cohort (strong scaling) and with one that grows with them (weak scaling), beside
+what a model on paper says: the time of one, divided, and that of adding up the
+weights of the model. On a CPU devices are virtual, and share its cores.
 """
 
 import argparse
@@ -172,12 +178,31 @@ def peer_command(peer: str, workload: str, mode: tuple[str, ...]) -> list[Any]:
   return [python, PEERS / peer / 'worker.py', content, *mode]
 
 
+def scaled(devices: list[int], processes: list[int]) -> dict[str, Any]:
+  """The engine on so many devices, or processes with a device each."""
+  modes: dict[str, Any] = {}
+  for kind, numbers in (('device', devices), ('process', processes)):
+    for number in numbers:
+      own = {'devices': number}
+      if kind == 'process':
+        own['processes'] = number
+      for times in {1, number}:
+        grows = f', cohort x {times}' if times > 1 else ''
+        plural = ('s' if kind == 'device' else 'es') * (number > 1)
+        modes[f'{number} {kind}{plural}{grows}'] = own | {'times': times}
+  return modes
+
+
 def race(
-  workload: str, peers: list[str], turns: int, options: dict[str, Any]
+  workload: str,
+  peers: list[str],
+  turns: int,
+  options: dict[str, Any],
+  modes: dict[str, Any],
 ) -> dict[str, Racer]:
-  """Lets the engine and the peers take turns."""
+  """Lets the engine, in its other ways too, and the peers take turns."""
   commands = {'fedavg_jax': our_command(workload, options)}
-  for name, own in OWN_MODES.get(workload, {}).items():
+  for name, own in modes.items():
     commands[name] = our_command(workload, options | own | {'profile': ''})
   for peer in peers:
     for name, mode in PEER_MODES[peer].items():
@@ -209,11 +234,11 @@ def rows(
   workload: str, racers: dict[str, Racer], peaks: dict[str, float]
 ) -> list[dict[str, Any]]:
   """A JSON line per system."""
-  told = racers['fedavg_jax'].told
   ours = statistics.median(racers['fedavg_jax'].seconds)
   found = []
   for name, racer in racers.items():
     seconds = statistics.median(racer.seconds)
+    told = racers['fedavg_jax'].told | racer.told
     row = {
       'workload': workload,
       'about': workloads.WORKLOADS[workload].about,
@@ -274,6 +299,28 @@ def show(found: list[dict[str, Any]]) -> None:
   )
 
 
+def show_scaling(found: list[dict[str, Any]], modes: dict[str, Any]) -> None:
+  """Prints how well one workload's rounds are shared."""
+  rows = {row['system']: row for row in found}
+  print(f'{"":38}{"s a round":>12}{"on paper":>12}{"efficiency":>12}')
+  for name, own in modes.items():
+    one = rows.get('1 process' if 'processes' in own else '1 device')
+    if name not in rows or one is None:
+      continue
+    row, number, times = rows[name], own['devices'], own['times']
+    single = one['seconds_per_round']
+    paper = single * times / number + row['reduce_seconds'] * (number > 1)
+    row |= {
+      'scaled': own,
+      'paper_seconds': paper,
+      'efficiency': single * times / number / row['seconds_per_round'],
+    }
+    print(
+      f'{name:38}{row["seconds_per_round"]:>12.4g}{paper:>12.4g}'
+      f'{row["efficiency"]:>12.2f}'
+    )
+
+
 def draw_cohorts(found: list[dict[str, Any]], path: pathlib.Path) -> None:
   """Cost of a client and memory of a call against the size of the cohort."""
   import matplotlib
@@ -318,6 +365,8 @@ def main() -> None:
   parser.add_argument('--convolution', default='auto')
   parser.add_argument('--precision', default='float32')
   parser.add_argument('--cpu_devices', type=int, default=0)
+  parser.add_argument('--devices', default='', help='numbers, such as 1,2,4')
+  parser.add_argument('--processes', default='', help='numbers, such as 1,2')
   parser.add_argument('--profile', help='folder for a trace of our engine')
   parser.add_argument('--out', type=pathlib.Path, help='appends JSON lines')
   parser.add_argument('--picture', type=pathlib.Path, help='of the cohorts')
@@ -333,6 +382,13 @@ def main() -> None:
     for name in given:
       if name not in known:
         parser.error(f'{kind} {name}: must be one of {", ".join(known)}')
+  numbers = {}
+  for flag in ('devices', 'processes'):
+    given = [part for part in getattr(args, flag).split(',') if part]
+    if not all(part.isdigit() and int(part) for part in given):
+      parser.error(f'--{flag} {getattr(args, flag)}: must be numbers above 0')
+    numbers[flag] = sorted({*map(int, given)} | ({1} if given else set()))
+  scales = scaled(**numbers)
   if args.turns < 1:
     parser.error(f'--turns {args.turns}: must be at least 1')
   options = {
@@ -344,11 +400,13 @@ def main() -> None:
   best.close()
   everything = []
   for name in names:
-    racers = race(name, peers, args.turns, options)
+    modes = OWN_MODES.get(name, {}) if not scales else scales
+    racers = race(name, peers, args.turns, options, modes)
     if 'fedavg_jax' not in racers:
       sys.exit(f'{name}: our own engine fails')
     found = rows(name, racers, best.told)
     show(found)
+    show_scaling(found, scales)
     everything += found
     if args.out:
       with open(args.out, 'a', encoding='utf-8') as file:

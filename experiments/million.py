@@ -8,10 +8,13 @@ reads are not kept there either, so that rounds read the disk.
 
 python -m experiments.million --folder build/million
 python -m experiments.million --folder build/million --out FILE
+python -m experiments.million --folder build/million --scaffold
 
 21 GB are generated once; the folder can be used again, and deleted. Images are
 28 x 28 and have a pattern of their label beside noise, so that there is
-something to learn. Everything is drawn from seeds.
+something to learn. Everything is drawn from seeds. `--scaffold` trains logistic
+regression with SCAFFOLD, whose control variates, one for each client, lie in a
+file.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import sys
 import time
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
@@ -87,8 +91,20 @@ def forget(folder: pathlib.Path) -> None:
       os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def _logistic_regression() -> fa.Model:
+  def init(key):
+    del key
+    return {'w': jnp.zeros((784, _CLASSES)), 'b': jnp.zeros(_CLASSES)}
+
+  def apply(params, x):
+    x = x.reshape(-1, 784).astype(jnp.float32) / 255
+    return x @ params['w'] + params['b'][None]
+
+  return fa.Model('lr', init, apply)
+
+
 def measure(
-  folder: pathlib.Path, rounds: int, cohort: int, epochs: int
+  folder: pathlib.Path, rounds: int, cohort: int, epochs: int, scaffold: bool
 ) -> dict[str, object]:
   """Trains from disk; returns what it took."""
   begin = time.perf_counter()
@@ -103,15 +119,19 @@ def measure(
     statistics=own.statistics,
   )
   model = fa.build_model('2nn', dataset)
+  algorithm = fa.fedavg(optax.sgd(0.05), optax.sgd(1.0))
+  if scaffold:
+    model, algorithm = _logistic_regression(), fa.scaffold(0.05)
   simulation = fa.build_simulation(
     model,
     own.clients,
     own.test,
-    algorithm=fa.fedavg(optax.sgd(0.05), optax.sgd(1.0)),
+    algorithm=algorithm,
     client_fraction=cohort / own.clients.num_clients,
     epochs=epochs,
     batch_size=10,
     stream=True,
+    keep_on_host=scaffold,
   )
   ready = time.perf_counter() - begin
   planning, drawing = [], []
@@ -126,7 +146,12 @@ def measure(
   waits, seconds, accuracy = [], [], []
   forget(folder)
   before = 0.0
-  for record in fa.simulate(simulation, rounds=rounds, eval_every=rounds):
+  states = None
+  if simulation.host_states is not None:
+    states = simulation.host_states(folder)
+  for record in fa.simulate(
+    simulation, rounds=rounds, eval_every=rounds, host_states=states
+  ):
     waited = source.waited
     if record.round:
       seconds.append(record.seconds)
@@ -159,6 +184,9 @@ def measure(
     'first_wait_seconds': waits[0],
     'peak_mebibytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     'accuracy': accuracy,
+    'model': model.name,
+    'algorithm': 'scaffold' if scaffold else 'fedavg',
+    'clients_with_states': len(states.clients) if states else 0,
     'lanes': simulation.planner.lanes,
   }
 
@@ -172,6 +200,7 @@ def main() -> None:
   parser.add_argument('--cohort', type=int, default=1000)
   parser.add_argument('--epochs', type=int, default=5)
   parser.add_argument('--rounds', type=int, default=40)
+  parser.add_argument('--scaffold', action='store_true')
   parser.add_argument('--out', type=pathlib.Path, help='appends a JSON line')
   args = parser.parse_args()
   if not (args.folder / 'federation.json').exists():
@@ -182,7 +211,9 @@ def main() -> None:
     if os.waitpid(child, 0)[1]:
       sys.exit(f'{args.folder}: the generation has not ended; start it again')
   lanes.use_cpu_devices(0)
-  told = measure(args.folder, args.rounds, args.cohort, args.epochs)
+  told = measure(
+    args.folder, args.rounds, args.cohort, args.epochs, args.scaffold
+  )
   told |= {
     'command': ' '.join(['python -m experiments.million', *sys.argv[1:]]),
     'date': time.strftime('%Y-%m-%d'),

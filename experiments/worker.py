@@ -1,10 +1,15 @@
 """The engine as a system of the benchmark, in a process of its own.
 
 python -m experiments.worker WORKLOAD OPTIONS
+
+With the option `processes` it starts others like itself, which do what it does.
 """
 
+import dataclasses
 import json
 import math
+import statistics
+import subprocess
 import sys
 import time
 from typing import Any
@@ -15,9 +20,11 @@ import numpy as np
 import optax
 
 from experiments import workloads
+from experiments.faults import processes
 from experiments.peers import protocol
 import fedavg_jax as fa
 from fedavg_jax import cost
+from fedavg_jax import hosts
 from fedavg_jax import lanes
 from fedavg_jax import metrics
 from fedavg_jax import models
@@ -34,8 +41,12 @@ def build(
     workload: what to run.
     options: of the engine alone. `lanes`, over the workload's own, or 'cohort'
       for a lane per client to the end of the longest; `convolution`;
-      `precision`; `sweep`, a number of learning rates.
+      `precision`; `sweep`, a number of learning rates; `devices`, of all
+      processes, all there are if left out; `times`, by which the cohort grows.
   """
+  workload = dataclasses.replace(
+    workload, cohort=workload.cohort * options.get('times', 1)
+  )
   data, clients = workloads.make_data(workload)
   model = workloads.make_model(
     workload,
@@ -67,6 +78,7 @@ def build(
     weighting=workload.weighting,
     lanes=number,
     widths=widths,
+    devices=jax.devices()[: options.get('devices')],
   )
   return simulation, model
 
@@ -141,10 +153,61 @@ def peaks() -> dict[str, float]:
   return found
 
 
+def reduce_seconds(model: fa.Model, mesh: jax.sharding.Mesh) -> float:
+  """What adding up one model's weights over the devices takes, by itself."""
+  params = hosts.put(
+    jax.tree.map(np.asarray, model.init(jax.random.key(0))),
+    jax.sharding.NamedSharding(mesh, jax.P()),
+  )
+  add = jax.jit(
+    jax.shard_map(
+      lambda tree: jax.tree.map(
+        lambda leaf: leaf / mesh.size, hosts.sum_over_devices(tree)
+      ),
+      mesh=mesh,
+      in_specs=jax.P(),
+      out_specs=jax.P(),
+      check_vma=False,
+    )
+  )
+  seconds = []
+  for _ in range(30):
+    start = time.perf_counter()
+    params = jax.block_until_ready(add(params))
+    seconds.append(time.perf_counter() - start)
+  return statistics.median(seconds[10:])
+
+
+def join(options: dict[str, Any]) -> list[subprocess.Popen]:
+  """Joins other processes like this one, which the first one starts."""
+  number = options.get('processes', 1)
+  if number == 1:
+    return []
+  started = []
+  if 'process_id' not in options:
+    options |= {'process_id': 0, 'port': processes.free_port()}
+    for i in range(1, number):
+      own = json.dumps(options | {'process_id': i})
+      command = [sys.executable, '-m', 'experiments.worker', sys.argv[1], own]
+      started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+  hosts.connect(
+    f'localhost:{options["port"]}',
+    number,
+    options['process_id'],
+    connect_seconds=60,
+    heartbeat_seconds=60,
+  )
+  return started
+
+
 def main() -> None:
   """Answers `experiments.benchmark`."""
   options = json.loads(sys.argv[2])
-  fa.use_cpu_devices(options.get('cpu_devices', 0))
+  others = join(options)
+  fa.use_cpu_devices(
+    options.get('cpu_devices', 0)
+    or options.get('devices', 0) // options.get('processes', 1)
+  )
   if options.get('peaks'):  # In a process of its own: it takes much memory.
     protocol.answer(**peaks())
     return
@@ -191,13 +254,25 @@ def main() -> None:
     states = jax.block_until_ready(state), client_states
 
   told = describe(workload, simulation, model) | metrics.environment()
+  told['reduce_seconds'] = reduce_seconds(model, simulation.mesh)
   if folder := options.get('profile'):
     run_rounds(2)
     with jax.profiler.trace(folder, create_perfetto_trace=True):
       run_rounds(4)
-  protocol.serve(
-    run_device if options.get('device_alone') else run_rounds, **told
-  )
+  run = run_device if options.get('device_alone') else run_rounds
+  if not hosts.leads():
+    while rounds := hosts.tell(0):
+      run(rounds)
+    return
+
+  def run_together(rounds: int) -> None:
+    hosts.tell(rounds)
+    run(rounds)
+
+  protocol.serve(run_together, **told)
+  hosts.tell(0)  # The others end too.
+  for other in others:
+    other.wait()
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ Shape letters: K clients, M clients of a cohort.
 """
 
 from collections.abc import Callable
+import errno
 import pathlib
 import tempfile
 from typing import Any
@@ -42,47 +43,43 @@ class ClientStates:
     self._one = jax.tree.map(np.asarray, one)
     self._took_part = np.zeros(num_clients, bool)
     self._folder = folder
-    self._rows: Any = None  # Made when there is something to keep.
+    self._rows: list[Any] = []  # Made when there is something to keep.
+
+  @property
+  def clients(self) -> np.ndarray:
+    """Those that have taken part."""
+    return np.flatnonzero(self._took_part)
 
   def gather(self, clients: np.ndarray) -> Any:
     """States of some clients, [M, ...]."""
     known = self._took_part[clients]
-    if not known.any():
-      return jax.tree.map(
-        lambda leaf: np.tile(leaf, (len(clients), *[1] * leaf.ndim)), self._one
-      )
-
-    def of(leaf, rows):
-      mine = rows[clients]
-      mine[~known] = leaf
-      return np.asarray(mine)
-
-    return jax.tree.map(of, self._one, self._rows)
+    states = jax.tree.map(
+      lambda leaf: np.tile(leaf, (len(clients), *[1] * leaf.ndim)), self._one
+    )
+    if known.any():
+      rows, who = self._rows, clients[known]
+      for own, leaf in zip(rows, jax.tree.leaves(states), strict=True):
+        leaf[known] = own[who]
+    return states
 
   def scatter(self, clients: np.ndarray, states: Any) -> None:
     """Keeps new states, [M, ...], of some clients."""
-    if self._rows is None:
-      self._rows = jax.tree.map(self._room, self._one)
+    if not self._rows:
+      self._rows = list(map(self._room, jax.tree.leaves(self._one)))
     self.changes += 1
     self._took_part[clients] = True
+    for own, leaf in zip(self._rows, jax.tree.leaves(states), strict=True):
+      own[clients] = leaf
 
-    def keep(rows, new):
-      rows[clients] = new
-
-    jax.tree.map(keep, self._rows, states)
-
-  def _room(self, leaf: np.ndarray) -> np.ndarray:
+  def _room(self, leaf: np.ndarray) -> Any:
     """Rows for all clients, [K, ...]; they take what is written to them."""
-    shape = (len(self._took_part), *leaf.shape)
-    if self._folder is None or not leaf.size:
-      return np.zeros(shape, leaf.dtype)
-    with tempfile.TemporaryFile(dir=self._folder) as file:
-      return np.memmap(file, leaf.dtype, 'w+', shape=shape)
+    if self._folder is not None:
+      return _Rows(leaf, self._folder)
+    return np.zeros((len(self._took_part), *leaf.shape), leaf.dtype)
 
   def saved(self) -> dict[str, Any]:
     """What a checkpoint holds: clients that took part, and their states."""
-    clients = np.flatnonzero(self._took_part)
-    return {'clients': clients, 'states': self.gather(clients)}
+    return {'clients': self.clients, 'states': self.gather(self.clients)}
 
   def shapes(self, number: int) -> dict[str, Any]:
     """Shapes of `saved` with so many clients."""
@@ -92,6 +89,32 @@ class ClientStates:
 
     clients = jax.ShapeDtypeStruct((number,), np.dtype(np.int64))
     return {'clients': clients, 'states': jax.tree.map(of, self._one)}
+
+
+class _Rows:
+  """Rows of an array in a file, which take none of the process's memory."""
+
+  def __init__(self, like: np.ndarray, folder: pathlib.Path):
+    """Makes the file; what was never written must not be read."""
+    self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
+    self._shape, self._dtype, self._bytes = like.shape, like.dtype, like.nbytes
+
+  def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+    read = np.empty((len(rows), *self._shape), self._dtype)
+    for i, into in zip(rows, read.reshape(len(rows), -1), strict=True):
+      self._file.seek(int(i) * self._bytes)
+      self._file.readinto(into.data)
+    return read
+
+  def __setitem__(self, rows: np.ndarray, new: np.ndarray) -> None:
+    new = np.ascontiguousarray(new).reshape(len(rows), -1)
+    for i, own in zip(rows, new, strict=True):
+      self._file.seek(int(i) * self._bytes)
+      if self._file.write(own.data) != self._bytes:
+        raise OSError(errno.ENOSPC, 'no room for what clients keep')
+
+  def __del__(self):
+    self._file.close()
 
 
 class Cohorts:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from absl import app
 from absl import flags
-import ml_collections
 
 from fedavg_jax import command
 from fedavg_jax import config as config_lib
@@ -66,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
 def _run() -> None:
   config, name = command.read_config()
   workdir = command.read_path('workdir', default_workdir(name))
-  _connect(config)
+  config_lib.read(config)  # What is wrong with it needs no other process.
+  _connect()
   try:
     summary = train.train(config, workdir, extend=_RESUME.value == 'extend')
   except OSError as error:
@@ -96,11 +96,10 @@ def _run() -> None:
     )
 
 
-def _connect(config: ml_collections.ConfigDict) -> None:
+def _connect() -> None:
   """Joins the other processes, where there are to be some."""
   if _DISTRIBUTED.value:
     supervise.end_with_parent()
-    config_lib.read(config)  # What is wrong with it needs nobody else.
     hosts.connect(
       _COORDINATOR.value,
       _NUM_PROCESSES.value,

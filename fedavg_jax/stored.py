@@ -9,13 +9,16 @@ decoding a record at a time, and any other program can read them too.
 `python -m fedavg_jax.convert` writes such folders.
 """
 
+import bisect
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import hashlib
+import itertools
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -54,10 +57,11 @@ class Shards:
       limits: the lowest and the highest value in them.
     """
     self._files = [(str(file.filename), file.offset) for file in files]
-    self._ends = np.cumsum([len(file) for file in files])
-    self.shape = (int(self._ends[-1]), *files[0].shape[1:])
+    self._ends = list(itertools.accumulate(len(file) for file in files))
+    self.shape = (self._ends[-1], *files[0].shape[1:])
     self.dtype = files[0].dtype
-    self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+    self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+    self._row = math.prod(self.shape[1:])  # Values in it.
     self._limits = limits
 
   def __len__(self) -> int:
@@ -81,28 +85,38 @@ class Shards:
     first, stop, step = rows.indices(len(self))
     if step != 1:
       raise IndexError('Shards are read in rows that follow each other')
-    parts = []
-    holds_first = int(np.searchsorted(self._ends, first, 'right'))
-    for i in range(holds_first, len(self._ends)):
-      begin = int(self._ends[i - 1]) if i else 0
-      if begin >= stop:
-        break
-      until = min(stop, int(self._ends[i]))
-      parts.append(self._read(i, max(first, begin) - begin, until - begin))
-    if len(parts) == 1:
-      return parts[0]
-    return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *parts])
+    parts = [
+      np.fromfile(path, self.dtype, count, offset=offset)
+      for path, offset, count in self._where(first, stop)
+    ]
+    values = parts[0] if len(parts) == 1 else np.concatenate([*parts, []])
+    return values.astype(self.dtype, copy=False).reshape(-1, *self.shape[1:])
 
-  def _read(self, i: int, first: int, stop: int) -> np.ndarray:
-    path, offset = self._files[i]
-    row = int(np.prod(self.shape[1:]))
-    values = np.fromfile(
-      path,
-      self.dtype,
-      count=(stop - first) * row,
-      offset=offset + first * row * self.dtype.itemsize,
-    )
-    return values.reshape(stop - first, *self.shape[1:])
+  def expect(self, first: int, stop: int) -> None:
+    """Tells the system, where it listens, that rows will be read soon."""
+    if not hasattr(os, 'posix_fadvise'):
+      return
+    for path, offset, count in self._where(first, stop):
+      file = os.open(path, os.O_RDONLY)
+      size = count * self.dtype.itemsize
+      try:
+        os.posix_fadvise(file, offset, size, os.POSIX_FADV_WILLNEED)
+      finally:
+        os.close(file)
+
+  def _where(self, first: int, stop: int) -> Iterator[tuple[str, int, int]]:
+    """Files that rows are in, where in bytes, and how many values there."""
+    i = bisect.bisect_right(self._ends, first)
+    while first < stop:
+      path, offset = self._files[i]
+      begin = self._ends[i - 1] if i else 0
+      until = min(stop, self._ends[i])
+      yield (
+        path,
+        offset + (first - begin) * self._row * self.dtype.itemsize,
+        (until - first) * self._row,
+      )
+      first, i = until, i + 1
 
   def __array__(self, dtype: Any = None, copy: bool | None = None):
     """Reads all."""
@@ -152,7 +166,7 @@ def read(folder: pathlib.Path) -> Stored:
       f'{folder / _FILE}: {len(x)} inputs, {len(y)} labels and clients of'
       f' {sizes.sum()} examples; must be as many; {_AGAIN}'
     )
-  count = len(x) * int(np.prod(x.shape[1:])) * told['max_value']
+  count = len(x) * math.prod(x.shape[1:]) * told['max_value']
   mean = sum(shard['sum'] for shard in told['shards']) / count
   square = sum(shard['squares'] for shard in told['shards']) / count
   variance = square / told['max_value'] - mean**2
