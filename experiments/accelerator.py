@@ -1,11 +1,14 @@
 """Is the engine right on this accelerator, and how fast is it there?
 
 Checks first: rounds of uneven clients by the accelerator, in every way to
-convolve, with many lanes, fewer lanes at the end, micro-batches and SCAFFOLD,
-must agree with this machine's CPU when products are exact; it ends where they
-do not. Then it measures, at JAX's own precision, the benchmark's workloads over
-ways to convolve, lanes and precisions. It appends a JSON line per finding,
-skips what the file has already, and so can be stopped and started again.
+convolve, with many lanes, fewer lanes at the end, micro-batches, SCAFFOLD,
+streamed examples, and on all devices together, must agree with this machine's
+CPU when products are exact; it ends where they do not. Then it measures, at
+JAX's own precision, the benchmark's workloads over ways to convolve, lanes and
+precisions, and where there are several devices over 1, 2, 4, ... of them, with
+the same cohort and with one that grows with them. It appends a JSON line per
+finding, skips what the file has already, and so can be stopped and started
+again.
 
 Marks for one H100: `cnn_e5` in 60 ms a round, `pfl_cifar10` 25 rounds a second,
 the cost of a client flat or falling from `cohort_10` to `cohort_1000`.
@@ -52,6 +55,14 @@ CHECKS: dict[str, dict[str, Any]] = {
   },
   '2nn, scaffold': {'model': '2nn', 'algorithm': 'scaffold'},
   '2nn, a sweep': {'model': '2nn', 'sweep': (0.05, 0.1, 0.2)},
+  '2nn, streamed': {'model': '2nn', 'stream': True},
+  '2nn, all devices': {'model': '2nn', 'all_devices': True},
+  '2nn, all devices, streamed': {
+    'model': '2nn',
+    'all_devices': True,
+    'stream': True,
+    'algorithm': 'scaffold',
+  },
   'char_lstm': {'model': 'char_lstm'},
   'word_lstm': {'model': 'word_lstm'},
   **{f'cnn, {m}': {'model': 'cnn', 'convolution': m} for m in METHODS},
@@ -87,6 +98,13 @@ def cells() -> list[tuple[str, dict[str, Any]]]:
   found += [(name, {}) for name in ('roles', 'writers', 'log_normal_500')]
   for name in ('cifar', 'shakespeare', 'words'):
     found += [(name, {})] + [(name, {'lanes': n}) for n in (4, 16, 64)]
+  number = 1
+  while number <= jax.device_count() > 1:  # Strong and weak scaling.
+    for name in ('cnn_e5', 'cohort_1000'):
+      found += [
+        (name, {'devices': number, 'times': times}) for times in {1, number}
+      ]
+    number *= 2
   for values in (1, 3, 5, 11):
     found += [(name, {'sweep': values}) for name in ('2nn', 'cnn_e5')]
   return found
@@ -141,8 +159,11 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
 def check(name: str) -> dict[str, Any]:
   """Largest difference of what a round leaves from what the CPU leaves."""
   kwargs = dict(CHECKS[name])
+  devices = jax.devices()[: None if kwargs.pop('all_devices', False) else 1]
   plain = {
-    k: v for k, v in kwargs.items() if k not in ('widths', 'micro_batch')
+    k: v
+    for k, v in kwargs.items()
+    if k not in ('widths', 'micro_batch', 'stream')
   }
   with jax.default_matmul_precision('highest'):
     begin, expected = one_round(
@@ -151,7 +172,8 @@ def check(name: str) -> dict[str, Any]:
       lanes=1,
       begin=None,
     )
-    _, got = one_round(jax.devices()[:1], **kwargs, lanes=10, begin=begin)
+    lanes = 10 if len(devices) == 1 else 2 * len(devices)
+    _, got = one_round(devices, **kwargs, lanes=lanes, begin=begin)
   differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), expected, got)
   largest = float(max(jax.tree.leaves(differences)))
   return {'largest_difference': largest, 'agrees': largest < TOLERANCE}
@@ -177,6 +199,7 @@ def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
     else:
       seconds.append(mine)
   told = worker.describe(workload, simulation, model)
+  told['reduce_seconds'] = worker.reduce_seconds(model, simulation.mesh)
   median = statistics.median(seconds)
   flops = told['flops_per_example'] * told['examples']
   return {
