@@ -189,7 +189,14 @@ def join(options: dict[str, Any]) -> list[subprocess.Popen]:
     for i in range(1, number):
       own = json.dumps(options | {'process_id': i})
       command = [sys.executable, '-m', 'experiments.worker', sys.argv[1], own]
-      started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+      started.append(
+        subprocess.Popen(
+          command,
+          stdin=subprocess.PIPE,
+          stdout=subprocess.DEVNULL,
+          text=True,
+        )
+      )
   hosts.connect(
     f'localhost:{options["port"]}',
     number,
@@ -260,19 +267,18 @@ def main() -> None:
     with jax.profiler.trace(folder, create_perfetto_trace=True):
       run_rounds(4)
   run = run_device if options.get('device_alone') else run_rounds
-  if not hosts.leads():
-    while rounds := hosts.tell(0):
-      run(rounds)
-    return
 
   def run_together(rounds: int) -> None:
-    hosts.tell(rounds)
+    # Not by a collective: who waits for one keeps a core busy.
+    for other in others:
+      assert other.stdin
+      other.stdin.write(f'{rounds}\n')
+      other.stdin.flush()
     run(rounds)
 
   protocol.serve(run_together, **told)
-  hosts.tell(0)  # The others end too.
-  for other in others:
-    other.wait()
+  for other in others:  # Their input ends, and so do they.
+    other.communicate()
 
 
 if __name__ == '__main__':

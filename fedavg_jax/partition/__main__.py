@@ -19,6 +19,7 @@ from fedavg_jax.progress import say
 from fedavg_jax.workdir import whole
 
 command.define_config()
+flags.declare_key_flag('config')  # So that --help shows it.
 flags.DEFINE_string('picture', None, 'PNG to draw, default partition.png.')
 
 
