@@ -108,7 +108,13 @@ def run(body: Callable[[], None], argv: Sequence[str]) -> int:
   """
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
-  code = _outcome(body, argv)
+  try:
+    code = _outcome(body, argv)
+  except Exception:
+    if not jax.distributed.is_initialized():
+      raise
+    traceback.print_exc()
+    code = _FAILED
   if code and jax.distributed.is_initialized():
     # The others would be waited for, who may be waiting for this process.
     sys.stdout.flush()
@@ -123,7 +129,7 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
       raise InputError(f'{argv[1]}: not a flag; flags begin with --')
     body()
   except AgreedError as error:
-    code = _fail(_BAD_INPUT, error)
+    code = _fail(_FAILED if error.machine else _BAD_INPUT, error)
     hosts.leave()
     return code
   except InputError as error:

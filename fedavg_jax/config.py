@@ -122,10 +122,10 @@ _RULES: dict[str, _Rule] = {
 # That are told of two configs that differ.
 _MOST_KEYS = 8
 
-# Where, how fast and how safely it is computed: the cohorts, the orders and,
-# but for rounding, the models stay the same.
 # Where files are: hosts may keep them in different places.
 PLACES = ('data_dir', 'availability_trace')
+# Where, how fast and how safely it is computed: the cohorts, the orders and,
+# but for rounding, the models stay the same.
 MACHINE_KEYS = (
   'data_dir',
   'lanes',
@@ -187,12 +187,15 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
       f'finetune_epochs = {flat["finetune_epochs"]}: must be 0 without tests of'
       ' clients, which client_eval_every = 0 leaves out'
     )
-  for key in ('finetune_epochs', 'rounds_per_call'):
-    most = int(key == 'rounds_per_call')
-    if flat['examples_on'] == 'host' and flat[key] > most:
+  for key, most, place in (
+    ('finetune_epochs', 0, 'examples_on'),
+    ('rounds_per_call', 1, 'examples_on'),
+    ('rounds_per_call', 1, 'client_states_on'),
+  ):
+    if flat[place] != 'device' and flat[key] > most:
       raise InputError(
-        f'{key} = {flat[key]}: must be at most {most} with examples_on ='
-        " 'host', where a device has the cohort's examples alone"
+        f'{key} = {flat[key]}: must be at most {most} with {place} ='
+        f" {flat[place]!r}, where a device has the cohort's alone"
       )
   loggers.check(flat['log'])
   _check_scaffold(flat)

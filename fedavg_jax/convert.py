@@ -285,6 +285,8 @@ def main() -> None:
   out = command.read_path('out', '')
   kind, path = str(_SOURCE.value), str(_PATH.value)
   source = open_source(kind, path)
+  if kind != 'generator':
+    path = str(pathlib.Path(path).expanduser().resolve())
   with tqdm(
     total=source.num_clients or None, unit=' clients', file=sys.stdout
   ) as bar:

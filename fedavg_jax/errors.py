@@ -6,7 +6,15 @@ class InputError(ValueError):
 
 
 class AgreedError(InputError):
-  """What is wrong on one of several processes, told by each of them."""
+  """What is wrong on one of several processes, told by each of them.
+
+  Attributes:
+    machine: whether a machine could not do what was asked.
+  """
+
+  def __init__(self, message: str, *, machine: bool = False):
+    super().__init__(message)
+    self.machine = machine
 
 
 class DivergedError(FloatingPointError):

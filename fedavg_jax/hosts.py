@@ -125,18 +125,27 @@ def together(step: Callable[[], _T]) -> _T:
   """
   if not several():
     return step()
-  result, wrong = None, ''
+  result, wrong, machine = None, '', False
   try:
     result = step()
-  except (InputError, OSError) as error:
+  except InputError as error:
     wrong = str(error)
-  told = {i: text for i, text in enumerate(_gather(wrong)) if text}
+  except OSError as error:
+    what = f'{error.filename}: ' if error.filename else ''
+    wrong, machine = f'{what}{error.strerror or error}', True
+  everybody = [
+    json.loads(text) for text in _gather(json.dumps([wrong, machine]))
+  ]
+  told = {i: text for i, (text, _) in enumerate(everybody) if text}
   if told:
     lines = [f'process {i}: {text}' for i, text in told.items()][:_MOST_TOLD]
     # Hosts often miss the same thing.
     if len(set(told.values())) == 1 and len(told) == jax.process_count():
       lines = [next(iter(told.values()))]
-    raise AgreedError('; '.join(lines))
+    raise AgreedError(
+      '; '.join(lines),
+      machine=all(machine for text, machine in everybody if text),
+    )
   return result  # type: ignore[return-value]
 
 
@@ -243,7 +252,8 @@ def sum_over_devices(tree: Any) -> Any:
   """
   leaves, structure = jax.tree.flatten(tree)
   summed = list(leaves)
-  for dtype in {leaf.dtype for leaf in leaves}:
+  # In the order of the leaves: a set's differs from process to process.
+  for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
     mine = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
     flat = jnp.concatenate([leaves[i].reshape(-1) for i in mine])
     flat = lax.psum(flat, 'lanes')
@@ -251,6 +261,13 @@ def sum_over_devices(tree: Any) -> Any:
     for i, part in zip(mine, jnp.split(flat, ends[:-1]), strict=True):
       summed[i] = part.reshape(leaves[i].shape)
   return jax.tree.unflatten(structure, summed)
+
+
+def lost(error: Exception) -> bool:
+  """Whether a collective has failed: what it raises depends on its carrier."""
+  return isinstance(error, jax.errors.JaxRuntimeError) or bool(
+    re.search(r'Gloo|NCCL|collective|[Cc]oordination', str(error))
+  )
 
 
 def leave() -> None:

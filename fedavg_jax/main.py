@@ -74,9 +74,8 @@ def _run() -> None:
     error.filename = error.filename or f'workdir = {workdir}'
     raise
   except (RuntimeError, ValueError) as error:
-    if isinstance(error, InputError) or not _DISTRIBUTED.value:
+    if not (_DISTRIBUTED.value and hosts.lost(error)):
       raise
-    # What a collective raises depends on what carries it.
     raise LostError(
       'another process has ended, or a device failed'
       f' ({" ".join(str(error).split())[:150]}); the same command goes on from'

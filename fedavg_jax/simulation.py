@@ -36,6 +36,7 @@ from fedavg_jax import values as values_lib
 from fedavg_jax.errors import InputError
 from fedavg_jax.participation import EVERYBODY
 from fedavg_jax.participation import Participation
+from fedavg_jax.stored import Shards
 
 # Of a call at most: rounds, and bytes of their plans.
 _MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
@@ -56,8 +57,6 @@ class Simulation(NamedTuple):
   Attributes:
     init: () -> (server state, client states) before round 1; the same ones
       every time.
-    host_states: where clients' states stay on the host, a function that makes
-      them anew, optionally in a file of some folder; `init` then has none.
     planner: round number -> plan.
     call: from `calls.build_call`, compiled.
     rounds_per_call: R.
@@ -70,10 +69,11 @@ class Simulation(NamedTuple):
     why_lanes: one line, why the planner has the lanes it has.
     with_lanes: number of lanes -> the same federation with other lanes.
     sweep: the values of a sweep, None for a single experiment.
+    host_states: where clients' states stay on the host, a function that makes
+      them anew, optionally in a file of some folder; `init` then has none.
   """
 
   init: Callable[[], tuple[round_lib.ServerState, Any]]
-  host_states: Callable[..., client_states_lib.ClientStates] | None
   planner: plan_lib.Planner
   call: Callable
   rounds_per_call: int
@@ -85,6 +85,7 @@ class Simulation(NamedTuple):
   why_lanes: str
   with_lanes: Callable[[int], 'Simulation']
   sweep: tuple[float, ...] | None
+  host_states: Callable[..., client_states_lib.ClientStates] | None
 
 
 def build_simulation(
@@ -374,7 +375,9 @@ def _check_examples(model, params, clients, test, on_nan, stream) -> None:
         f'{name}.y: has labels {y.min()} to {y.max()}, the model knows 0 to'
         f' {logits.shape[-1] - 1}'
       )
-    if not np.issubdtype(x.dtype, np.floating) or (stream and x is clients.x):
+    if not np.issubdtype(x.dtype, np.floating) or isinstance(x, Shards):
+      continue  # What is on disk was looked at when it was converted.
+    if stream and x is clients.x:
       continue  # Streamed examples are looked at when they are trained on.
     finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
     row = int(finite.argmin())

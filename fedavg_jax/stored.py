@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import hashlib
 import itertools
 import json
@@ -24,6 +25,7 @@ import pathlib
 from typing import Any
 from typing import NamedTuple
 
+import filelock
 import numpy as np
 
 from fedavg_jax.clients import NO_LABEL
@@ -36,7 +38,7 @@ VERSION = 1
 SHARD_BYTES = 2**28
 _AT_A_TIME = 2**22  # Values that are converted to be added up.
 _FORMAT = 'federation of fedavg_jax'
-_FILE, _BEGUN = 'federation.json', 'conversion.jsonl'
+_FILE, _BEGUN, _LOCK = 'federation.json', 'conversion.jsonl', '.lock'
 _AGAIN = 'copy it again, or convert again into a new folder'
 
 
@@ -49,15 +51,17 @@ class Shards:
     nbytes: of all.
   """
 
-  def __init__(self, files: Sequence[np.memmap], limits: tuple[int, int]):
-    """Opens nothing to stay open.
+  def __init__(
+    self, files: Sequence['_File'], limits: tuple[int, int] | None = None
+  ):
+    """Opens nothing.
 
     Args:
-      files: the mapped arrays, whose paths, types and beginnings are taken.
-      limits: the lowest and the highest value in them.
+      files: from `_open`.
+      limits: the lowest and the highest value in them, where they are known.
     """
-    self._files = [(str(file.filename), file.offset) for file in files]
-    self._ends = list(itertools.accumulate(len(file) for file in files))
+    self._files = [(str(file.path), file.offset) for file in files]
+    self._ends = list(itertools.accumulate(file.shape[0] for file in files))
     self.shape = (self._ends[-1], *files[0].shape[1:])
     self.dtype = files[0].dtype
     self.nbytes = math.prod(self.shape) * self.dtype.itemsize
@@ -74,23 +78,29 @@ class Shards:
 
   def min(self) -> int:
     """The lowest value, without reading."""
-    return self._limits[0]
+    return (self._limits or _unknown())[0]
 
   def max(self) -> int:
     """The highest value, without reading."""
-    return self._limits[1]
+    return (self._limits or _unknown())[1]
 
   def __getitem__(self, rows: slice) -> np.ndarray:
     """Reads rows first:stop."""
     first, stop, step = rows.indices(len(self))
     if step != 1:
       raise IndexError('Shards are read in rows that follow each other')
-    parts = [
-      np.fromfile(path, self.dtype, count, offset=offset)
-      for path, offset, count in self._where(first, stop)
-    ]
-    values = parts[0] if len(parts) == 1 else np.concatenate([*parts, []])
-    return values.astype(self.dtype, copy=False).reshape(-1, *self.shape[1:])
+    values = np.empty(max(stop - first, 0) * self._row, self.dtype)
+    done = 0
+    for path, offset, count in self._where(first, stop):
+      read = np.fromfile(path, self.dtype, count, offset=offset)
+      if read.size < count:
+        raise InputError(f'{path}: was cut short while it was read; {_AGAIN}')
+      if count == values.size:  # Nearly always: no copy.
+        values = read
+      else:
+        values[done : done + count] = read
+      done += count
+    return values.reshape(-1, *self.shape[1:])
 
   def expect(self, first: int, stop: int) -> None:
     """Tells the system, where it listens, that rows will be read soon."""
@@ -154,12 +164,12 @@ def read(folder: pathlib.Path) -> Stored:
       was written, as far as its length tells; `verify` reads all.
   """
   told = _told(folder)
-  opened: dict[str, list[np.memmap]] = {'x': [], 'y': [], 'sizes': []}
+  opened: dict[str, list[_File]] = {'x': [], 'y': [], 'sizes': []}
   for number, shard in enumerate(told['shards']):
     for name, files in opened.items():
       files.append(_open(folder / _name(number, name), shard[name]))
-  sizes = np.concatenate(opened['sizes'])
-  x: Any = Shards(opened['x'], (0, 0))
+  sizes = np.asarray(Shards(opened['sizes']))
+  x: Any = Shards(opened['x'])
   y: Any = Shards(opened['y'], _range(told['shards']))
   if not len(x) == len(y) == sizes.sum():
     raise InputError(
@@ -172,10 +182,14 @@ def read(folder: pathlib.Path) -> Stored:
   variance = square / told['max_value'] - mean**2
   clients = Clients(x, y, np.concatenate([[0], np.cumsum(sizes)]))
   tests = [
-    np.array(_open(folder / f'test-{name}.npy', told['test'][name]))
+    np.asarray(Shards([_open(folder / f'test-{name}.npy', told['test'][name])]))
     for name in 'xy'
   ]
-  written = json.dumps(told, sort_keys=True)
+  # Of the content, wherever it was made of.
+  content = {
+    k: v for k, v in told.items() if k not in ('source', 'shard_bytes')
+  }
+  written = json.dumps(content, sort_keys=True)
   return Stored(
     clients=clients,
     test=Examples(*tests),
@@ -248,49 +262,88 @@ def write(
     'padding': padding,
     'shard_bytes': shard_bytes,
   }
-  shards = _go_on(folder, json.loads(json.dumps(begin)))
-  done = [sum(shard[key] for shard in shards) for key in ('clients', 'bytes')]
-  with open(folder / _BEGUN, 'a', encoding='utf-8') as journal:
-    if not (folder / _BEGUN).stat().st_size:
-      _line(journal, begin)
-    for part in _parts(clients(done[0]), shard_bytes):
-      shard = _write_shard(folder, len(shards), part, num_classes)
-      _line(journal, shard)
-      shards.append(shard)
-      done = [done[0] + shard['clients'], done[1] + shard['bytes']]
-      wrote(*done)
-  if not shards:
-    raise InputError(f'{folder}: there is no client with an example')
-  for shard in shards[1:]:
-    if any(_kind(shard[name]) != _kind(shards[0][name]) for name in 'xy'):
-      raise InputError(
-        f'{folder}: examples have the shapes and types'
-        f' {_kind(shards[0]["x"])} and {_kind(shard["x"])}; must be one'
-      )
-  _check('the test set', test, num_classes)
-  tests = {
-    name: _write(folder / f'test-{name}.npy', array)
-    for name, array in zip('xy', test, strict=True)
-  }
-  with whole(folder / _FILE) as path:
-    path.write_text(
-      json.dumps(begin | {'shards': shards, 'test': tests}, indent=1) + '\n'
+  begin = json.loads(json.dumps(begin))
+  with _alone(folder):
+    shards = _go_on(folder, begin)
+    if shards:
+      _check_source(folder, shards, clients)
+    done = [sum(shard[key] for shard in shards) for key in ('given', 'bytes')]
+    with open(folder / _BEGUN, 'a', encoding='utf-8') as journal:
+      if not (folder / _BEGUN).stat().st_size:
+        _line(journal, begin)
+      for part, given in _parts(clients(done[0]), shard_bytes):
+        shard = _write_shard(folder, len(shards), part, num_classes)
+        shard['given'] = given
+        _sync(folder)
+        _line(journal, shard)
+        shards.append(shard)
+        done = [done[0] + given, done[1] + shard['bytes']]
+        wrote(*done)
+    if not shards:
+      raise InputError(f'{folder}: there is no client with an example')
+    for shard in shards[1:]:
+      if any(_kind(shard[name]) != _kind(shards[0][name]) for name in 'xy'):
+        raise InputError(
+          f'{folder}: examples have the shapes and types'
+          f' {_kind(shards[0]["x"])} and {_kind(shard["x"])}; must be one'
+        )
+    _check('the test set', test, num_classes)
+    tests = {
+      name: _write(folder / f'test-{name}.npy', array)
+      for name, array in zip('xy', test, strict=True)
+    }
+    told = begin | {'shards': shards, 'test': tests}
+    with whole(folder / _FILE) as path, open(path, 'w') as file:
+      _line(file, told)
+    _sync(folder)
+    (folder / _BEGUN).unlink()
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+  """Makes the folder, and sees that no other process writes to it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    with filelock.FileLock(folder / _LOCK, timeout=0):
+      names = {path.name for path in folder.iterdir()} - {_LOCK}
+      try:
+        if _FILE in names:
+          raise InputError(
+            f'{folder}: holds a federation already; name a new folder, nothing'
+            ' is ever written over'
+          )
+        if names and _BEGUN not in names:
+          raise InputError(f'{folder}: is not empty; name a new folder')
+        yield
+      finally:
+        (folder / _LOCK).unlink(missing_ok=True)
+  except filelock.Timeout:
+    raise InputError(f'{folder}: another process writes to it') from None
+
+
+def _check_source(folder, shards, clients) -> None:
+  """Converts the last finished client again, which must be what it was."""
+  given = sum(shard['given'] for shard in shards)
+  last = _open(folder / _name(len(shards) - 1, 'x'), shards[-1]['x'])
+  for number in range(given - 1, -1, -1):
+    own = next(iter(clients(number)), None)
+    if own is None or len(own.y):
+      break
+  size = len(own.y) if own is not None else 0
+  rows = last.shape[0]
+  if own is None or not np.array_equal(
+    Shards([last])[max(rows - size, 0) : rows], own.x
+  ):
+    raise InputError(
+      f'{folder}: client {number} is not the one that was converted: the source'
+      ' has changed; name a new folder'
     )
-  (folder / _BEGUN).unlink()
 
 
 def _go_on(folder: pathlib.Path, begin: dict[str, Any]) -> list[dict[str, Any]]:
-  """Makes the folder; the shards that an earlier call has finished in it."""
-  if (folder / _FILE).exists():
-    raise InputError(
-      f'{folder}: holds a federation already; name a new folder, nothing is'
-      ' ever written over'
-    )
-  folder.mkdir(parents=True, exist_ok=True)
+  """The shards that an earlier call has finished in the folder."""
   journal = folder / _BEGUN
   if not journal.exists():
-    if any(folder.iterdir()):
-      raise InputError(f'{folder}: is not empty; name a new folder')
     return []
   text = journal.read_text(encoding='utf-8')
   whole_lines = text[: text.rfind('\n') + 1]
@@ -312,17 +365,20 @@ def _go_on(folder: pathlib.Path, begin: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _parts(
   clients: Iterable[Examples], shard_bytes: int
-) -> Iterator[list[Examples]]:
-  """Clients in shards of about so many bytes."""
-  part, size = [], 0
+) -> Iterator[tuple[list[Examples], int]]:
+  """Shards of about so many bytes; how many clients were given for each."""
+  part, size, given = [], 0, 0
   for own in clients:
+    given += 1
+    if not len(own.y):
+      continue
     part.append(own)
     size += own.x.nbytes + own.y.nbytes
     if size >= shard_bytes:
-      yield part
-      part, size = [], 0
+      yield part, given
+      part, size, given = [], 0, 0
   if part:
-    yield part
+    yield part, given
 
 
 def _write_shard(folder, number, part, num_classes) -> dict[str, Any]:
@@ -387,7 +443,7 @@ def _check(what: str, own: Examples, num_classes: int) -> None:
 def _told(folder: pathlib.Path) -> dict[str, Any]:
   """The content of federation.json."""
   path = folder / _FILE
-  if (folder / _BEGUN).exists():
+  if (folder / _BEGUN).exists() and not path.exists():
     raise InputError(
       f'{folder}: its conversion has not ended; the same command goes on'
     )
@@ -413,31 +469,45 @@ def _told(folder: pathlib.Path) -> dict[str, Any]:
   return told
 
 
-def _open(path: pathlib.Path, expected: Mapping[str, Any]) -> np.memmap:
-  """A mapped array, which must be what was written, as its length tells."""
+class _File(NamedTuple):
+  """An .npy file: where its values begin, in bytes, and what they are."""
+
+  path: pathlib.Path
+  offset: int
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+
+def _open(path: pathlib.Path, expected: Mapping[str, Any]) -> _File:
+  """Looks at an array, which must be what was written, as its length tells."""
   try:
     size = path.stat().st_size
     if size != expected['bytes']:
       raise InputError(
         f'{path}: has {size:,} bytes, must have {expected["bytes"]:,}; {_AGAIN}'
       )
-    array = np.load(path, mmap_mode='r', allow_pickle=False)
+    with open(path, 'rb') as file:
+      version = np.lib.format.read_magic(file)
+      if version != (1, 0):
+        raise ValueError(f'a version {version} of .npy')
+      shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+      offset = file.tell()
   except FileNotFoundError:
     raise InputError(f'{path}: is missing; {_AGAIN}') from None
   except (OSError, ValueError) as error:
     if isinstance(error, InputError):
       raise
     reason = str(error).splitlines()[0][:100]
-    raise InputError(f'{path}: cannot be read ({reason}); {_AGAIN}') from error
-  if [list(array.shape), array.dtype.str] != [
+    raise InputError(f'{path}: cannot be read ({reason})') from error
+  if by_columns or [list(shape), dtype.str] != [
     expected['shape'],
     expected['dtype'],
   ]:
     raise InputError(
-      f'{path}: is {array.dtype} {array.shape}, must be'
-      f' {expected["dtype"]} {expected["shape"]}; {_AGAIN}'
+      f'{path}: is {dtype} {shape}, must be {expected["dtype"]}'
+      f' {expected["shape"]}; {_AGAIN}'
     )
-  return array
+  return _File(path, offset, shape, dtype)
 
 
 def _write(path: pathlib.Path, array: np.ndarray) -> dict[str, Any]:
@@ -456,6 +526,16 @@ def _write(path: pathlib.Path, array: np.ndarray) -> dict[str, Any]:
   }
 
 
+def _sync(folder: pathlib.Path) -> None:
+  """Makes sure of the names of the files in a folder, where that is needed."""
+  if hasattr(os, 'O_DIRECTORY'):
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+      os.fsync(number)
+    finally:
+      os.close(number)
+
+
 def _line(journal, content) -> None:
   journal.write(json.dumps(content) + '\n')
   journal.flush()
@@ -465,6 +545,10 @@ def _line(journal, content) -> None:
 def _sha256(path: pathlib.Path) -> str:
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _unknown() -> tuple[int, int]:
+  raise ValueError('the limits of these values are not known without reading')
 
 
 def _name(number: int, name: str) -> str:

@@ -14,15 +14,16 @@ import sys
 import threading
 
 _CHILD = 'FEDAVG_JAX_CHILD'
-# What the runtime writes: log lines, what they go on with, stacks.
+# What the runtime writes: log lines of C++, which name its files, and stacks.
 _NATIVE = re.compile(
-  r'[IWEF]\d{4} \d\d:\d\d:\d\d|WARNING: All log|\[Gloo\]|\s+@ +0x|\*\*\* '
-  r'|Additional GRPC|:UNKNOWN|RPC: |$'
+  r'[IWEF]\d{4} [\d:.]+ +\d+ [\w./-]+\.(cc|cpp|cu|h):\d+\]|WARNING: All log'
+  r'|\s+@ +0x|\*\*\* |Additional GRPC|:UNKNOWN|RPC: |$'
 )
 # After an error of the runtime, what its text goes on with, up to one of these.
-_ERROR = re.compile(r'[EF]\d{4} \d\d:\d\d:\d\d')
-_OURS = ('error: ', 'Traceback ')
+_ERROR = re.compile(r'[EF]\d{4} [\d:.]+ +\d+ [\w./-]+\.(cc|cpp|cu|h):')
+_OURS = re.compile(r'error: |Traceback |[IWEF]\d{4} .*\.py:\d+\]|.*\.py:\d+: ')
 _FATAL = re.compile(r'F\d{4} \d\d:\d\d:\d\d')
+_WAYS_TO_ASK = (signal.SIGINT, signal.SIGTERM)
 # What a fatal line has in it, and what has gone wrong then.
 _REASONS = (
   (
@@ -72,20 +73,23 @@ def run() -> int:
     text=True,
     errors='replace',
   )
-  for signum in (signal.SIGINT, signal.SIGTERM):
+  for signum in _WAYS_TO_ASK:
     signal.signal(signum, lambda signum, frame: child.send_signal(signum))
   assert child.stderr
   told, theirs, fatal = False, False, ''
   for line in child.stderr:
     if fatal or _FATAL.match(line):
       fatal += line
-    told = told or line.startswith('error: ')
-    theirs = bool(_ERROR.match(line)) or (theirs and not line.startswith(_OURS))
+    told = told or line.startswith(('error: ', 'Traceback '))
+    theirs = bool(_ERROR.match(line)) or (theirs and not _OURS.match(line))
     if not (theirs or _NATIVE.match(line)):
       print(line, end='', file=sys.stderr, flush=True)
   code = child.wait()
   if told or (code >= 0 and not fatal):
     return code if code >= 0 else 1
+  if -code in _WAYS_TO_ASK:
+    print('error: interrupted before round 1', file=sys.stderr)
+    return 128 - code
   reason = f'the process was ended by signal {-code}'
   if fatal:
     reason = next(text for key, text in _REASONS if key in fatal)

@@ -95,6 +95,7 @@ def train(
   cfg = config_lib.read(config)
   use_cpu_devices(cfg['cpu_devices'])
   hosts.agree(_same_everywhere(cfg))
+  workdir = pathlib.Path(hosts.tell(str(workdir)))
   with stop_on_signals() as stop, contextlib.ExitStack() as stack:
     # The folder of the run, which process 0 alone has.
     folder = hosts.first(
@@ -148,6 +149,9 @@ def train(
 
     # The folder: nothing of what is wrong above has left one.
     room = checkpoint.bytes_needed(shapes, number)
+    if states is not None:  # Of those that can take part; once in the file.
+      most = min(planner.cohort_size * cfg['rounds'], len(planner.num_examples))
+      room += checkpoint.bytes_needed(states.shapes(most), number + 1)
     hosts.first(lambda: _begin(cfg, federation, folder, left, room))
     _say(f'workdir: {workdir}')
     if start is not None:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -296,6 +297,80 @@ def test_a_joined_sum_is_the_sum_of_each():
     total,
     tree,
   )
+
+
+def test_every_process_traces_the_same():
+  """Whatever the seed of Python's hashes: sums must come in one order."""
+  script = """
+import jax
+jax.config.update('jax_num_cpu_devices', 2)
+import numpy as np
+from fedavg_jax import hosts
+mesh = jax.sharding.Mesh(jax.devices(), ('lanes',))
+tree = [np.ones(3, t) for t in ('float32', 'int32', 'uint32', 'float16')]
+add = jax.shard_map(
+  hosts.sum_over_devices, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(),
+  check_vma=False,
+)
+print(jax.jit(add).lower(tree).as_text())
+"""
+  texts = {
+    subprocess.run(
+      [sys.executable, '-c', script],
+      env={**os.environ, 'PYTHONHASHSEED': seed},
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout
+    for seed in '1234'
+  }
+  assert len(texts) == 1 and 'all_reduce' in texts.pop()
+
+
+_FAILS = """
+import sys
+from configs import quickstart
+from fedavg_jax import plan
+
+def get_config():
+  if '--process_id=1' in sys.argv:
+    plan.Planner.cohort = lambda self, number: {}[number]
+  return quickstart.get_config()
+"""
+
+
+def test_an_unforeseen_error_ends_all_at_once(tmp_path):
+  (tmp_path / 'own.py').write_text(_FAILS)
+  begin = time.monotonic()
+  started = processes.start(
+    2, f'--config={tmp_path}/own.py', f'--workdir={tmp_path}/run'
+  )
+  first, second = processes.wait(started, 100)
+  assert time.monotonic() - begin < 40
+  assert first.code == second.code == 1
+  assert len(first.errors) == 1 and 'Traceback' not in first.stderr
+  assert not second.errors and second.stderr.count('Traceback') == 1
+  assert 'KeyError' in second.stderr
+
+
+def test_warnings_of_our_own_are_handed_on(tmp_path):
+  processes.run(1, tmp_path / 'run')
+  more = ('--resume=extend', '--config.rounds=31')
+  started = processes.start(
+    2, f'--workdir={tmp_path}/run', *processes.SETTING, *more
+  )
+  first, second = processes.wait(started, 100)
+  assert first.code == second.code == 0, first.stderr
+  assert 'num_processes) that trained round 30: the same up to' in first.stderr
+
+
+def test_a_signal_before_round_1_is_a_signal(tmp_path):
+  (process, *_) = processes.start(1, '--num_processes=2')
+  time.sleep(3)
+  process.send_signal(signal.SIGTERM)
+  (ended,) = processes.wait([process], 30)
+  assert ended.code == 128 + signal.SIGTERM
+  assert ended.stderr == 'error: interrupted before round 1\n'
 
 
 def test_the_manifest_starts_what_there_is(repository):

@@ -1,8 +1,10 @@
 """Federations on disk: what is written is read, and what is wrong is told."""
 
 import json
+import os
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -70,8 +72,9 @@ def test_what_is_read_is_what_was_written(kind, shard_bytes, tmp_path):
   np.testing.assert_array_equal(own.test.y, parts[1].y)
   scaled = x.astype(np.float64) / 255
   np.testing.assert_allclose(own.statistics, (scaled.mean(), scaled.std()))
-  shards = {1: 7, 200: 7 if kind == 'tokens' else 3, 10**6: 1}[shard_bytes]
-  assert stored.verify(tmp_path / 'f') >= 3 * min(shards, 3) - 1
+  some = {'uint8': 2, 'float32': 5, 'tokens': 4}[kind]
+  shards = {1: 7, 200: some, 10**6: 1}[shard_bytes]
+  assert stored.verify(tmp_path / 'f') == 3 * shards + 2
 
 
 def test_a_conversion_that_was_ended_goes_on(tmp_path):
@@ -112,6 +115,76 @@ def test_a_conversion_that_was_ended_goes_on(tmp_path):
   assert content[0] == content[1]
   with pytest.raises(InputError, match='holds a federation already'):
     write(tmp_path / 'f', parts)
+
+
+def test_a_conversion_killed_at_its_very_end_can_be_read(tmp_path):
+  write(tmp_path / 'f', examples())
+  (tmp_path / 'f' / 'conversion.jsonl').write_text('{}')
+  assert stored.read(tmp_path / 'f').clients.num_clients == len(SIZES)
+
+
+def test_a_source_that_has_changed_is_not_gone_on_with(tmp_path):
+  parts = examples()
+  with pytest.raises(RuntimeError):
+    write(tmp_path / 'f', parts, wrote=stop_after(2))
+  for part in parts:
+    part.x[0] ^= 1
+  with pytest.raises(InputError, match='is not the one that was converted'):
+    write(tmp_path / 'f', parts)
+
+
+def stop_after(number):
+  def wrote(clients, size):
+    del clients, size
+    nonlocal number
+    number -= 1
+    if not number:
+      raise RuntimeError
+
+  return wrote
+
+
+def test_clients_without_examples_are_left_out(tmp_path):
+  """Also where a conversion goes on, and where a shard would have no others."""
+  parts, empty = examples(), Examples(*(a[:0] for a in examples()[1]))
+  full = [empty, *parts[:3], *[empty] * 9, *parts[3:], empty]
+  write(tmp_path / 'whole', full, test=parts[1])
+  for i in (1, 2):
+    with pytest.raises(RuntimeError):
+      write(tmp_path / f'f{i}', full, test=parts[1], wrote=stop_after(i))
+    write(tmp_path / f'f{i}', full, test=parts[1])
+  for name in ('whole', 'f1', 'f2'):
+    same(tmp_path / name, [*parts, parts[1]])
+
+
+def test_many_shards_need_few_open_files(tmp_path):
+  write(tmp_path / 'f', examples() * 6, shard_bytes=1)
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(
+    resource.RLIMIT_NOFILE, (len(os.listdir('/dev/fd')) + 10, limits[1])
+  )
+  try:
+    own = stored.read(tmp_path / 'f')
+    assert np.asarray(own.clients.y).shape == (6 * sum(SIZES),)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_shard_that_is_cut_meanwhile_is_told(tmp_path):
+  write(tmp_path / 'f', examples())
+  own = stored.read(tmp_path / 'f')
+  path = tmp_path / 'f' / 'clients-00000-y.npy'
+  path.write_bytes(path.read_bytes()[:-4])
+  with pytest.raises(InputError, match='00000-y.npy: was cut short'):
+    own.clients.y[0 : sum(SIZES)]
+
+
+def test_two_conversions_do_not_share_a_folder(tmp_path):
+  def wrote(clients, size):
+    with pytest.raises(InputError, match='another process writes to it'):
+      write(tmp_path / 'f', examples())
+
+  write(tmp_path / 'f', examples(), wrote=wrote)
 
 
 def cut(path):
@@ -199,9 +272,10 @@ def models(workdir):
 
 
 @pytest.mark.parametrize('algorithm', ('fedavg', 'scaffold'))
-def test_a_run_from_disk_is_the_run_from_memory(algorithm, tmp_path):
+@pytest.mark.parametrize('kind', ('uint8', 'float32'))
+def test_a_run_from_disk_is_the_run_from_memory(algorithm, kind, tmp_path):
   """Bit for bit, wherever examples and clients' states are."""
-  write(tmp_path / 'f', examples())
+  write(tmp_path / 'f', examples(kind))
   got = {}
   for name, changes in {
     'device': {},

@@ -37,7 +37,7 @@ HEARTBEAT_SECONDS = 8
 CLOSE = 1e-6  # Largest difference of a weight that rounding explains.
 REPOSITORY = pathlib.Path(__file__).parents[2]
 _CONFIG = REPOSITORY / 'configs' / 'quickstart.py'
-_SETTING = (
+SETTING = (
   '--config.algorithm=scaffold',
   '--config.client.epochs=1',
   '--config.client.learning_rate=0.001',  # Little that grows from rounding.
@@ -125,7 +125,7 @@ def run(number: int, workdir: pathlib.Path) -> None:
   Raises:
     RuntimeError: a process did not end well.
   """
-  arguments = (f'--workdir={workdir}', *_SETTING)
+  arguments = (f'--workdir={workdir}', *SETTING)
   if number == 1:
     processes = [
       subprocess.Popen(
@@ -161,7 +161,7 @@ def kill_one(
   Returns:
     How the others have ended, and how many seconds that took.
   """
-  processes = start(number, f'--workdir={workdir}', *_SETTING)
+  processes = start(number, f'--workdir={workdir}', *SETTING)
   metrics = workdir / 'metrics.jsonl'
   while not (
     metrics.exists() and metrics.read_bytes().count(b'\n') >= lines
