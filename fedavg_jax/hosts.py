@@ -26,6 +26,7 @@ from fedavg_jax.errors import AgreedError
 from fedavg_jax.errors import InputError
 
 _T = TypeVar('_T')
+_MOST_JOINED = 2**20  # Numbers of an array that shares its reduction.
 _MOST_TOLD = 4  # Of what differs, or is wrong, in one line.
 _SHUTDOWN_SECONDS = 60  # For those that end a little later.
 _told_processes: int | None = None  # That `connect` was given.
@@ -246,19 +247,23 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def sum_over_devices(tree: Any) -> Any:
-  """`lax.psum` of all leaves together: one reduction for each of their dtypes.
+  """`lax.psum` of all leaves, small ones of a dtype joined into one reduction.
 
-  What a reduction costs beside its bytes, it costs once.
+  What a reduction costs beside its bytes, it costs once; what is large has no
+  need of that, and would be copied.
   """
   leaves, structure = jax.tree.flatten(tree)
+  # In the order of the leaves: a set's would differ from process to process.
+  groups: dict[Any, list[int]] = {}
+  for i, leaf in enumerate(leaves):
+    joins = leaf.size <= _MOST_JOINED
+    groups.setdefault((leaf.dtype, 'joined' if joins else i), []).append(i)
   summed = list(leaves)
-  # In the order of the leaves: a set's differs from process to process.
-  for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
-    mine = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
-    flat = jnp.concatenate([leaves[i].reshape(-1) for i in mine])
+  for own in groups.values():
+    flat = jnp.concatenate([leaves[i].reshape(-1) for i in own])
     flat = lax.psum(flat, 'lanes')
-    ends = np.cumsum([leaves[i].size for i in mine])
-    for i, part in zip(mine, jnp.split(flat, ends[:-1]), strict=True):
+    ends = np.cumsum([leaves[i].size for i in own])
+    for i, part in zip(own, jnp.split(flat, ends[:-1]), strict=True):
       summed[i] = part.reshape(leaves[i].shape)
   return jax.tree.unflatten(structure, summed)
 

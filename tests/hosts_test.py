@@ -278,6 +278,7 @@ def test_a_joined_sum_is_the_sum_of_each():
     'b': rng.integers(0, 9, (2, 5)).astype(np.int32),
     'c': rng.standard_normal((2,)).astype(np.float32),
     'none': np.zeros((2, 0), np.float32),
+    'large': rng.standard_normal((2, 2**20 + 1)).astype(np.float32),
   }
 
   def sums(tree):
