@@ -8,7 +8,8 @@ python -m fedavg_jax.convert --source generator --path module:function ...
 python -m fedavg_jax.convert --verify FOLDER
 
 Sources are, beside the data sets with natural clients (leaf, shakespeare,
-words, mnist_writers) as `dataset` and `data_dir` of a config name them:
+words, mnist_writers) as `dataset` and `data_dir` of a config name them (of
+which all but leaf are read into memory first):
 
 * images: train/CLIENT/LABEL/ANY.png (or .jpg, ...), all of one size and mode,
   and test/LABEL/ANY.png.
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 import importlib
+import itertools
 import pathlib
 import sys
 from typing import Any
@@ -40,6 +42,7 @@ from fedavg_jax import clients as clients_lib
 from fedavg_jax import command
 from fedavg_jax import datasets
 from fedavg_jax import partition
+from fedavg_jax import readers
 from fedavg_jax import stored
 from fedavg_jax.clients import Examples
 from fedavg_jax.errors import InputError
@@ -68,7 +71,7 @@ class Source(NamedTuple):
     clients: number of a client -> the examples of it and of those after it.
     num_clients: 0 where that is not known before.
     test: the central test set.
-    num_classes: labels are 0 .. num_classes - 1.
+    num_classes: labels are 0 .. num_classes - 1; None for those that there are.
     max_value: of a pixel.
     padding: of sequences.
   """
@@ -76,7 +79,7 @@ class Source(NamedTuple):
   clients: Callable[[int], Iterable[Examples]]
   num_clients: int
   test: Examples
-  num_classes: int
+  num_classes: int | None
   max_value: float
   padding: int | None = None
 
@@ -98,6 +101,8 @@ def open_source(kind: str, path: str) -> Source:
     return _images(place)
   if kind == 'arrays':
     return _arrays(place)
+  if kind == 'leaf':
+    return _leaf(place)
   return _dataset(datasets.load_dataset(kind, path))
 
 
@@ -121,6 +126,40 @@ def _rows(own: clients_lib.Clients, first: int) -> Iterator[Examples]:
   for k in range(first, own.num_clients):
     mine = slice(*own.offsets[k : k + 2])
     yield Examples(own.x[mine], own.y[mine])
+
+
+def _leaf(folder: pathlib.Path) -> Source:
+  """LEAF's users, a file of json at a time."""
+  files = datasets.leaf_files(folder, 'train')
+
+  def users(file: pathlib.Path) -> list[Examples]:
+    return [
+      Examples(datasets.with_channels(own.x), own.y)
+      for own in readers.read_leaf(file).values()
+    ]
+
+  def clients(first: int) -> Iterator[Examples]:
+    return itertools.islice(
+      itertools.chain.from_iterable(map(users, files)), first, None
+    )
+
+  tests = [
+    own
+    for file in datasets.leaf_files(folder, 'test')
+    for own in users(file)
+    if len(own.y)
+  ]
+  if len({own.x.shape[1:] for own in tests}) != 1:
+    raise InputError(
+      f'--path {folder}: the inputs of test/ must be some, of one shape'
+    )
+  return Source(
+    clients=clients,
+    num_clients=0,
+    test=Examples(*map(np.concatenate, zip(*tests, strict=True))),
+    num_classes=None,
+    max_value=1.0,
+  )
 
 
 def _arrays(path: pathlib.Path) -> Source:
@@ -169,7 +208,7 @@ def _arrays(path: pathlib.Path) -> Source:
     clients=clients,
     num_clients=len(begins),
     test=_plain(x_test, y_test),
-    num_classes=int(max(y.max(initial=0), y_test.max(initial=0))) + 1,
+    num_classes=None,
     max_value=255.0 if x.dtype == np.uint8 else 1.0,
   )
 
@@ -194,7 +233,7 @@ def _generator(path: str) -> Source:
     clients=clients,
     num_clients=0,
     test=test,
-    num_classes=int(test.y.max(initial=0)) + 1,
+    num_classes=None,
     max_value=255.0 if test.x.dtype == np.uint8 else 1.0,
   )
 

@@ -362,40 +362,57 @@ def _unpack(archive: pathlib.Path, names: Sequence[str]) -> None:
         part.replace(archive.parent / name)  # Never half of it.
 
 
+def leaf_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
+  """The json of a split, 'train' or 'test', of LEAF's.
+
+  Raises:
+    InputError: there is none.
+  """
+  files = sorted(
+    path
+    for path in (folder / split).glob('*')
+    if path.name.endswith(('.json', '.json.gz'))
+  )
+  if not files:
+    raise InputError(
+      f'data_dir = {str(folder)!r}: {split}/ holds no json; must be a folder'
+      " of LEAF's, with train/ and test/"
+    )
+  return files
+
+
+def with_channels(x: np.ndarray) -> np.ndarray:
+  """LEAF's inputs [n, ...] as images [n, H, W, C]."""
+  shape = x.shape[1:]
+  if len(shape) == 1:  # Rows of pixels, most often of a square image.
+    side = int(np.sqrt(shape[0]))
+    shape = (side, side) if side**2 == shape[0] else (shape[0], 1)
+  if len(shape) == 2:
+    shape = (*shape, 1)
+  return x.reshape(len(x), *shape)
+
+
 def _leaf(folder: pathlib.Path) -> Dataset:
   """LEAF's users as clients: those with training examples, in their order."""
-  splits = []
-  for split in ('train', 'test'):
-    files = sorted(
-      path
-      for path in (folder / split).glob('*')
-      if path.name.endswith(('.json', '.json.gz'))
-    )
-    if not files:
-      raise InputError(
-        f'data_dir = {str(folder)!r}: {split}/ holds no json; must be a folder'
-        " of LEAF's, with train/ and test/"
-      )
-    splits.append(
-      [own for file in files for own in readers.read_leaf(file).values()]
-    )
-  train, test = ([own for own in split if len(own.y)] for split in splits)
+  train, test = (
+    [
+      own
+      for file in leaf_files(folder, split)
+      for own in readers.read_leaf(file).values()
+      if len(own.y)
+    ]
+    for split in ('train', 'test')
+  )
   shapes = {own.x.shape[1:] for own in train + test}
   if not train or not test or len(shapes) > 1:
     raise InputError(
       f'data_dir = {str(folder)!r}: inputs have the shapes {sorted(shapes)};'
       ' train and test must both have examples, of one shape'
     )
-  (shape,) = shapes
-  if len(shape) == 1:  # Rows of pixels, most often of a square image.
-    side = int(np.sqrt(shape[0]))
-    shape = (side, side) if side**2 == shape[0] else (shape[0], 1)
-  if len(shape) == 2:
-    shape = (*shape, 1)
   joined = [_joined(split) for split in (train, test)]
   return Dataset(
     'leaf',
-    *(own._replace(x=own.x.reshape(-1, *shape)) for own in joined),
+    *(own._replace(x=with_channels(own.x)) for own in joined),
     num_classes=int(max(own.y.max() for own in joined)) + 1,
     max_value=1.0,
     owners=_owners(train),

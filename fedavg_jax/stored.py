@@ -228,7 +228,7 @@ def write(
   clients: Callable[[int], Iterable[Examples]],
   test: Examples,
   *,
-  num_classes: int,
+  num_classes: int | None,
   max_value: float,
   padding: int | None = None,
   source: Mapping[str, Any],
@@ -242,7 +242,8 @@ def write(
     clients: number of a client -> the examples of it and of those after it,
       the same ones whenever it is called. Clients without any are left out.
     test: the central test set.
-    num_classes: as in `Stored`, like the next two.
+    num_classes: as in `Stored`, like the next two; None for the labels that
+      there are.
     max_value: of a pixel.
     padding: of sequences.
     source: JSON, what the clients come from; the same where a call goes on.
@@ -293,6 +294,9 @@ def write(
       for name, array in zip('xy', test, strict=True)
     }
     told = begin | {'shards': shards, 'test': tests}
+    if num_classes is None:
+      highest = max(_range(shards)[1], int(test.y.max()))
+      told['num_classes'] = highest + 1
     with whole(folder / _FILE) as path, open(path, 'w') as file:
       _line(file, told)
     _sync(folder)
@@ -417,7 +421,7 @@ def _moments(x: np.ndarray) -> tuple[float, float]:
   return total, squares
 
 
-def _check(what: str, own: Examples, num_classes: int) -> None:
+def _check(what: str, own: Examples, num_classes: int | None) -> None:
   """Raises InputError for values that would silently spoil what is learnt."""
   if len(own.x) != len(own.y) or not len(own.y):
     raise InputError(f'{what}: {len(own.x)} inputs, but {len(own.y)} labels')
@@ -431,10 +435,10 @@ def _check(what: str, own: Examples, num_classes: int) -> None:
       f'{what}: x is {own.x.dtype} and y {own.y.dtype}; x must be uint8, int32'
       ' or float32, and y int32'
     )
-  if own.y.min() < least or own.y.max() >= num_classes:
+  if own.y.min() < least or own.y.max() >= (num_classes or 2**31):
     raise InputError(
       f'{what}: labels are {own.y.min()} to {own.y.max()}, must lie in 0 ..'
-      f' {num_classes - 1}'
+      f' {(num_classes or 2**31) - 1}'
     )
   if own.x.dtype == np.float32 and not np.isfinite(own.x).all():
     raise InputError(f'{what}: some inputs are not finite')

@@ -143,8 +143,9 @@ def train(
     if goes_on:
       kept = states.shapes(number_saved) if states else shapes[1]
       like = resume.to_tree(shapes[0], kept)
-      tree = hosts.first(lambda: _restore(left, like))
-      start = resume.from_tree(hosts.copy(tree, like))
+      start = resume.from_tree(
+        hosts.copy(hosts.first(lambda: _restore(left, like)), like)
+      )
       number = 1  # The others have their room; we have ours back.
 
     # The folder: nothing of what is wrong above has left one.

@@ -11,6 +11,7 @@ python -m experiments.faults.processes --kills 10
 Prints a line per kill and `10 / 10 equal`; exit code 1 if they are not.
 """
 
+import argparse
 from collections.abc import Sequence
 import pathlib
 import random
@@ -22,16 +23,11 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from absl import app
-from absl import flags
 from absl import logging
 import jax
 import numpy as np
 
 from fedavg_jax import checkpoint
-
-_KILLS = flags.DEFINE_integer('kills', 10, 'Processes to kill.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.')
 
 HEARTBEAT_SECONDS = 8
 CLOSE = 1e-6  # Largest difference of a weight that rounding explains.
@@ -212,14 +208,17 @@ def trials(kills: int, seed: int) -> list[bool]:
   return told
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> None:
   """Prints what happened."""
-  del argv
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--kills', type=int, default=10)
+  parser.add_argument('--seed', type=int, default=0, help='of the moments')
+  args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
-  told = trials(_KILLS.value, _SEED.value)
+  told = trials(args.kills, args.seed)
   print(f'{sum(told)} / {len(told)} equal')
-  return int(not all(told))
+  sys.exit(not all(told))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()
