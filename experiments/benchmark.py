@@ -406,7 +406,8 @@ def main() -> None:
       sys.exit(f'{name}: our own engine fails')
     found = rows(name, racers, best.told)
     show(found)
-    show_scaling(found, scales)
+    if scales:
+      show_scaling(found, scales)
     everything += found
     if args.out:
       with open(args.out, 'a', encoding='utf-8') as file:

@@ -9,6 +9,7 @@ Shape letters: K clients, M clients of a cohort.
 
 from collections.abc import Callable
 import errno
+import functools
 import pathlib
 import tempfile
 from typing import Any
@@ -137,7 +138,9 @@ class Cohorts:
       clients: number of a round -> the clients of its plan, [M].
       place: puts arrays of the host on the devices.
     """
-    self._states, self._clients, self._place = states, clients, place
+    self._states, self._place = states, place
+    # Asked for three times, and drawn of all clients.
+    self._clients = functools.lru_cache(maxsize=4)(clients)
     self._under_way: dict[int, Any] = {}
 
   def begin(self, number: int) -> Any:

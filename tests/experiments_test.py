@@ -102,7 +102,7 @@ def test_a_peer_that_fails_is_reported(monkeypatch, capsys):
     return [sys.executable, '-c', 'raise SystemExit("no such package")']
 
   monkeypatch.setattr(benchmark, 'peer_command', command)
-  racers = benchmark.race('flute_lr', ['torch'], 1, {})
+  racers = benchmark.race('flute_lr', ['torch'], 1, {}, {})
   assert list(racers) == ['fedavg_jax']
   out = capsys.readouterr().out
   for name in benchmark.PEER_MODES['torch']:
@@ -137,6 +137,23 @@ def test_workloads_survive_json(name):
   assert again == workload
   assert 1 <= workload.cohort <= len(workload.sizes)
   assert min(workload.sizes) >= 1
+
+
+def test_the_engine_races_itself_on_devices_and_processes(capsys):
+  """Every way does the same rounds; their rows say what the paper would."""
+  assert len(benchmark.scaled([1, 2], [1, 2, 4])) == 8
+  modes = benchmark.scaled([2], [1, 2])
+  modes.pop('2 devices, cohort x 2')
+  racers = benchmark.race('flute_lr', [], 1, {}, modes)
+  assert list(racers) == ['fedavg_jax', *modes], capsys.readouterr().out
+  found = benchmark.rows('flute_lr', racers, {})
+  benchmark.show_scaling(found, modes)
+  assert [row['devices'] for row in found[1:]] == [2, 1, 2, 2]
+  assert [row['clients'] for row in found[1:]] == [10, 10, 10, 20]
+  for row in found[2:]:  # The first has no single device beside it.
+    assert row['num_processes'] == modes[row['system']].get('processes', 1)
+    assert row['efficiency'] > 0 and row['reduce_seconds'] > 0
+  assert '2 processes, cohort x 2' in capsys.readouterr().out
 
 
 def test_pfls_model_has_its_parameters():
