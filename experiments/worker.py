@@ -277,8 +277,12 @@ def main() -> None:
     run(rounds)
 
   protocol.serve(run_together, **told)
-  for other in others:  # Their input ends, and so do they.
-    other.communicate()
+  for other in others:  # Their input ends, and so do they, with this one.
+    assert other.stdin
+    other.stdin.close()
+  hosts.leave()
+  for other in others:
+    other.wait()
 
 
 if __name__ == '__main__':
