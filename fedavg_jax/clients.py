@@ -56,6 +56,11 @@ def build_clients(examples: Examples, parts: Sequence[np.ndarray]) -> Clients:
   )
 
 
+def join(parts: Sequence[Examples]) -> Examples:
+  """Examples of several, one behind another."""
+  return Examples(*map(np.concatenate, zip(*parts, strict=True)))
+
+
 def first(clients: Clients, number: int) -> Clients:
   """The first clients of a population, their labels in memory."""
   offsets = clients.offsets[: number + 1]

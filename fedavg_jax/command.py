@@ -23,6 +23,7 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
+from fedavg_jax import errors
 from fedavg_jax import hosts
 from fedavg_jax.errors import AgreedError
 from fedavg_jax.errors import DivergedError
@@ -141,8 +142,7 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
   except LostError as error:
     return _fail(_FAILED, error)
   except OSError as error:
-    what = f'{error.filename}: ' if error.filename else ''
-    return _fail(_FAILED, f'{what}{error.strerror or error}')
+    return _fail(_FAILED, errors.describe(error))
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return _fail(_FAILED, f'out of memory or device failed: {reason[:200]}')

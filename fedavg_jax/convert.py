@@ -156,7 +156,7 @@ def _leaf(folder: pathlib.Path) -> Source:
   return Source(
     clients=clients,
     num_clients=0,
-    test=Examples(*map(np.concatenate, zip(*tests, strict=True))),
+    test=clients_lib.join(tests),
     num_classes=None,
     max_value=1.0,
   )
@@ -165,24 +165,21 @@ def _leaf(folder: pathlib.Path) -> Source:
 def _arrays(path: pathlib.Path) -> Source:
   """Arrays by client; those of a folder are read as they are needed."""
   names = ('x', 'y', 'client', 'x_test', 'y_test')
-  if path.is_dir():
-    missing = [n for n in names if not (path / f'{n}.npy').is_file()]
-    opened = path if missing else {n: path / f'{n}.npy' for n in names}
-  else:
-    opened, missing = path, []
   arrays: dict[str, Any] = {}
   try:
-    if isinstance(opened, dict):
-      for name, file in opened.items():
-        arrays[name] = np.load(file, mmap_mode='r', allow_pickle=False)
-    elif not missing:
-      with np.load(opened, allow_pickle=False) as file:
-        missing = [n for n in names if n not in file]
-        arrays = {n: file[n] for n in names if n in file}
+    if path.is_dir():
+      for name in names:
+        if (path / f'{name}.npy').is_file():
+          arrays[name] = np.load(
+            path / f'{name}.npy', mmap_mode='r', allow_pickle=False
+          )
+    else:
+      with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in names if name in file}
   except (OSError, ValueError, TypeError) as error:
     reason = str(error).splitlines()[0][:120]
     raise InputError(f'--path {path}: cannot be read ({reason})') from error
-  if missing:
+  if missing := [name for name in names if name not in arrays]:
     raise InputError(f'--path {path}: lacks {", ".join(missing)}')
   x, y, client, x_test, y_test = (arrays[name] for name in names)
   if not len(x) == len(y) == len(client) or client.ndim != 1:
@@ -276,7 +273,7 @@ def _files(folder: pathlib.Path, labels) -> Iterator[tuple[pathlib.Path, int]]:
 
 def _read_images(files, shape: tuple[int, ...] | None) -> Examples:
   """Images of one shape [H, W, C], all if it is not known yet."""
-  from PIL import Image  # Comes with matplotlib; used here alone.
+  from PIL import Image  # Used here alone.
 
   x, y = [], []
   for path, label in files:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from absl import logging
 import numpy as np
 
+from fedavg_jax import clients as clients_lib
 from fedavg_jax import readers
 from fedavg_jax import stored
 from fedavg_jax import texts
@@ -346,7 +347,7 @@ def _cifar10(folder: pathlib.Path | None) -> Dataset:
     parts.append(Examples(x, y))
   *train, test = parts
   return Dataset(
-    'cifar10', _joined(train), test, num_classes=10, max_value=255.0
+    'cifar10', clients_lib.join(train), test, num_classes=10, max_value=255.0
   )
 
 
@@ -409,7 +410,7 @@ def _leaf(folder: pathlib.Path) -> Dataset:
       f'data_dir = {str(folder)!r}: inputs have the shapes {sorted(shapes)};'
       ' train and test must both have examples, of one shape'
     )
-  joined = [_joined(split) for split in (train, test)]
+  joined = [clients_lib.join(split) for split in (train, test)]
   return Dataset(
     'leaf',
     *(own._replace(x=with_channels(own.x)) for own in joined),
@@ -432,8 +433,8 @@ def _shakespeare(path: pathlib.Path) -> Dataset:
   train, test = zip(*parts, strict=True)
   return Dataset(
     'shakespeare',
-    _joined(train),
-    _joined(test),
+    clients_lib.join(train),
+    clients_lib.join(test),
     num_classes=texts.NUM_CHARACTERS,
     max_value=1.0,
     owners=_owners(train),
@@ -483,7 +484,7 @@ def _words(path: pathlib.Path) -> Dataset:
     raise InputError(f'{path}: must have two authors of two words at least')
   return Dataset(
     'words',
-    *map(_joined, parts),
+    *map(clients_lib.join, parts),
     num_classes=_VOCABULARY,
     max_value=1.0,
     owners=_owners(parts[0]),
@@ -504,10 +505,6 @@ def _stored(folder: pathlib.Path) -> Dataset:
     statistics=own.statistics,
     sha256=own.sha256,
   )
-
-
-def _joined(parts: Sequence[Examples]) -> Examples:
-  return Examples(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _owners(parts: Sequence[Examples]) -> np.ndarray:

@@ -1,6 +1,12 @@
 """What a person can mend, told in one line."""
 
 
+def describe(error: OSError) -> str:
+  """What the system says, and of which file where it says that."""
+  what = f'{error.filename}: ' if error.filename else ''
+  return f'{what}{error.strerror or error}'
+
+
 class InputError(ValueError):
   """A bad config, file or data set: the message names what, where, the rule."""
 

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
+from fedavg_jax import errors
 from fedavg_jax.errors import AgreedError
 from fedavg_jax.errors import InputError
 
@@ -132,8 +133,7 @@ def together(step: Callable[[], _T]) -> _T:
   except InputError as error:
     wrong = str(error)
   except OSError as error:
-    what = f'{error.filename}: ' if error.filename else ''
-    wrong, machine = f'{what}{error.strerror or error}', True
+    wrong, machine = errors.describe(error), True
   everybody = [
     json.loads(text) for text in _gather(json.dumps([wrong, machine]))
   ]
@@ -236,6 +236,8 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.device_put(tree, shardings)
 
   def one(array, sharding):
+    if isinstance(array, jax.Array) and array.sharding == sharding:
+      return array  # Is there: not down to the host and up again.
     array = np.asarray(array)
     return jax.make_array_from_callback(
       array.shape, sharding, lambda index: array[index]

@@ -14,6 +14,7 @@ Shape letters: K clients, M cohort, L lanes (of all devices), D devices, T steps
 at most, S events at most, N positions in the order of reading, W widths.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -247,13 +248,7 @@ class Planner:
 
   def steps_of_round(self, round_number: int) -> np.ndarray:
     """Steps that each client of a round's cohort takes, [m]."""
-    return np.array(
-      [
-        len(self._program(client, completed)[0])
-        for client, completed in zip(*self.work(round_number), strict=True)
-      ],
-      np.int64,
-    )
+    return _steps(map(self._program, *self.work(round_number)))
 
   def slots(self, round_number: int) -> np.ndarray:
     """Clients by their places in a plan, [M]; the last may train nothing."""
@@ -269,8 +264,8 @@ class Planner:
 
   def loads(self, round_number: int) -> list[np.ndarray]:
     """Clients that each device trains in a round, [D] of them in lane order."""
-    cohort, _ = self.work(round_number)
-    lanes = self._deal(self.steps_of_round(round_number))
+    cohort, completed = self.work(round_number)
+    lanes = self._deal(_steps(map(self._program, cohort, completed)))
     width = self.widths[0]
     return [
       cohort[np.concatenate(lanes[d * width :][:width]).astype(np.int64)]
@@ -379,7 +374,7 @@ class Planner:
     """The plan of one round; its shapes are the same for every round."""
     cohort, completed = self.work(round_number)
     programs = list(map(self._program, cohort, completed))
-    steps = np.array([len(start) for start, *_ in programs], np.int64)
+    steps = _steps(programs)
     weights = self._weights[cohort] * (completed > 0)
     total = weights.sum()
     plan = self._empty()
@@ -523,6 +518,11 @@ def _client_steps(
     np.tile(counts[real], epochs)[:stop],
     batch[:stop],
   )
+
+
+def _steps(programs: Iterable[tuple[np.ndarray, ...]]) -> np.ndarray:
+  """Steps of each client's program, [m]."""
+  return np.array([len(start) for start, *_ in programs], np.int64)
 
 
 def pack(steps: np.ndarray, lanes: int) -> list[list[int]]:

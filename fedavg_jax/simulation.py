@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
-import math
 import time
 from typing import Any
 from typing import NamedTuple
@@ -464,7 +463,4 @@ def _data_bytes(clients, planner) -> int:
   """Of examples, on a device: all of them, or what calls in line read."""
   if not planner.streamed:
     return clients.x.nbytes + clients.y.nbytes
-  return _CALLS_IN_LINE * sum(
-    math.prod(like.shape) * like.dtype.itemsize
-    for like in stream_lib.shapes(clients, planner)
-  )
+  return _CALLS_IN_LINE * cost.num_bytes(stream_lib.shapes(clients, planner))

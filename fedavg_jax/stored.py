@@ -28,6 +28,7 @@ from typing import NamedTuple
 import filelock
 import numpy as np
 
+from fedavg_jax import clients as clients_lib
 from fedavg_jax.clients import NO_LABEL
 from fedavg_jax.clients import Clients
 from fedavg_jax.clients import Examples
@@ -393,7 +394,7 @@ def _write_shard(folder, number, part, num_classes) -> dict[str, Any]:
       f'{folder}: examples have the shapes and types {sorted(map(str, kinds))};'
       ' must be one'
     )
-  own = Examples(*map(np.concatenate, zip(*part, strict=True)))
+  own = clients_lib.join(part)
   _check(f'shard {number}', own, num_classes)
   sizes = np.array([len(client.y) for client in part], np.int64)
   total, squares = _moments(own.x)

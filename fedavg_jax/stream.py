@@ -47,6 +47,7 @@ def shapes(clients: Clients, planner: Planner) -> Buffer:
 
 
 def _shapes(clients: Clients, number: int) -> Buffer:
+  """The same of so many rows."""
 
   def like(array):
     return jax.ShapeDtypeStruct((number, *array.shape[1:]), array.dtype)

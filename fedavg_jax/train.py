@@ -94,7 +94,8 @@ def train(
   """
   cfg = config_lib.read(config)
   use_cpu_devices(cfg['cpu_devices'])
-  hosts.agree(_same_everywhere(cfg))
+  if hosts.several():  # Or nobody is there to differ.
+    hosts.agree(_same_everywhere(cfg))
   workdir = pathlib.Path(hosts.tell(str(workdir)))
   with stop_on_signals() as stop, contextlib.ExitStack() as stack:
     # The folder of the run, which process 0 alone has.

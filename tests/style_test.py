@@ -72,7 +72,7 @@ def test_imports_point_one_way(repository):
     assert imported(package / f'{leaf}.py') <= {'errors', 'clients'}, leaf
   for leaf in (
     *('plan', 'partition/__init__', 'population', 'clients', 'datasets'),
-    *('readers', 'texts', 'participation'),
+    *('readers', 'texts', 'participation', 'stored', 'convert'),
   ):
     assert packages(package / f'{leaf}.py').isdisjoint({'jax', 'flax'}), leaf
 
