@@ -17,56 +17,67 @@ From Python, in the order of use:
 True
 """
 
-from fedavg_jax import partition
-from fedavg_jax.algorithms import Algorithm
-from fedavg_jax.algorithms import Ended
-from fedavg_jax.algorithms import adaptive
-from fedavg_jax.algorithms import clip_delta
-from fedavg_jax.algorithms import decayed_sgd
-from fedavg_jax.algorithms import fedavg
-from fedavg_jax.algorithms import fedprox
-from fedavg_jax.algorithms import proximal
-from fedavg_jax.algorithms import scaffold
-from fedavg_jax.calls import make_schedule
-from fedavg_jax.checkpoint import load_params
-from fedavg_jax.clients import Clients
-from fedavg_jax.clients import Examples
-from fedavg_jax.clients import build_clients
-from fedavg_jax.clients import stack
-from fedavg_jax.datasets import Dataset
-from fedavg_jax.datasets import load_dataset
-from fedavg_jax.errors import DivergedError
-from fedavg_jax.errors import InputError
-from fedavg_jax.lanes import use_cpu_devices
-from fedavg_jax.losses import cross_entropy
-from fedavg_jax.models import Model
-from fedavg_jax.models import build_model
-from fedavg_jax.participation import Clock
-from fedavg_jax.participation import Participation
-from fedavg_jax.participation import Trace
-from fedavg_jax.participation import draw_clock
-from fedavg_jax.participation import read_trace
-from fedavg_jax.plan import Plan
-from fedavg_jax.plan import Planner
-from fedavg_jax.readers import read_cifar10
-from fedavg_jax.readers import read_leaf
-from fedavg_jax.reference import build_reference_round
-from fedavg_jax.round import RoundMetrics
-from fedavg_jax.round import ServerState
-from fedavg_jax.round import build_round
-from fedavg_jax.round import init_client_states
-from fedavg_jax.round import init_state
-from fedavg_jax.round import lane_mesh
-from fedavg_jax.round import place_examples
-from fedavg_jax.rounds import Record
-from fedavg_jax.rounds import run
-from fedavg_jax.rounds import run_calls
-from fedavg_jax.rounds import simulate
-from fedavg_jax.simulation import Simulation
-from fedavg_jax.simulation import build_simulation
-from fedavg_jax.texts import read_authors
-from fedavg_jax.texts import read_complete_works
-from fedavg_jax.texts import read_play
+import pathlib as _pathlib
+
+from etils import epy as _epy
+
+__version__ = '0.2.0'
+
+# Commands of earlier versions, which name their successors.
+__path__.append(str(_pathlib.Path(__file__).parent / 'cli' / 'ended'))
+
+# What is below is imported when it is first used.
+with _epy.lazy_api_imports(globals()):
+  from fedavg_jax.algorithms import adaptive
+  from fedavg_jax.algorithms import clip_delta
+  from fedavg_jax.algorithms import decayed_sgd
+  from fedavg_jax.algorithms import fedavg
+  from fedavg_jax.algorithms import fedprox
+  from fedavg_jax.algorithms import proximal
+  from fedavg_jax.algorithms import scaffold
+  from fedavg_jax.contracts.algorithm import Algorithm
+  from fedavg_jax.contracts.algorithm import Ended
+  from fedavg_jax.contracts.losses import cross_entropy
+  from fedavg_jax.contracts.model import Model
+  from fedavg_jax.contracts.reference import build_reference_round
+  from fedavg_jax.core.client_data import Clients
+  from fedavg_jax.core.client_data import Examples
+  from fedavg_jax.core.client_data import build_clients
+  from fedavg_jax.core.client_data import stack
+  from fedavg_jax.core.errors import DivergedError
+  from fedavg_jax.core.errors import InputError
+  from fedavg_jax.data import partition
+  from fedavg_jax.data.catalog import load_dataset
+  from fedavg_jax.data.dataset import Dataset
+  from fedavg_jax.data.readers import read_cifar10
+  from fedavg_jax.data.readers import read_leaf
+  from fedavg_jax.data.texts import read_authors
+  from fedavg_jax.data.texts import read_complete_works
+  from fedavg_jax.data.texts import read_play
+  from fedavg_jax.engine.compiled_round import RoundMetrics
+  from fedavg_jax.engine.compiled_round import ServerState
+  from fedavg_jax.engine.compiled_round import build_round
+  from fedavg_jax.engine.compiled_round import init_client_states
+  from fedavg_jax.engine.compiled_round import init_state
+  from fedavg_jax.engine.compiled_round import lane_mesh
+  from fedavg_jax.engine.compiled_round import place_examples
+  from fedavg_jax.engine.devices import use_cpu_devices
+  from fedavg_jax.engine.driver import Record
+  from fedavg_jax.engine.driver import run
+  from fedavg_jax.engine.driver import run_calls
+  from fedavg_jax.engine.driver import simulate
+  from fedavg_jax.engine.simulation import Simulation
+  from fedavg_jax.engine.simulation import build_simulation
+  from fedavg_jax.engine.superstep import make_schedule
+  from fedavg_jax.models.zoo import build_model
+  from fedavg_jax.runs.checkpoint import load_params
+  from fedavg_jax.schedule.participation import Clock
+  from fedavg_jax.schedule.participation import Participation
+  from fedavg_jax.schedule.participation import Trace
+  from fedavg_jax.schedule.participation import draw_clock
+  from fedavg_jax.schedule.participation import read_trace
+  from fedavg_jax.schedule.planning import Plan
+  from fedavg_jax.schedule.planning import Planner
 
 __all__ = [
   'adaptive',

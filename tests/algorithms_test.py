@@ -9,9 +9,10 @@ import round_test
 import twin
 
 from fedavg_jax import algorithms
-from fedavg_jax import clients as clients_lib
-from fedavg_jax.errors import InputError
-from fedavg_jax.plan import Planner
+from fedavg_jax.contracts.algorithm import check_algorithm
+from fedavg_jax.core import client_data
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule.planning import Planner
 
 ETA = 0.3
 ROUNDS = 4
@@ -33,7 +34,7 @@ def world(uneven_examples):
 def engine(uneven_examples, algorithm, lanes=2, num_devices=2, **changes):
   """Server state and client states after ROUNDS rounds of the engine."""
   x, y, parts = uneven_examples
-  population = clients_lib.build_clients(clients_lib.Examples(x, y), parts)
+  population = client_data.build_clients(client_data.Examples(x, y), parts)
   state, clients, _ = round_test.run_states(
     population,
     rounds=ROUNDS,
@@ -316,10 +317,10 @@ PARAMS = {'w': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
 def test_a_hook_that_returns_another_tree_is_told(changes, said):
   algorithm = plain()._replace(**changes)
   if said is None:  # What it keeps goes through `message` unchanged.
-    algorithms.check(algorithm, PARAMS)
+    check_algorithm(algorithm, PARAMS)
     return
   with pytest.raises(InputError, match=said):
-    algorithms.check(algorithm, PARAMS)
+    check_algorithm(algorithm, PARAMS)
 
 
 def test_bad_numbers_and_names_are_told():
@@ -342,7 +343,7 @@ def test_bad_numbers_and_names_are_told():
   ],
 )
 def test_every_algorithm_of_the_package_passes_the_check(algorithm):
-  algorithms.check(algorithm, PARAMS)
+  check_algorithm(algorithm, PARAMS)
 
 
 def test_a_rate_that_decays_by_rounds():

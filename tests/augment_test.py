@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax import augment
+from fedavg_jax.models import augment
 
 KEYS = jax.random.split(jax.random.key(0), 500)
 

@@ -149,7 +149,7 @@ def _checkpoints_of(value):
   """Whole checkpoints, of another model."""
 
   def change(run):
-    from fedavg_jax import checkpoint
+    from fedavg_jax.runs import checkpoint
 
     seal = json.loads(
       next((run / 'checkpoints').glob('*/told/metadata')).read_text()

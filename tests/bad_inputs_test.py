@@ -16,7 +16,8 @@ import pytest
 SERVER = """
 import json, os, sys, warnings
 from absl import app
-from fedavg_jax import command, main
+from fedavg_jax.cli import command, run
+run.define_flags()
 warnings.simplefilter('ignore')
 for line in sys.stdin:
   case = json.loads(line)
@@ -29,7 +30,8 @@ for line in sys.stdin:
     code = 1
     try:
       sys.argv = ['fedavg_jax.main', *case['args']]
-      app.run(main.main, flags_parser=command.parse_flags)
+      parse = lambda argv: command.parse_flags(argv, run)
+      app.run(run.main, flags_parser=parse)
     except SystemExit as error:
       code = error.code or 0
       if not isinstance(code, int):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax import checkpoint
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import checkpoint
 
 # Orbax and what it uses warn about their own future.
 pytestmark = pytest.mark.filterwarnings('default')

@@ -9,8 +9,8 @@ import pytest
 import stream_test
 
 import fedavg_jax as fa
-from fedavg_jax import client_states
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import client_state_store
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def clients(uneven_examples):
 
 def states(own):
   """Of all clients, wherever they are."""
-  if isinstance(own, client_states.ClientStates):
+  if isinstance(own, client_state_store.ClientStates):
     return own.gather(np.arange(5))
   return jax.device_get(own)
 
@@ -107,7 +107,7 @@ def test_those_that_never_took_part_cost_nothing(tmp_path):
     except OSError:
       pytest.skip('a file system without such files')
   one = {'a': np.full((2**9, 2**9), 3, np.float32), 'b': np.float32(2)}
-  own = client_states.ClientStates(one, 1_000_000, tmp_path)
+  own = client_state_store.ClientStates(one, 1_000_000, tmp_path)
   who = np.array([0, 999_999, 5])
   new = {
     'a': np.ones((2, 2**9, 2**9), np.float32),

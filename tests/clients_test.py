@@ -1,16 +1,16 @@
 import numpy as np
 
-from fedavg_jax import clients as clients_lib
+from fedavg_jax.core import client_data
 
 
 def test_back_to_back_and_stacked(uneven_examples):
   x, y, parts = uneven_examples
-  population = clients_lib.build_clients(clients_lib.Examples(x, y), parts)
+  population = client_data.build_clients(client_data.Examples(x, y), parts)
   assert population.num_clients == 5
   np.testing.assert_array_equal(population.num_examples, [1, 7, 4, 9, 2])
   assert population.x.dtype == np.uint8 and len(population.y) == 23
   ids = [3, 0, 1]
-  stacked_x, stacked_y, mask = clients_lib.stack(population, ids)
+  stacked_x, stacked_y, mask = client_data.stack(population, ids)
   assert stacked_x.shape == (3, 9, 3, 3, 1) and stacked_x.dtype == np.uint8
   assert stacked_y.shape == mask.shape == (3, 9)
   for row, k in enumerate(ids):

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from fedavg_jax import config
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import run_config
 
 CONFIGS = [
   ('quickstart', None),
@@ -41,7 +41,7 @@ def test_every_config_file_is_listed_here(repository):
 @pytest.mark.parametrize(('name', 'argument'), CONFIGS)
 def test_configs_keep_the_rules_and_have_every_key(repository, name, argument):
   given = load(repository, name, argument).to_dict()
-  checked = config.check(given)
+  checked = run_config.check(given)
   assert checked == given
 
 
@@ -117,7 +117,7 @@ def test_bad_values_are_told_with_key_value_and_rule(
     inner = inner[parent]
   inner[name] = value
   with pytest.raises(InputError) as info:
-    config.check(given)
+    run_config.check(given)
   message = str(info.value)
   assert message.startswith(f'{key} = {value!r}: ') or message.startswith(
     f'{key} = {value}: '
@@ -129,15 +129,15 @@ def test_unknown_and_missing_keys(quickstart):
   given = quickstart.to_dict()
   given['client']['momentum'] = 0.9
   with pytest.raises(InputError, match='client.momentum: unknown key'):
-    config.check(given)
+    run_config.check(given)
   given = quickstart.to_dict()
   del given['server']['momentum']
   with pytest.raises(InputError, match='server.momentum: missing'):
-    config.check(given)
+    run_config.check(given)
   given = quickstart.to_dict()
   given['client'] = 3
   with pytest.raises(InputError, match='client'):
-    config.check(given)
+    run_config.check(given)
 
 
 @pytest.mark.parametrize(
@@ -152,16 +152,16 @@ def test_the_cohort_must_be_in_reach(
   given['client_fraction'] = client_fraction
   given['unavailable_fraction'] = unavailable_fraction
   if fits:
-    config.check(given)
+    run_config.check(given)
   else:
     with pytest.raises(InputError, match='unavailable_fraction.*fewer than'):
-      config.check(given)
+      run_config.check(given)
 
 
 def test_whole_numbers_are_fine_for_fractions(quickstart):
   given = quickstart.to_dict()
   given['client_fraction'] = 1
-  assert isinstance(config.check(given)['client_fraction'], float)
+  assert isinstance(run_config.check(given)['client_fraction'], float)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_whole_numbers_are_fine_for_fractions(quickstart):
 def test_scaffold_is_plain_sgd(quickstart, section, name, value):
   given = quickstart.to_dict()
   given['algorithm'] = 'scaffold'
-  config.check(given)
+  run_config.check(given)
   given[section][name] = value
   with pytest.raises(InputError, match=f"{section}.{name} = .*'scaffold'"):
-    config.check(given)
+    run_config.check(given)

@@ -5,26 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedavg_jax import clients as clients_lib
-from fedavg_jax import cost
-from fedavg_jax import datasets
-from fedavg_jax import layers
-from fedavg_jax import losses
-from fedavg_jax import models
+from fedavg_jax.contracts import losses
+from fedavg_jax.core import choices
+from fedavg_jax.core import client_data
+from fedavg_jax.data.dataset import Dataset
+from fedavg_jax.engine import cost
+from fedavg_jax.models import zoo
 
 CNN = (28 * 28 * 25 * 32, 14 * 14 * 25 * 32 * 64, 3136 * 512, 512 * 10)
 TWO = (784 * 200, 200 * 200, 200 * 10)
 
 
-@pytest.mark.parametrize('method', layers.METHODS)
+@pytest.mark.parametrize('method', choices.CONVOLUTIONS)
 @pytest.mark.parametrize(('name', 'products'), [('cnn', CNN), ('2nn', TWO)])
 def test_gradient_of_the_papers_models(name, products, method):
   """Three products a layer; the first layer has no gradient of its data."""
-  examples = clients_lib.Examples(
+  examples = client_data.Examples(
     np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32)
   )
-  data = datasets.Dataset('zeros', examples, examples, 10, max_value=255.0)
-  model = models.build_model(name, data, convolution=method)
+  data = Dataset('zeros', examples, examples, 10, max_value=255.0)
+  model = zoo.build_model(name, data, convolution=method)
   loss_fn = losses.cross_entropy(model.apply)
   found = cost.count(
     jax.grad(lambda params, x, y: loss_fn(params, x, y).sum()),

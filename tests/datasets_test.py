@@ -16,8 +16,9 @@ import time
 import numpy as np
 import pytest
 
-from fedavg_jax import datasets
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import catalog
+from fedavg_jax.data import images
 
 FILES = {
   'train-images-idx3-ubyte': (60_000, 28, 28),
@@ -40,7 +41,7 @@ def make_files(folder, name):
     if len(shape) == 1:
       array = rng.integers(0, 10, shape)
       if shape == (60_000,):
-        array = rng.permutation(np.repeat(range(10), datasets._LABELS[name]))
+        array = rng.permutation(np.repeat(range(10), images._LABELS[name]))
     (folder / file).write_bytes(idx_bytes(array))
 
 
@@ -58,19 +59,19 @@ def made_dir(made_once, tmp_path):
 
 
 def test_digits_are_real_and_fixed():
-  data = datasets.load_dataset('digits')
+  data = catalog.load_dataset('digits')
   assert data.train.x.shape == (1500, 8, 8, 1) and data.train.x.max() == 16
   assert data.test.x.shape == (297, 8, 8, 1) and data.train.x.dtype == np.uint8
   both = np.concatenate([data.train.y, data.test.y])
   np.testing.assert_array_equal(
     np.bincount(both), [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
   )
-  again = datasets.load_dataset('digits')
+  again = catalog.load_dataset('digits')
   np.testing.assert_array_equal(data.train.x, again.train.x)
 
 
 def test_real_mnist(mnist_dir):
-  data = datasets.load_dataset('mnist', str(mnist_dir))
+  data = catalog.load_dataset('mnist', str(mnist_dir))
   assert data.train.x.shape == (60_000, 28, 28, 1)
   assert data.input_shape == (28, 28, 1)
   np.testing.assert_array_equal(
@@ -88,12 +89,12 @@ def test_real_mnist(mnist_dir):
 def test_gzipped_or_not(tmp_path, name):
   made_dir = tmp_path
   make_files(made_dir, name)
-  plain = datasets.load_dataset(name, str(made_dir))
+  plain = catalog.load_dataset(name, str(made_dir))
   for file in FILES:
     path = made_dir / file
     (made_dir / f'{file}.gz').write_bytes(gzip.compress(path.read_bytes(), 1))
     path.unlink()
-  zipped = datasets.load_dataset(name, str(made_dir))
+  zipped = catalog.load_dataset(name, str(made_dir))
   assert zipped.name == name
   for a, b in zip(plain[1:3], zipped[1:3], strict=True):
     np.testing.assert_array_equal(a.x, b.x)
@@ -138,7 +139,7 @@ def test_a_damaged_file_is_named(made_dir, file, how):
   content, said = damaged(file, (made_dir / file).read_bytes())[how]
   (made_dir / file).write_bytes(content)
   with pytest.raises(InputError, match=said) as info:
-    datasets.load_dataset('mnist', str(made_dir))
+    catalog.load_dataset('mnist', str(made_dir))
   message = str(info.value)
   assert str(made_dir / file) in message and '\n' not in message
   assert 'copy or download' in message
@@ -146,25 +147,25 @@ def test_a_damaged_file_is_named(made_dir, file, how):
 
 def test_files_of_another_data_set_are_told(made_dir):
   with pytest.raises(InputError, match='not the labels of fashion_mnist'):
-    datasets.load_dataset('fashion_mnist', str(made_dir))
+    catalog.load_dataset('fashion_mnist', str(made_dir))
 
 
 def test_a_wrong_label_is_named(made_dir):
   file = made_dir / 'train-labels-idx1-ubyte'
   file.write_bytes(file.read_bytes()[:-1] + b'\x0a')
   with pytest.raises(InputError, match='label 10'):
-    datasets.load_dataset('mnist', str(made_dir))
+    catalog.load_dataset('mnist', str(made_dir))
 
 
 def test_a_missing_file_is_named(made_dir):
   (made_dir / 't10k-labels-idx1-ubyte').unlink()
   with pytest.raises(InputError, match='t10k-labels.*missing.*data_dir empty'):
-    datasets.load_dataset('mnist', str(made_dir))
+    catalog.load_dataset('mnist', str(made_dir))
 
 
 def test_unknown_data_set():
   with pytest.raises(InputError, match="dataset = 'mnits'.*digits, mnist"):
-    datasets.load_dataset('mnits')
+    catalog.load_dataset('mnits')
 
 
 @contextlib.contextmanager
@@ -217,12 +218,12 @@ def test_download_through_tensorflow_datasets(
 ):
   """The real download manager and the registered checksums; a local server."""
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  first = datasets.load_dataset('mnist')
+  first = catalog.load_dataset('mnist')
   assert len(server) == 4
-  expected = datasets.load_dataset('mnist', str(mnist_dir))
+  expected = catalog.load_dataset('mnist', str(mnist_dir))
   np.testing.assert_array_equal(first.train.x, expected.train.x)
   np.testing.assert_array_equal(first.test.y, expected.test.y)
-  second = datasets.load_dataset('mnist')
+  second = catalog.load_dataset('mnist')
   np.testing.assert_array_equal(first.test.x, second.test.x)
   assert len(server) == 4  # Nothing was fetched again.
 
@@ -232,7 +233,7 @@ def test_a_wrong_checksum_is_told(server, tmp_path, monkeypatch):
   """MNIST's files under Fashion-MNIST's name and checksums."""
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   with pytest.raises(InputError, match='fashion_mnist.*checksum') as info:
-    datasets.load_dataset('fashion_mnist')
+    catalog.load_dataset('fashion_mnist')
   assert '\n' not in str(info.value)
 
 
@@ -246,7 +247,7 @@ def test_no_network_is_told_at_once(tmp_path, monkeypatch):
   )
   start = time.monotonic()
   with pytest.raises(InputError, match="dataset = 'mnist'.*data_dir") as info:
-    datasets.load_dataset('mnist')
+    catalog.load_dataset('mnist')
   assert '\n' not in str(info.value)
   assert time.monotonic() - start < 60  # Not the minutes of its retries.
 
@@ -260,7 +261,7 @@ def test_second_start_needs_neither_network_nor_tensorflow_datasets(
   for file in FILES:
     shutil.copy(mnist_dir / f'{file}.gz', folder)
   code = (
-    'import sys; from fedavg_jax import datasets;'
+    'import sys; from fedavg_jax.data import catalog as datasets;'
     ' print(len(datasets.load_dataset("mnist").train.y));'
     ' print([m for m in ("tensorflow", "tensorflow_datasets",'
     ' "matplotlib", "sklearn") if m in sys.modules])'
@@ -296,37 +297,37 @@ def data_dir(mnist_dir):
 
 def test_writers_of_mnist(data_dir, tmp_path):
   """Files side by side in a folder each, or all in one."""
-  data = datasets.load_dataset('mnist_writers', str(data_dir))
+  data = catalog.load_dataset('mnist_writers', str(data_dir))
   counts = np.bincount(data.owners)
   assert len(counts) == 539 and counts.sum() == 60_000
   assert (counts.min(), np.median(counts), counts.max()) == (19, 116, 131)
-  plain = datasets.load_dataset('mnist', str(data_dir / 'mnist'))
+  plain = catalog.load_dataset('mnist', str(data_dir / 'mnist'))
   np.testing.assert_array_equal(data.train.x, plain.train.x)
   for file in FILES:
     shutil.copy(data_dir / 'mnist' / f'{file}.gz', tmp_path)
   name = 'qmnist-train-labels-idx2-int'
   with pytest.raises(InputError, match=f'{name}.*is missing'):
-    datasets.load_dataset('mnist_writers', str(tmp_path))
+    catalog.load_dataset('mnist_writers', str(tmp_path))
   content = gzip.decompress(
     (data_dir / 'qmnist_writers' / f'{name}.gz').read_bytes()
   )
   (tmp_path / name).write_bytes(content)
-  again = datasets.load_dataset('mnist_writers', str(tmp_path))
+  again = catalog.load_dataset('mnist_writers', str(tmp_path))
   np.testing.assert_array_equal(data.owners, again.owners)
   for damaged in (content[:-1], content + b'x', b'\0\0\x08' + content[3:]):
     (tmp_path / name).write_bytes(damaged)
     with pytest.raises(InputError, match="not QMNIST's extended labels"):
-      datasets.load_dataset('mnist_writers', str(tmp_path))
+      catalog.load_dataset('mnist_writers', str(tmp_path))
   wrong = bytearray(content)
   wrong[12 + 3] = 9 - wrong[12 + 3]  # The first digit.
   (tmp_path / name).write_bytes(wrong)
   with pytest.raises(InputError, match="not those of MNIST's"):
-    datasets.load_dataset('mnist_writers', str(tmp_path))
+    catalog.load_dataset('mnist_writers', str(tmp_path))
 
 
 def test_femnist(data_dir):
   """105 writers, 62 classes, white background."""
-  data = datasets.load_dataset('leaf', str(data_dir / 'femnist_leaf'))
+  data = catalog.load_dataset('leaf', str(data_dir / 'femnist_leaf'))
   assert len(np.unique(data.owners)) == 105 and data.num_classes == 62
   assert data.train.x.shape[1:] == (28, 28, 1)
   assert np.median(data.train.x) == 1.0 and data.train.x.min() >= 0
@@ -352,7 +353,7 @@ def test_leaf_users_are_clients(tmp_path):
     'more.json',
   )
   leaf(tmp_path, 'test', {'b': ([[0.0] * 4], [3])})
-  data = datasets.load_dataset('leaf', str(tmp_path))
+  data = catalog.load_dataset('leaf', str(tmp_path))
   assert data.owners.tolist() == [0, 0, 1]
   assert data.train.x.shape == (3, 2, 2, 1) and data.num_classes == 4
   assert data.pixel_statistics()[0] == pytest.approx(1.75 / 3)
@@ -360,14 +361,14 @@ def test_leaf_users_are_clients(tmp_path):
 
 def test_bad_leaf_folders(tmp_path):
   with pytest.raises(InputError, match='train/ holds no json'):
-    datasets.load_dataset('leaf', str(tmp_path))
+    catalog.load_dataset('leaf', str(tmp_path))
   leaf(tmp_path, 'train', {'a': ([[1.0] * 4], [1])})
   leaf(tmp_path, 'test', {'a': ([[1.0] * 5], [1])})
   with pytest.raises(InputError, match='shapes'):
-    datasets.load_dataset('leaf', str(tmp_path))
+    catalog.load_dataset('leaf', str(tmp_path))
   leaf(tmp_path, 'test', {'a': ([], [])})
   with pytest.raises(InputError, match='both have examples'):
-    datasets.load_dataset('leaf', str(tmp_path))
+    catalog.load_dataset('leaf', str(tmp_path))
 
 
 # CIFAR-10 through tensorflow-datasets.
@@ -381,7 +382,7 @@ def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
   rng = np.random.default_rng(0)
   source = tmp_path / 'source'
   (source / 'cifar-10-batches-bin').mkdir(parents=True)
-  for name in datasets._CIFAR_FILES:
+  for name in images._CIFAR_FILES:
     records = rng.integers(0, 256, (10_000, 3073), np.uint8)
     records[:, 0] %= 10
     (source / 'cifar-10-batches-bin' / name).write_bytes(records.tobytes())
@@ -400,10 +401,10 @@ def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(builder, 'url_infos', {url + archive.name: info})
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
-    first = datasets.load_dataset('cifar10')
-    again = datasets.load_dataset('cifar10')
+    first = catalog.load_dataset('cifar10')
+    again = catalog.load_dataset('cifar10')
     assert served == [f'/{archive.name}']
-  expected = datasets.load_dataset(
+  expected = catalog.load_dataset(
     'cifar10', str(source / 'cifar-10-batches-bin')
   )
   for got in (first, again):

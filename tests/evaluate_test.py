@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedavg_jax import clients as clients_lib
-from fedavg_jax import evaluate
-from fedavg_jax import round as round_lib
+from fedavg_jax.core import client_data
+from fedavg_jax.engine import compiled_round
+from fedavg_jax.engine import evaluation
 
 
 @pytest.mark.parametrize('num_devices', [1, 2])
@@ -20,9 +20,9 @@ def test_padding_does_not_count(num_devices, examples):
   def apply(params, x):
     return x.astype(jnp.float32).reshape(x.shape[0], -1) / 255 @ params
 
-  mesh = round_lib.lane_mesh(jax.devices()[:num_devices])
-  test = evaluate.place_test_set(clients_lib.Examples(x, y), mesh)
-  run = evaluate.build_evaluate(apply, mesh)
+  mesh = compiled_round.lane_mesh(jax.devices()[:num_devices])
+  test = evaluation.place_test_set(client_data.Examples(x, y), mesh)
+  run = evaluation.build_evaluate(apply, mesh)
   got = jax.device_get(run(jnp.float32(w), test))
   logits = x.reshape(examples, -1) / 255.0 @ w
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -40,11 +40,11 @@ def test_every_label_of_a_sequence_counts_once(num_devices, examples):
   y = rng.integers(0, 5, (examples, 6)).astype(np.int32)
   lengths = rng.integers(1, 7, examples)
   real = np.arange(6) < lengths[:, None]
-  y[~real] = clients_lib.NO_LABEL
+  y[~real] = client_data.NO_LABEL
   table = rng.normal(size=(5, 5))
-  mesh = round_lib.lane_mesh(jax.devices()[:num_devices])
-  test = evaluate.place_test_set(clients_lib.Examples(x, y), mesh)
-  run = evaluate.build_evaluate(lambda params, x: params[x], mesh)
+  mesh = compiled_round.lane_mesh(jax.devices()[:num_devices])
+  test = evaluation.place_test_set(client_data.Examples(x, y), mesh)
+  run = evaluation.build_evaluate(lambda params, x: params[x], mesh)
   got = jax.device_get(run(jnp.float32(table), test))
   logits = table[x][real]
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

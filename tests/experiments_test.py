@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import accelerator
-from experiments import benchmark
-from experiments import custom_algorithm
-from experiments import workloads
+from experiments.benchmark import accelerator
+from experiments.benchmark import race
+from experiments.benchmark import workloads
+from experiments.gallery import custom_algorithm
 import fedavg_jax as fa
-from fedavg_jax import models
+from fedavg_jax.contracts.model import num_parameters
 
 
 def run(repository, module, *args):
@@ -67,7 +67,7 @@ def test_profile(repository, tmp_path):
 
 def test_a_padded_lane_per_client_is_the_same_work(tmp_path):
   """The engine's own rival: every lane to the end of the longest client."""
-  from experiments import worker
+  from experiments.benchmark import worker
 
   workload = workloads.WORKLOADS['flute_lr']
   padded, _ = worker.build(workload, {'lanes': 'cohort'})
@@ -101,21 +101,21 @@ def test_a_peer_that_fails_is_reported(monkeypatch, capsys):
     del peer, workload, mode
     return [sys.executable, '-c', 'raise SystemExit("no such package")']
 
-  monkeypatch.setattr(benchmark, 'peer_command', command)
-  racers = benchmark.race('flute_lr', ['torch'], 1, {}, {})
+  monkeypatch.setattr(race, 'peer_command', command)
+  racers = race.race('flute_lr', ['torch'], 1, {}, {})
   assert list(racers) == ['fedavg_jax']
   out = capsys.readouterr().out
-  for name in benchmark.PEER_MODES['torch']:
+  for name in race.PEER_MODES['torch']:
     assert f'{name}: does not start, left out: ended: no such package' in out
 
 
-@pytest.mark.parametrize('peer', benchmark.PEER_MODES)
+@pytest.mark.parametrize('peer', race.PEER_MODES)
 def test_a_turn_of_each_peer_that_is_installed_here(repository, peer):
   """As after a benchmark with that peer; elsewhere it is skipped."""
   if not (repository / 'build' / 'peers' / peer / 'installed.txt').exists():
     pytest.skip(f'{peer} is not installed in build/peers')
-  mode = next(iter(benchmark.PEER_MODES[peer].values()))
-  racer = benchmark.Racer(benchmark.peer_command(peer, 'flute_lr', mode))
+  mode = next(iter(race.PEER_MODES[peer].values()))
+  racer = race.Racer(race.peer_command(peer, 'flute_lr', mode))
   try:
     racer.turn(counts=True)
     assert racer.seconds[0] > 0 and racer.peak_kib > 50_000
@@ -125,9 +125,9 @@ def test_a_turn_of_each_peer_that_is_installed_here(repository, peer):
 
 
 def test_every_peer_has_its_files():
-  for peer in benchmark.PEER_MODES:
+  for peer in race.PEER_MODES:
     for name in ('requirements.txt', 'worker.py'):
-      assert (benchmark.PEERS / peer / name).exists()
+      assert (race.PEERS / peer / name).exists()
 
 
 @pytest.mark.parametrize('name', workloads.WORKLOADS)
@@ -141,13 +141,13 @@ def test_workloads_survive_json(name):
 
 def test_the_engine_races_itself_on_devices_and_processes(capsys):
   """Every way does the same rounds; their rows say what the paper would."""
-  assert len(benchmark.scaled([1, 2], [1, 2, 4])) == 8
-  modes = benchmark.scaled([2], [1, 2])
+  assert len(race.scaled([1, 2], [1, 2, 4])) == 8
+  modes = race.scaled([2], [1, 2])
   modes.pop('2 devices, cohort x 2')
-  racers = benchmark.race('flute_lr', [], 1, {}, modes)
+  racers = race.race('flute_lr', [], 1, {}, modes)
   assert list(racers) == ['fedavg_jax', *modes], capsys.readouterr().out
-  found = benchmark.rows('flute_lr', racers, {})
-  benchmark.show_scaling(found, modes)
+  found = race.rows('flute_lr', racers, {})
+  race.show_scaling(found, modes)
   assert [row['devices'] for row in found[1:]] == [2, 1, 2, 2]
   assert [row['clients'] for row in found[1:]] == [10, 10, 10, 20]
   for row in found[2:]:  # The first has no single device beside it.
@@ -162,7 +162,7 @@ def test_pfls_model_has_its_parameters():
   data = fa.Dataset('zeros', zeros, zeros, 10, 255.0)
   model = workloads.make_model(workload, data)
   params = jax.eval_shape(model.init, jax.random.key(0))
-  assert models.num_parameters(params) == 1_626_442
+  assert num_parameters(params) == 1_626_442
 
 
 def test_accelerator_checks_pass_on_this_machine():
@@ -222,7 +222,7 @@ def test_own_algorithm_sends_the_largest_and_keeps_the_rest():
 
 def test_own_algorithm_learns(repository):
   """With a hundredth of the delta almost as well as with all of it."""
-  out = run(repository, 'experiments.custom_algorithm')
+  out = run(repository, 'experiments.gallery.custom_algorithm')
   accuracies = [float(line.split()[-1]) for line in out.splitlines()]
   assert len(accuracies) == 3
   assert accuracies[0] > 0.95 and accuracies[1] > 0.9 and accuracies[2] > 0.5

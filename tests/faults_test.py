@@ -1,11 +1,11 @@
-"""The scripts of experiments/faults/, with less of everything."""
+"""The scripts of experiments/stress/, with less of everything."""
 
 import os
 
 import pytest
 
-from experiments.faults import kill
-from experiments.faults import long_run
+from experiments.stress import kill
+from experiments.stress import long_run
 
 
 def test_killed_runs_end_with_the_same_bits(capsys):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.faults import processes
-from fedavg_jax import checkpoint
-from fedavg_jax import hosts
-from fedavg_jax.errors import InputError
+from experiments.stress import lost_process
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import collectives
+from fedavg_jax.engine import processes
+from fedavg_jax.runs import checkpoint
 
 # Everything that several processes share, run with whatever devices there are;
 # process 0 writes the models. 4 devices in all, so that lanes are the same.
@@ -26,15 +27,15 @@ import jax
 number, i, port, out = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 jax.config.update('jax_num_cpu_devices', 4 // number)
 if number > 1:
-  from fedavg_jax import hosts
-  hosts.connect(
+  from fedavg_jax.runs import distributed
+  distributed.connect(
     f'localhost:{port}', number, i, connect_seconds=60, heartbeat_seconds=30
   )
 import numpy as np
 import optax
 import fedavg_jax as fa
-from fedavg_jax import personal
-from fedavg_jax import stream
+from fedavg_jax.engine import client_evaluation as personal
+from fedavg_jax.engine import prefetch as stream
 import stream_test
 
 rng = np.random.default_rng(7)
@@ -103,7 +104,7 @@ else:
 
 
 def _settings(number: int, folder: pathlib.Path) -> dict[str, np.ndarray]:
-  script, port = folder / 'settings.py', processes.free_port()
+  script, port = folder / 'settings.py', lost_process.free_port()
   script.write_text(_SETTINGS)
   out = folder / f'{number}.npz'
   started = [
@@ -113,12 +114,14 @@ def _settings(number: int, folder: pathlib.Path) -> dict[str, np.ndarray]:
       text=True,
       env={
         **os.environ,
-        'PYTHONPATH': f'{processes.REPOSITORY}:{processes.REPOSITORY}/tests',
+        'PYTHONPATH': os.pathsep.join(
+          map(str, (lost_process.REPOSITORY, lost_process.REPOSITORY / 'tests'))
+        ),
       },
     )
     for i in range(number)
   ]
-  for ended in processes.wait(started, 240):
+  for ended in lost_process.wait(started, 240):
     assert ended.code == 0, ended.stderr
   return dict(np.load(out))
 
@@ -143,30 +146,32 @@ def test_several_processes_are_one(alone, number, tmp_path):
 
 
 def test_one_dies_the_others_say_so_and_the_run_goes_on(tmp_path):
-  processes.run(1, tmp_path / 'alone')
+  lost_process.run(1, tmp_path / 'alone')
   for number, after, victim, signum in (
     (2, 4, 1, signal.SIGKILL),
     (4, 1, 0, signal.SIGKILL),
     (2, 2, 1, signal.SIGSTOP),
   ):
     workdir = tmp_path / f'{number} {after}'
-    others, seconds = processes.kill_one(number, victim, signum, workdir, 9)
-    assert seconds < processes.HEARTBEAT_SECONDS + 20
+    others, seconds = lost_process.kill_one(number, victim, signum, workdir, 9)
+    assert seconds < lost_process.HEARTBEAT_SECONDS + 20
     for ended in others:
       assert ended.code == 1
       (error,) = ended.errors
       assert 'goes on from the last checkpoint' in error
       assert 'Check failure' not in ended.stderr
       assert 'Traceback' not in ended.stderr
-    processes.run(after, workdir)
-    assert processes.difference(tmp_path / 'alone', workdir) <= processes.CLOSE
+    lost_process.run(after, workdir)
+    assert (
+      lost_process.difference(tmp_path / 'alone', workdir) <= lost_process.CLOSE
+    )
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
     assert len(lines) == 31
 
 
 def test_a_signal_to_one_stops_all_and_keeps_all(tmp_path):
   run = tmp_path / 'run'
-  others, _ = processes.kill_one(2, 1, signal.SIGTERM, run, 5)
+  others, _ = lost_process.kill_one(2, 1, signal.SIGTERM, run, 5)
   (first,) = others
   assert first.code == 128 + signal.SIGTERM
   (error,) = first.errors
@@ -211,10 +216,10 @@ def test_what_differs_is_told_on_every_process(own, said, tmp_path):
     data += ('--config.partition=natural', '--config.num_clients=0')
   (tmp_path / 'theirs').write_text('a file of somebody')
   own = [[flag.format(tmp_path) for flag in flags] for flags in own]
-  started = processes.start(
+  started = lost_process.start(
     2, f'--workdir={tmp_path}/run', '--connect_seconds=20', *data, own=own
   )
-  for ended in processes.wait(started, 100):
+  for ended in lost_process.wait(started, 100):
     assert ended.code == 2, ended.stderr
     (error,) = ended.errors
     assert said in error
@@ -234,9 +239,9 @@ def test_what_differs_is_told_on_every_process(own, said, tmp_path):
 )
 def test_a_process_that_cannot_join_says_so_in_time(flags, said, tmp_path):
   process = subprocess.run(
-    processes.command(
+    lost_process.command(
       '--distributed',
-      f'--coordinator=localhost:{processes.free_port()}',
+      f'--coordinator=localhost:{lost_process.free_port()}',
       '--connect_seconds=2',
       f'--workdir={tmp_path}/run',
       *flags,
@@ -252,22 +257,22 @@ def test_a_process_that_cannot_join_says_so_in_time(flags, said, tmp_path):
 
 def test_a_process_too_many_is_told(tmp_path):
   own = [[], ['--process_id=2', '--num_processes=3']]
-  started = processes.start(
+  started = lost_process.start(
     2, f'--workdir={tmp_path}/run', '--connect_seconds=6', own=own
   )
-  first, second = processes.wait(started, 60)
+  first, second = lost_process.wait(started, 60)
   assert ['--num_processes' in e.errors[0] for e in (first, second)] == [1, 1]
   assert 'was started with fewer' in second.stderr
 
 
 def test_alone_nothing_is_asked():
   """One process needs no other, whatever it asks."""
-  assert not hosts.several() and hosts.leads()
-  assert hosts.together(lambda: 3) == hosts.first(lambda: 3) == 3
-  assert hosts.tell({'a': 1}) == {'a': 1} and hosts.least(4) == 4
-  hosts.agree({'a': object})
+  assert not processes.several() and processes.leads()
+  assert processes.together(lambda: 3) == processes.first(lambda: 3) == 3
+  assert processes.tell({'a': 1}) == {'a': 1} and processes.least(4) == 4
+  processes.agree({'a': object})
   with pytest.raises(InputError, match='wrong'):
-    hosts.together(lambda: (_ for _ in ()).throw(InputError('wrong')))
+    processes.together(lambda: (_ for _ in ()).throw(InputError('wrong')))
 
 
 def test_a_joined_sum_is_the_sum_of_each():
@@ -282,7 +287,9 @@ def test_a_joined_sum_is_the_sum_of_each():
   }
 
   def sums(tree):
-    return hosts.sum_over_devices(jax.tree.map(lambda leaf: leaf[0], tree))
+    return collectives.sum_over_devices(
+      jax.tree.map(lambda leaf: leaf[0], tree)
+    )
 
   total = jax.jit(
     jax.shard_map(
@@ -306,11 +313,11 @@ def test_every_process_traces_the_same():
 import jax
 jax.config.update('jax_num_cpu_devices', 2)
 import numpy as np
-from fedavg_jax import hosts
+from fedavg_jax.engine import collectives
 mesh = jax.sharding.Mesh(jax.devices(), ('lanes',))
 tree = [np.ones(3, t) for t in ('float32', 'int32', 'uint32', 'float16')]
 add = jax.shard_map(
-  hosts.sum_over_devices, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(),
+  collectives.sum_over_devices, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(),
   check_vma=False,
 )
 print(jax.jit(add).lower(tree).as_text())
@@ -331,11 +338,11 @@ print(jax.jit(add).lower(tree).as_text())
 _FAILS = """
 import sys
 from configs import quickstart
-from fedavg_jax import plan
+from fedavg_jax.schedule import planning
 
 def get_config():
   if '--process_id=1' in sys.argv:
-    plan.Planner.cohort = lambda self, number: {}[number]
+    planning.Planner.cohort = lambda self, number: {}[number]
   return quickstart.get_config()
 """
 
@@ -343,10 +350,10 @@ def get_config():
 def test_an_unforeseen_error_ends_all_at_once(tmp_path):
   (tmp_path / 'own.py').write_text(_FAILS)
   begin = time.monotonic()
-  started = processes.start(
+  started = lost_process.start(
     2, f'--config={tmp_path}/own.py', f'--workdir={tmp_path}/run'
   )
-  first, second = processes.wait(started, 100)
+  first, second = lost_process.wait(started, 100)
   assert time.monotonic() - begin < 40
   assert first.code == second.code == 1
   assert len(first.errors) == 1 and 'Traceback' not in first.stderr
@@ -355,21 +362,21 @@ def test_an_unforeseen_error_ends_all_at_once(tmp_path):
 
 
 def test_warnings_of_our_own_are_handed_on(tmp_path):
-  processes.run(1, tmp_path / 'run')
+  lost_process.run(1, tmp_path / 'run')
   more = ('--resume=extend', '--config.rounds=31')
-  started = processes.start(
-    2, f'--workdir={tmp_path}/run', *processes.SETTING, *more
+  started = lost_process.start(
+    2, f'--workdir={tmp_path}/run', *lost_process.SETTING, *more
   )
-  first, second = processes.wait(started, 100)
+  first, second = lost_process.wait(started, 100)
   assert first.code == second.code == 0, first.stderr
   assert 'num_processes) that trained round 30: the same up to' in first.stderr
 
 
 def test_a_signal_before_round_1_is_a_signal(tmp_path):
-  (process, *_) = processes.start(1, '--num_processes=2')
+  (process, *_) = lost_process.start(1, '--num_processes=2')
   time.sleep(3)
   process.send_signal(signal.SIGTERM)
-  (ended,) = processes.wait([process], 30)
+  (ended,) = lost_process.wait([process], 30)
   assert ended.code == 128 + signal.SIGTERM
   assert ended.stderr == 'error: interrupted before round 1\n'
 

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from fedavg_jax import lanes as lanes_lib
-from fedavg_jax.errors import InputError
-from fedavg_jax.plan import Planner
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import devices
+from fedavg_jax.engine import layout
+from fedavg_jax.schedule.planning import Planner
 
 
 def planner(sizes, cohort_size):
@@ -31,7 +32,7 @@ def gpu(free):
 
 def choose(wished, cohort=10, sizes=(600,) * 100, devices=None, **kwargs):
   kwargs = {'num_weights': 1000, 'lane_bytes': 1000, 'other_bytes': 0} | kwargs
-  chosen, why = lanes_lib.choose_lanes(
+  chosen, why = layout.choose_lanes(
     wished, planner(sizes, cohort), devices or jax.devices(), **kwargs
   )
   return chosen.num_devices, chosen.lanes, why
@@ -92,7 +93,7 @@ def test_a_model_larger_than_memory_is_refused():
 
 
 def test_useful_share():
-  share = lanes_lib.useful_share
+  share = layout.useful_share
   assert share([np.array([4, 2, 2])], 1, (2,)) == 1.0
   assert share([np.array([4, 2, 2])], 1, (4,)) == 0.5
   # Two lanes idle from the second step on, one of the third never began.
@@ -109,7 +110,7 @@ def test_useful_share():
 )
 def test_widths_where_few_clients_are_much_longer(sigma, lanes, expected):
   sizes = np.random.default_rng(0).lognormal(5, sigma, 500).astype(int) + 1
-  chosen, _ = lanes_lib.choose_lanes(
+  chosen, _ = layout.choose_lanes(
     lanes,
     planner(sizes, 50),
     jax.devices()[:1],
@@ -122,8 +123,8 @@ def test_widths_where_few_clients_are_much_longer(sigma, lanes, expected):
 
 
 def test_free_memory_of_this_machine():
-  assert lanes_lib.free_bytes(jax.devices()[0]) > 2**20
+  assert devices.free_bytes(jax.devices()[0]) > 2**20
   silent = types.SimpleNamespace(
     platform='gpu', process_index=0, memory_stats=lambda: None
   )
-  assert lanes_lib.free_bytes(silent) is None
+  assert devices.free_bytes(silent) is None

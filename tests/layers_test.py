@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedavg_jax import cost
-from fedavg_jax import layers
+from fedavg_jax.core import choices
+from fedavg_jax.engine import cost
+from fedavg_jax.models import layers
 
-METHODS = [m for m in layers.METHODS if m != 'lax']
+METHODS = [m for m in choices.CONVOLUTIONS if m != 'lax']
 
 
 def numpy_conv(x, kernel, padding):
@@ -27,7 +28,7 @@ def numpy_conv(x, kernel, padding):
   return out
 
 
-@pytest.mark.parametrize('method', layers.METHODS)
+@pytest.mark.parametrize('method', choices.CONVOLUTIONS)
 @pytest.mark.parametrize(
   ('size', 'k', 'padding'), [(7, 5, 2), (7, 5, 1), (6, 3, 0), (5, 1, 0)]
 )

@@ -13,10 +13,10 @@ from train_test import lines
 from train_test import load
 from train_test import signal_after
 
-from fedavg_jax import loggers
-from fedavg_jax import train
-from fedavg_jax.errors import InputError
-from fedavg_jax.errors import StoppedError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.runs import loggers
+from fedavg_jax.runs import train
 
 # Orbax and what it uses warn about their own future.
 pytestmark = pytest.mark.filterwarnings('default')

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fedavg_jax import signals
+from fedavg_jax.runs import signals
 
 
 def run(repository, tmp_path, *args, config='quickstart.py', workdir='run'):

@@ -2,37 +2,37 @@
 
 import pytest
 
-from fedavg_jax import metrics
-from fedavg_jax import paper
+from experiments.paper import published
+from fedavg_jax.runs import targets
 
 
 def test_rounds_to_target_is_the_first_crossing():
   rounds, accuracies = [0, 5, 10, 15], [0.1, 0.8, 0.7, 0.9]
-  assert metrics.rounds_to_target(rounds, accuracies, 0.8) == 5
-  assert metrics.rounds_to_target(rounds, accuracies, 0.85) == 15
-  assert metrics.rounds_to_target(rounds, accuracies, 0.95) is None
+  assert targets.rounds_to_target(rounds, accuracies, 0.8) == 5
+  assert targets.rounds_to_target(rounds, accuracies, 0.85) == 15
+  assert targets.rounds_to_target(rounds, accuracies, 0.95) is None
 
 
 def test_paper_grid_interpolates_between_its_points():
   """Accuracy t / 1000 at round t, a line, crosses 0.25 at round 250."""
   rounds = list(range(401))
   line = [t / 1000 for t in rounds]
-  crossing = metrics.rounds_to_target_paper_grid(rounds, line, 0.25)
+  crossing = targets.rounds_to_target_paper_grid(rounds, line, 0.25)
   assert crossing == pytest.approx(250)
-  assert metrics.rounds_to_target_paper_grid(rounds, line, 0.9) is None
+  assert targets.rounds_to_target_paper_grid(rounds, line, 0.9) is None
 
 
 def test_paper_grid_sees_only_its_points_and_the_best_so_far():
   rounds = list(range(31))
   accuracies = [0.0] * 31
   accuracies[12] = 0.9  # A lucky round between the points 10 and 20 ...
-  assert metrics.rounds_to_target(rounds, accuracies, 0.9) == 12
+  assert targets.rounds_to_target(rounds, accuracies, 0.9) == 12
   # ... is one that the paper never saw.
   args = (rounds, accuracies, 0.45)
-  assert metrics.rounds_to_target_paper_grid(*args) is None
+  assert targets.rounds_to_target_paper_grid(*args) is None
   accuracies[10], accuracies[20], accuracies[30] = 0.3, 0.1, 0.6
   # From the best before, 0.3, to 0.6.
-  assert metrics.rounds_to_target_paper_grid(*args) == pytest.approx(25)
+  assert targets.rounds_to_target_paper_grid(*args) == pytest.approx(25)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_paper_grid_sees_only_its_points_and_the_best_so_far():
 )
 def test_paper_grid_on_the_papers_own_neighbours(before, after, last, expected):
   target = 0.97 if before < 0.97 else 0.99
-  crossing = metrics.rounds_to_target_paper_grid(
+  crossing = targets.rounds_to_target_paper_grid(
     list(range(last + 1)), [before] * last + [after], target
   )
   assert crossing == pytest.approx(expected, abs=0.1)
@@ -56,15 +56,15 @@ def test_paper_grid_needs_every_one_of_its_rounds():
   """Stopped at 12, before 20 was seen; or evaluated every second round."""
   rounds = list(range(13))
   assert (
-    metrics.rounds_to_target_paper_grid(rounds, [0.0] * 12 + [0.9], 0.5) is None
+    targets.rounds_to_target_paper_grid(rounds, [0.0] * 12 + [0.9], 0.5) is None
   )
   rounds = list(range(0, 41, 2))
   accuracies = [t / 40 for t in rounds]
-  assert metrics.rounds_to_target_paper_grid(rounds, accuracies, 0.5) is None
+  assert targets.rounds_to_target_paper_grid(rounds, accuracies, 0.5) is None
 
 
 def test_first_point_of_the_grid():
-  assert metrics.rounds_to_target_paper_grid([0, 1], [0.1, 0.9], 0.5) == 1
+  assert targets.rounds_to_target_paper_grid([0, 1], [0.1, 0.9], 0.5) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_first_point_of_the_grid():
 def test_cells_of_the_paper(setting, expected):
   names = 'model partition client_fraction epochs batch_size target_accuracy'
   kwargs = dict(zip(names.split(), setting, strict=True))
-  assert paper.rounds_in_paper(dataset='mnist', **kwargs) == expected
+  assert published.rounds_in_paper(dataset='mnist', **kwargs) == expected
 
 
 def test_rounds_after_which_the_paper_evaluates():
-  tested = [n for n in range(1, 350) if metrics.on_paper_grid(n)]
+  tested = [n for n in range(1, 350) if targets.on_paper_grid(n)]
   assert tested == [*range(1, 11), *range(20, 101, 10), 200, 300]

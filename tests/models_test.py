@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax import models
+from fedavg_jax.contracts.model import num_parameters
+from fedavg_jax.core import choices
+from fedavg_jax.models import zoo
 
 
 def images(max_value=255.0):
@@ -52,13 +54,13 @@ def sequences(length, tokens, padding=None):
   ],
 )
 def test_parameter_counts_of_the_paper(name, data, kwargs, expected):
-  params = models.build_model(name, data, **kwargs).init(jax.random.key(0))
-  assert models.num_parameters(params) == expected
+  params = zoo.build_model(name, data, **kwargs).init(jax.random.key(0))
+  assert num_parameters(params) == expected
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize('name', ['2nn', 'cnn', 'cnn_torch', 'cifar_cnn'])
-@pytest.mark.parametrize('pixels', models.PIXELS)
+@pytest.mark.parametrize('pixels', choices.PIXELS)
 def test_a_model_scales_raw_pixels_itself(name, pixels):
   """Scaling inside equals scaling outside, in NumPy."""
   data = images()
@@ -71,8 +73,8 @@ def test_a_model_scales_raw_pixels_itself(name, pixels):
     each = data.train.x[:3].reshape(3, -1)
     scaled = ((each.T - each.mean(axis=1)) / each.std(axis=1)).T
     scaled = scaled.reshape(3, 28, 28, 1)
-  model = models.build_model(name, data, pixels=pixels)
-  outside = models.build_model(name, images(max_value=1.0))
+  model = zoo.build_model(name, data, pixels=pixels)
+  outside = zoo.build_model(name, images(max_value=1.0))
   params = model.init(jax.random.key(1))
   logits = model.apply(params, x)
   assert logits.shape == (3, 10) and logits.dtype == jnp.float32
@@ -82,7 +84,7 @@ def test_a_model_scales_raw_pixels_itself(name, pixels):
 
 def test_cnn_is_the_network_that_the_paper_describes():
   """Pooling before bias and ReLU is convolution, bias, ReLU, pooling."""
-  model = models.build_model('cnn', images(), convolution='lax')
+  model = zoo.build_model('cnn', images(), convolution='lax')
   params = model.init(jax.random.key(0))
   params = jax.tree.map(  # Biases start at zero; make them count.
     lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape), params
@@ -107,7 +109,7 @@ def test_cnn_is_the_network_that_the_paper_describes():
 
 
 def test_torch_like_weights_are_uniform_in_one_over_root_fan_in():
-  params = models.build_model('cnn_torch', images()).init(jax.random.key(3))
+  params = zoo.build_model('cnn_torch', images()).init(jax.random.key(3))
   for name, fan_in in {
     'ConvPoolRelu_0': 25,
     'ConvPoolRelu_1': 800,
@@ -125,28 +127,28 @@ def test_torch_like_weights_are_uniform_in_one_over_root_fan_in():
 
 def test_unknown_model():
   with pytest.raises(ValueError, match="model = 'vit'"):
-    models.build_model('vit', images())
+    zoo.build_model('vit', images())
   with pytest.raises(ValueError, match="pixels = 'raw'"):
-    models.build_model('cnn', images(), pixels='raw')
+    zoo.build_model('cnn', images(), pixels='raw')
 
 
 @pytest.mark.parametrize('name', ['2nn', 'char_lstm'])
 def test_a_model_for_another_kind_of_data_is_told(name):
   data = sequences(10, 20) if name == '2nn' else images()
   with pytest.raises(ValueError, match=f"model = '{name}': must be one of"):
-    models.build_model(name, data)
+    zoo.build_model(name, data)
 
 
 def test_the_crop_needs_large_images():
   for data in (coloured(side=20), sequences(10, 20)):
     name = 'word_lstm' if data.train.y.ndim > 1 else 'cifar_cnn'
     with pytest.raises(ValueError, match="augmentation = 'tutorial': needs"):
-      models.build_model(name, data, augmentation='tutorial')
+      zoo.build_model(name, data, augmentation='tutorial')
 
 
 def test_cifar_net_is_the_tutorials():
   """Convolution, ReLU, pool, norm, convolution, ReLU, norm, pool, dense."""
-  model = models.build_model('cifar_cnn', coloured(24), pixels='image')
+  model = zoo.build_model('cifar_cnn', coloured(24), pixels='image')
   params = model.init(jax.random.key(0))
   params = jax.tree.map(
     lambda p: p + 0.05 * jax.random.normal(jax.random.key(2), p.shape), params
@@ -190,7 +192,7 @@ def test_cifar_net_is_the_tutorials():
 )
 def test_a_language_model_only_looks_back(name, data):
   """A later token changes no earlier logits, an earlier one later logits."""
-  model = models.build_model(name, data)
+  model = zoo.build_model(name, data)
   params = model.init(jax.random.key(0))
   x = data.train.x[:3].copy()
   before = model.apply(params, x)
@@ -205,7 +207,7 @@ def test_a_language_model_only_looks_back(name, data):
 def test_padding_takes_no_steps_and_changes_nothing():
   """A short line by itself, in a longer array, and beside a long line."""
   data = sequences(12, 258, 257)
-  model = models.build_model('char_lstm', data)
+  model = zoo.build_model('char_lstm', data)
   params = model.init(jax.random.key(0))
   x = data.train.x[1:2]  # Three characters.
   alone = model.apply(params, x)[:, :3]

@@ -9,13 +9,14 @@ import twin
 
 import fedavg_jax as fa
 from fedavg_jax import algorithms
-from fedavg_jax.errors import InputError
-from fedavg_jax.participation import Clock
-from fedavg_jax.participation import Participation
-from fedavg_jax.participation import Trace
-from fedavg_jax.participation import draw_clock
-from fedavg_jax.participation import read_trace
-from fedavg_jax.plan import Planner
+from fedavg_jax.contracts.algorithm import traffic
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule.participation import Clock
+from fedavg_jax.schedule.participation import Participation
+from fedavg_jax.schedule.participation import Trace
+from fedavg_jax.schedule.participation import draw_clock
+from fedavg_jax.schedule.participation import read_trace
+from fedavg_jax.schedule.planning import Planner
 
 SIZES = np.array([1, 7, 4, 9, 2])
 
@@ -456,7 +457,7 @@ def test_traffic_of_the_algorithms():
     (fa.scaffold(0.1, 1.0), 2 * model, 2 * model),
     (fa.clip_delta(fa.fedavg(sgd, momentum), 1.0), model, model),
   ):
-    assert algorithms.traffic(algorithm, params) == (down, up)
+    assert traffic(algorithm, params) == (down, up)
   plain = fa.fedavg(sgd, momentum)
   half = plain._replace(
     message=lambda ended: (
@@ -464,7 +465,7 @@ def test_traffic_of_the_algorithms():
       ended.client,
     )
   )
-  assert algorithms.traffic(half, params) == (model, model // 2)
+  assert traffic(half, params) == (model, model // 2)
 
 
 # What is refused.

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from fedavg_jax import partition
-from fedavg_jax.errors import InputError
+from fedavg_jax.core import choices
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import partition
 
 
 def assert_exact_cover(parts, num_examples):
@@ -70,9 +71,9 @@ def test_shards_of_the_paper():
 
 
 def test_real_mnist_has_all_ten_labels_and_600_each(mnist_dir):
-  from fedavg_jax import datasets
+  from fedavg_jax.data import catalog
 
-  labels = datasets.load_dataset('mnist', str(mnist_dir)).train.y
+  labels = catalog.load_dataset('mnist', str(mnist_dir)).train.y
   for parts in (
     partition.shards(labels, num_clients=100, shards_per_client=2, seed=0),
     partition.iid(60_000, num_clients=100, seed=0),
@@ -302,7 +303,7 @@ def test_inner_dirichlet_is_the_law_of_dealing_one_by_one(alpha):
 @given(
   clients=st.integers(1, 12),
   classes=st.integers(1, 6),
-  assignment=st.sampled_from(partition.ASSIGNMENTS),
+  assignment=st.sampled_from(choices.CLASS_ASSIGNMENTS),
   data=st.data(),
 )
 def test_pathological_clients_have_exactly_so_many_classes(
@@ -349,7 +350,7 @@ def test_pathological_draws_every_class_as_often():
 
 @settings(deadline=None)
 @given(
-  law=st.sampled_from(partition.SIZES), data=st.data(), skew=st.floats(0, 3)
+  law=st.sampled_from(choices.SIZE_LAWS), data=st.data(), skew=st.floats(0, 3)
 )
 def test_sizes_add_up_and_leave_nobody_out(law, data, skew):
   number = data.draw(st.integers(1, 5000))

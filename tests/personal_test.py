@@ -11,9 +11,9 @@ import round_test
 import twin
 
 import fedavg_jax as fa
-from fedavg_jax import personal
-from fedavg_jax.errors import InputError
-from fedavg_jax.evaluate import TestMetrics
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import client_evaluation
+from fedavg_jax.engine.evaluation import TestMetrics
 
 ETA = round_test.LEARNING_RATE
 
@@ -75,7 +75,7 @@ def expected(params, x, y, held):
 def test_numpy_twin(divided, epochs, lanes, batch_size):
   x, y, kept, held = divided
   simulation, own = build(divided, lanes=lanes, batch_size=batch_size)
-  client_tests = personal.build_client_tests(
+  client_tests = client_evaluation.build_client_tests(
     model(), simulation, own, finetune=optax.sgd(ETA), epochs=epochs
   )
   state, _ = simulation.init()
@@ -120,7 +120,7 @@ def test_a_client_that_diverges_does_not_count(divided):
   x = x.astype(np.float32)
   x[kept[3][0]] = np.inf
   simulation, own = build((x, y, kept, held), on_nan='skip_client')
-  tests = personal.build_client_tests(
+  tests = client_evaluation.build_client_tests(
     model(), simulation, own, finetune=optax.sgd(ETA), epochs=1
   )(simulation.init()[0])
   assert tests.global_model.count[3] == len(held[3]) > 0
@@ -151,7 +151,7 @@ def test_sequences_count_their_labels():
     epochs=1,
     batch_size=1,
   )
-  tests = personal.build_client_tests(always_one, simulation, clients)(
+  tests = client_evaluation.build_client_tests(always_one, simulation, clients)(
     simulation.init()[0]
   )
   np.testing.assert_array_equal(tests.global_model.correct, [4, 1])
@@ -167,7 +167,7 @@ def test_sequences_count_their_labels():
 def test_description_by_hand():
   correct = np.array([0.0, 5, 9, 4, 0])
   count = np.array([0.0, 10, 10, 4, 4])
-  told = personal.describe(TestMetrics(correct, 2 * count, count))
+  told = client_evaluation.describe(TestMetrics(correct, 2 * count, count))
   accuracies = [0.5, 0.9, 1.0, 0.0]
   assert told['tested'] == 4
   assert told['accuracy_weighted'] == pytest.approx(18 / 28)
@@ -179,18 +179,22 @@ def test_description_by_hand():
   assert told['accuracy_variance'] == pytest.approx(np.var(accuracies))
   assert told['loss_weighted'] == pytest.approx(2.0)
   many = np.arange(30.0)
-  worst = personal.describe(TestMetrics(many, many, np.full(30, 100.0)))
+  worst = client_evaluation.describe(
+    TestMetrics(many, many, np.full(30, 100.0))
+  )
   assert worst['accuracy_worst_tenth'] == pytest.approx(0.01)  # 0, 1, 2 of 100.
   # The last client has trained, and diverged: it counts, with nothing right.
   diverged = count.copy()
   diverged[3] = 0
-  own = personal.describe(TestMetrics(correct, 2 * diverged, diverged), count)
+  own = client_evaluation.describe(
+    TestMetrics(correct, 2 * diverged, diverged), count
+  )
   assert (own['tested'], own['diverged']) == (4, 1)
   assert own['accuracy_mean'] == pytest.approx((0.5 + 0.9) / 4)
   assert own['accuracy_weighted'] == pytest.approx(14 / 28)
   assert own['loss_weighted'] == pytest.approx(2.0)
   none = np.zeros(3)
-  assert personal.describe(TestMetrics(none, none, none)) == {}
+  assert client_evaluation.describe(TestMetrics(none, none, none)) == {}
 
 
 def test_csv(tmp_path):
@@ -198,8 +202,8 @@ def test_csv(tmp_path):
     np.array([1.0, 0.0]), np.array([3.0, 0.0]), np.array([2.0, 0.0])
   )
   path = tmp_path / 'clients.csv'
-  personal.write_csv(
-    path, np.array([7, 1]), personal.ClientTests(metrics, metrics)
+  client_evaluation.write_csv(
+    path, np.array([7, 1]), client_evaluation.ClientTests(metrics, metrics)
   )
   with open(path, newline='') as file:
     rows = list(csv.DictReader(file))
@@ -215,9 +219,9 @@ def test_refusals(divided):
   simulation, own = build(divided)
   nobody = fa.build_clients(fa.Examples(*divided[:2]), [np.array([], int)] * 5)
   with pytest.raises(InputError, match='leaves no client an example'):
-    personal.build_client_tests(model(), simulation, nobody)
+    client_evaluation.build_client_tests(model(), simulation, nobody)
   others = fa.build_clients(fa.Examples(*divided[:2]), divided[3][:4])
   with pytest.raises(InputError, match='held: 4 clients, must be the 5'):
-    personal.build_client_tests(model(), simulation, others)
+    client_evaluation.build_client_tests(model(), simulation, others)
   with pytest.raises(InputError, match='epochs = 2: must be 0 without'):
-    personal.build_client_tests(model(), simulation, own, epochs=2)
+    client_evaluation.build_client_tests(model(), simulation, own, epochs=2)

@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from fedavg_jax.errors import InputError
-from fedavg_jax.participation import Participation
-from fedavg_jax.participation import num_unavailable
-from fedavg_jax.plan import SHUFFLES
-from fedavg_jax.plan import Planner
-from fedavg_jax.plan import cohort_size
-from fedavg_jax.plan import pack
-from fedavg_jax.plan import steps_by_width
+from fedavg_jax.core.choices import SHUFFLES
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule.packing import pack
+from fedavg_jax.schedule.packing import steps_by_width
+from fedavg_jax.schedule.participation import Participation
+from fedavg_jax.schedule.participation import num_unavailable
+from fedavg_jax.schedule.planning import Planner
+from fedavg_jax.schedule.planning import cohort_size
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from fedavg_jax import config as config_lib
-from fedavg_jax import datasets
-from fedavg_jax import partition
-from fedavg_jax import population
+from fedavg_jax.data import catalog
+from fedavg_jax.data import partition
+from fedavg_jax.data import statistics
+from fedavg_jax.runs import population
+from fedavg_jax.runs import run_config
 
 
 def digits_config(**changes):
@@ -19,7 +20,7 @@ def digits_config(**changes):
 
   config = quickstart.get_config()
   config.update(changes)
-  return config_lib.read(config)
+  return run_config.read(config)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +77,14 @@ def digits_config(**changes):
   ],
 )
 def test_a_config_names_every_partition(changes, same):
-  dataset = datasets.load_dataset('digits')
+  dataset = catalog.load_dataset('digits')
   parts = population.divide(digits_config(**changes), dataset)
   for own, other in zip(parts, same(dataset.train.y), strict=True):
     np.testing.assert_array_equal(own, other)
 
 
 def test_description_of_a_federation_by_hand():
-  lines = population.describe(np.array([[3, 1], [0, 4], [8, 0]]))
+  lines = statistics.describe(np.array([[3, 1], [0, 4], [8, 0]]))
   told = dict(line.split('  ', 1) for line in lines)
   assert told['training examples'].strip() == '16'
   assert told['a client has'].strip().startswith('4 at least, 4 in the middle')
@@ -96,7 +97,7 @@ def test_description_of_a_federation_by_hand():
 def test_command(repository, tmp_path):
   command = [
     *(sys.executable, '-W', 'error::RuntimeWarning', '-m'),
-    *('fedavg_jax.partition', '--config', 'configs/quickstart.py'),
+    *('fedavg_jax', 'partition', '--config', 'configs/quickstart.py'),
     *('--config.partition=pathological', '--picture', tmp_path / 'p.png'),
   ]
   process = subprocess.run(

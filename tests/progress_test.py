@@ -2,7 +2,7 @@
 
 import io
 
-from fedavg_jax import progress
+from fedavg_jax.runs import progress
 
 
 class Clock:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from fedavg_jax import readers
-from fedavg_jax import texts
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import readers
+from fedavg_jax.data import texts
 
 
 @pytest.fixture

@@ -14,11 +14,13 @@ from train_test import load
 from train_test import signal_after
 
 import fedavg_jax as fa
-from fedavg_jax import checkpoint
-from fedavg_jax import train
-from fedavg_jax.errors import DivergedError
-from fedavg_jax.errors import InputError
-from fedavg_jax.errors import StoppedError
+from fedavg_jax.core.errors import DivergedError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.runs import builders
+from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import recorder
+from fedavg_jax.runs import train
 
 # Orbax and what it uses warn about their own future.
 pytestmark = pytest.mark.filterwarnings('default')
@@ -275,7 +277,7 @@ def test_a_fault_between_two_checkpoints(
   """What SCAFFOLD's clients keep is on its way then, and cannot be saved."""
   config = small(repository, **{'rounds_per_call': 1} | SETTINGS[name])
   train.train(config, tmp_path / 'whole')
-  simulate = train.simulate
+  simulate = recorder.simulate
 
   def fails(*args, **kwargs):
     for record in simulate(*args, **kwargs):
@@ -284,7 +286,7 @@ def test_a_fault_between_two_checkpoints(
         raise OSError(5, 'the disk is gone', 'disk')
 
   with monkeypatch.context() as patch:
-    patch.setattr(train, 'simulate', fails)
+    patch.setattr(recorder, 'simulate', fails)
     with pytest.raises(OSError, match='the disk is gone'):
       train.train(config, tmp_path / 'run')
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
@@ -350,14 +352,14 @@ def test_a_config_of_an_older_version(repository, stopped):
 
 
 def test_data_that_have_changed(repository, stopped, monkeypatch):
-  load_dataset = train.datasets.load_dataset
+  load_dataset = builders.catalog.load_dataset
 
   def changed(*args):
     data = load_dataset(*args)
     data.train.x[3, 2, 1] ^= 1
     return data
 
-  monkeypatch.setattr(train.datasets, 'load_dataset', changed)
+  monkeypatch.setattr(builders.catalog, 'load_dataset', changed)
   before = timeless(stopped)
   with pytest.raises(InputError, match='data of its clients.*SHA-256 was'):
     again(repository, stopped)
@@ -391,9 +393,9 @@ def test_another_machine_is_told_and_noted(repository, stopped, caplog):
 def test_lanes_of_the_checkpoint_stay(repository, whole, stopped, monkeypatch):
   """Free memory may be other than it was: the bits are not."""
   chosen = []
-  build = train.build_simulation
+  build = builders.build_simulation
   monkeypatch.setattr(
-    train,
+    builders,
     'build_simulation',
     lambda *args, **kwargs: (
       chosen.append(kwargs['lanes']),

@@ -8,13 +8,14 @@ import pytest
 import twin
 
 from fedavg_jax import algorithms
-from fedavg_jax import clients as clients_lib
-from fedavg_jax import losses
-from fedavg_jax import reference
-from fedavg_jax import round as round_lib
-from fedavg_jax.errors import InputError
-from fedavg_jax.plan import SHUFFLES
-from fedavg_jax.plan import Planner
+from fedavg_jax.contracts import losses
+from fedavg_jax.contracts import reference
+from fedavg_jax.core import choices
+from fedavg_jax.core import client_data
+from fedavg_jax.core.choices import SHUFFLES
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import compiled_round
+from fedavg_jax.schedule.planning import Planner
 
 LEARNING_RATE = 0.3
 CLASSES = 4
@@ -36,17 +37,17 @@ def make_engine(
   """Everything to run rounds: (round_fn, states, data, planner)."""
   kwargs = {'lanes': 1, 'num_devices': 1, 'seed': 3} | planner_kwargs
   planner = Planner(num_examples=population.num_examples, **kwargs)
-  mesh = round_lib.lane_mesh(jax.devices()[: planner.num_devices])
+  mesh = compiled_round.lane_mesh(jax.devices()[: planner.num_devices])
   algorithm = algorithm or fedavg()
-  round_fn = round_lib.build_round(loss, algorithm, planner, mesh, on_nan)
-  data = round_lib.place_examples(population.x, population.y, mesh)
+  round_fn = compiled_round.build_round(loss, algorithm, planner, mesh, on_nan)
+  data = compiled_round.place_examples(population.x, population.y, mesh)
   params = jax.tree.map(
     lambda p: jnp.asarray(p, jnp.float32),
     twin.init(np.random.default_rng(0), 9, 6, CLASSES),
   )
   states = (
-    round_lib.init_state(params, algorithm, mesh),
-    round_lib.init_client_states(
+    compiled_round.init_state(params, algorithm, mesh),
+    compiled_round.init_client_states(
       params, algorithm, population.num_clients, mesh
     ),
   )
@@ -88,7 +89,7 @@ def distance(a, b):
 @pytest.fixture
 def population(uneven_examples):
   x, y, parts = uneven_examples
-  return clients_lib.build_clients(clients_lib.Examples(x, y), parts)
+  return client_data.build_clients(client_data.Examples(x, y), parts)
 
 
 @pytest.mark.parametrize('shuffle', SHUFFLES)
@@ -140,7 +141,7 @@ def test_fedsgd_is_one_step_on_the_union_of_the_data(uneven_examples, sizes):
   """E = 1, B = inf, C = 1: w - eta * gradient, however the data is divided."""
   x, y, _ = uneven_examples
   parts = np.split(np.arange(23), np.cumsum(sizes)[:-1])
-  population = clients_lib.build_clients(clients_lib.Examples(x, y), parts)
+  population = client_data.build_clients(client_data.Examples(x, y), parts)
   got, _ = run(population, cohort_size=len(sizes), epochs=1, batch_size=0)
   params = twin.init(np.random.default_rng(0), 9, 6, CLASSES)
   _, gradient = twin.losses_and_gradient(params, x.reshape(23, -1) / 255.0, y)
@@ -181,7 +182,7 @@ def test_reference_round(population, batch_size):
     ids = planner.cohort(number)
     params = reference_round(
       params,
-      *clients_lib.stack(population, ids),
+      *client_data.stack(population, ids),
       planner.padded_batches(number, ids),
     )
     *states, _ = round_fn(*states, data, planner(number))
@@ -317,8 +318,8 @@ def test_one_trace_serves_every_cohort(uneven_examples):
     return loss_fn(params, x, y)
 
   x, y, _ = uneven_examples
-  population = clients_lib.build_clients(
-    clients_lib.Examples(x, y), np.split(np.arange(23), [1, 2, 3])
+  population = client_data.build_clients(
+    client_data.Examples(x, y), np.split(np.arange(23), [1, 2, 3])
   )
   round_fn, states, data, planner = make_engine(
     population, loss=counting_loss, cohort_size=1, epochs=2, batch_size=2
@@ -378,8 +379,8 @@ def test_clients_keep_what_they_have_when_not_trained_or_diverged(
 ):
   """SCAFFOLD with a client of no examples, then a round that diverges."""
   x, y, _ = uneven_examples
-  population = clients_lib.build_clients(
-    clients_lib.Examples(x, y), np.split(np.arange(23), [4, 4, 15])
+  population = client_data.build_clients(
+    client_data.Examples(x, y), np.split(np.arange(23), [4, 4, 15])
   )
   setting = {'cohort_size': 4, 'epochs': 1, 'batch_size': 3, 'lanes': 2}
   algorithm = algorithms.scaffold(LEARNING_RATE)
@@ -411,7 +412,7 @@ def test_a_loss_that_is_not_finite_is_told(uneven_examples):
     return losses + jnp.where(y == 3, jnp.inf, 0.0)
 
   x, y, parts = uneven_examples
-  population = clients_lib.build_clients(clients_lib.Examples(x, y), parts)
+  population = client_data.build_clients(client_data.Examples(x, y), parts)
   state, _, told = run_states(
     population, loss=with_one_infinite, cohort_size=5, epochs=1, batch_size=2
   )
@@ -577,7 +578,7 @@ def test_what_skipped_clients_keep_and_their_share(population):
   )
 
 
-@pytest.mark.parametrize('on_nan', round_lib.ON_NAN)
+@pytest.mark.parametrize('on_nan', choices.ON_NAN)
 def test_losses_that_are_finite_but_not_their_sum(population, on_nan):
   """Told as infinite; where clients are skipped, no reason to stop."""
 
@@ -624,7 +625,7 @@ def test_skipping_changes_no_bit_where_nobody_is_skipped(population):
   for algorithm in (fedavg(), algorithms.scaffold(LEARNING_RATE)):
     runs = [
       run_states(population, 3, algorithm=algorithm, on_nan=on_nan, **kwargs)
-      for on_nan in round_lib.ON_NAN
+      for on_nan in choices.ON_NAN
     ]
     jax.tree.map(np.testing.assert_array_equal, *runs)
 

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax import calls
-from fedavg_jax import simulation as simulation_lib
-from fedavg_jax.errors import DivergedError
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.errors import DivergedError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import simulation
+from fedavg_jax.engine import superstep
 
 
 def sgd(learning_rate):
@@ -224,7 +224,7 @@ def test_the_target_ends_a_run_in_the_middle_of_a_call(per_call):
 
 def test_a_target_is_met_exactly_or_not():
   """Of 10,000, 9,900 are 99 %; of 10, three are at least 0.3, not 0.30001."""
-  enough = calls.enough_correct
+  enough = superstep.enough_correct
   assert enough(0.99, 10_000) == 9900
   assert enough(0.3, 10) == 3 and enough(0.30001, 10) == 4
   assert enough(1.0, 7) == 7 and enough(0.0, 7) == np.inf
@@ -354,11 +354,9 @@ def test_not_even_one_lane_fits():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
   planner = make_simulation(lanes=1).planner
   with pytest.raises(InputError, match='lanes = 1: not even one lane'):
-    simulation_lib.fewer_lanes(1, planner, error)
+    simulation.fewer_lanes(1, planner, error)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
-    simulation_lib.fewer_lanes(
-      4, planner, jax.errors.JaxRuntimeError('INTERNAL')
-    )
+    simulation.fewer_lanes(4, planner, jax.errors.JaxRuntimeError('INTERNAL'))
 
 
 def float_simulation(spoil=lambda train, test: None, **changes):

@@ -14,14 +14,17 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fedavg_jax import checkpoint
-from fedavg_jax import config as config_lib
-from fedavg_jax import datasets
-from fedavg_jax import stored
-from fedavg_jax import train
-from fedavg_jax.clients import NO_LABEL
-from fedavg_jax.clients import Examples
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.client_data import NO_LABEL
+from fedavg_jax.core.client_data import Examples
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import catalog
+from fedavg_jax.data import stored
+from fedavg_jax.data import stored_writer
+from fedavg_jax.data.dataset import in_memory
+from fedavg_jax.runs import builders
+from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import run_config
+from fedavg_jax.runs import train
 
 SIZES = (1, 5, 3, 8, 2, 7, 40)
 
@@ -47,7 +50,9 @@ def write(folder, parts, **changes):
     **{'shard_bytes': 200},
   } | changes
   test = options.pop('test') if 'test' in options else parts[1]
-  stored.write(folder, lambda first: iter(parts[first:]), test, **options)
+  stored_writer.write(
+    folder, lambda first: iter(parts[first:]), test, **options
+  )
 
 
 @pytest.mark.parametrize('kind', ('uint8', 'float32', 'tokens'))
@@ -93,7 +98,7 @@ def test_a_conversion_that_was_ended_goes_on(tmp_path):
   options = {'num_classes': 4, 'max_value': 255.0, 'source': {'of': 'a test'}}
   for fail_after in (0, 4, 6):
     with pytest.raises(KeyboardInterrupt):
-      stored.write(
+      stored_writer.write(
         tmp_path / 'f',
         lambda first, after=fail_after: clients(first, after),
         parts[1],
@@ -297,11 +302,11 @@ def test_a_run_from_disk_is_the_run_from_memory(algorithm, kind, tmp_path):
 
 def test_a_stored_federation_can_be_divided_anew(tmp_path):
   write(tmp_path / 'f', examples())
-  cfg = config_lib.read(config(tmp_path / 'f', partition='iid', num_clients=11))
-  federation = train.prepare(cfg)
+  cfg = run_config.read(config(tmp_path / 'f', partition='iid', num_clients=11))
+  federation = builders.prepare(cfg)
   np.testing.assert_array_equal(federation.clients.num_examples, [6] * 11)
-  held = config_lib.read(config(tmp_path / 'f', holdout_fraction=0.5))
-  federation = train.prepare(held)
+  held = run_config.read(config(tmp_path / 'f', holdout_fraction=0.5))
+  federation = builders.prepare(held)
   assert federation.held.num_examples.sum() > 20
 
 
@@ -320,7 +325,7 @@ def test_another_federation_is_not_gone_on_with(tmp_path):
 
 def run(*flags):
   return subprocess.run(
-    [sys.executable, '-m', 'fedavg_jax.convert', *map(str, flags)],
+    [sys.executable, '-m', 'fedavg_jax', 'convert', *map(str, flags)],
     capture_output=True,
     text=True,
   )
@@ -411,7 +416,7 @@ def clients(first):
 """
   )
   command = [
-    *(sys.executable, '-m', 'fedavg_jax.convert', '--source=generator'),
+    *(sys.executable, '-m', 'fedavg_jax', 'convert', '--source=generator'),
     *('--path=mine:clients', '--out=f', '--shard_mib=1'),
   ]
   first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -457,10 +462,8 @@ def test_leaf_and_words(tmp_path):
       f'--out={tmp_path}/{kind}.f',
     )
     assert told.returncode == 0, told.stderr
-    dataset = datasets.load_dataset(kind, str(tmp_path / kind))
-    own = datasets.in_memory(
-      datasets.load_dataset('stored', f'{tmp_path}/{kind}.f')
-    )
+    dataset = catalog.load_dataset(kind, str(tmp_path / kind))
+    own = in_memory(catalog.load_dataset('stored', f'{tmp_path}/{kind}.f'))
     for name in ('train', 'test'):
       for got, expected in zip(
         getattr(own, name), getattr(dataset, name), strict=True
@@ -484,7 +487,7 @@ def test_leaf_and_words(tmp_path):
 )
 def test_what_cannot_be_converted_is_told(flags, said, tmp_path):
   told = subprocess.run(
-    [sys.executable, '-m', 'fedavg_jax.convert', *flags],
+    [sys.executable, '-m', 'fedavg_jax', 'convert', *flags],
     cwd=tmp_path,
     capture_output=True,
     text=True,

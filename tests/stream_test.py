@@ -12,8 +12,8 @@ import round_test
 import twin
 
 import fedavg_jax as fa
-from fedavg_jax import stream
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import prefetch
 
 
 def model(augment=None):
@@ -146,7 +146,7 @@ def planner_of(clients, cohort_size):
 def test_only_the_cohorts_are_read_and_two_rounds_ahead(clients):
   watched = clients._replace(x=Watched(clients.x))
   planner = planner_of(clients, 1)
-  own = stream.Stream(watched, planner, fa.lane_mesh(jax.devices()[:1]))
+  own = prefetch.Stream(watched, planner, fa.lane_mesh(jax.devices()[:1]))
   buffer = own([1])
   for _ in range(200):
     if not own._loading or all(f.done() for f in own._loading.values()):
@@ -172,7 +172,7 @@ def test_buffers_that_are_in_use_are_not_written_over(clients, num_devices):
     planner_of(clients, 4), lanes=num_devices, num_devices=num_devices
   )
   mesh = fa.lane_mesh(jax.devices()[:num_devices])
-  own = stream.Stream(clients, planner, mesh)
+  own = prefetch.Stream(clients, planner, mesh)
   given = {t: own([t]) for t in range(1, 9)}
   for t, buffer in given.items():
     loads = planner.loads(t)
@@ -193,7 +193,7 @@ def test_buffers_that_are_in_use_are_not_written_over(clients, num_devices):
 def test_the_next_rounds_are_read_while_one_is_used(clients):
   """Whoever takes longer over a round than the disk never waits for it."""
   watched = clients._replace(x=Watched(clients.x, seconds=0.02))
-  own = stream.Stream(
+  own = prefetch.Stream(
     watched, planner_of(clients, 3), fa.lane_mesh(jax.devices()[:1])
   )
   own([1])
@@ -207,7 +207,7 @@ def test_the_next_rounds_are_read_while_one_is_used(clients):
 
 def test_rounds_that_come_in_another_order(clients):
   """Another run of the same simulation begins again."""
-  own = stream.Stream(
+  own = prefetch.Stream(
     clients, planner_of(clients, 2), fa.lane_mesh(jax.devices()[:1])
   )
   first = own([1])

@@ -15,12 +15,17 @@ from train_test import lines
 from train_test import load
 
 import fedavg_jax as fa
-from fedavg_jax import compare
-from fedavg_jax import sweep
-from fedavg_jax import train
-from fedavg_jax.errors import DivergedError
-from fedavg_jax.errors import InputError
-from fedavg_jax.errors import StoppedError
+from fedavg_jax.cli import sweep
+from fedavg_jax.core.errors import DivergedError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.runs import compare
+from fedavg_jax.runs import grid
+from fedavg_jax.runs import grid_jobs
+from fedavg_jax.runs import grid_report
+from fedavg_jax.runs import grid_training
+from fedavg_jax.runs import summary
+from fedavg_jax.runs import train
 
 # Orbax and what it uses warn about their own future.
 pytestmark = pytest.mark.filterwarnings('default')
@@ -48,7 +53,7 @@ def swept(tmp_path_factory, request):
   repository = request.config.rootpath
   folder = tmp_path_factory.mktemp('sweeps') / 'grid'
   config = small(repository)
-  return config, sweep.run_sweep(config, GRID, 2, folder), folder
+  return config, grid.run_sweep(config, GRID, 2, folder), folder
 
 
 def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
@@ -107,7 +112,7 @@ def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
   shutil.copytree(folder, own)
   before = {p: p.read_bytes() for p in own.rglob('metrics.jsonl')}
   ran = []
-  together, alone = sweep._run_together, train.train
+  together, alone = grid_training.train_together, train.train
 
   def spy_together(jobs, workdir):
     ran.append([job.name for job in jobs])
@@ -117,10 +122,13 @@ def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
     ran.append('alone')
     return alone(*args)
 
-  monkeypatch.setattr(sweep, '_run_together', spy_together)
+  monkeypatch.setattr(grid, 'train_together', spy_together)
   monkeypatch.setattr(train, 'train', spy_alone)
-  grid = {'client.epochs': ['1'], 'client.learning_rate': ['0.3', '0.2', '0.1']}
-  jobs = sweep.run_sweep(config, grid, 1, own)
+  values = {
+    'client.epochs': ['1'],
+    'client.learning_rate': ['0.3', '0.2', '0.1'],
+  }
+  jobs = grid.run_sweep(config, values, 1, own)
   assert ran == [
     [f'client.epochs=1, client.learning_rate={eta}' for eta in (0.2, 0.1)]
   ]
@@ -133,7 +141,7 @@ def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
   )
   ran.clear()
   swapped = dict(reversed(GRID.items()))  # Other order, the same runs.
-  sweep.run_sweep(config, swapped, 2, own)
+  grid.run_sweep(config, swapped, 2, own)
   assert ran == []
   for path, content in before.items():
     assert path.read_bytes() == content
@@ -150,7 +158,7 @@ KEYS = {
 
 
 def test_all_keys_that_go_together_are_tried_here():
-  assert set(KEYS) == set(sweep._TOGETHER)
+  assert set(KEYS) == set(grid_jobs.TOGETHER)
 
 
 @pytest.mark.parametrize('key', KEYS)
@@ -161,7 +169,7 @@ def test_every_key_that_goes_together_is_that_of_each_run(
   if 'server.optimizer' in changes:
     changes = changes | {'server.learning_rate': 0.05}
   config = small(repository, rounds=3, eval_every=3, **changes)
-  jobs = sweep.run_sweep(config, {key: values}, 1, tmp_path / 'grid')
+  jobs = grid.run_sweep(config, {key: values}, 1, tmp_path / 'grid')
   models = []
   for job in jobs:
     alone = tmp_path / str(job.setting[key])
@@ -183,9 +191,9 @@ def test_killed_between_its_folders_and_with_more_to_do(
 ):
   """What a group has trained is kept, whatever the next command adds."""
   config = small(repository)
-  finish, simulate = train.finish, sweep.simulate
+  finish, simulate = summary.finish, grid_training.simulate
   own = tmp_path / 'own'
-  grid = {'client.learning_rate': ['0.1', '0.2', '0.3']}
+  values = {'client.learning_rate': ['0.1', '0.2', '0.3']}
   with monkeypatch.context() as patch:
     told = []
 
@@ -195,17 +203,17 @@ def test_killed_between_its_folders_and_with_more_to_do(
         raise MemoryError('killed')
       return finish(cfg, *args)
 
-    patch.setattr(train, 'finish', dies)
+    patch.setattr(summary, 'finish', dies)
     with pytest.raises(MemoryError):
-      sweep.run_sweep(config, grid, 1, own)
+      grid.run_sweep(config, values, 1, own)
   assert len(list(own.glob('*/seed_0'))) == 1
   begun = []
   monkeypatch.setattr(
-    sweep,
+    grid_training,
     'simulate',
     lambda *args, **kwargs: begun.append(1) or simulate(*args, **kwargs),
   )
-  jobs = sweep.run_sweep(config, grid, 1, own)
+  jobs = grid.run_sweep(config, values, 1, own)
   assert not begun  # Nothing was trained again.
   assert len(list(own.glob('*/seed_0'))) == 3
   assert not list(own.glob('*/.part*')) and not (own / 'parts').exists()
@@ -218,10 +226,10 @@ def test_interrupted_and_resumed_to_the_same_lines(
   swept, repository, tmp_path, monkeypatch, seconds
 ):
   """Stopped by a signal in the middle of two runs that go together."""
-  monkeypatch.setattr(sweep, '_SECONDS_BETWEEN_SAVES', seconds)
+  monkeypatch.setattr(grid_training, '_SECONDS_BETWEEN_SAVES', seconds)
   _, jobs, _ = swept
   config = small(repository, rounds_per_call=1)
-  simulate = sweep.simulate
+  simulate = grid_training.simulate
 
   def interrupted(*args, **kwargs):
     for record in simulate(*args, **kwargs):
@@ -229,13 +237,13 @@ def test_interrupted_and_resumed_to_the_same_lines(
         signal.raise_signal(signal.SIGTERM)
       yield record
 
-  grid = {'client.learning_rate': GRID['client.learning_rate']}
-  grid |= {'client.epochs': ['2']}
+  values = {'client.learning_rate': GRID['client.learning_rate']}
+  values |= {'client.epochs': ['2']}
   own = tmp_path / 'own'
   with monkeypatch.context() as patch:
-    patch.setattr(sweep, 'simulate', interrupted)
+    patch.setattr(grid_training, 'simulate', interrupted)
     with pytest.raises(StoppedError, match='is saved'):
-      sweep.run_sweep(config, grid, 1, own)
+      grid.run_sweep(config, values, 1, own)
   assert list((own / 'parts').glob('*/checkpoints/[0-9]*'))
   assert not list(own.glob('*/seed_0/metrics.jsonl'))
   # More is asked for meanwhile: what was begun goes on first, as it was.
@@ -245,9 +253,11 @@ def test_interrupted_and_resumed_to_the_same_lines(
     began.append((kwargs['start'] is not None, len(simulation.sweep)))
     return simulate(simulation, **kwargs)
 
-  monkeypatch.setattr(sweep, 'simulate', spy)
-  more = grid | {'client.learning_rate': [*GRID['client.learning_rate'], '0.4']}
-  resumed = sweep.run_sweep(config, more, 1, own)
+  monkeypatch.setattr(grid_training, 'simulate', spy)
+  more = values | {
+    'client.learning_rate': [*GRID['client.learning_rate'], '0.4']
+  }
+  resumed = grid.run_sweep(config, more, 1, own)
   assert began == [(True, 2)]  # The third one is trained by itself.
   whole = {(j.name, j.cfg['seed']): j.folder for j in jobs}
   for job in resumed[:2]:
@@ -258,8 +268,8 @@ def test_interrupted_and_resumed_to_the_same_lines(
 
 def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
   config = small(repository, target_accuracy=0.5, rounds=30, eval_every=1)
-  grid = {'client.learning_rate': ['0.2', '1e20']}
-  good, bad = sweep.run_sweep(config, grid, 1, tmp_path / 'grid')
+  values = {'client.learning_rate': ['0.2', '1e20']}
+  good, bad = grid.run_sweep(config, values, 1, tmp_path / 'grid')
   told = [
     json.loads((job.folder / 'summary.json').read_text()) for job in (good, bad)
   ]
@@ -290,7 +300,7 @@ def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
   config = small(
     repository, rounds=2, holdout_fraction=0.2, client_eval_every=1
   )
-  jobs = sweep.run_sweep(
+  jobs = grid.run_sweep(
     config, {'client.learning_rate': ['0.1', '0.2']}, 1, tmp_path / 'grid'
   )
   for job in jobs:
@@ -298,7 +308,7 @@ def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('grid', 'seeds', 'words'),
+  ('values', 'seeds', 'words'),
   [
     ({'client.rate': ['1']}, 1, '--grid client.rate: there is no such key'),
     ({'client': ['1']}, 1, '--grid client: there is no such key'),
@@ -312,9 +322,9 @@ def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
     ({}, 0, '--seeds 0: must be at least 1'),
   ],
 )
-def test_sweeps_that_are_refused(repository, tmp_path, grid, seeds, words):
+def test_sweeps_that_are_refused(repository, tmp_path, values, seeds, words):
   with pytest.raises(InputError) as told:
-    sweep.run_sweep(small(repository), grid, seeds, tmp_path / 'grid')
+    grid.run_sweep(small(repository), values, seeds, tmp_path / 'grid')
   assert words in str(told.value)
   assert not (tmp_path / 'grid').exists()
 
@@ -323,28 +333,28 @@ def test_folders_that_are_refused(swept, repository, tmp_path):
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.txt').write_text('all of it')
   with pytest.raises(InputError, match='is no folder of a sweep'):
-    sweep.run_sweep(small(repository), {}, 1, tmp_path / 'mine')
+    grid.run_sweep(small(repository), {}, 1, tmp_path / 'mine')
   _, _, folder = swept
   with pytest.raises(InputError, match='another config: weighting = .uniform'):
-    sweep.run_sweep(small(repository, weighting='uniform'), GRID, 2, folder)
+    grid.run_sweep(small(repository, weighting='uniform'), GRID, 2, folder)
   with (
     filelock.FileLock(folder / '.lock'),
     pytest.raises(InputError, match='another process is at work'),
   ):
-    sweep.run_sweep(small(repository), GRID, 2, folder)
+    grid.run_sweep(small(repository), GRID, 2, folder)
 
 
 def test_a_population_that_cannot_be_is_told_before_the_first_run(
   repository, tmp_path
 ):
   config = small(repository, alpha=0.001, num_clients=15)
-  for grid, words in (
+  for values, words in (
     ({'partition': ['iid', 'dirichlet']}, 'alpha = 0.001'),
     ({'sizes': ['equal', '700,800'], 'partition': ['iid']}, 'sizes: 2 of them'),
     ({'availability_trace': ['', 'no.csv']}, 'no.csv: cannot be read'),
   ):
     with pytest.raises(InputError, match=words):
-      sweep.run_sweep(config, grid, 1, tmp_path / 'grid')
+      grid.run_sweep(config, values, 1, tmp_path / 'grid')
     assert not (tmp_path / 'grid').exists()
 
 
@@ -357,10 +367,10 @@ def test_the_best_is_none_that_diverged_or_of_a_rule_nobody_met():
 
   good = rows((0.94, 50, 'target reached'), (0.93, 60, 'target reached'))
   bad = rows((0.95, 5, 'target reached'), (0.95, None, 'diverged'))
-  assert sweep._merit(good, 0.9) < sweep._merit(bad, 0.9)
-  assert sweep._merit(good, 0.0) < sweep._merit(bad, 0.0)
+  assert grid_report._merit(good, 0.9) < grid_report._merit(bad, 0.9)
+  assert grid_report._merit(good, 0.0) < grid_report._merit(bad, 0.0)
   at_once = rows((0.5, 0, 'target reached'))
-  assert sweep._merit(at_once, 0.4)[1] == 0.0
+  assert grid_report._merit(at_once, 0.4)[1] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -422,7 +432,7 @@ def test_amounts(number, text):
 
 def run_compare(tmp_path, *args):
   return subprocess.run(
-    [sys.executable, '-m', 'fedavg_jax.compare', *args],
+    [sys.executable, '-m', 'fedavg_jax', 'compare', *args],
     cwd=tmp_path,
     capture_output=True,
     text=True,
@@ -474,7 +484,8 @@ def test_sweep_command(repository, tmp_path):
         '-W',
         'error::RuntimeWarning',
         '-m',
-        'fedavg_jax.sweep',
+        'fedavg_jax',
+        'sweep',
       ),
       *('--config', repository / 'configs' / 'quickstart.py'),
       *('--config.rounds=2', '--grid', 'client.learning_rate=0.1,0.2'),
@@ -488,7 +499,7 @@ def test_sweep_command(repository, tmp_path):
   assert 'Best: client.learning_rate=' in process.stdout
   bad = subprocess.run(
     [
-      *(sys.executable, '-m', 'fedavg_jax.sweep', '--grid', 'rate=1'),
+      *(sys.executable, '-m', 'fedavg_jax', 'sweep', '--grid', 'rate=1'),
       *('--config', repository / 'configs' / 'quickstart.py'),
     ],
     cwd=tmp_path,
@@ -499,7 +510,7 @@ def test_sweep_command(repository, tmp_path):
   assert '--grid rate: there is no such key' in bad.stderr.splitlines()[-1]
   none = subprocess.run(
     [
-      *(sys.executable, '-m', 'fedavg_jax.sweep', '--seeds=0'),
+      *(sys.executable, '-m', 'fedavg_jax', 'sweep', '--seeds=0'),
       *('--config', repository / 'configs' / 'quickstart.py'),
     ],
     cwd=tmp_path,

@@ -15,18 +15,18 @@ import time
 import numpy as np
 import pytest
 
-from experiments import cells
-from experiments import figures
-from experiments import results
-from experiments import sweeps
-from experiments import tables
+from experiments.paper import cells
+from experiments.paper import figures
+from experiments.paper import published
+from experiments.paper import results
+from experiments.paper import sweeps
+from experiments.paper import tables
 import fedavg_jax as fa
-from fedavg_jax import paper
 
 # Two cells of a table on digits, as a module that can be run by itself.
 SCRIPT = '''
 """Two cells."""
-from experiments import cells, tables
+from experiments.paper import cells, tables
 
 def table():
   return [
@@ -189,19 +189,19 @@ def test_a_folder_in_the_place_of_the_results(repository, tmp_path):
 
 
 def all_modules():
-  from experiments import figure2
-  from experiments import figure3
-  from experiments import figure4
-  from experiments import figure5
-  from experiments import figure6
-  from experiments import figure7
-  from experiments import figure8
-  from experiments import figure9
-  from experiments import figure10
-  from experiments import table1
-  from experiments import table2
-  from experiments import table3
-  from experiments import table4
+  from experiments.paper import figure2
+  from experiments.paper import figure3
+  from experiments.paper import figure4
+  from experiments.paper import figure5
+  from experiments.paper import figure6
+  from experiments.paper import figure7
+  from experiments.paper import figure8
+  from experiments.paper import figure9
+  from experiments.paper import figure10
+  from experiments.paper import table1
+  from experiments.paper import table2
+  from experiments.paper import table3
+  from experiments.paper import table4
 
   found = (figure2, figure3, figure4, figure5, figure6, figure7, figure8)
   return [table1, table2, table3, table4, *found, figure9, figure10]
@@ -210,7 +210,7 @@ def all_modules():
 def test_every_cell_of_the_paper_is_declared():
   by_table = [module.table() for module in all_modules()[:4]]
   assert [len(table) for table in by_table] == [40, 30, 9, 18]
-  printed = [row for n in range(1, 5) for row in paper.cells(n)]
+  printed = [row for n in range(1, 5) for row in published.cells(n)]
   for cell, row in zip(sum(by_table, []), printed, strict=True):
     assert (cell.model, cell.partition) == (row['model'], row['partition'])
     assert str(cell.paper_rounds or '') == row['rounds']
@@ -226,7 +226,7 @@ def test_a_learner_finds_the_way_in(module):
   doc = module.__doc__
   name = module.__name__.rpartition('.')[2]
   assert 'What the paper claims' in doc and 'What to look for' in doc
-  assert f'python -m experiments.{name}' in doc
+  assert f'python -m experiments.paper.{name}' in doc
   assert 'GPU' in doc or 'CPU' in doc or 'as in Figure 5' in doc
 
 
@@ -288,7 +288,7 @@ def test_an_envelope_is_the_best_rate_and_round(tmp_path):
 
 
 def test_a_loss_envelope_falls(tmp_path):
-  from experiments import figure6
+  from experiments.paper import figure6
 
   cell = figure6.panels()[0].curves[0].cell
   store = results.Results(tmp_path / 'made.jsonl')
@@ -312,7 +312,7 @@ def test_a_lucky_round_between_the_papers_does_not_end_a_sweep(tmp_path):
 
 
 def test_a_curve_of_one_rate_does_not_stand_for_another(tmp_path):
-  from experiments import figure4
+  from experiments.paper import figure4
 
   cells_ = figures.cells_of(figure4.panels())
   store = results.Results(tmp_path / 'made.jsonl')
@@ -330,7 +330,7 @@ def test_speedups_are_those_of_the_paper(tmp_path):
   for number, module in enumerate(all_modules()[:4], 1):
     rendered = tables.render(module.__name__, module.table(), store)
     rows_ = [line.split('|') for line in rendered.splitlines()[2:]]
-    for printed, cells_ in zip(paper.cells(number), rows_, strict=False):
+    for printed, cells_ in zip(published.cells(number), rows_, strict=False):
       if printed['speedup']:
         ours = float(cells_[10])
         assert ours == pytest.approx(float(printed['speedup']), abs=0.06)
@@ -339,8 +339,8 @@ def test_speedups_are_those_of_the_paper(tmp_path):
 
 
 def test_the_pages_show_what_the_results_say(repository):
-  """As `python -m experiments.report` leaves them."""
-  from experiments import report
+  """As `python -m experiments.paper.report` leaves them."""
+  from experiments.paper import report
 
   store = results.Results(results.DEFAULT)
   assert not store.damaged and store.rows

@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from fedavg_jax import datasets
-from fedavg_jax import texts
-from fedavg_jax.clients import NO_LABEL
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.client_data import NO_LABEL
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import catalog
+from fedavg_jax.data import texts
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_long_line_goes_on_in_another_example():
 
 def test_the_federation_of_a_hand_made_book(tmp_path):
   (tmp_path / '100-0.txt').write_text(book())
-  data = datasets.load_dataset('shakespeare', str(tmp_path / '100-0.txt'))
+  data = catalog.load_dataset('shakespeare', str(tmp_path / '100-0.txt'))
   counts = np.bincount(data.owners)
   # LEAR 3, FIRST LORD 2, DUKE 2, AEGEON 2, KING JOHN 3, 1. QUEEN 2; FOOL and
   # MRS. FORD say one line and are nobody; choruses of 120, 24 for the test.
@@ -230,12 +230,12 @@ def real_book():
 def test_the_real_book(data_dir):
   """McMahan et al. have 1,146 roles, 3,564,579 and 870,014 characters."""
   folder = data_dir / 'shakespeare'
-  data = datasets.load_dataset('shakespeare', str(folder))
+  data = catalog.load_dataset('shakespeare', str(folder))
   roles = len(np.unique(data.owners))
   assert 1100 < roles < 1300
   for examples, characters in ((data.train, 3_564_579), (data.test, 870_014)):
     assert (examples.y != NO_LABEL).sum() == pytest.approx(characters, rel=0.06)
-  plays = datasets.load_dataset('shakespeare', str(folder / 'plays'))
+  plays = catalog.load_dataset('shakespeare', str(folder / 'plays'))
   assert len(np.unique(plays.owners)) == pytest.approx(roles, rel=0.05)
   assert len(plays.train.y) == pytest.approx(len(data.train.y), rel=0.02)
 
@@ -256,17 +256,17 @@ def test_a_text_without_roles(tmp_path, content, said):
 
 def test_folders_without_plays(tmp_path):
   with pytest.raises(InputError, match='holds neither 100-0.txt'):
-    datasets.load_dataset('shakespeare', str(tmp_path))
+    catalog.load_dataset('shakespeare', str(tmp_path))
   (tmp_path / 'sonnets.txt').write_text('From fairest creatures\n')
   with pytest.raises(InputError, match=r'sonnets\.txt: no role speaks'):
-    datasets.load_dataset('shakespeare', str(tmp_path))
+    catalog.load_dataset('shakespeare', str(tmp_path))
   (tmp_path / 'play.txt').write_text('P\nSCENE\tHere\n\nA\tone line\n')
   with pytest.raises(InputError, match='no role has two lines'):
-    datasets.load_dataset('shakespeare', str(tmp_path))
+    catalog.load_dataset('shakespeare', str(tmp_path))
   with pytest.raises(InputError, match='there is no such file or folder'):
-    datasets.load_dataset('shakespeare', str(tmp_path / 'nothing'))
+    catalog.load_dataset('shakespeare', str(tmp_path / 'nothing'))
   with pytest.raises(InputError, match="data_dir = ''"):
-    datasets.load_dataset('words')
+    catalog.load_dataset('words')
 
 
 def test_damaged_archives(tmp_path):
@@ -331,7 +331,7 @@ def test_a_generated_corpus(tmp_path):
     (f'author{i:02}', ' '.join(rng.choice(['to', 'be', 'or', 'not'], 12 + i)))
     for i in range(23)
   ]
-  data = datasets.load_dataset('words', str(write_authors(tmp_path, posts)))
+  data = catalog.load_dataset('words', str(write_authors(tmp_path, posts)))
   assert len(np.unique(data.owners)) == 21 and data.num_classes == 10_000
   words = [12 + i for i in range(23)]
   tested = [words[9], words[19]]
@@ -342,7 +342,7 @@ def test_a_generated_corpus(tmp_path):
 
 def test_an_author_counts_with_five_thousand_words_at_most(tmp_path):
   posts = [('a', 'word ' * 6000), ('b', 'other words here')]
-  data = datasets.load_dataset('words', str(write_authors(tmp_path, posts)))
+  data = catalog.load_dataset('words', str(write_authors(tmp_path, posts)))
   assert (data.train.y != NO_LABEL).sum() == 4999
 
 
@@ -362,7 +362,7 @@ def test_bad_authors(tmp_path, content, said):
   path = tmp_path / 'posts.jsonl'
   path.write_text(content)
   with pytest.raises(InputError, match=said) as info:
-    datasets.load_dataset('words', str(path))
+    catalog.load_dataset('words', str(path))
   assert '\n' not in str(info.value) and str(path) in str(info.value)
 
 

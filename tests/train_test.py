@@ -11,10 +11,12 @@ import optax
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax import train
-from fedavg_jax.errors import DivergedError
-from fedavg_jax.errors import InputError
-from fedavg_jax.errors import StoppedError
+from fedavg_jax.core.errors import DivergedError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.runs import builders
+from fedavg_jax.runs import recorder
+from fedavg_jax.runs import train
 
 
 def load(repository, name, **changes):
@@ -205,7 +207,7 @@ def test_tests_of_clients_lost_by_a_kill_are_made_again(
     def dies(*args):
       raise MemoryError('killed')
 
-    patch.setattr(train, 'finish', dies)
+    patch.setattr(recorder, 'finish', dies)
     with pytest.raises(MemoryError):
       train.train(config, tmp_path / 'run')
   assert not (tmp_path / 'run' / 'clients.csv').exists()
@@ -242,7 +244,7 @@ def test_divergence_stops_and_keeps(repository, tmp_path):
 
 def signal_after(monkeypatch, number, signum):
   """Sends this process a signal once a round has been told."""
-  simulate = train.simulate
+  simulate = recorder.simulate
 
   def interrupted(*args, **kwargs):
     for record in simulate(*args, **kwargs):
@@ -250,7 +252,7 @@ def signal_after(monkeypatch, number, signum):
       if record.round == number:
         signal.raise_signal(signum)
 
-  monkeypatch.setattr(train, 'simulate', interrupted)
+  monkeypatch.setattr(recorder, 'simulate', interrupted)
 
 
 def test_an_interrupted_run_keeps_what_it_has(
@@ -345,7 +347,7 @@ KNOBS = {
 def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
   """What `train` builds from a config in which everything is unusual."""
   seen = {}
-  build_model, build = fa.build_model, train.build_simulation
+  build_model, build = fa.build_model, builders.build_simulation
 
   def spy_model(*args, **kwargs):
     seen.update(kwargs)
@@ -356,8 +358,8 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
     seen['simulation'] = build(*args, **kwargs)
     return seen['simulation']
 
-  monkeypatch.setattr(train.models, 'build_model', spy_model)
-  monkeypatch.setattr(train, 'build_simulation', spy)
+  monkeypatch.setattr(builders.zoo, 'build_model', spy_model)
+  monkeypatch.setattr(builders, 'build_simulation', spy)
   config = load(repository, 'quickstart', rounds=1, **KNOBS)
   train.train(config, tmp_path / 'run')
   assert (seen['pixels'], seen['convolution']) == ('standard', 'lax')
@@ -397,7 +399,7 @@ def test_algorithms_from_configs(repository):
   zero = {'w': np.zeros(2, np.float32)}
 
   def build(**changes):
-    return train.build_algorithm(
+    return builders.build_algorithm(
       load(
         repository,
         'quickstart',
@@ -475,34 +477,3 @@ def test_quickstart_learns_with_every_algorithm(repository, tmp_path, changes):
   config = load(repository, 'quickstart', rounds=30, eval_every=30, **changes)
   summary = train.train(config, tmp_path / 'run')
   assert summary['final_test_accuracy'] > 0.55
-
-
-def test_paper_rounds_only_for_the_papers_own_setting(repository):
-  def cells(**changes):
-    return train.paper_rounds(
-      load(repository, 'mnist_cnn', **changes).to_dict()
-    )
-
-  assert cells() == [18, 20]
-  assert cells(partition='shards') == [206, 229]
-  for changes in (
-    {'partition': 'shards', 'shards_per_client': 3},
-    {'num_clients': 50},
-    {'unavailable_fraction': 0.5},
-    {'sizes': 'linear'},
-    {'availability_trace': 'trace.csv'},
-    {'sampling': 'examples'},
-    {'straggler_fraction': 0.1},
-    {'clock.deadline': 3.0},
-    {'server.momentum': 0.9},
-    {'server.optimizer': 'yogi'},
-    {'algorithm': 'scaffold'},
-    {'client.clip_norm': 1.0},
-    {'weighting': 'uniform'},
-    {'server.learning_rate': 0.5},
-    {'holdout_fraction': 0.1},
-    {'dataset': 'fashion_mnist'},
-    {'target_accuracy': 0.0},
-    {'client.epochs': 3},
-  ):
-    assert cells(**changes) == []

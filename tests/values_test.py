@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax import simulation as simulation_lib
-from fedavg_jax.errors import InputError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import hyperparameter_axis
 
 ETAS = (0.03, 0.1, 0.3)
 
@@ -44,9 +44,9 @@ def test_a_sweep_is_as_many_single_runs(
   uneven_examples, monkeypatch, platform, batch_size
 ):
   """One after another as on a CPU, and under vmap as on a GPU."""
-  over = simulation_lib.values_lib.over
+  over = hyperparameter_axis.over
   monkeypatch.setattr(
-    simulation_lib.values_lib, 'over', lambda fn, _: over(fn, platform)
+    hyperparameter_axis, 'over', lambda fn, _: over(fn, platform)
   )
   settings = {'batch_size': batch_size, 'micro_batch': 3}
   sweep = build(uneven_examples, sweep=ETAS, **settings)

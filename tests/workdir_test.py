@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from fedavg_jax import workdir as workdir_lib
-from fedavg_jax.errors import InputError
-from fedavg_jax.workdir import Workdir
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import run_dir
+from fedavg_jax.runs.run_dir import Workdir
 
 
 def begun(path):
@@ -97,14 +97,14 @@ def test_a_folder_made_meanwhile(tmp_path):
 
 def test_a_run_that_began_while_we_waited_for_the_lock(tmp_path, monkeypatch):
   """Another process begins and ends between our look and our lock."""
-  acquire = workdir_lib.filelock.FileLock.acquire
+  acquire = run_dir.filelock.FileLock.acquire
 
   def late(self, *args, **kwargs):
     (tmp_path / 'config.json').write_text('{"config": {"theirs": 1}}')
     (tmp_path / 'metrics.jsonl').write_text('{"round": 0}\n')
     return acquire(self, *args, **kwargs)
 
-  monkeypatch.setattr(workdir_lib.filelock.FileLock, 'acquire', late)
+  monkeypatch.setattr(run_dir.filelock.FileLock, 'acquire', late)
   with Workdir(tmp_path) as folder:
     assert folder.began == {'config': {'theirs': 1}}
 
@@ -167,8 +167,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 def test_default_workdirs_differ(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  first = workdir_lib.default_workdir('quickstart')
+  first = run_dir.default_workdir('quickstart')
   first.mkdir(parents=True)
-  second = workdir_lib.default_workdir('quickstart')
+  second = run_dir.default_workdir('quickstart')
   assert first != second and first.name.endswith('_quickstart')
   assert first.parts[0] == 'outputs' and len(first.parts) == 3

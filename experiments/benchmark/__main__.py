@@ -1,0 +1,6 @@
+"""The benchmark, as `python -m experiments.benchmark`."""
+
+from experiments.benchmark import race
+
+if __name__ == '__main__':
+  race.main()

@@ -1,0 +1,269 @@
+"""Is the engine right on this accelerator, and how fast is it there?
+
+Checks first: rounds of uneven clients by the accelerator, in every way to
+convolve, with many lanes, fewer lanes at the end, micro-batches, SCAFFOLD,
+streamed examples, and on all devices together, must agree with this machine's
+CPU when products are exact; it ends where they do not. Then it measures, at
+JAX's own precision, the benchmark's workloads over ways to convolve, lanes and
+precisions, and where there are several devices over 1, 2, 4, ... of them, with
+the same cohort and with one that grows with them. It appends a JSON line per
+finding, skips what the file has already, and so can be stopped and started
+again.
+
+Marks for one H100: `cnn_e5` in 60 ms a round, `pfl_cifar10` 25 rounds a second,
+the cost of a client flat or falling from `cohort_10` to `cohort_1000`.
+
+python -m experiments.benchmark.accelerator
+  --out experiments/benchmark/results/accelerator.jsonl
+  [--seconds 540]
+"""
+
+import argparse
+from collections.abc import Callable
+import json
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from experiments.benchmark import worker
+from experiments.benchmark import workloads
+import fedavg_jax as fa
+from fedavg_jax.core import choices
+from fedavg_jax.runs import provenance
+
+# Float32 with exact products: what differs then is the order of additions.
+TOLERANCE = 1e-4
+METHODS = ('patches', 'lax', 'canonical')
+# Clients of one example, short last batches.
+UNEVEN = (1, 7, 25, 40, 13, 30, 11, 3, 20, 10)
+ALGORITHMS = {
+  'fedavg': fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+  'scaffold': fa.scaffold(0.1),
+}
+CHECKS: dict[str, dict[str, Any]] = {
+  '2nn': {'model': '2nn'},
+  '2nn, fewer lanes at the end': {'model': '2nn', 'widths': (10, 4, 1)},
+  '2nn, B = inf in parts': {
+    'model': '2nn',
+    'batch_size': 0,
+    'micro_batch': 8,
+  },
+  '2nn, scaffold': {'model': '2nn', 'algorithm': 'scaffold'},
+  '2nn, a sweep': {'model': '2nn', 'sweep': (0.05, 0.1, 0.2)},
+  '2nn, streamed': {'model': '2nn', 'stream': True},
+  '2nn, all devices': {'model': '2nn', 'all_devices': True},
+  '2nn, all devices, streamed': {
+    'model': '2nn',
+    'all_devices': True,
+    'stream': True,
+    'algorithm': 'scaffold',
+  },
+  'char_lstm': {'model': 'char_lstm'},
+  'word_lstm': {'model': 'word_lstm'},
+  **{f'cnn, {m}': {'model': 'cnn', 'convolution': m} for m in METHODS},
+  'cifar_cnn, cropped': {'model': 'cifar_cnn'},
+}
+_SHAPES = {'char_lstm': (80,), 'word_lstm': (10,), 'cifar_cnn': (32, 32, 3)}
+_CLASSES = {'char_lstm': 258, 'word_lstm': 10_000}
+
+
+def cells() -> list[tuple[str, dict[str, Any]]]:
+  """Workloads and options, in the order of their worth."""
+  found: list[tuple[str, dict[str, Any]]] = [
+    ('cnn_e5', {}),
+    ('pfl_cifar10', {}),
+    ('2nn', {}),
+  ]
+  found += [(f'cohort_{m}', {}) for m in workloads.COHORTS]
+  for method in METHODS[1:]:  # The first is what is chosen.
+    found += [
+      ('cnn_e5', {'convolution': method, 'lanes': 10}),
+      ('pfl_cifar10', {'convolution': method, 'lanes': 50}),
+    ]
+  found += [
+    ('cnn_e5', {'precision': 'bfloat16', 'lanes': 10}),
+    ('pfl_cifar10', {'precision': 'bfloat16', 'lanes': 50}),
+  ]
+  for lanes in (1, 2, 5, 10):
+    found += [('cnn_e5', {'lanes': lanes}), ('2nn', {'lanes': lanes})]
+  for lanes in (5, 10, 25, 50):
+    found.append(('pfl_cifar10', {'lanes': lanes}))
+  for lanes in (8, 32, 64, 128, 256):
+    found.append(('cohort_1000', {'lanes': lanes}))
+  found += [(name, {}) for name in ('roles', 'writers', 'log_normal_500')]
+  for name in ('cifar', 'shakespeare', 'words'):
+    found += [(name, {})] + [(name, {'lanes': n}) for n in (4, 16, 64)]
+  number = 1
+  while number <= jax.device_count() > 1:  # Strong and weak scaling.
+    for name in ('cnn_e5', 'cohort_1000'):
+      found += [
+        (name, {'devices': number, 'times': times}) for times in {1, number}
+      ]
+    number *= 2
+  for values in (1, 3, 5, 11):
+    found += [(name, {'sweep': values}) for name in ('2nn', 'cnn_e5')]
+  return found
+
+
+def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
+  """(state before, state and client states after) a round on some devices."""
+  workload = workloads.Workload(
+    about='uneven',
+    model=model,
+    shape=_SHAPES.get(model, (28, 28, 1)),
+    classes=_CLASSES.get(model, 10),
+    sizes=UNEVEN,
+    cohort=len(UNEVEN),
+  )
+  data, clients = workloads.make_data(workload)
+  settings: dict[str, Any] = {'epochs': 2, 'batch_size': 10} | kwargs
+  algorithm: Any = ALGORITHMS[settings.pop('algorithm', 'fedavg')]
+  if 'sweep' in settings:
+
+    def algorithm(rate):
+      return fa.fedavg(optax.sgd(rate), optax.sgd(1.0))
+
+  simulation = fa.build_simulation(
+    workloads.make_model(workload, data, convolution=convolution),
+    clients,
+    data.test,
+    algorithm=algorithm,
+    client_fraction=1.0,
+    lanes=lanes,
+    devices=devices,
+    **settings,
+  )
+  # One beginning for both: devices draw weights with other roundings.
+  state, client_states = simulation.init()
+  begin = begin or jax.device_get(state)
+  state = jax.device_put(begin, jax.tree.map(lambda a: a.sharding, state))
+  schedule = fa.make_schedule(
+    simulation.planner, [1], simulation.rounds_per_call, lambda _: False
+  )
+  *states, _ = simulation.call(
+    np.ones(len(simulation.sweep or ()) or (), bool),
+    state,
+    client_states,
+    simulation.data([1]),
+    simulation.test,
+    schedule,
+  )
+  return begin, jax.device_get(states)
+
+
+def check(name: str) -> dict[str, Any]:
+  """Largest difference of what a round leaves from what the CPU leaves."""
+  kwargs = dict(CHECKS[name])
+  devices = jax.devices()[: None if kwargs.pop('all_devices', False) else 1]
+  plain = {
+    k: v
+    for k, v in kwargs.items()
+    if k not in ('widths', 'micro_batch', 'stream')
+  }
+  with jax.default_matmul_precision('highest'):
+    begin, expected = one_round(
+      jax.devices('cpu')[:1],
+      **plain | {'convolution': 'canonical'},
+      lanes=1,
+      begin=None,
+    )
+    lanes = 10 if len(devices) == 1 else 2 * len(devices)
+    _, got = one_round(devices, **kwargs, lanes=lanes, begin=begin)
+  differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), expected, got)
+  largest = float(max(jax.tree.leaves(differences)))
+  return {'largest_difference': largest, 'agrees': largest < TOLERANCE}
+
+
+def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
+  """Median seconds a round of seven turns, after two that warm up."""
+  workload = workloads.WORKLOADS[name]
+  simulation, model = worker.build(workload, options)
+  states: tuple[fa.ServerState, Any] = simulation.init()
+  done, rounds, seconds = 0, 1, []
+  for turn in range(9):
+    numbers = range(done + 1, done + rounds + 1)
+    start = time.perf_counter()
+    *_, record = fa.run_calls(
+      simulation, *states, numbers, evaluated=lambda _: False
+    )
+    assert record.state is not None  # The last one's.
+    mine = (time.perf_counter() - start) / rounds
+    states, done = (record.state, ()), done + rounds
+    if turn < 2:
+      rounds = max(1, round(1.0 / mine))
+    else:
+      seconds.append(mine)
+  told = worker.describe(workload, simulation, model)
+  told['reduce_seconds'] = worker.reduce_seconds(model, simulation.mesh)
+  median = statistics.median(seconds)
+  flops = told['flops_per_example'] * told['examples']
+  return {
+    'seconds_per_round': median,
+    'seconds': seconds,
+    'ms_per_client': 1000 * median / told['clients'],
+    'gflops': 1e-9 * flops / median,
+    # A step reads a model twice and writes it once, at least.
+    'weights_gbytes': 1e-9
+    * 12
+    * told['parameters']
+    * told['client_steps']
+    / median,
+    **told,
+  }
+
+
+def main() -> None:
+  """Checks, then measures, what the file does not have yet."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  parser.add_argument(
+    '--seconds', type=float, default=1e9, help='begins no cell after these'
+  )
+  args = parser.parse_args()
+  begin = time.monotonic()
+  args.out.parent.mkdir(parents=True, exist_ok=True)
+  device = jax.devices()[0].device_kind
+  found = []
+  if args.out.exists():
+    found = [json.loads(line) for line in args.out.read_text().splitlines()]
+  done = {row['key'] for row in found if row['device'] == device}
+  assert set(METHODS) == set(choices.CONVOLUTIONS) - {'auto'}
+  work: list[tuple[str, Callable, tuple]] = [
+    (f'check {name}', check, (name,)) for name in CHECKS
+  ]
+  work.append(('peaks', worker.peaks, ()))
+  work += [
+    (' '.join(['measure', name, json.dumps(options)]), measure, (name, options))
+    for name, options in cells()
+  ]
+  for key, function, arguments in work:
+    if key in done:
+      continue
+    if time.monotonic() - begin > args.seconds:
+      print(f'{key}: left for the next start')
+      break
+    try:
+      row = {'key': key, **function(*arguments)}
+    except (fa.InputError, jax.errors.JaxRuntimeError) as error:
+      if function is check:
+        raise
+      # Such as no memory for so many lanes: a finding too, and not the last.
+      row = {'key': key, 'failed': str(error)[:500]}
+    row |= provenance.environment()
+    brief = ('agrees', 'largest_difference', 'seconds_per_round', 'gflops')
+    brief += ('failed',)
+    print(key, {k: row[k] for k in brief if k in row}, flush=True)
+    if not row.get('agrees', True):
+      sys.exit(f'{key}: wrong by {row["largest_difference"]}; no timing')
+    with open(args.out, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(row) + '\n')
+
+
+if __name__ == '__main__':
+  main()

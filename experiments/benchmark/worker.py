@@ -1,0 +1,297 @@
+"""The engine as a system of the benchmark, in a process of its own.
+
+python -m experiments.benchmark.worker WORKLOAD OPTIONS
+
+With the option `processes` it starts others like itself, which do what it does.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.benchmark import workloads
+from experiments.benchmark.peers import protocol
+from experiments.stress import lost_process
+import fedavg_jax as fa
+from fedavg_jax.contracts.model import num_parameters
+from fedavg_jax.engine import collectives
+from fedavg_jax.engine import cost
+from fedavg_jax.engine import layout
+from fedavg_jax.engine import processes
+from fedavg_jax.runs import distributed
+from fedavg_jax.runs import provenance
+
+_COHORTS = 100  # Rounds that shares and examples are averaged over.
+
+
+def build(
+  workload: workloads.Workload, options: dict[str, Any]
+) -> tuple[fa.Simulation, fa.Model]:
+  """Compiles a workload; returns it with its model.
+
+  Args:
+    workload: what to run.
+    options: of the engine alone. `lanes`, over the workload's own, or 'cohort'
+      for a lane per client to the end of the longest; `convolution`;
+      `precision`; `sweep`, a number of learning rates; `devices`, of all
+      processes, all there are if left out; `times`, by which the cohort grows.
+  """
+  workload = dataclasses.replace(
+    workload, cohort=workload.cohort * options.get('times', 1)
+  )
+  data, clients = workloads.make_data(workload)
+  model = workloads.make_model(
+    workload,
+    data,
+    convolution=options.get('convolution', 'auto'),
+    precision=options.get('precision', 'float32'),
+  )
+  number, widths = options.get('lanes', workload.lanes), None
+  if number == 'cohort':
+    devices = jax.device_count()
+    widths = (-(-workload.cohort // devices),)
+    number = widths[0] * devices
+
+  def algorithm(rate):
+    return fa.fedavg(optax.sgd(rate), optax.sgd(1.0))
+
+  rate, rates = workload.learning_rate, None
+  if options.get('sweep'):
+    rates = (rate * np.geomspace(0.5, 1.0, options['sweep'])).tolist()
+  simulation = fa.build_simulation(
+    model,
+    clients,
+    data.test,
+    algorithm=algorithm if rates else algorithm(rate),
+    sweep=rates,
+    client_fraction=workload.cohort / len(workload.sizes),
+    epochs=workload.epochs,
+    batch_size=workload.batch,
+    weighting=workload.weighting,
+    lanes=number,
+    widths=widths,
+    devices=jax.devices()[: options.get('devices')],
+  )
+  return simulation, model
+
+
+def describe(
+  workload: workloads.Workload, simulation: fa.Simulation, model: fa.Model
+) -> dict[str, Any]:
+  """What does not depend on the clock, and what compiling took."""
+  planner = simulation.planner
+  cohorts = [planner.cohort(r) for r in range(1, _COHORTS + 1)]
+  sizes = [planner.num_examples[cohort] for cohort in cohorts]
+  steps = [planner.steps(n) for n in sizes]
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  loss_fn = fa.cross_entropy(model.apply)
+  x, y = (
+    jax.ShapeDtypeStruct((1, *array.shape[1:]), array.dtype)
+    for array in simulation.data([1])
+  )
+  gradient = cost.count(
+    jax.grad(lambda params, x, y: loss_fn(params, x, y).sum()), params, x, y
+  )
+  flops = gradient.flops
+  if len(workload.shape) == 1:
+    # Its loops have no fixed length; forwards, and twice that backwards.
+    flops = 3 * 2 * num_parameters(params) * workload.shape[0]
+  compiled: Any = simulation.call
+  schedule = fa.make_schedule(planner, [1], 1, lambda _: False)
+  return {
+    'lanes': planner.lanes,
+    'widths': planner.widths,
+    'devices': planner.num_devices,
+    'why_lanes': simulation.why_lanes,
+    'parameters': num_parameters(params),
+    'compile_seconds': simulation.compile_seconds,
+    'rounds_per_call': simulation.rounds_per_call,
+    'client_steps': float(np.mean([s.sum() for s in steps])),
+    'examples': planner.epochs * float(np.mean([n.sum() for n in sizes])),
+    'clients': planner.cohort_size,
+    'useful_share': layout.useful_share(
+      steps, planner.num_devices, planner.widths
+    ),
+    'flops_per_example': flops,
+    'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
+    'plan_bytes': sum(array.nbytes for array in schedule.plans),
+  }
+
+
+def peaks() -> dict[str, float]:
+  """What this device reaches at its best, all its cores together."""
+
+  def best(fn, given, *args) -> float:
+    """Seconds; the result goes in again, so that no memory is new."""
+    fn = jax.jit(fn, donate_argnums=0)
+    given = jax.block_until_ready(fn(given, *args))
+    seconds = math.inf
+    for _ in range(9):
+      start = time.perf_counter()
+      given = jax.block_until_ready(fn(given, *args))
+      seconds = min(seconds, time.perf_counter() - start)
+    return seconds
+
+  n = 4096 if jax.default_backend() == 'cpu' else 16384
+  found = {}
+  for name in ('float32', 'bfloat16'):
+    a, b = jnp.zeros((2, n, n), name)
+    found[f'peak_gflops_{name}'] = 2e-9 * n**3 / best(jnp.matmul, a, b)
+    if jax.default_backend() == 'cpu':
+      break  # Where a CPU computes bfloat16, it is not what limits it.
+  size = 2**30  # More than any cache.
+  a = jnp.ones(size // 4)
+  found['peak_gbytes'] = 2e-9 * size / best(lambda a: a + 1, a)
+  return found
+
+
+def reduce_seconds(model: fa.Model, mesh: jax.sharding.Mesh) -> float:
+  """What adding up one model's weights over the devices takes, by itself."""
+  params = collectives.put(
+    jax.tree.map(np.asarray, model.init(jax.random.key(0))),
+    jax.sharding.NamedSharding(mesh, jax.P()),
+  )
+  add = jax.jit(
+    jax.shard_map(
+      lambda tree: jax.tree.map(
+        lambda leaf: leaf / mesh.size, collectives.sum_over_devices(tree)
+      ),
+      mesh=mesh,
+      in_specs=jax.P(),
+      out_specs=jax.P(),
+      check_vma=False,
+    )
+  )
+  seconds = []
+  for _ in range(30):
+    start = time.perf_counter()
+    params = jax.block_until_ready(add(params))
+    seconds.append(time.perf_counter() - start)
+  return statistics.median(seconds[10:])
+
+
+def join(options: dict[str, Any]) -> list[subprocess.Popen]:
+  """Joins other processes like this one, which the first one starts."""
+  number = options.get('processes', 1)
+  if number == 1:
+    return []
+  started = []
+  if 'process_id' not in options:
+    options |= {'process_id': 0, 'port': lost_process.free_port()}
+    for i in range(1, number):
+      own = json.dumps(options | {'process_id': i})
+      command = [
+        sys.executable,
+        '-m',
+        'experiments.benchmark.worker',
+        sys.argv[1],
+        own,
+      ]
+      started.append(
+        subprocess.Popen(
+          command,
+          stdin=subprocess.PIPE,
+          stdout=subprocess.DEVNULL,
+          text=True,
+        )
+      )
+  distributed.connect(
+    f'localhost:{options["port"]}',
+    number,
+    options['process_id'],
+    connect_seconds=60,
+    heartbeat_seconds=60,
+  )
+  return started
+
+
+def main() -> None:
+  """Answers `experiments.benchmark`."""
+  options = json.loads(sys.argv[2])
+  others = join(options)
+  fa.use_cpu_devices(
+    options.get('cpu_devices', 0)
+    or options.get('devices', 0) // options.get('processes', 1)
+  )
+  if options.get('peaks'):  # In a process of its own: it takes much memory.
+    protocol.answer(**peaks())
+    return
+  workload = workloads.from_dict(protocol.workload())
+  simulation, model = build(workload, options)
+  evaluated = lambda _: workload.tested > 0  # noqa: E731
+  states = simulation.init()
+  done = 0
+
+  def run_rounds(rounds: int) -> None:
+    """As `fa.simulate` runs them: plans, calls in line, metrics."""
+    nonlocal states, done
+    numbers = range(done + 1, done + rounds + 1)
+    for record in fa.run_calls(
+      simulation, *states, numbers, evaluated=evaluated
+    ):
+      json.dumps({k: v for k, v in record._asdict().items() if k != 'state'})
+      states = record.state or states[0], ()
+    done += rounds
+
+  prepared = {}
+
+  def run_device(rounds: int) -> None:
+    """The device alone: plans made before, nothing read but the end."""
+    nonlocal states
+    state, client_states = states
+    for first in range(0, rounds, simulation.rounds_per_call):
+      many = min(rounds - first, simulation.rounds_per_call)
+      if many not in prepared:
+        prepared[many] = fa.make_schedule(
+          simulation.planner,
+          range(1, many + 1),
+          simulation.rounds_per_call,
+          evaluated,
+        )
+      state, client_states, _ = simulation.call(
+        np.True_,
+        state,
+        client_states,
+        simulation.data([1]),
+        simulation.test,
+        prepared[many],
+      )
+    states = jax.block_until_ready(state), client_states
+
+  told = describe(workload, simulation, model) | provenance.environment()
+  told['reduce_seconds'] = reduce_seconds(model, simulation.mesh)
+  if folder := options.get('profile'):
+    run_rounds(2)
+    with jax.profiler.trace(folder, create_perfetto_trace=True):
+      run_rounds(4)
+  run = run_device if options.get('device_alone') else run_rounds
+
+  def run_together(rounds: int) -> None:
+    # Not by a collective: who waits for one keeps a core busy.
+    for other in others:
+      assert other.stdin
+      other.stdin.write(f'{rounds}\n')
+      other.stdin.flush()
+    run(rounds)
+
+  protocol.serve(run_together, **told)
+  for other in others:  # Their input ends, and so do they, with this one.
+    assert other.stdin
+    other.stdin.close()
+  processes.leave()
+  for other in others:
+    other.wait()
+
+
+if __name__ == '__main__':
+  main()

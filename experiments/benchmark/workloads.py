@@ -1,0 +1,301 @@
+"""What the benchmark runs: federations of random data with exact definitions.
+
+A workload is plain numbers, so that every system can be given the same. Pixels
+and labels are random: the time of a step does not depend on them.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fedavg_jax as fa
+from fedavg_jax.core import choices
+from fedavg_jax.models import layers
+from fedavg_jax.models import zoo
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+  """One federation; E, B, C and K as in the paper.
+
+  Attributes:
+    about: one line that defines it.
+    model: one of the package's, 'lr' or 'simple_cnn'.
+    shape: of an image, or of a sequence.
+    classes: labels.
+    sizes: n_k of every client.
+    cohort: m.
+    epochs: E.
+    batch: B.
+    learning_rate: of the clients.
+    weighting: of the mean.
+    lanes: 0 lets the engine choose.
+    tested: examples that the model is tested on after every round; 0 for none.
+  """
+
+  about: str
+  model: str
+  shape: tuple[int, ...] = (28, 28, 1)
+  classes: int = 10
+  sizes: tuple[int, ...]
+  cohort: int
+  epochs: int = 1
+  batch: int = 10
+  learning_rate: float = 0.1
+  weighting: str = 'examples'
+  lanes: int = 0
+  tested: int = 0
+
+  def as_dict(self) -> dict[str, Any]:
+    """What a peer's worker is given."""
+    return dataclasses.asdict(self)
+
+
+def _log_normal(clients, median, sigma, most, seed=0) -> tuple[int, ...]:
+  sizes = np.random.default_rng(seed).lognormal(np.log(median), sigma, clients)
+  return tuple(int(n) for n in np.clip(sizes, 1, most))
+
+
+# Sizes of natural clients, drawn once from laws that look like them.
+# 539 writers of MNIST: 19 to 131 digits, median 116.
+WRITERS = tuple(
+  int(n)
+  for n in np.clip(131 - np.random.default_rng(0).gamma(1.2, 15, 539), 19, 131)
+)
+# 1,069 roles of Shakespeare: half of them a few lines, the longest thousands.
+ROLES = _log_normal(1069, median=70, sigma=1.6, most=6000)
+LOG_NORMAL = _log_normal(3400, median=100, sigma=1.0, most=2000)
+
+WORKLOADS = {
+  f'{model}{suffix}': Workload(
+    about=f'MNIST {model.upper()}, 100 clients x 600, C = 0.1, E = {epochs},'
+    ' B = 10',
+    model=model,
+    sizes=(600,) * 100,
+    cohort=10,
+    epochs=epochs,
+  )
+  for epochs, suffix in ((1, ''), (5, '_e5'))
+  for model in ('cnn', '2nn')
+}
+WORKLOADS |= {
+  'pfl_cifar10': Workload(
+    about="pfl-research's CIFAR10-IID: 1,000 users x 50, cohort 50, E = 1,"
+    ' B = 10, mean not weighted; its CNN without its dropout',
+    model='simple_cnn',
+    shape=(32, 32, 3),
+    sizes=(50,) * 1000,
+    cohort=50,
+    weighting='uniform',
+  ),
+  'flute_lr': Workload(
+    about="FLUTE's LR on MNIST: 1,000 clients x 60, 10 a round, E = 1, B = 10",
+    model='lr',
+    sizes=(60,) * 1000,
+    cohort=10,
+    learning_rate=0.03,
+  ),
+  'writers': Workload(
+    about='2NN, sizes like MNIST by writer: 539 clients, 50 a round, 4 lanes',
+    model='2nn',
+    sizes=WRITERS,
+    cohort=50,
+    lanes=4,
+  ),
+  'roles': Workload(
+    about="2NN, sizes like Shakespeare's roles: 1,069 clients, 115 a round",
+    model='2nn',
+    sizes=ROLES,
+    cohort=115,
+  ),
+  'log_normal_50': Workload(
+    about='LR, log-normal sizes: 3,400 clients, 50 a round, 8 lanes',
+    model='lr',
+    sizes=LOG_NORMAL,
+    cohort=50,
+    lanes=8,
+  ),
+  'log_normal_500': Workload(
+    about='LR, log-normal sizes: 3,400 clients, 500 a round, 32 lanes',
+    model='lr',
+    sizes=LOG_NORMAL,
+    cohort=500,
+    lanes=32,
+  ),
+}
+WORKLOADS |= {
+  'cifar': Workload(
+    about="the tutorial's network on 24 x 24 crops, Table 3: 100 clients x 500,"
+    ' C = 0.1, E = 5, B = 50',
+    model='cifar_cnn',
+    shape=(32, 32, 3),
+    sizes=(500,) * 100,
+    cohort=10,
+    epochs=5,
+    batch=50,
+  ),
+  'shakespeare': Workload(
+    about='LSTM of characters, lines like those of roles: 1,069 clients, 106 a'
+    ' round, E = 1, B = 10',
+    model='char_lstm',
+    shape=(80,),
+    classes=258,
+    sizes=ROLES,
+    cohort=106,
+    learning_rate=1.0,
+  ),
+  'words': Workload(
+    about='LSTM of 10,000 words: 1,000 clients x 50, 20 a round, E = 1, B = 8',
+    model='word_lstm',
+    shape=(10,),
+    classes=10_000,
+    sizes=(50,) * 1000,
+    cohort=20,
+    batch=8,
+    learning_rate=1.0,
+  ),
+}
+WORKLOADS |= {
+  f'run_{name}': dataclasses.replace(
+    WORKLOADS[name],
+    about=f'{WORKLOADS[name].about}, tested on 10,000 every round',
+    tested=10_000,
+  )
+  for name in ('2nn', 'cnn')
+}
+WORKLOADS['roles_8'] = dataclasses.replace(
+  WORKLOADS['roles'], about='the same in 8 lanes', lanes=8
+)
+COHORTS = (10, 30, 100, 300, 1000)
+WORKLOADS |= {
+  f'cohort_{m}': Workload(
+    about=f'2NN, 1,000 clients x 60, {m} a round',
+    model='2nn',
+    sizes=(60,) * 1000,
+    cohort=m,
+  )
+  for m in COHORTS
+}
+WORKLOADS |= {
+  f'size_{n}': Workload(
+    about=f'2NN, 100 clients x {n:,}, 10 a round',
+    model='2nn',
+    sizes=(n,) * 100,
+    cohort=10,
+  )
+  for n in (10, 100, 1000)
+}
+
+
+class LogisticRegression(nn.Module):
+  """784 to 10 on MNIST: 7,850 parameters."""
+
+  classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    return zoo.Dense(self.classes)(x.reshape(x.shape[0], -1))
+
+
+class SimpleCnn(nn.Module):
+  """pfl-research's `simple_cnn` for CIFAR-10, no dropout: 1,626,442."""
+
+  classes: int
+  method: str = 'auto'
+
+  @nn.compact
+  def __call__(self, x):
+    for i, features in enumerate((32, 64)):
+      kernel = self.param(
+        f'kernel_{i}',
+        nn.initializers.glorot_uniform(),
+        (3, 3, x.shape[-1], features),
+      )
+      bias = self.param(f'bias_{i}', nn.initializers.zeros, (features,))
+      x = layers.conv2d(x, kernel, padding=0, method=self.method)
+      if i == 1:  # Pooled before bias and ReLU: the same, and cheaper.
+        x = layers.max_pool2(x)
+      x = nn.relu(x + bias[None, None, None])
+    x = nn.relu(zoo.Dense(128)(x.reshape(x.shape[0], -1)))
+    return zoo.Dense(self.classes)(x)
+
+
+def from_dict(content: dict[str, Any]) -> Workload:
+  """The workload that `as_dict` wrote."""
+  lists: dict[str, Any] = {
+    name: tuple(content[name]) for name in ('shape', 'sizes')
+  }
+  return Workload(**(content | lists))
+
+
+def make_data(workload: Workload) -> tuple[fa.Dataset, fa.Clients]:
+  """Random pixels and labels, divided as the workload says."""
+  rng = np.random.default_rng(0)
+  n = sum(workload.sizes)
+  if len(workload.shape) == 1:
+    examples, padding = _sequences(rng, n, *workload.shape, workload.classes)
+  else:
+    padding = None
+    examples = fa.Examples(
+      rng.integers(0, 256, (n, *workload.shape), np.uint8),
+      rng.integers(0, workload.classes, n, np.int32),
+    )
+  tested = slice(0, max(workload.tested, 1))
+  test = fa.Examples(examples.x[tested], examples.y[tested])
+  data = fa.Dataset(
+    'random', examples, test, workload.classes, 255.0, padding=padding
+  )
+  parts = np.split(np.arange(n), np.cumsum(workload.sizes)[:-1])
+  return data, fa.build_clients(examples, parts)
+
+
+def _sequences(rng, number, length, tokens):
+  """Random tokens; where they are characters, lines of any length."""
+  x, y = rng.integers(0, min(tokens, 256), (2, number, length), np.int32)
+  if tokens > 258:
+    return fa.Examples(x, y), None
+  lengths = rng.integers(5, length + 1, number)  # Half full, like verses.
+  behind = np.arange(length) >= lengths[:, None]
+  x[behind], y[behind] = tokens - 1, -1
+  return fa.Examples(x, y), tokens - 1
+
+
+def make_model(
+  workload: Workload,
+  data: fa.Dataset,
+  *,
+  convolution: str = 'auto',
+  precision: str = 'float32',
+) -> fa.Model:
+  """The workload's model: one of the package's, or one of this file."""
+  if workload.model in choices.MODELS:
+    pipeline = {}
+    if workload.model == 'cifar_cnn':
+      pipeline = {'pixels': 'image', 'augmentation': 'tutorial'}
+    return fa.build_model(
+      workload.model,
+      data,
+      convolution=convolution,
+      precision=precision,
+      **pipeline,
+    )
+  module: nn.Module = (
+    SimpleCnn(workload.classes, convolution)
+    if workload.model == 'simple_cnn'
+    else LogisticRegression(workload.classes)
+  )
+
+  def apply(params, x) -> Any:
+    x = x.astype(jnp.float32) / 255
+    params, x = jax.tree.map(lambda a: a.astype(precision), (params, x))
+    logits: Any = module.apply({'params': params}, x)
+    return logits.astype(jnp.float32)
+
+  def init(key):
+    return module.init(key, jnp.zeros((1, *workload.shape)))['params']
+
+  return fa.Model(workload.model, init, apply)

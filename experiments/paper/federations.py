@@ -1,0 +1,131 @@
+"""Statistics of every federation: clients, examples, how unequal they are.
+
+What the paper claims: MNIST and CIFAR-10 are dealt out evenly; Shakespeare's
+roles are natural clients, from one line to thousands, 1,146 of them with
+3,564,579 characters to train on and 870,014 to test on.
+
+What to look for: how far the largest client is from the median, which is what a
+padded simulation pays for and lanes do not.
+
+python -m experiments.paper.federations --data FOLDER
+
+FOLDER holds mnist/, qmnist_writers/, cifar-10-batches-bin/, shakespeare/,
+femnist_leaf/ or words/, each as `fedavg_jax.load_dataset` takes it; what is not
+there is left out and told. Ten seconds.
+"""
+
+import argparse
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.paper import cells
+from experiments.paper import command
+from experiments.paper import figures
+import fedavg_jax as fa
+from fedavg_jax.runs.plots import new_figure
+from fedavg_jax.runs.progress import say
+
+
+class Federation(NamedTuple):
+  """A data set and its division.
+
+  Attributes:
+    name: for people.
+    dataset: a key of `cells.DATASETS`.
+    partition: 'iid' or 'noniid', natural where the data are.
+  """
+
+  name: str
+  dataset: str
+  partition: str
+
+
+FEDERATIONS = (
+  Federation('MNIST, IID', 'mnist', 'iid'),
+  Federation('MNIST, two digits a client', 'mnist', 'noniid'),
+  Federation('MNIST, by writer', 'mnist_writers', 'noniid'),
+  Federation('CIFAR-10, IID', 'cifar10', 'iid'),
+  Federation('Shakespeare, IID', 'shakespeare', 'iid'),
+  Federation('Shakespeare, by role', 'shakespeare', 'noniid'),
+  Federation('FEMNIST (LEAF), by writer', 'leaf', 'noniid'),
+  Federation('words, by author', 'words', 'noniid'),
+)
+
+
+def sizes(federation: Federation, dataset: fa.Dataset) -> np.ndarray:
+  """Training examples of every client, [K]."""
+  parts = cells.divide(federation.partition, dataset, seed=0)
+  return np.array([len(part) for part in parts])
+
+
+def line(name: str, own: np.ndarray, dataset: fa.Dataset) -> str:
+  """A row of the table, in Markdown."""
+  labels = ['', '']
+  if dataset.train.y.ndim > 1:
+    labels = [f'{(e.y >= 0).sum():,}' for e in (dataset.train, dataset.test)]
+  few, median, many = np.quantile(own, (0.1, 0.5, 0.9))
+  return (
+    f'| {name} | {len(own):,} | {own.sum():,} | {labels[0]} |'
+    f' {len(dataset.test.y):,} | {labels[1]} | {own.min()} | {few:.4g} |'
+    f' {median:.4g} | {own.mean():.4g} | {many:.4g} | {own.max():,} |'
+  )
+
+
+HEADER = (
+  '| federation | clients | training examples | tokens | test examples | tokens'
+  ' | min | 10 % | median | mean | 90 % | max |\n' + '|' + '---|' * 12
+)
+
+
+def draw(path: pathlib.Path, found: dict[str, np.ndarray]) -> None:
+  """A histogram of clients' sizes for every federation, logarithmic."""
+  columns, most = 2, max(own.max() for own in found.values())
+  rows = -(-len(found) // columns)
+  figure = new_figure(11, 2.4 * rows)
+  panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False).ravel())
+  for axes in panels[len(found) :]:
+    axes.axis('off')
+  for axes, (name, own) in zip(panels, found.items(), strict=False):
+    axes.hist(own, np.geomspace(0.9, 1.1 * most, 60), color='#1f5f99')
+    axes.set_xscale('log')
+    axes.axvline(np.median(own), color='#b8541a', label='median')
+    axes.set_title(f'{name}: {len(own):,} clients', fontsize=10)
+    axes.set_xlabel('training examples of a client')
+    axes.set_ylabel('clients')
+    axes.legend(fontsize=8)
+  figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+  """Prints the table and draws the picture of what is there."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--data', default=os.environ.get('FEDAVG_DATA', ''))
+  parser.add_argument(
+    '--picture', type=pathlib.Path, default=figures.PICTURES / 'federations.png'
+  )
+  args = parser.parse_args()
+  if not args.data:
+    raise fa.InputError('--data is missing: name a folder')
+  found, lines = {}, [HEADER]
+  for federation in FEDERATIONS:
+    try:
+      dataset = cells.load(federation.dataset, args.data)
+    except fa.InputError as error:
+      say(f'{federation.name} is left out: {error}')
+      continue
+    found[federation.name] = sizes(federation, dataset)
+    lines.append(line(federation.name, found[federation.name], dataset))
+  if not found:
+    raise fa.InputError(f'--data {args.data}: holds no data set')
+  print('\n'.join(lines))
+  draw(args.picture, found)
+  say(f'{args.picture} is drawn')
+
+
+if __name__ == '__main__':
+  command.guarded(main)

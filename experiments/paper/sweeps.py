@@ -1,0 +1,245 @@
+"""Runs the learning rates of a cell as one sweep, in slices of any length."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import contextlib
+import datetime
+import hashlib
+import json
+import pathlib
+import shutil
+import subprocess
+import time
+from typing import Any
+
+import filelock
+import jax
+import numpy as np
+
+from experiments.paper import cells
+from experiments.paper import results
+import fedavg_jax as fa
+from fedavg_jax.engine.simulation import place
+from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import provenance
+from fedavg_jax.runs import resume
+from fedavg_jax.runs.progress import say
+
+# What a kill may cost, and how often somebody who watches is told.
+_SECONDS_BETWEEN_SAVES, _SECONDS_BETWEEN_LINES = 60.0, 30.0
+
+
+def run(
+  cell: cells.Cell,
+  learning_rates: Sequence[float],
+  seed: int,
+  store: results.Results,
+  *,
+  data: str,
+  stopping: Callable[[], bool],
+) -> bool:
+  """Trains a cell with the learning rates that are missing; a row for each.
+
+  The sweep ends with the first round that the paper evaluates in which one of
+  its rates, or of an earlier sweep, is at the target: what the paper prints is
+  the best rate's number. The others tell how far they came.
+
+  Args:
+    cell: the setting.
+    learning_rates: of the grid.
+    seed: as in `cells.build`.
+    store: to append to; beside it lies what is not over.
+    data: folder of the data sets.
+    stopping: whether to save and come back.
+
+  Returns:
+    Whether the sweep is over; if not, the same call goes on with it.
+
+  Raises:
+    InputError: bad data, or a file that cannot be written.
+  """
+  parts = store.path.with_suffix('.parts')
+  try:
+    parts.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise fa.InputError(
+      f'--results {store.path}: {parts} cannot be made ({error.strerror})'
+    ) from error
+  name = _digest({**cell.setting(), 'seed': seed})
+  lock = filelock.FileLock(parts / f'{name}.lock')
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    say('  another process is at it')
+    return False
+  with lock:
+    store.read()  # Another process may have been faster.
+    store.append([])
+    rates = store.wanted(cell, seed, learning_rates)
+    if rates:
+      say('  learning rates ' + ', '.join(f'{rate:g}' for rate in rates))
+      folder = parts / f'{name}-{_digest(rates)}'
+      folder.mkdir(exist_ok=True)
+      with contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved:
+        rows = _run(cell, rates, seed, store, saved, data, stopping)
+      if rows is None:
+        return False
+      store.append(rows)
+    for folder in parts.glob(f'{name}-*'):
+      shutil.rmtree(folder)
+  return True
+
+
+def _run(
+  cell, learning_rates, seed, store, saved, data, stopping
+) -> list[dict[str, Any]] | None:
+  """The rows, or None where it was stopped before."""
+  dataset = cells.load(cell.dataset, data)
+  sha256 = cells.digest(cell.dataset, data)
+  for row in store.of(cell):
+    if row.get('data_sha256', sha256) != sha256:
+      raise fa.InputError(
+        f'--results {store.path}: has runs of this cell on other data of'
+        f' {cell.dataset}; name another file, or the folder of those data'
+      )
+  simulation = cells.build(cell, learning_rates, seed, dataset)
+  # Accuracies and losses are lists of [G]; `lasted` are the rounds of each rate
+  # until it diverged.
+  told: dict[str, Any] = {'seconds': 0.0, 'accuracy': [], 'loss': []}
+  told |= {'round': 0, 'lasted': [0] * len(learning_rates), 'data': sha256}
+  start = None
+  newest = saved.newest()
+  if newest is not None and newest.told['data'] == sha256:
+    like = resume.to_tree(*jax.eval_shape(simulation.init))
+    start = resume.from_tree(
+      place(checkpoint.restore(newest.leaves, like), simulation)
+    )
+    told = newest.told
+    say(f'  goes on after round {told["round"]}')
+  end = store.end(cell, seed)
+  if start is not None and _is_over(cell, told, end):
+    return _rows(cell, learning_rates, seed, told)
+  saved_at = said_at = time.monotonic()
+  at_hand, saved_round = None, told['round']
+  for record in fa.simulate(
+    simulation,
+    rounds=cell.rounds,
+    eval_every=cell.eval_every,
+    start=start,
+    stopping=stopping,
+  ):
+    told['round'] = record.round
+    told['seconds'] += record.seconds
+    told['lasted'] = np.where(
+      record.finite, record.round, told['lasted']
+    ).tolist()
+    if record.test_accuracy is not None:
+      told['accuracy'].append(record.test_accuracy.tolist())
+      told['loss'].append(record.test_loss.tolist())
+    if _is_over(cell, told, end):
+      return _rows(cell, learning_rates, seed, told)
+    now = time.monotonic()
+    if now - said_at > _SECONDS_BETWEEN_LINES:
+      said_at = now
+      say(f'  round {record.round}: {max(told["accuracy"][-1]):.4f}')
+    at_hand = record if record.state is not None else None
+    if at_hand and now - saved_at > _SECONDS_BETWEEN_SAVES:
+      _save(saved, at_hand, told)
+      saved_at, saved_round = now, record.round
+  if at_hand and at_hand.round != saved_round:
+    _save(saved, at_hand, told)
+  return None
+
+
+def _is_over(cell: cells.Cell, told: dict[str, Any], end: int | None) -> bool:
+  """Whether nothing more can come of a sweep; of what it told alone."""
+  number = told['round']
+  alive = np.array(told['lasted']) == number
+  if number >= min(cell.rounds, end or cell.rounds) or not alive.any():
+    return True
+  if not cell.target_accuracy or number % cell.eval_every or not number:
+    return False
+  reached = np.array(told['accuracy'][-1]) >= cell.target_accuracy
+  return bool((reached & alive).any()) and results.ends_at(cell, number)
+
+
+def _save(saved: checkpoint.Checkpoints, at_hand: fa.Record, told: Any) -> None:
+  assert at_hand.state is not None
+  tree = resume.to_tree(at_hand.state, at_hand.client_states)
+  saved.save(at_hand.round, tree, told, None)
+
+
+def _rows(cell, learning_rates, seed, told) -> list[dict[str, Any]]:
+  """A row for each learning rate; where it diverged its curve ends.
+
+  A limit that is lower than what was run before cuts the rows.
+  """
+  accuracies, losses = np.array(told['accuracy']), np.array(told['loss'])
+  beside = {
+    'seconds': round(told['seconds'] / len(learning_rates), 1),
+    'data_sha256': told['data'],
+    **beside_numbers(provenance.environment()),
+  }
+  rows = []
+  for g, rate in enumerate(learning_rates):
+    lasted = min(told['lasted'][g], cell.rounds)
+    tests = lasted // cell.eval_every + 1
+    diverged = told['lasted'][g] < min(told['round'], cell.rounds)
+    curve = [float(f'{a:.7g}') for a in accuracies[:tests, g]]
+    row = {
+      'table': cell.table,
+      **cell.setting(),
+      'u': cell.u,
+      'target_accuracy': cell.target_accuracy,
+      'algorithm': cell.algorithm,
+      'learning_rate': rate,
+      'seed': seed,
+      'diverged': diverged,
+      'rounds': lasted,
+      'rounds_to_target': None,
+      'rounds_to_target_paper_grid': None,
+      'best_accuracy': max(curve),
+      'curve': curve,
+    }
+    if cell.target_accuracy:
+      row |= results.crossings(row, cell.target_accuracy)
+    if row['rounds_to_target'] is not None:
+      row['status'] = 'reached'
+    elif diverged:
+      row['status'] = 'diverged'
+    else:
+      row['status'] = 'finished' if lasted == cell.rounds else 'overtaken'
+    if cell.measured == 'train':
+      row['loss_curve'] = [float(f'{x:.4g}') for x in losses[:tests, g]]
+    rows.append(row | beside)
+  return rows
+
+
+def _digest(value: Any) -> str:
+  """A short name for JSON."""
+  text = json.dumps(value, sort_keys=True).encode()
+  return hashlib.sha256(text).hexdigest()[:16]
+
+
+def beside_numbers(environment: dict[str, Any]) -> dict[str, Any]:
+  """What stands beside every number: device, versions, commit, date."""
+  names = ('device', 'processor', 'num_devices', 'versions')
+  return {
+    **{name: environment[name] for name in names},
+    'commit': _commit(),
+    'date': datetime.date.today().isoformat(),
+  }
+
+
+def _commit() -> str:
+  """Of the code that runs, with a + where files differ; '' without git."""
+  try:
+    told = subprocess.run(
+      ['git', 'describe', '--always', '--dirty=+', '--exclude=*'],
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+    )
+  except OSError:
+    return ''
+  return told.stdout.strip()

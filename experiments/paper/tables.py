@@ -1,0 +1,180 @@
+"""A table beside the paper's, what of it is missing, how long that takes."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import statistics
+from typing import NamedTuple
+
+from experiments.paper import command
+from experiments.paper import results
+from experiments.paper.cells import Cell
+import fedavg_jax as fa
+from fedavg_jax.runs.progress import duration
+
+# Examples a second that two cores of an AMD EPYC train on and test on.
+_SPEEDS = {
+  '2nn': (240_000.0, 1_000_000.0),
+  'cnn': (5_000.0, 13_000.0),
+  'char_lstm': (800.0, 3_500.0),
+  'cifar_cnn': (2_100.0, 8_000.0),
+  'word_lstm': (600.0, 6_000.0),
+}
+# Clients, examples of each, examples of the test: of the words the paper's.
+_SIZES = {
+  'digits': (100, 15, 297),
+  'mnist': (100, 600, 10_000),
+  'cifar10': (100, 500, 10_000),
+  'shakespeare': (1280, 67, 21_084),
+  'words': (500_000, 500, 100_000),
+}
+
+
+def main(
+  name: str, doc: str | None, cells: Callable[[], Sequence[Cell]]
+) -> None:
+  """The command of a table.
+
+  Args:
+    name: of the module, such as 'table4'.
+    doc: its docstring.
+    cells: makes its cells.
+  """
+  command.guarded(lambda: _main(name, doc, cells()))
+
+
+def _main(name, doc, all_cells) -> None:
+  args = command.parse(command.arguments(doc))
+  store = results.Results(args.results)
+  chosen = command.numbers('--cells', args.cells, len(all_cells))
+  if not args.show:
+    fa.use_cpu_devices(0)
+    cells = [all_cells[i - 1] for i in chosen]
+    command.run(args, cells, store)
+  print(render(name, all_cells, store))
+
+
+def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
+  """The table in Markdown, then the commands of what is missing."""
+  lines = [
+    '| cell | | C | E | B | paper | ours | as the paper counts | paper / ours |'
+    ' speed-up, paper | speed-up, ours | learning rate |',
+    f'|{"---|" * 12}',
+  ]
+  missing = []
+  found = {cell: counts(cell, store) for cell in cells}
+  for number, (cell, own) in enumerate(found.items(), 1):
+    told = own.told
+    ratio = speedup = ''
+    if cell.paper_rounds and own.comparable:
+      ratio = f'{cell.paper_rounds / own.comparable:.2g}'
+    paper_speedup = _speedup(cell, cells, lambda c: c.paper_rounds)
+    if paper_speedup:
+      speedup = _speedup(cell, cells, lambda c: found[c].comparable)
+    setting = cell.setting()
+    lines.append(
+      f'| {number} | {cell.algorithm} {cell.model}, {cell.partition},'
+      f' {100 * cell.target_accuracy:g} % | {cell.C:g} | {cell.E} |'
+      f' {setting["B"]} | {cell.paper_rounds or "—"} | {told[0]} | {told[1]} |'
+      f' {ratio} | {paper_speedup} | {speedup} | {told[2]} |'
+    )
+    if told[0] == _MISSING:
+      missing.append(
+        (number, command.RATES * seconds_per_round(cell) * _rounds(cell))
+      )
+  if missing:
+    total = sum(seconds for _, seconds in missing)
+    lines += [
+      '',
+      f'Missing: {len(missing)} of {len(cells)} cells. With {command.RATES}'
+      " learning rates, the paper's number of rounds and two CPU cores about"
+      f' {duration(total)}; a cell by itself:',
+      '',
+      *(
+        f'- `python -m experiments.paper.{name} --cells {number}`: about'
+        f' {duration(seconds)}'
+        for number, seconds in missing
+      ),
+    ]
+  return '\n'.join(lines)
+
+
+_MISSING = 'missing'
+
+
+class Counts(NamedTuple):
+  """Our numbers of a cell: three to print, one to divide by."""
+
+  told: tuple[str, str, str]
+  comparable: float | None
+
+
+def counts(cell: Cell, store: results.Results) -> Counts:
+  """Median and range over seeds, as we count and as the paper does."""
+  seeds = sorted({row['seed'] for row in store.of(cell)})
+  found = [best for seed in seeds if (best := store.best(cell, seed))]
+  if not found:
+    return Counts((_MISSING, '', ''), None)
+  ours = [b.rounds * cell.counted for b in found if b.rounds is not None]
+  # The paper tests CIFAR-10's models after other rounds than MNIST's.
+  grid = [
+    b.rounds_paper_grid
+    for b in found
+    if b.rounds_paper_grid is not None and cell.dataset != 'cifar10'
+  ]
+  if not ours:
+    tried = max(best.tried for best in found) * cell.counted
+    return Counts((f'not in {tried}', '', ''), None)
+  told = results.median_and_range(ours)
+  if len(ours) < len(found):
+    told += f'; {len(found) - len(ours)} of {len(found)} seeds did not'
+  rates = sorted({b.learning_rate for b in found if b.learning_rate})
+  return Counts(
+    (
+      told,
+      results.median_and_range(grid) if grid else '',
+      ', '.join(f'{rate:g}' for rate in rates),
+    ),
+    statistics.median(grid or ours),
+  )
+
+
+# The row that a table's speed-ups are over: what it shares with a cell, and
+# what tells it from the others.
+_BASES = {
+  '1': (('model', 'partition', 'B'), ('C', 0.0)),
+  '2': (('model', 'partition'), ('algorithm', 'FedSGD')),
+  '3': (('target_accuracy',), ('algorithm', 'SGD')),
+  '4': (('model', 'partition'), ('algorithm', 'FedSGD')),
+}
+
+
+def _speedup(cell: Cell, cells: Sequence[Cell], rounds: Callable) -> str:
+  """Rounds of the row that the paper compares with, over those of the cell."""
+  if cell.table not in _BASES:
+    return ''
+  shared, (key, value) = _BASES[cell.table]
+  for other in cells:
+    same = all(getattr(other, k) == getattr(cell, k) for k in shared)
+    if same and getattr(other, key) == value and other != cell:
+      if rounds(other) and rounds(cell):
+        return f'{rounds(other) / rounds(cell):.3g}'
+  return ''
+
+
+def _rounds(cell: Cell) -> float:
+  """How many a cell is expected to take."""
+  if cell.paper_rounds is None:
+    return cell.rounds
+  return cell.paper_rounds / cell.counted
+
+
+def seconds_per_round(cell: Cell) -> float:
+  """About, of one learning rate on two CPU cores, its test included."""
+  clients, each, tested = _SIZES[cell.dataset]
+  train, test = _SPEEDS[cell.model]
+  if cell.partition == 'centralized':
+    clients, each = 1, clients * each
+  cohort = cell.cohort or max(int(cell.C * clients), 1)
+  if cell.measured == 'train':
+    tested = clients * each
+  return cohort * each * cell.E / train + tested / test / cell.eval_every

@@ -1,0 +1,234 @@
+"""A million clients that fit in no memory: what a run of them takes.
+
+Generates a federation of images, trains rounds of it from disk, and prints how
+much memory the process had at most, how long the device waited for the disk,
+and what planning a cohort took. The pages that the generation has left in the
+memory of the operating system are given back before, and those that the run
+reads are not kept there either, so that rounds read the disk.
+
+python -m experiments.stress.million --folder build/million
+python -m experiments.stress.million --folder build/million --out FILE
+python -m experiments.stress.million --folder build/million --scaffold
+
+21 GB are generated once; the folder can be used again, and deleted. Images are
+28 x 28 and have a pattern of their label beside noise, so that there is
+something to learn. Everything is drawn from seeds. `--scaffold` trains logistic
+regression with SCAFFOLD, whose control variates, one for each client, lie in a
+file.
+"""
+
+import argparse
+from collections.abc import Iterator
+import json
+import os
+import pathlib
+import resource
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import fedavg_jax as fa
+from fedavg_jax.core.client_data import Examples
+from fedavg_jax.data import stored
+from fedavg_jax.data import stored_writer
+from fedavg_jax.engine import devices
+from fedavg_jax.runs import provenance
+
+_BLOCK = 1000  # Clients that are drawn together.
+_CLASSES = 10
+_PATTERNS = np.random.default_rng(0).integers(0, 60, (_CLASSES, 28, 28, 1))
+
+
+def _draw(rng: np.random.Generator, number: int) -> Examples:
+  y = rng.integers(0, _CLASSES, number).astype(np.int32)
+  # Bytes are the fastest noise there is; they leave room for the pattern.
+  noise = np.frombuffer(rng.bytes(number * 784), np.uint8) >> 2
+  x = noise.reshape(number, 28, 28, 1) + _PATTERNS[y].astype(np.uint8)
+  return Examples(x, y)
+
+
+def generate(first: int, num_clients: int, mean: int) -> Iterator[Examples]:
+  """Clients from number `first` on; of 1 to 2 `mean` - 1 examples each."""
+  for block in range(first // _BLOCK, -(-num_clients // _BLOCK)):
+    rng = np.random.default_rng([1, block])
+    sizes = rng.integers(1, 2 * mean, _BLOCK)
+    own = _draw(rng, int(sizes.sum()))
+    ends = np.cumsum(sizes)
+    for i in range(min(_BLOCK, num_clients - block * _BLOCK)):
+      if block * _BLOCK + i >= first:
+        mine = slice(ends[i] - sizes[i], ends[i])
+        yield Examples(own.x[mine], own.y[mine])
+
+
+def write(folder: pathlib.Path, num_clients: int, mean: int) -> None:
+  """Generates the federation, or goes on with it."""
+  with tqdm(total=num_clients, unit=' clients', file=sys.stdout) as bar:
+
+    def wrote(clients: int, size: int) -> None:
+      bar.set_postfix_str(f'{size / 1e9:.1f} GB', refresh=False)
+      bar.update(clients - bar.n)
+
+    stored_writer.write(
+      folder,
+      lambda first: generate(first, num_clients, mean),
+      _draw(np.random.default_rng(2), 2000),
+      num_classes=_CLASSES,
+      max_value=255.0,
+      source={'experiments.stress.million': [num_clients, mean]},
+      wrote=wrote,
+    )
+
+
+def forget(folder: pathlib.Path) -> None:
+  """Asks the system to keep nothing of the files in memory."""
+  for path in folder.glob('*.npy'):
+    with open(path, 'rb') as file:
+      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _logistic_regression() -> fa.Model:
+  def init(key):
+    del key
+    return {'w': jnp.zeros((784, _CLASSES)), 'b': jnp.zeros(_CLASSES)}
+
+  def apply(params, x):
+    x = x.reshape(-1, 784).astype(jnp.float32) / 255
+    return x @ params['w'] + params['b'][None]
+
+  return fa.Model('lr', init, apply)
+
+
+def measure(
+  folder: pathlib.Path, rounds: int, cohort: int, epochs: int, scaffold: bool
+) -> dict[str, object]:
+  """Trains from disk; returns what it took."""
+  begin = time.perf_counter()
+  own = stored.read(folder)
+  opened = time.perf_counter() - begin
+  dataset = fa.Dataset(
+    'stored',
+    Examples(own.clients.x, own.clients.y),
+    own.test,
+    num_classes=own.num_classes,
+    max_value=own.max_value,
+    statistics=own.statistics,
+  )
+  model = fa.build_model('2nn', dataset)
+  algorithm = fa.fedavg(optax.sgd(0.05), optax.sgd(1.0))
+  if scaffold:
+    model, algorithm = _logistic_regression(), fa.scaffold(0.05)
+  simulation = fa.build_simulation(
+    model,
+    own.clients,
+    own.test,
+    algorithm=algorithm,
+    client_fraction=cohort / own.clients.num_clients,
+    epochs=epochs,
+    batch_size=10,
+    stream=True,
+    keep_on_host=scaffold,
+  )
+  ready = time.perf_counter() - begin
+  planning, drawing = [], []
+  for number in range(1, 12):
+    start = time.perf_counter()
+    simulation.planner.cohort(number)
+    drawn = time.perf_counter()
+    simulation.planner(number)
+    planning.append(time.perf_counter() - start)
+    drawing.append(drawn - start)
+  source: Any = simulation.data  # A `stream.Stream`.
+  waits, seconds, accuracy = [], [], []
+  forget(folder)
+  before = 0.0
+  states = None
+  if simulation.host_states is not None:
+    states = simulation.host_states(folder)
+  for record in fa.simulate(
+    simulation, rounds=rounds, eval_every=rounds, host_states=states
+  ):
+    waited = source.waited
+    if record.round:
+      seconds.append(record.seconds)
+      waits.append(waited - before)
+    before = waited
+    if record.test_accuracy is not None:
+      accuracy.append(record.test_accuracy)
+  # The first rounds fill what is ahead: nothing could be read before.
+  share = sum(waits[2:]) / sum(seconds[2:])
+  read = [
+    float(own.clients.num_examples[simulation.planner.cohort(t)].sum())
+    for t in range(1, rounds + 1)
+  ]
+  row = own.clients.x.nbytes / len(own.clients.x) + 4
+  return {
+    'clients': own.clients.num_clients,
+    'examples': len(own.clients.y),
+    'gigabytes': (own.clients.x.nbytes + own.clients.y.nbytes) / 1e9,
+    'cohort': cohort,
+    'epochs': epochs,
+    'rounds': rounds,
+    'open_seconds': opened,
+    'start_seconds': ready,
+    'compile_seconds': simulation.compile_seconds,
+    'cohort_milliseconds': 1000 * statistics.median(drawing),
+    'plan_milliseconds': 1000 * statistics.median(planning),
+    'round_seconds': statistics.median(seconds[2:]),
+    'megabytes_a_round': statistics.mean(read) * row / 1e6,
+    'waited_share': share,
+    'first_wait_seconds': waits[0],
+    'peak_mebibytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    'accuracy': accuracy,
+    'model': model.name,
+    'algorithm': 'scaffold' if scaffold else 'fedavg',
+    'clients_with_states': len(states.clients) if states else 0,
+    'lanes': simulation.planner.lanes,
+  }
+
+
+def main() -> None:
+  """Generates where there is nothing yet, in a process of its own; measures."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--folder', type=pathlib.Path, required=True)
+  parser.add_argument('--clients', type=int, default=1_000_000)
+  parser.add_argument('--mean', type=int, default=27, help='examples')
+  parser.add_argument('--cohort', type=int, default=1000)
+  parser.add_argument('--epochs', type=int, default=5)
+  parser.add_argument('--rounds', type=int, default=40)
+  parser.add_argument('--scaffold', action='store_true')
+  parser.add_argument('--out', type=pathlib.Path, help='appends a JSON line')
+  args = parser.parse_args()
+  if not (args.folder / 'federation.json').exists():
+    # What generating takes is not what training takes.
+    if (child := os.fork()) == 0:
+      write(args.folder, args.clients, args.mean)
+      os._exit(0)
+    if os.waitpid(child, 0)[1]:
+      sys.exit(f'{args.folder}: the generation has not ended; start it again')
+  devices.use_cpu_devices(0)
+  told = measure(
+    args.folder, args.rounds, args.cohort, args.epochs, args.scaffold
+  )
+  told |= {
+    'command': ' '.join(
+      ['python -m experiments.stress.million', *sys.argv[1:]]
+    ),
+    'date': time.strftime('%Y-%m-%d'),
+    **provenance.environment(),
+  }
+  for key, value in told.items():
+    shown = f'{value:.4g}' if isinstance(value, float) else value
+    print(f'{key:22} {shown}')
+  if args.out:
+    with open(args.out, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(told) + '\n')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,19 @@
+"""FedAvg and its relatives: one file for each family, beside its equations."""
+
+from fedavg_jax.algorithms.clipping import clip_delta
+from fedavg_jax.algorithms.fedavg import decayed_sgd
+from fedavg_jax.algorithms.fedavg import fedavg
+from fedavg_jax.algorithms.fedopt import adaptive
+from fedavg_jax.algorithms.fedprox import fedprox
+from fedavg_jax.algorithms.fedprox import proximal
+from fedavg_jax.algorithms.scaffold import scaffold
+
+__all__ = [
+  'adaptive',
+  'clip_delta',
+  'decayed_sgd',
+  'fedavg',
+  'fedprox',
+  'proximal',
+  'scaffold',
+]

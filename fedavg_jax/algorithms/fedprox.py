@@ -1,0 +1,28 @@
+"""FedProx: FedAvg with a proximal term in every local objective."""
+
+import jax
+import optax
+
+from fedavg_jax.algorithms.fedavg import fedavg
+from fedavg_jax.contracts.algorithm import Algorithm
+
+
+def fedprox(
+  mu: float,
+  client_optimizer: optax.GradientTransformation,
+  server_optimizer: optax.GradientTransformation,
+) -> Algorithm:
+  """FedProx, Li et al. 2020: FedAvg on `loss + mu / 2 * |y - x|^2`."""
+  return fedavg(optax.chain(proximal(mu), client_optimizer), server_optimizer)
+
+
+def proximal(mu: float) -> optax.GradientTransformationExtraArgs:
+  """Adds the gradient of `mu / 2 * |y - x|^2` to a client's gradient."""
+
+  def update(updates, state, params=None, **seen):
+    updates = jax.tree.map(
+      lambda g, y, x: g + mu * (y - x), updates, params, seen['global_params']
+    )
+    return updates, state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

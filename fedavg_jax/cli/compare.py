@@ -1,0 +1,49 @@
+"""Puts finished runs beside each other: a table, and their curves.
+
+fedavg-jax compare outputs/fedavg outputs/fedprox --target 0.95
+"""
+
+from collections.abc import Sequence
+import pathlib
+
+from absl import flags
+
+from fedavg_jax.cli import command
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.files import whole
+from fedavg_jax.runs.compare import check_same_data
+from fedavg_jax.runs.compare import draw
+from fedavg_jax.runs.compare import read_run
+from fedavg_jax.runs.compare import row
+from fedavg_jax.runs.compare import table
+from fedavg_jax.runs.progress import say
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  flags.DEFINE_float('target', 0.0, 'Test accuracy to count rounds to.')
+  flags.DEFINE_string('picture', None, 'PNG to draw, default compare.png.')
+
+
+def _run(folders: Sequence[str]) -> None:
+  target = float(flags.FLAGS['target'].value or 0.0)
+  if not 0 <= target <= 1:
+    raise InputError(f'--target {target}: must lie in [0, 1]')
+  if not folders:
+    raise InputError('name the folders of the runs to compare')
+  path = command.new_file('picture', 'compare.png')
+  names = [folder.rstrip('/') for folder in folders]
+  for name in names:
+    if names.count(name) > 1:
+      raise InputError(f'{name}: named twice')
+  runs = [read_run(pathlib.Path(name)) for name in names]
+  check_same_data(runs)
+  say(table([row(run, target) for run in runs], target))
+  with whole(path) as part:
+    draw(part, {run.name: [run] for run in runs}, target)
+  say(f'{path} is drawn')
+
+
+def main(argv: Sequence[str]) -> int:
+  """Compares the folders that stand behind the flags."""
+  return command.run(lambda: _run(argv[1:]), argv[:1])

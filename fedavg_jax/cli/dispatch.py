@@ -1,0 +1,83 @@
+"""The command `fedavg-jax`: one word names what to do, the rest is its own.
+
+fedavg-jax run quickstart
+python -m fedavg_jax run quickstart
+
+Only the module of the command that is asked for is imported.
+"""
+
+from collections.abc import Sequence
+import difflib
+import importlib
+import sys
+
+from absl import app
+
+import fedavg_jax
+from fedavg_jax.cli import command
+
+COMMANDS = {
+  'run': 'train the federation that a config describes',
+  'sweep': 'run a grid of settings with several seeds: a table, a picture',
+  'compare': 'put finished runs beside each other: a table, their curves',
+  'partition': 'show what the clients of a config hold',
+  'convert': 'write a federation to disk, for populations beyond memory',
+  'config': 'list, show or copy the configs that come with the package',
+}
+
+
+def main() -> None:
+  """Runs the command that the arguments of this process name, and ends it."""
+  name, *arguments = sys.argv[1:] or ['--help']
+  if name in ('-h', '--help', 'help'):
+    print(_usage())
+  elif name == '--version':
+    print(f'fedavg_jax {fedavg_jax.__version__}')
+  elif name in COMMANDS:
+    start(name, arguments)
+  else:
+    close = difflib.get_close_matches(name, COMMANDS, 1)
+    hint = f'; did you mean {close[0]}?' if close else ''
+    sys.exit(
+      command.fail(f'{name}: must be one of {", ".join(COMMANDS)}{hint}')
+    )
+
+
+def start(name: str, arguments: Sequence[str]) -> None:
+  """Runs a command and ends the process.
+
+  Args:
+    name: one of `COMMANDS`.
+    arguments: what stands behind it.
+  """
+  module = importlib.import_module(f'fedavg_jax.cli.{name}')
+  module.define_flags()
+
+  def parse(argv: Sequence[str]) -> Sequence[str]:
+    return command.parse_flags(argv, module)
+
+  app.run(module.main, argv=[name, *arguments], flags_parser=parse)
+
+
+def ended(name: str) -> None:
+  """Says what has come in the place of `python -m fedavg_jax.NAME`."""
+  sys.exit(
+    command.fail(
+      f'python -m fedavg_jax.{name} is now fedavg-jax {name}, or python -m'
+      f' fedavg_jax {name}'
+    )
+  )
+
+
+def _usage() -> str:
+  rows = [f'  {name:<10} {what}' for name, what in COMMANDS.items()]
+  return '\n'.join(
+    [
+      'usage: fedavg-jax COMMAND ...',
+      '',
+      *rows,
+      '',
+      'fedavg-jax COMMAND --help shows the flags of a command,',
+      'fedavg-jax --version the version.',
+    ]
+  )

@@ -1,0 +1,1 @@
+"""Commands of earlier versions: each says what has come in its place."""

@@ -1,0 +1,49 @@
+"""Shows what the clients of a config hold, in numbers and as a picture.
+
+fedavg-jax partition quickstart
+fedavg-jax partition quickstart --picture dirichlet.png
+  --config.partition=dirichlet --config.alpha=0.1 --config.min_size=1
+
+Nothing is trained.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from fedavg_jax.cli import command
+from fedavg_jax.core.files import whole
+from fedavg_jax.data import catalog
+from fedavg_jax.data import statistics
+from fedavg_jax.runs import plots
+from fedavg_jax.runs import population
+from fedavg_jax.runs import run_config
+from fedavg_jax.runs.progress import say
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  command.define_config()
+  flags.DEFINE_string('picture', None, 'PNG to draw, default partition.png.')
+
+
+def main(argv: Sequence[str]) -> int:
+  """Shows a population. Returns the exit code."""
+  return command.run(_run, argv)
+
+
+def _run() -> None:
+  config, name = command.read_config()
+  path = command.new_file('picture', 'partition.png')
+  cfg = run_config.read(config)
+  dataset = catalog.load_dataset(cfg['dataset'], cfg['data_dir'])
+  clients = population.build_population(cfg, dataset)[0]
+  counts = statistics.label_counts(clients, dataset.num_classes)
+  lines = statistics.describe(counts)
+  say('\n'.join(lines))
+  title = f'{name}: {population.partition_name(cfg)}'
+  with whole(path) as part:
+    plots.draw_partition(
+      part, title=title, counts=counts, num_clients=len(counts)
+    )
+  say(f'{path} is drawn')

@@ -1,0 +1,117 @@
+"""Trains the federation that a config describes.
+
+fedavg-jax run quickstart
+fedavg-jax run mnist_2nn:noniid --config.client.learning_rate=0.215
+fedavg-jax run --config configs/quickstart.py --workdir outputs/first
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from fedavg_jax.cli import command
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import LostError
+from fedavg_jax.engine import processes
+from fedavg_jax.runs import distributed
+from fedavg_jax.runs import run_config
+from fedavg_jax.runs import supervisor
+from fedavg_jax.runs import train
+from fedavg_jax.runs.progress import say
+from fedavg_jax.runs.run_dir import default_workdir
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  command.define_config()
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'New folder for results, or that of an interrupted run, which then goes on;'
+    ' default outputs/<date>/<time>_...',
+  )
+  flags.DEFINE_enum(
+    'resume',
+    'auto',
+    ['auto', 'extend'],
+    'auto: goes on with the config it began with. extend: with more rounds.',
+  )
+  flags.DEFINE_bool(
+    'distributed',
+    False,
+    'Is one of several processes, on one host or many. SLURM, Open MPI,'
+    ' Kubernetes or a TPU pod tell the flags below, elsewhere give them.',
+  )
+  flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT on which process 0 listens.'
+  )
+  flags.DEFINE_integer('num_processes', None, 'Of the run.')
+  flags.DEFINE_integer('process_id', None, 'This one, from 0.')
+  flags.DEFINE_integer(
+    'connect_seconds', 300, 'To wait for the others.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'heartbeat_seconds',
+    30,
+    'Of silence after which another process counts as dead.',
+    lower_bound=1,
+  )
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs one setting. Returns the exit code."""
+  if flags.FLAGS.distributed and not supervisor.is_child():
+    return supervisor.run()
+  return command.run(_run, argv)
+
+
+def _run() -> None:
+  config, name = command.read_config()
+  workdir = command.read_path('workdir', default_workdir(name))
+  run_config.read(config)  # What is wrong with it needs no other process.
+  _connect()
+  try:
+    summary = train.train(
+      config, workdir, extend=flags.FLAGS.resume == 'extend'
+    )
+  except OSError as error:
+    error.filename = error.filename or f'workdir = {workdir}'
+    raise
+  except (RuntimeError, ValueError) as error:
+    if not (flags.FLAGS.distributed and processes.lost(error)):
+      raise
+    raise LostError(
+      'another process has ended, or a device failed'
+      f' ({" ".join(str(error).split())[:150]}); the same command goes on from'
+      ' the last checkpoint'
+    ) from error
+  if not processes.leads():
+    return
+  say(
+    f'{summary["status"]} after {summary["rounds"]} rounds: test accuracy'
+    f' {summary["final_test_accuracy"]:.4f} (best'
+    f' {summary["best_test_accuracy"]:.4f}),'
+    f' {summary["rounds_per_second"]:.3g} rounds/s; results in {workdir}'
+  )
+  if summary.get('skipped_clients'):
+    say(
+      f'{summary["skipped_clients"]} times a client was left out, whose numbers'
+      ' were not finite'
+    )
+
+
+def _connect() -> None:
+  """Joins the other processes, where there are to be some."""
+  if flags.FLAGS.distributed:
+    supervisor.end_with_parent()
+    distributed.connect(
+      flags.FLAGS.coordinator,
+      flags.FLAGS.num_processes,
+      flags.FLAGS.process_id,
+      connect_seconds=flags.FLAGS.connect_seconds,
+      heartbeat_seconds=flags.FLAGS.heartbeat_seconds,
+    )
+    return
+  for name in ('coordinator', 'num_processes', 'process_id'):
+    if (value := flags.FLAGS[name].value) is not None:
+      raise InputError(f'--{name} {value}: needs --distributed')

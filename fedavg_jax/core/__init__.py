@@ -1,0 +1,1 @@
+"""What everything shares: errors, clients, files, options. NumPy only."""

@@ -1,0 +1,50 @@
+"""The words that an option may be: one list for the config and for the code."""
+
+from collections.abc import Sequence
+
+from fedavg_jax.core.errors import InputError
+
+DATASETS = (
+  *('digits', 'mnist', 'fashion_mnist', 'cifar10'),
+  *('mnist_writers', 'leaf', 'shakespeare', 'words', 'stored'),
+)
+PARTITIONS = (
+  *('iid', 'shards', 'dirichlet', 'inner_dirichlet', 'pathological'),
+  'natural',
+)
+CLASS_ASSIGNMENTS = ('random', 'deterministic', 'first_deterministic')
+SIZE_LAWS = (
+  *('equal', 'linear', 'square', 'exponential', 'power_law', 'log_normal'),
+)
+
+MODELS = ('2nn', 'cnn', 'cnn_torch', 'cifar_cnn', 'char_lstm', 'word_lstm')
+PIXELS = ('unit', 'standard', 'image')
+AUGMENTATIONS = ('none', 'tutorial')
+CONVOLUTIONS = ('auto', 'canonical', 'patches', 'lax')
+PRECISIONS = ('float32', 'bfloat16')
+
+ALGORITHMS = ('fedavg', 'fedprox', 'scaffold')
+SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
+WEIGHTINGS = ('examples', 'uniform')
+SHUFFLES = ('epoch', 'round')
+SAMPLINGS = ('uniform', 'examples')
+STRAGGLERS = ('keep', 'drop')
+ON_NAN = ('stop', 'skip_client')
+
+EXAMPLES_ON = ('device', 'host')
+CLIENT_STATES_ON = ('device', 'host', 'disk')
+LOGGERS = ('csv', 'tensorboard', 'wandb')
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+  """Raises InputError unless the value of an option is one of its words.
+
+  Args:
+    option: its name, as the caller knows it.
+    value: what it was given.
+    choices: all that it may be.
+  """
+  if value not in choices:
+    raise InputError(
+      f'{option} = {value!r}: must be one of {", ".join(choices)}'
+    )

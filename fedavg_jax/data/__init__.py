@@ -1,0 +1,1 @@
+"""From files to arrays, and who holds what. NumPy only."""

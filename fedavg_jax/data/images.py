@@ -1,0 +1,169 @@
+"""Images from their original files: MNIST and its kin, CIFAR-10, digits."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from fedavg_jax.core import client_data
+from fedavg_jax.core.client_data import Examples
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import readers
+from fedavg_jax.data.dataset import Dataset
+from fedavg_jax.data.downloads import download
+from fedavg_jax.data.downloads import tfds_dir
+from fedavg_jax.data.downloads import unpack
+
+_CIFAR_TRAIN = [f'data_batch_{i}.bin' for i in range(1, 6)]
+_CIFAR_FILES = (*_CIFAR_TRAIN, 'test_batch.bin')
+_WRITERS = 'qmnist-train-labels-idx2-int'
+
+# Part of an example's split, whether images or labels, rank, number of rows.
+_IDX_FILES = {
+  ('train', 'x'): ('train-images-idx3-ubyte', 3, 60_000),
+  ('train', 'y'): ('train-labels-idx1-ubyte', 1, 60_000),
+  ('test', 'x'): ('t10k-images-idx3-ubyte', 3, 10_000),
+  ('test', 'y'): ('t10k-labels-idx1-ubyte', 1, 10_000),
+}
+
+# Training examples of each label: tells one data set's files from another's.
+_LABELS = {
+  'mnist': [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+  'fashion_mnist': [6000] * 10,
+}
+
+
+def load_mnist(name: str, folder: pathlib.Path | None) -> Dataset:
+  """MNIST and what has its four files."""
+  files = 'mnist' if name == 'mnist_writers' else name
+  paths = _find_idx_files(folder or tfds_dir() / files)
+  if folder and name == 'mnist_writers':  # They may lie side by side.
+    paths = _find_idx_files(folder / files) | paths
+  missing = [key for key in _IDX_FILES if key not in paths]
+  if missing and folder:
+    raise InputError(
+      f'data_dir = {str(folder)!r}: {folder / _IDX_FILES[missing[0]][0]}[.gz]'
+      ' is missing; put the four original IDX files there, or leave data_dir'
+      ' empty to download them'
+    )
+  if missing:
+    download(files, _addresses(files), tfds_dir())
+    paths = _find_idx_files(tfds_dir() / files)
+  dataset = _from_idx(files, paths)
+  if name == files:
+    return dataset
+  owners = _writers(folder, dataset.train.y)
+  return dataset._replace(name=name, owners=owners)
+
+
+def _writers(folder: pathlib.Path | None, labels: np.ndarray) -> np.ndarray:
+  """Whose every training digit is; writers are numbered by their ids."""
+  places = [folder, folder / 'qmnist_writers'] if folder else []
+  found = [
+    path
+    for place in places
+    for path in (place / f'{_WRITERS}.gz', place / _WRITERS)
+    if path.is_file()
+  ]
+  if not found:
+    raise InputError(
+      f'data_dir = {str(folder or "")!r}: {_WRITERS}[.gz] is missing; put'
+      " QMNIST's file beside MNIST's four"
+    )
+  digits, writers = readers.read_qmnist_writers(found[0])
+  if not np.array_equal(digits, labels):
+    raise InputError(
+      f"{found[0]}: its labels are not those of MNIST's training digits;"
+      f' {readers.GET_ANEW}'
+    )
+  _, owners = np.unique(writers, return_inverse=True)
+  return owners.astype(np.int32)
+
+
+def _find_idx_files(
+  folder: pathlib.Path,
+) -> dict[tuple[str, str], pathlib.Path]:
+  """Those of the four IDX files that a folder has, as NAME or NAME.gz."""
+  return {
+    key: path
+    for key, (stem, _, _) in _IDX_FILES.items()
+    for path in (folder / f'{stem}.gz', folder / stem)
+    if path.is_file()
+  }
+
+
+def _from_idx(name, paths) -> Dataset:
+  arrays = {}
+  for key, (_, rank, rows) in _IDX_FILES.items():
+    array = readers.read_idx(paths[key], (rows, 28, 28)[:rank])
+    if rank == 1 and array.max() > 9:
+      raise InputError(
+        f'{paths[key]}: has a label {array.max()}, {name} has 0 to 9;'
+        f' {readers.GET_ANEW}'
+      )
+    if key == ('train', 'y') and np.bincount(array).tolist() != _LABELS[name]:
+      raise InputError(
+        f'{paths[key]}: not the labels of {name}; name the data set that is in'
+        ' this folder, or the folder that has this one'
+      )
+    arrays[key] = array
+  train, test = (
+    Examples(arrays[split, 'x'][..., None], arrays[split, 'y'].astype(np.int32))
+    for split in ('train', 'test')
+  )
+  return Dataset(name, train, test, num_classes=10, max_value=255.0)
+
+
+def load_cifar10(folder: pathlib.Path | None) -> Dataset:
+  """50,000 and 10,000 images of 32 x 32 in colour, in the files' order."""
+  place = folder or tfds_dir() / 'cifar10'
+  if not folder and not all((place / name).is_file() for name in _CIFAR_FILES):
+    (archive,) = download('cifar10', _addresses('cifar10'), tfds_dir()).values()
+    unpack(archive, _CIFAR_FILES)
+  parts = []
+  for name in _CIFAR_FILES:
+    if not (place / name).is_file():
+      raise InputError(
+        f'data_dir = {str(folder or "")!r}: {name} is missing; must name the'
+        ' folder cifar-10-batches-bin, with its six files, or be empty to'
+        ' download them'
+      )
+    x, y = readers.read_cifar10(place / name)
+    if len(y) != 10_000:
+      raise InputError(
+        f'{place / name}: holds {len(y):,} images, must hold 10,000;'
+        f' {readers.GET_ANEW}'
+      )
+    parts.append(Examples(x, y))
+  *train, test = parts
+  return Dataset(
+    'cifar10', client_data.join(train), test, num_classes=10, max_value=255.0
+  )
+
+
+def load_digits() -> Dataset:
+  """Digits 0 to 9, shuffled once with a fixed seed: 1,500 train, 297 test."""
+  from sklearn import datasets  # Takes a second; used here alone.
+
+  bunch: Any = datasets.load_digits()
+  order = np.random.default_rng(0).permutation(len(bunch.target))
+  x = bunch.images.astype(np.uint8)[order][..., None]
+  y = bunch.target.astype(np.int32)[order]
+  return Dataset(
+    'digits',
+    train=Examples(x[:1500], y[:1500]),
+    test=Examples(x[1500:], y[1500:]),
+    num_classes=10,
+    max_value=16.0,
+  )
+
+
+def _addresses(name: str) -> dict[str, str]:
+  """File name -> address of an image data set's files."""
+  import tensorflow_datasets as tfds
+
+  builder: Any = tfds.builder_cls(name)
+  if name == 'cifar10':
+    return {url.rpartition('/')[2]: url for url in builder.url_infos}
+  stems = [stem for stem, _, _ in _IDX_FILES.values()]
+  return {f'{stem}.gz': f'{builder.URL}{stem}.gz' for stem in stems}

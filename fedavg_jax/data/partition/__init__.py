@@ -1,0 +1,34 @@
+"""How a data set is divided among K clients. NumPy only, seeded.
+
+A partition is a list of K index arrays; every example is in exactly one.
+Sources: McMahan et al. 2017, section 3 (`iid`, `shards`); Hsu et al. 2019
+(`dirichlet`); Acar et al. 2021 (`inner_dirichlet`). Names and meanings follow
+Flower Datasets; its Linear-, Square-, Exponential- and SizePartitioner are laws
+of `sizes` here, for both partitions that take sizes. Draws are our own, and no
+class is left to nobody.
+
+`fedavg-jax partition NAME` prints what a config's
+clients hold and draws it.
+"""
+
+from fedavg_jax.data.partition.any_data import by_owner
+from fedavg_jax.data.partition.any_data import hold_out
+from fedavg_jax.data.partition.any_data import iid
+from fedavg_jax.data.partition.any_data import label_counts
+from fedavg_jax.data.partition.by_label import dirichlet
+from fedavg_jax.data.partition.by_label import inner_dirichlet
+from fedavg_jax.data.partition.by_label import pathological
+from fedavg_jax.data.partition.by_label import shards
+from fedavg_jax.data.partition.sizes import sizes
+
+__all__ = [
+  'by_owner',
+  'dirichlet',
+  'hold_out',
+  'iid',
+  'inner_dirichlet',
+  'label_counts',
+  'pathological',
+  'shards',
+  'sizes',
+]

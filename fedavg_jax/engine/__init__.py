@@ -1,0 +1,1 @@
+"""Compiles a federation and drives its rounds."""

@@ -1,0 +1,297 @@
+"""What a model is worth to each client, before and after it trains on its own.
+
+Before: one pass over all that clients have held out. After: a round that has
+every client for its cohort, and whose message is a test of the local model; it
+changes neither the global model nor what clients keep.
+
+Shape letters: K clients, H held-out examples of all, B examples of a batch.
+"""
+
+from collections.abc import Callable
+import csv
+import dataclasses
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedavg_jax.contracts import losses
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.model import Model
+from fedavg_jax.core.client_data import NO_LABEL
+from fedavg_jax.core.client_data import Clients
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import collectives
+from fedavg_jax.engine import compiled_round
+from fedavg_jax.engine import evaluation
+from fedavg_jax.engine.evaluation import TestMetrics
+from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.schedule.participation import EVERYBODY
+
+_BATCH = 64
+
+
+class ClientTests(NamedTuple):
+  """Tests on every client's own held-out examples.
+
+  Attributes:
+    global_model: of the global model; correct, loss_sum and count are [K]. A
+      client that holds nothing out has a count of 0.
+    personal: of each client's own, after it has trained; None where it does
+      not. A client whose numbers left the finite ones has a count of 0.
+  """
+
+  global_model: TestMetrics
+  personal: TestMetrics | None
+
+
+class _Held(NamedTuple):
+  """Held-out examples as what the server keeps: clients see that."""
+
+  x: jax.Array
+  y: jax.Array
+  offsets: jax.Array
+
+
+class _Tested(NamedTuple):
+  """What a client keeps: who it is, and how its own model did."""
+
+  client: jax.Array
+  metrics: TestMetrics
+
+
+def build_client_tests(
+  model: Model,
+  simulation: Simulation,
+  held: Clients,
+  *,
+  finetune: optax.GradientTransformation | None = None,
+  epochs: int = 0,
+) -> Callable[[compiled_round.ServerState], ClientTests]:
+  """Compiles the tests of a simulation's clients.
+
+  Args:
+    model: that of the simulation.
+    simulation: compiled; its lanes and devices serve here too.
+    held: what its K clients hold out, some of them maybe nothing.
+    finetune: trains the personal models, such as `optax.sgd(0.1)`.
+    epochs: of a client over its training examples before its model is tested;
+      0 tests the global model alone.
+
+  Returns:
+    server state -> tests, on the host.
+
+  Raises:
+    InputError: nobody holds anything out, or other clients do.
+  """
+  planner, mesh = simulation.planner, simulation.mesh
+  number = len(planner.num_examples)
+  if held.num_clients != number:
+    raise InputError(
+      f'held: {held.num_clients} clients, must be the {number} that train'
+    )
+  if not len(held.y):
+    raise InputError(
+      'holdout_fraction: leaves no client an example to be tested on'
+    )
+  dealt = evaluation.place_held_out(held, mesh)
+  test_all = evaluation.build_evaluate_clients(model.apply, number, mesh)
+  test_all = test_all.lower(
+    jax.eval_shape(model.init, jax.random.key(0)), dealt
+  ).compile()
+  train_and_test = None
+  if epochs and planner.streamed:
+    raise InputError(
+      f'epochs = {epochs}: must be 0 where clients are streamed, because all of'
+      ' them train'
+    )
+  if epochs:
+    if finetune is None:
+      raise InputError(f'epochs = {epochs}: must be 0 without finetune')
+    train_and_test = _build_personal(
+      model, simulation, held, finetune, epochs, mesh
+    )
+
+  def client_tests(state: compiled_round.ServerState) -> ClientTests:
+    return jax.device_get(
+      ClientTests(
+        test_all(state.params, dealt),
+        train_and_test(state) if train_and_test else None,
+      )
+    )
+
+  return client_tests
+
+
+def _build_personal(model, simulation, held, finetune, epochs, mesh):
+  """Server state -> metrics [K] of each client's own model."""
+  everywhere = jax.sharding.NamedSharding(mesh, jax.P())
+  number = held.num_clients
+  planner = dataclasses.replace(
+    simulation.planner,
+    participation=EVERYBODY,
+    gathers=False,
+    cohort_size=number,
+    epochs=epochs,
+  )
+  width = int(min(_BATCH, held.num_examples.max()))
+  # Whoever trains nothing must not be tested: a count of 0.
+  zero = jnp.zeros((), jnp.float32)
+  nothing = _Tested(jnp.zeros((), jnp.int32), TestMetrics(zero, zero, zero))
+
+  def message(ended):
+    """Sends nothing; keeps the test of the local model."""
+    k, server = ended.client.client, ended.server
+    local = jax.tree.map(jnp.add, ended.global_params, ended.delta)
+    first, stop = server.offsets[k], server.offsets[k + 1]
+
+    def batch(i, sums):
+      rows = first + i * width + jnp.arange(width)
+      real = rows < stop
+      rows = jnp.minimum(rows, len(server.y) - 1)
+      y = server.y[rows]
+      real = real.reshape(-1, *(1,) * (y.ndim - 1))
+      told = evaluation.examples_metrics(
+        model.apply, local, server.x[rows], jnp.where(real, y, NO_LABEL)
+      )
+      return jax.tree.map(lambda sum_, own: sum_ + own.sum(), sums, told)
+
+    metrics = lax.fori_loop(
+      0, -(-(stop - first) // width), batch, nothing.metrics
+    )
+    return (), _Tested(k, metrics)
+
+  kept = collectives.put(
+    _Tested(
+      jnp.arange(number, dtype=jnp.int32),
+      jax.tree.map(lambda leaf: jnp.zeros(number), nothing.metrics),
+    ),
+    everywhere,
+  )
+  examples = collectives.put(
+    _Held(held.x, held.y, held.offsets.astype(np.int32)), everywhere
+  )
+  round_fn = compiled_round.build_round(
+    losses.cross_entropy(model.apply),
+    Algorithm(
+      client_optimizer=finetune,
+      message=message,
+      server_init=lambda params: (),
+      server_update=lambda params, server, mean, share: (params, server),
+      client_init=lambda params: nothing,
+    ),
+    planner,
+    mesh,
+    'skip_client',  # One that diverges says nothing of the others.
+    model.augment,
+  )
+
+  def train_and_test(state) -> TestMetrics:
+    number = int(state.round) + 1
+    _, tested, _ = round_fn(
+      state._replace(server=examples),
+      jax.tree.map(jnp.copy, kept),  # The round takes what it is given.
+      simulation.data([number]),
+      compiled_round.place_plan(planner(number), mesh),
+    )
+    return tested.metrics
+
+  return train_and_test
+
+
+def describe(
+  tests: TestMetrics, held: np.ndarray | jax.Array | None = None
+) -> dict[str, float]:
+  """How the clients fare, from their tests.
+
+  Args:
+    tests: of K clients.
+    held: [K] examples that they hold out; clients without any do not count.
+      One whose test is missing all the same has diverged: it has an accuracy of
+      0. Left out, those that were tested.
+
+  Returns:
+    Of accuracies between 0 and 1: the mean over examples and over clients, the
+    10th, 50th and 90th percentile of clients, the mean of their worst tenth (of
+    one at least), the variance; the mean loss over the examples of those that
+    did not diverge; how many clients there are, and how many diverged. Empty
+    where no client has a test.
+  """
+  held = np.asarray(tests.count if held is None else held)
+  counts = held > 0
+  tested = counts & (tests.count > 0)
+  if not tested.any():
+    return {}
+  weights = held[counts].astype(np.float64)
+  accuracy = np.where(tested, tests.correct, 0.0)[counts] / weights
+  worst = np.sort(accuracy)[: max(len(accuracy) // 10, 1)]
+  few, middle, many = np.quantile(accuracy, (0.1, 0.5, 0.9))
+  loss = tests.loss_sum[tested].sum() / tests.count[tested].sum()
+  return {
+    'accuracy_weighted': float(np.average(accuracy, weights=weights)),
+    'accuracy_mean': float(accuracy.mean()),
+    'accuracy_p10': float(few),
+    'accuracy_p50': float(middle),
+    'accuracy_p90': float(many),
+    'accuracy_worst_tenth': float(worst.mean()),
+    'accuracy_variance': float(accuracy.var()),
+    'loss_weighted': float(loss),
+    'tested': int(counts.sum()),
+    'diverged': int((counts & ~tested).sum()),
+  }
+
+
+def line(tests: ClientTests) -> dict[str, float]:
+  """What metrics.jsonl tells of the clients: `client_...`, `personal_...`."""
+  told = {
+    f'client_{name}': value
+    for name, value in describe(tests.global_model).items()
+  }
+  if tests.personal is not None:
+    told |= {
+      f'personal_{name}': value
+      for name, value in describe(
+        tests.personal, tests.global_model.count
+      ).items()
+    }
+  return told
+
+
+def write_csv(
+  path: pathlib.Path, num_examples: np.ndarray, tests: ClientTests
+) -> None:
+  """Writes a line per client: how much it has, and how it fares.
+
+  Args:
+    path: of the new file.
+    num_examples: [K] that a client trains on.
+    tests: of all clients.
+  """
+  columns: dict[str, Any] = {
+    'client': np.arange(len(num_examples)),
+    'train_examples': num_examples,
+    'held_out': tests.global_model.count.astype(int),
+  }
+  for name, told in (
+    ('client', tests.global_model),
+    ('personal', tests.personal),
+  ):
+    if told is not None:
+      columns[f'{name}_accuracy'] = _ratio(told.correct, told.count)
+      columns[f'{name}_loss'] = _ratio(told.loss_sum, told.count)
+  with open(path, 'w', newline='', encoding='utf-8') as file:
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _ratio(sums, counts) -> list[float | str]:
+  """Sums over counts; nothing where nothing was counted."""
+  return [
+    float(a) / float(n) if n else '' for a, n in zip(sums, counts, strict=True)
+  ]

@@ -1,0 +1,58 @@
+"""The devices of this machine and their free memory."""
+
+import contextlib
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+
+def use_cpu_devices(number: int) -> None:
+  """Gives each CPU core a virtual device of its own: before JAX starts.
+
+  A small step cannot feed several cores, whole clients can. Without effect
+  where JAX runs already, on accelerators, or where JAX_NUM_CPU_DEVICES or
+  XLA_FLAGS have decided.
+
+  Args:
+    number: of devices, 0 for one per core this process may use.
+  """
+  config: Any = jax.config
+  flags = os.environ.get('XLA_FLAGS', '')
+  if config.jax_num_cpu_devices > 0 or 'host_platform_device_count' in flags:
+    return
+  with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices.
+    jax.config.update('jax_num_cpu_devices', number or num_cores())
+
+
+def num_cores() -> int:
+  """CPU cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # Where a process can be pinned.
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def free_bytes(device: jax.Device) -> int | None:
+  """Free memory of a device, None where it does not say."""
+  if device.platform == 'cpu':
+    return _free_host_bytes()
+  stats = device.memory_stats()
+  if not stats or 'bytes_limit' not in stats:
+    return None
+  return stats['bytes_limit'] - stats['bytes_in_use']
+
+
+def _free_host_bytes() -> int | None:
+  """What Linux would give, file caches and a container's limit considered."""
+  try:
+    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
+  except OSError:
+    return None
+  sizes = dict(line.split(':') for line in lines)
+  free = int(sizes['MemAvailable'].split()[0]) * 1024
+  group = pathlib.Path('/sys/fs/cgroup')
+  with contextlib.suppress(OSError, ValueError):  # No limit, or none told.
+    limit = int((group / 'memory.max').read_text())
+    free = min(free, limit - int((group / 'memory.current').read_text()))
+  return free

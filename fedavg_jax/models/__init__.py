@@ -1,0 +1,1 @@
+"""Models, the layers that they are made of, augmentation."""

@@ -1,0 +1,308 @@
+"""The paper's models, behind `init(key)` and `apply(params, x)`.
+
+The only importer of flax: everything else sees a dict of arrays. A model takes
+raw pixels, or tokens, and scales them itself, inside the compiled step. It is
+written for one client; `vmap` gives every client its own weights.
+
+Shape letters: B examples, T time steps, V tokens.
+"""
+
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedavg_jax.contracts.model import Model
+from fedavg_jax.core import choices
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.data.dataset import Dataset
+from fedavg_jax.models import augment
+from fedavg_jax.models import layers
+
+
+class Dense(nn.Module):
+  """Affine map, [B, I] -> [B, features]."""
+
+  features: int
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', self.bias_init, (self.features,))
+    return layers.matmul(x, kernel) + bias[None]
+
+
+class TwoHiddenLayers(nn.Module):
+  """The paper's 2NN: two hidden layers of 200, ReLU; 199,210 on MNIST."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = x.reshape(x.shape[0], -1)
+    for _ in range(2):
+      x = nn.relu(Dense(200)(x))
+    return Dense(self.num_classes)(x)
+
+
+class ConvPoolRelu(nn.Module):
+  """Convolution, 2 x 2 maximum, bias, ReLU.
+
+  The same function as convolution, bias, ReLU, maximum: adding a constant and
+  ReLU keep the order of numbers. It touches a quarter of the data.
+  """
+
+  features: int
+  conv_padding: int
+  pool_padding: int
+  method: str
+  kernel_init: nn.initializers.Initializer
+  bias_init: nn.initializers.Initializer
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (5, 5, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', self.bias_init, (self.features,))
+    x = layers.conv2d(x, kernel, padding=self.conv_padding, method=self.method)
+    x = layers.max_pool2(x, padding=self.pool_padding)
+    return nn.relu(x + bias[None, None, None])
+
+
+class ConvNet(nn.Module):
+  """The paper's MNIST CNN: two 5 x 5 convolutions, dense 512; 1,663,370.
+
+  `torch_like` is the geometry and the initial weights of Flower's baseline:
+  both paddings are 1 and weights and biases are uniform in +-1/sqrt(fan_in).
+  """
+
+  num_classes: int
+  method: str
+  torch_like: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    for features in (32, 64):
+      kernel_init, bias_init = self._initializers(fan_in=25 * x.shape[-1])
+      x = ConvPoolRelu(
+        features,
+        conv_padding=1 if self.torch_like else 2,
+        pool_padding=1 if self.torch_like else 0,
+        method=self.method,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+      )(x)
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(self._dense(512, fan_in=x.shape[-1])(x))
+    return self._dense(self.num_classes, fan_in=512)(x)
+
+  def _dense(self, features, fan_in):
+    kernel_init, bias_init = self._initializers(fan_in)
+    return Dense(features, kernel_init=kernel_init, bias_init=bias_init)
+
+  def _initializers(self, fan_in):
+    if not self.torch_like:
+      return nn.initializers.lecun_normal(), nn.initializers.zeros
+    bound = fan_in**-0.5
+
+    def uniform(key, shape, dtype=jnp.float32):
+      return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return uniform, uniform
+
+
+class CifarNet(nn.Module):
+  """The network of TensorFlow's CIFAR-10 tutorial; 1,068,298 on 24 x 24.
+
+  The paper names it and says about a million parameters; it does not say if it
+  kept the tutorial's weight decay and moving average, so they are left out.
+  """
+
+  num_classes: int
+  method: str
+
+  @nn.compact
+  def __call__(self, x):
+    norm = functools.partial(
+      layers.local_response_norm, radius=4, bias=1.0, alpha=0.001 / 9, beta=0.75
+    )
+    # Pooled before bias and ReLU, where that is the same function.
+    x = nn.relu(layers.max_pool3(self._conv(x, 1)) + self._bias(1, 64, 0.0))
+    x = nn.relu(self._conv(norm(x), 2) + self._bias(2, 64, 0.1))
+    x = layers.max_pool3(norm(x))
+    x = x.reshape(x.shape[0], -1)
+    for features in (384, 192):
+      x = nn.relu(_truncated(features, 0.04, 0.1)(x))
+    return _truncated(self.num_classes, 1 / 192, 0.0)(x)
+
+  def _conv(self, x, number):
+    shape = (5, 5, x.shape[-1], 64)
+    init = nn.initializers.truncated_normal(0.05)
+    kernel = self.param(f'kernel_{number}', init, shape)
+    return layers.conv2d(x, kernel, padding=2, method=self.method)
+
+  def _bias(self, number, features, value):
+    init = nn.initializers.constant(value)
+    return self.param(f'bias_{number}', init, (features,))[None, None, None]
+
+
+def _truncated(features, deviation, bias):
+  return Dense(
+    features,
+    kernel_init=nn.initializers.truncated_normal(deviation),
+    bias_init=nn.initializers.constant(bias),
+  )
+
+
+class Lstm(nn.Module):
+  """Peephole LSTM, [B, T, I] -> [B, T, features]; 4 F (I + F + 1) + 3 F."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x, steps):
+    gates = 4 * self.features
+    weights = nn.initializers.lecun_normal()
+    return layers.lstm(
+      x,
+      self.param('kernel', weights, (x.shape[-1], gates)),
+      self.param(
+        'recurrent', nn.initializers.orthogonal(), (self.features, gates)
+      ),
+      self.param('bias', nn.initializers.zeros, (gates,)),
+      self.param('peephole', nn.initializers.zeros, (3, self.features)),
+      steps,
+    )
+
+
+class LanguageModel(nn.Module):
+  """Embedding, LSTM layers of 256, softmax: the next token after every token.
+
+  With 258 tokens, embedding 8 and two layers the paper's 866,578; with 10,000,
+  192 and one layer its 4,950,544. Only peepholes and one bias per gate give
+  these counts, which the paper prints; it does not name them.
+  """
+
+  num_tokens: int
+  embedding: int
+  num_layers: int
+  padding: int | None  # The token behind the end of a sequence.
+
+  @nn.compact
+  def __call__(self, x):
+    b, t = x.shape
+    table = self.param(
+      'embedding',
+      nn.initializers.normal(self.embedding**-0.5),
+      (self.num_tokens, self.embedding),
+    )
+    if self.padding is None:
+      steps = jnp.int32(t)
+    else:  # Time steps at which no sequence has a token are left out.
+      positions = jnp.arange(1, t + 1, dtype=jnp.int32)
+      steps = layers.longest(jnp.where(x != self.padding, positions[None], 0))
+    x = table[x]
+    for _ in range(self.num_layers):
+      x = Lstm(256)(x, steps)
+    logits = Dense(self.num_tokens)(x.reshape(b * t, -1))
+    return logits.reshape(b, t, -1)
+
+
+_IMAGES = {
+  '2nn': lambda num_classes, method: TwoHiddenLayers(num_classes),
+  'cnn': ConvNet,
+  'cnn_torch': functools.partial(ConvNet, torch_like=True),
+  'cifar_cnn': CifarNet,
+}
+_SEQUENCES = {
+  'char_lstm': functools.partial(LanguageModel, embedding=8, num_layers=2),
+  'word_lstm': functools.partial(LanguageModel, embedding=192, num_layers=1),
+}
+
+
+def build_model(
+  name: str,
+  data: Dataset,
+  *,
+  pixels: str = 'unit',
+  augmentation: str = 'none',
+  convolution: str = 'auto',
+  precision: str = 'float32',
+) -> Model:
+  """Builds one of `choices.MODELS` for a data set.
+
+  Args:
+    name: '2nn', 'cnn', 'cnn_torch' (the CNN of Flower's baseline) or
+      'cifar_cnn' for images, 'char_lstm' or 'word_lstm' for sequences.
+    data: gives the shape of an image, its largest value, the classes; of
+      sequences their number of tokens and the one of padding.
+    pixels: 'unit' scales them to [0, 1], 'standard' then to mean 0 and
+      standard deviation 1 over all pixels of the training set, 'image' those of
+      every image.
+    augmentation: 'tutorial' trains on random crops of 24 x 24, as
+      `augment.tutorial` makes them, and tests on central ones.
+    convolution: a method of `layers.conv2d`.
+    precision: 'bfloat16' computes logits and gradients in that; parameters,
+      their updates and losses stay float32.
+
+  Returns:
+    A `Model`; params are a dict of dicts of float32 arrays.
+
+  Raises:
+    InputError: for another name, scale, augmentation or precision, or for data
+      of another kind than the model's.
+  """
+  for key, value, known in (
+    ('model', name, choices.MODELS),
+    ('pixels', pixels, choices.PIXELS),
+    ('augmentation', augmentation, choices.AUGMENTATIONS),
+    ('precision', precision, choices.PRECISIONS),
+  ):
+    choices.check_choice(key, value, known)
+  sequences = data.train.y.ndim > 1
+  if sequences != (name in _SEQUENCES):
+    kind = 'sequences' if sequences else 'images'
+    raise InputError(
+      f'model = {name!r}: must be one of'
+      f' {", ".join(_SEQUENCES if sequences else _IMAGES)} for the {kind} of'
+      f' {data.name}'
+    )
+  crops = augmentation == 'tutorial'
+  if crops and (sequences or min(data.input_shape[:2]) < augment.CROP):
+    raise InputError(
+      f"augmentation = 'tutorial': needs images of at least {augment.CROP} x"
+      f' {augment.CROP}, those of {data.name} have shape {data.input_shape}'
+    )
+  if sequences:
+    module = _SEQUENCES[name](data.num_classes, padding=data.padding)
+  else:
+    module = _IMAGES[name](data.num_classes, convolution)
+  mean, std = data.pixel_statistics() if pixels == 'standard' else (0.0, 1.0)
+
+  def prepared(x):
+    if sequences:
+      return x.astype(jnp.int32)
+    x = augment.central_crop(x) if crops else x
+    if pixels == 'image':
+      return augment.standardize(x.astype(jnp.float32)).astype(precision)
+    x = (x.astype(jnp.float32) / data.max_value - mean) / std
+    return x.astype(precision)
+
+  def apply(params, x) -> Any:
+    # The cast's gradient brings the parameters' gradient back to float32.
+    params = jax.tree.map(lambda a: a.astype(precision), params)
+    logits: Any = module.apply({'params': params}, prepared(x))
+    return logits.astype(jnp.float32)
+
+  def init(key):
+    example = prepared(jnp.zeros((1, *data.input_shape), data.train.x.dtype))
+    if not sequences:
+      example = example.astype(jnp.float32)
+    return module.init(key, example)['params']
+
+  return Model(name, init, apply, augment.tutorial if crops else None)

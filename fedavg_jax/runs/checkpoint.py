@@ -1,0 +1,322 @@
+"""Checkpoints: all that a run needs to go on, through orbax.
+
+Each is a folder, `checkpoints/ROUND`, which orbax writes under another name and
+renames. In it lie the leaves of a tree under their numbers, and JSON with what
+else must be known and the SHA-256 of all of it: what is read is what was
+written, bit for bit, or it is not used. Nothing is ever unpickled.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import errno
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+from typing import Any
+from typing import NamedTuple
+
+from absl import logging
+import jax
+import numpy as np
+
+from fedavg_jax.core.errors import InputError
+
+FOLDER = 'checkpoints'
+_ACCURACY = 'test_accuracy'
+_NUMBER = re.compile(r'0|[1-9]\d{0,9}')
+# In the names of what is being written, and of what is being deleted.
+_ORBAX_PART, _DELETED = '.orbax-checkpoint-tmp', '.deleted'
+
+
+class Checkpoint(NamedTuple):
+  """What was saved after a round.
+
+  Attributes:
+    leaves: of the tree, in the order of `jax.tree.leaves`; empty ones left out.
+    told: what was saved beside it, as JSON gives it back.
+  """
+
+  leaves: list[np.ndarray]
+  told: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run: the last few, and that of the best accuracy."""
+
+  def __init__(self, workdir: pathlib.Path, *, keep: int):
+    """Opens the checkpoints of a run, none if it has just begun.
+
+    Args:
+      workdir: of the run.
+      keep: how many of the last ones.
+    """
+    self._folder = workdir.resolve() / FOLDER
+    self._keep = keep
+    self._checkpointer = _checkpointer()
+    self._clear()  # A kill may have left something.
+
+  def save(
+    self, number: int, tree: Any, told: dict[str, Any], accuracy: float | None
+  ) -> None:
+    """Writes a checkpoint, then deletes those that need not be kept.
+
+    Args:
+      number: of the round.
+      tree: of arrays; a model under 'params' can be loaded by itself.
+      told: JSON, beside it.
+      accuracy: on the test set, None where it was not tested.
+
+    Raises:
+      OSError: it cannot be written, for want of space for example.
+    """
+    import orbax.checkpoint as ocp
+
+    leaves = _leaves(tree)
+    told = told | {_ACCURACY: accuracy, 'paths': _paths(tree)}
+    told['sha256'] = _seal(leaves, told)
+    path = self._folder / str(number)
+    args = ocp.args.Composite(
+      leaves=ocp.args.StandardSave(
+        {f'{i:06}': leaf for i, leaf in enumerate(leaves)}
+      ),
+      told=ocp.args.JsonSave(told),
+    )
+    try:
+      self._folder.mkdir(exist_ok=True)
+      try:
+        self._checkpointer.save(path, args=args)
+      except TimeoutError:
+        # Orbax takes a clock that is set forward for minutes of waiting.
+        self._clear()
+        self._checkpointer.save(path, args=args, force=True)
+    except (OSError, ValueError) as error:  # Its storage raises ValueError.
+      with contextlib.suppress(OSError):
+        self._clear()  # Others may need the room.
+      raise OSError(
+        errno.EIO,
+        f'checkpoint {number} cannot be written ({_reason(error)})',
+        str(self._folder),
+      ) from error
+    numbers = _numbers(self._folder)
+    for old in set(numbers[self._keep :]) - {_best(self._folder)}:
+      # Under a name of its own: never half of a checkpoint.
+      deleted = self._folder / f'{old}{_DELETED}'
+      (self._folder / str(old)).rename(deleted)
+      shutil.rmtree(deleted)
+
+  def newest(self) -> Checkpoint | None:
+    """Reads the newest checkpoint that is whole, None where there is none.
+
+    Those that are not are told, and put aside as ROUND.damaged.
+
+    Raises:
+      InputError: there are some, and none of them is whole.
+    """
+    whole, damaged = None, {}  # Number -> what is wrong.
+    for number in _numbers(self._folder):
+      try:
+        whole = _read(self._checkpointer, self._folder / str(number))
+        break
+      # Whatever a damaged file makes orbax, its storage or JSON raise.
+      except Exception as error:
+        damaged[number] = _reason(error)
+    if damaged and not whole:
+      raise InputError(
+        f'{self._folder}: none of the checkpoints {list(damaged)} is whole'
+        f' ({damaged[max(damaged)]}); put one back from a copy, or name a new'
+        ' workdir'
+      )
+    for number, reason in damaged.items():
+      path = self._folder / str(number)
+      logging.warning(
+        '%s: not whole, the one before is used (%s)', path, reason
+      )
+      _put_aside(path)
+    return whole
+
+  def _clear(self) -> None:
+    """Removes what is half written or half deleted."""
+    for path in _folders(self._folder):
+      if _ORBAX_PART in path.name or path.name.endswith(_DELETED):
+        shutil.rmtree(path)
+
+  def close(self) -> None:
+    """Ends what orbax does beside."""
+    self._checkpointer.close()
+
+
+def restore(leaves: Sequence[np.ndarray], like: Any) -> Any:
+  """Puts the leaves of a checkpoint back into a tree.
+
+  Args:
+    leaves: of a checkpoint.
+    like: the tree that was saved, or its shapes.
+
+  Raises:
+    InputError: they are not the leaves of such a tree.
+  """
+  flat, structure = jax.tree.flatten(like)
+  stored = iter(leaves)
+  restored = []
+  for leaf in flat:
+    if not leaf.size:  # Nothing to store.
+      restored.append(np.zeros(leaf.shape, leaf.dtype))
+      continue
+    array = next(stored, None)
+    if array is None or (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+      break
+    restored.append(array)
+  if len(restored) < len(flat) or next(stored, None) is not None:
+    raise InputError(
+      f'{FOLDER}: hold arrays of another model or algorithm than the config;'
+      ' name a new workdir'
+    )
+  return jax.tree.unflatten(structure, restored)
+
+
+def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
+  """Loads a model of a run.
+
+  Args:
+    workdir: the folder that the run printed.
+    best: that of the best test accuracy among the checkpoints that are kept;
+      else the last one.
+
+  Returns:
+    A dict of dicts of NumPy arrays, for `Model.apply`.
+
+  Raises:
+    FileNotFoundError: no checkpoint is there.
+    InputError: the checkpoint is not whole.
+  """
+  folder = pathlib.Path(workdir).resolve() / FOLDER
+  number = _best(folder) if best else next(iter(_numbers(folder)), None)
+  if number is None:
+    raise FileNotFoundError(f'{folder}: no checkpoint of a run is here')
+  checkpointer = _checkpointer()
+  try:
+    leaves, told = _read(checkpointer, folder / str(number))
+  except Exception as error:  # As in `Checkpoints.newest`.
+    raise InputError(
+      f'{folder / str(number)}: not whole ({_reason(error)})'
+    ) from error
+  finally:
+    checkpointer.close()
+  tree: dict[str, Any] = {}
+  for path, leaf in zip(told['paths'], leaves, strict=True):
+    *parents, name = path
+    inner = tree
+    for parent in parents:
+      inner = inner.setdefault(parent, {})
+    inner[name] = leaf
+  return tree['params']
+
+
+def digest(arrays: Sequence[np.ndarray]) -> str:
+  """SHA-256 of arrays: of their dtypes, shapes and values, in hexadecimal."""
+  sha = hashlib.sha256()
+  for array in arrays:
+    array = np.asarray(array)
+    sha.update(f'{array.dtype} {array.shape} '.encode())
+    values: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    sha.update(values)
+  return sha.hexdigest()
+
+
+def bytes_needed(tree: Any, number: int) -> int:
+  """Room for checkpoints of a tree, or of its shapes, and for small files."""
+  one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  return number * one + 2**20
+
+
+def _checkpointer():
+  import orbax.checkpoint as ocp  # Heavy; the package starts without it.
+
+  # Of several processes the first one has the folder: it waits for nobody.
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}
+  )
+  return ocp.Checkpointer(
+    ocp.CompositeCheckpointHandler(
+      composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    ),
+    multiprocessing_options=alone,
+  )
+
+
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Folders in a folder, none where it does not exist."""
+  if not folder.exists():
+    return []
+  return [path for path in folder.iterdir() if path.is_dir()]
+
+
+def _numbers(folder: pathlib.Path) -> list[int]:
+  """Rounds of the checkpoints, the newest first."""
+  names = (path.name for path in _folders(folder))
+  return sorted(map(int, filter(_NUMBER.fullmatch, names)), reverse=True)
+
+
+def _best(folder: pathlib.Path) -> int | None:
+  """The newest of the best test accuracy; None where none was tested."""
+  best, best_accuracy = None, -1.0
+  for number in _numbers(folder):
+    # A damaged one is nobody's best.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+      told = json.loads((folder / str(number) / 'told/metadata').read_text())
+      if told[_ACCURACY] > best_accuracy:
+        best, best_accuracy = number, told[_ACCURACY]
+  return best
+
+
+def _read(checkpointer, path: pathlib.Path) -> Checkpoint:
+  """Reads a checkpoint; raises almost anything where it is damaged."""
+  import orbax.checkpoint as ocp
+
+  restored = checkpointer.restore(
+    path,
+    args=ocp.args.Composite(
+      leaves=ocp.args.StandardRestore(), told=ocp.args.JsonRestore()
+    ),
+  )
+  leaves = [restored['leaves'][name] for name in sorted(restored['leaves'])]
+  told = restored['told']
+  if _seal(leaves, told) != told['sha256']:
+    raise ValueError('its SHA-256 is another one')
+  return Checkpoint(leaves, told)
+
+
+def _seal(leaves: Sequence[np.ndarray], told: dict[str, Any]) -> str:
+  """SHA-256 of all that a checkpoint holds, but of itself."""
+  rest = {key: value for key, value in told.items() if key != 'sha256'}
+  text = json.dumps(rest, sort_keys=True).encode()
+  return digest([*leaves, np.frombuffer(text, np.uint8)])
+
+
+def _leaves(tree) -> list[np.ndarray]:
+  """Arrays of the host; those of no elements left out, orbax takes none."""
+  leaves = jax.device_get(jax.tree.leaves(tree))
+  return [np.asarray(leaf) for leaf in leaves if np.size(leaf)]
+
+
+def _paths(tree) -> list[list[str]]:
+  """Where each of `_leaves` is."""
+  return [
+    [jax.tree_util.keystr((key,), simple=True) for key in path]
+    for path, leaf in jax.tree.leaves_with_path(tree)
+    if np.size(leaf)
+  ]
+
+
+def _put_aside(path: pathlib.Path) -> None:
+  aside, i = path.with_name(f'{path.name}.damaged'), 2
+  while aside.exists():
+    aside, i = path.with_name(f'{path.name}.damaged{i}'), i + 1
+  path.rename(aside)
+
+
+def _reason(error: Exception) -> str:
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0][:200]

@@ -1,0 +1,239 @@
+"""Finished runs beside each other: a table, and their curves in one picture.
+
+Against rounds, against the bytes that clients and server have sent, and against
+simulated seconds where the runs have a clock. Runs with other data cannot be
+compared, those with other partitions and seeds can.
+"""
+
+from collections.abc import Sequence
+import json
+import math
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import plots
+from fedavg_jax.runs import targets
+from fedavg_jax.runs.progress import duration
+from fedavg_jax.runs.run_dir import check_format
+
+# What decides whether accuracies mean the same.
+_SAME = ('dataset', 'test_sha256')
+_NUMBERS = (
+  *('seconds', 'test_accuracy', 'bytes_down', 'bytes_up'),
+  'simulated_seconds',
+)
+
+
+class Run(NamedTuple):
+  """A run's folder, read.
+
+  Attributes:
+    name: of the folder, for people.
+    config: as it was run.
+    data: what `_SAME` names.
+    records: the lines of metrics.jsonl.
+    status: of its end.
+  """
+
+  name: str
+  config: dict[str, Any]
+  data: dict[str, Any]
+  records: list[dict[str, Any]]
+  status: str
+
+
+def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
+  """Reads the folder of a run that has ended, or has come somewhere.
+
+  Raises:
+    InputError: it is no such folder, or a file of it is damaged.
+  """
+  began = _read(folder, 'config.json')
+  check_format(folder / 'config.json', began)
+  summary = _read(folder, 'summary.json')
+  config = began.get('config')
+  if not isinstance(config, dict) or 'dataset' not in config:
+    raise InputError(f'{folder / "config.json"}: holds no config of a run')
+  path = folder / 'metrics.jsonl'
+  records = []
+  try:
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+      record = json.loads(text)
+      if not _is_record(record):
+        raise ValueError(f'line {number} is no round')
+      records.append(record)
+  except (OSError, ValueError, RecursionError) as error:
+    reason = getattr(error, 'strerror', None) or str(error)
+    raise InputError(f'{path}: cannot be read ({reason})') from error
+  if not any('test_accuracy' in record for record in records):
+    raise InputError(f'{path}: holds no test of a model')
+  return Run(
+    name=name or str(folder),
+    config=config,
+    data={
+      'dataset': config['dataset'],
+      'test_sha256': began.get('test_sha256'),
+    },
+    records=records,
+    status=str(summary.get('status', '')),
+  )
+
+
+def _is_record(record: Any) -> bool:
+  """Whether a line of metrics.jsonl has numbers where they are used."""
+  return (
+    isinstance(record, dict)
+    and isinstance(record.get('round'), int)
+    and all(
+      isinstance(record[name], (int, float)) and math.isfinite(record[name])
+      for name in _NUMBERS
+      if name in record
+    )
+  )
+
+
+def _read(folder: pathlib.Path, name: str) -> dict[str, Any]:
+  path = folder / name
+  try:
+    content = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError) as error:
+    reason = getattr(error, 'strerror', None) or str(error)
+    raise InputError(
+      f'{path}: cannot be read ({reason}); name folders of runs that have ended'
+    ) from error
+  if not isinstance(content, dict):
+    raise InputError(f'{path}: must hold a JSON object')
+  return content
+
+
+def check_same_data(runs: Sequence[Run]) -> None:
+  """Raises InputError where two runs were tested on different data."""
+  for run in runs[1:]:
+    for key in _SAME:
+      if run.data[key] != runs[0].data[key]:
+        raise InputError(
+          f'{run.name}: has other data than {runs[0].name}: {key} ='
+          f' {run.data[key]!r}, not {runs[0].data[key]!r}'
+        )
+
+
+def row(run: Run, target: float) -> dict[str, Any]:
+  """What a run comes to; None for what it does not tell.
+
+  Args:
+    run: read.
+    target: accuracy; 0 is none.
+  """
+  tested = [r for r in run.records if 'test_accuracy' in r]
+  rounds = [r['round'] for r in tested]
+  accuracies = [r['test_accuracy'] for r in tested]
+  reached, spent = None, run.records  # In all, where there is no target.
+  if target:
+    reached = targets.rounds_to_target(rounds, accuracies, target)
+    last = -1 if reached is None else reached
+    spent = [r for r in run.records if r['round'] <= last]
+  seconds = sum(r.get('seconds', 0.0) for r in run.records)
+  return {
+    'run': run.name,
+    'rounds': run.records[-1]['round'],
+    'best': max(accuracies),
+    'last': accuracies[-1],
+    'to_target': reached,
+    'bytes': _sum(spent, 'bytes_down', 'bytes_up'),
+    'simulated': _sum(spent, 'simulated_seconds'),
+    'pace': run.records[-1]['round'] / seconds if seconds else None,
+    'status': run.status,
+  }
+
+
+def _sum(records, *names) -> float | None:
+  told = [r[name] for r in records for name in names if name in r]
+  return sum(told) if told else None
+
+
+def table(rows: Sequence[dict[str, Any]], target: float) -> str:
+  """Rows of `row` as a table in Markdown."""
+  until = f'to {target:g}' if target else 'in all'
+  head = ['run', 'rounds', 'best accuracy', 'last']
+  head += [f'rounds to {target:g}'] if target else []
+  head += [f'sent {until}', f'simulated time {until}', 'rounds / s', 'ended']
+  lines = [head, ['---'] * len(head)]
+  for told in rows:
+    cells = [
+      told['run'],
+      f'{told["rounds"]}',
+      f'{told["best"]:.4f}',
+      f'{told["last"]:.4f}',
+    ]
+    if target:
+      cells.append(_or_dash(told['to_target'], str))
+    lines.append(
+      [
+        *cells,
+        _or_dash(told['bytes'], amount),
+        _or_dash(told['simulated'], duration),
+        _or_dash(told['pace'], lambda v: f'{v:.3g}'),
+        told['status'],
+      ]
+    )
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _or_dash(value, tell) -> str:
+  return '—' if value is None else tell(value)
+
+
+def amount(number: float) -> str:
+  """Bytes in powers of a thousand.
+
+  >>> amount(1_230_000)
+  '1.23 MB'
+  """
+  for unit in ('B', 'kB', 'MB', 'GB', 'TB'):
+    if number < 999.5 or unit == 'TB':
+      break
+    number /= 1000
+  return f'{number:.3g} {unit}'
+
+
+def draw(
+  path: pathlib.Path, groups: dict[str, Sequence[Run]], target: float
+) -> None:
+  """Draws test accuracy against what there is to spend.
+
+  Args:
+    path: of the new PNG.
+    groups: runs under a name; of several, such as seeds, the mean is drawn and
+      a band from the lowest to the highest.
+    target: drawn as a line, unless 0.
+  """
+  everything = [run for runs in groups.values() for run in runs]
+  axes = {'round': 'communication round', 'bytes': 'bytes sent, both ways'}
+  if all(
+    any('simulated_seconds' in r for r in run.records) or len(run.records) == 1
+    for run in everything
+  ):
+    axes['simulated'] = 'simulated seconds'
+  curves = {
+    name: [_curve(run) for run in runs] for name, runs in groups.items()
+  }
+  plots.draw_comparison(path, curves=curves, axes=axes, target=target)
+
+
+def _curve(run: Run) -> dict[str, np.ndarray]:
+  """Accuracy, and what was spent until then, wherever it was tested."""
+  sent = np.cumsum(
+    [r.get('bytes_down', 0) + r.get('bytes_up', 0) for r in run.records]
+  )
+  seconds = np.cumsum([r.get('simulated_seconds', 0.0) for r in run.records])
+  tested = [i for i, r in enumerate(run.records) if 'test_accuracy' in r]
+  return {
+    'round': np.array([run.records[i]['round'] for i in tested]),
+    'bytes': sent[tested],
+    'simulated': seconds[tested],
+    'accuracy': np.array([run.records[i]['test_accuracy'] for i in tested]),
+  }

@@ -1,0 +1,86 @@
+"""A grid of settings, each with several seeds: one folder, a table, a picture.
+
+Settings that differ only in numbers such as the learning rate are trained
+together, in the same compiled calls; the others in turn. Every run is a folder
+of its own, as `train` leaves one. The same call goes on where it was stopped;
+with further values or seeds it runs what is missing; the table has all of them.
+"""
+
+import contextlib
+import json
+import pathlib
+
+import filelock
+import ml_collections
+
+from fedavg_jax.core.errors import DivergedError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.files import write_text
+from fedavg_jax.runs import run_config
+from fedavg_jax.runs import train
+from fedavg_jax.runs.grid_jobs import MARK
+from fedavg_jax.runs.grid_jobs import Job
+from fedavg_jax.runs.grid_jobs import check_populations
+from fedavg_jax.runs.grid_jobs import earlier_jobs
+from fedavg_jax.runs.grid_jobs import is_over
+from fedavg_jax.runs.grid_jobs import next_group
+from fedavg_jax.runs.grid_jobs import parts_of
+from fedavg_jax.runs.grid_jobs import plan_jobs
+from fedavg_jax.runs.grid_report import report
+from fedavg_jax.runs.grid_training import train_together
+from fedavg_jax.runs.progress import say
+from fedavg_jax.runs.run_dir import FORMAT
+
+
+def run_sweep(
+  config: ml_collections.ConfigDict,
+  grid: dict[str, list[str]],
+  seeds: int,
+  workdir: pathlib.Path,
+) -> list[Job]:
+  """Runs what is missing of a sweep, then writes its table and picture.
+
+  Args:
+    config: of all runs, but for the grid and the seed.
+    grid: key -> values as text, of every setting one of each.
+    seeds: how many, from that of the config on.
+    workdir: a new folder, or that of a sweep with the same config.
+
+  Returns:
+    All runs of the folder, those of earlier commands first.
+
+  Raises:
+    InputError: a key, a value, the data, a folder; nothing was run.
+    StoppedError: a signal; the same call goes on.
+  """
+  jobs = plan_jobs(config, grid, seeds, workdir)
+  base = run_config.read(config)
+  if workdir.exists():
+    earlier = earlier_jobs(workdir, base)
+    known = [job.key for job in earlier]
+    jobs = earlier + [job for job in jobs if job.key not in known]
+  check_populations(jobs)
+  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    held = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
+  except filelock.Timeout:
+    raise InputError(
+      f'workdir = {workdir}: another process is at work in it'
+    ) from None
+  with held:
+    told = {'format': FORMAT, 'config': base, 'runs': [job.key for job in jobs]}
+    write_text(workdir / MARK, json.dumps(told, indent=1) + '\n')
+    while group := next_group(jobs, workdir):
+      done = sum(map(is_over, jobs))
+      say(
+        f'{done} of {len(jobs)} runs are over; seed {group[0].seed},'
+        f' {"; ".join(job.name for job in group)}'
+      )
+      if len(group) > 1 or parts_of(group[0], workdir).exists():
+        train_together(group, workdir)
+      else:
+        # That one setting diverges is a result of the sweep.
+        with contextlib.suppress(DivergedError):
+          train.train(group[0].config, group[0].folder)
+    report(jobs, workdir)
+  return jobs

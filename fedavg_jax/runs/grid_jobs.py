@@ -1,0 +1,221 @@
+"""The runs of a sweep: their names, which are over, which go together."""
+
+from collections.abc import Sequence
+import contextlib
+import hashlib
+import itertools
+import json
+import pathlib
+from typing import Any
+from typing import NamedTuple
+import urllib.parse
+
+import ml_collections
+import numpy as np
+
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import catalog
+from fedavg_jax.runs import population
+from fedavg_jax.runs import run_config
+from fedavg_jax.runs.run_dir import check_format
+
+# Numbers that only the algorithm sees: plans do not depend on them.
+TOGETHER = (
+  'client.learning_rate',
+  'client.decay',
+  'client.proximal',
+  'server.learning_rate',
+  'server.second_momentum',
+  'server.adaptivity',
+)
+MARK, _PARTS = 'sweep.json', 'parts'
+_OVER = ('finished', 'target reached', 'diverged')
+
+
+class Job(NamedTuple):
+  """One run of the sweep.
+
+  Attributes:
+    setting: key -> value, what the grid says of it.
+    seed: of the run.
+    config: the whole, a ConfigDict.
+    cfg: the same, checked.
+    folder: of the run.
+  """
+
+  setting: dict[str, Any]
+  seed: int
+  config: ml_collections.ConfigDict
+  cfg: dict[str, Any]
+  folder: pathlib.Path
+
+  @property
+  def name(self) -> str:
+    """The setting, as one says it."""
+    return ', '.join(f'{k}={v}' for k, v in self.setting.items()) or 'as it is'
+
+  @property
+  def key(self) -> list[Any]:
+    """What it is known by, as JSON."""
+    return [self.setting, self.seed]
+
+
+def plan_jobs(
+  config: ml_collections.ConfigDict,
+  grid: dict[str, list[str]],
+  seeds: int,
+  workdir: pathlib.Path,
+) -> list[Job]:
+  """Every run of a grid, its config checked.
+
+  Raises:
+    InputError: a key that does not exist, a value that breaks its rule.
+  """
+  if seeds < 1:
+    raise InputError(f'--seeds {seeds}: must be at least 1')
+  base = run_config.read(config)
+  known = dict(run_config.flatten(base))
+  choices = []
+  for key, texts in sorted(grid.items()):
+    if key == 'seed':
+      raise InputError('--grid seed: the seeds are those of --seeds')
+    if key not in known:
+      raise InputError(
+        f'--grid {key}: there is no such key; known are {", ".join(known)}'
+      )
+    values = [_value(key, text, known[key]) for text in texts]
+    if len(set(values)) < len(values):
+      raise InputError(f'--grid {key}={",".join(texts)}: names a value twice')
+    choices.append([(key, value) for value in values])
+  return [
+    _job(base, dict(setting), seed, workdir)
+    for setting in itertools.product(*choices)
+    for seed in range(base['seed'], base['seed'] + seeds)
+  ]
+
+
+def _job(base, setting, seed, workdir) -> Job:
+  name = ','.join(f'{k}={v}' for k, v in setting.items()) or 'as it is'
+  config = ml_collections.ConfigDict(base)
+  config.update_from_flattened_dict(setting | {'seed': seed})
+  return Job(
+    setting,
+    seed,
+    config,
+    run_config.read(config),
+    workdir / urllib.parse.quote(name, safe='=,. ') / f'seed_{seed}',
+  )
+
+
+def earlier_jobs(workdir: pathlib.Path, base: dict[str, Any]) -> list[Job]:
+  """The runs that a sweep's folder already has, or is to have."""
+  mark = workdir / MARK
+  if not mark.is_file():
+    if workdir.is_dir() and {p.name for p in workdir.iterdir()} <= {'.lock'}:
+      return []  # Killed at once.
+    raise InputError(
+      f'workdir = {workdir}: exists already, and is no folder of a sweep; name'
+      ' a new one, nothing is ever written over'
+    )
+  try:
+    told = json.loads(mark.read_text())
+    runs = [(dict(setting), int(seed)) for setting, seed in told['runs']]
+    began = dict(told['config'])
+  except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    raise InputError(
+      f'{mark}: cannot be read ({error}); put it back, or name a new workdir'
+    ) from error
+  check_format(mark, told)
+  if began | {'seed': base['seed']} != base:
+    flat, now = dict(run_config.flatten(began)), run_config.flatten(base)
+    differ = [
+      f'{key} = {value!r} (was {flat.get(key)!r})'
+      for key, value in now
+      if flat.get(key) != value and key != 'seed'
+    ]
+    raise InputError(
+      f'workdir = {workdir}: its sweep began with another config:'
+      f' {", ".join(differ[:8])}; take those values, or name a new workdir'
+    )
+  return [_job(base, setting, seed, workdir) for setting, seed in runs]
+
+
+def check_populations(jobs: Sequence[Job]) -> None:
+  """Raises InputError where the data cannot be divided as a run asks."""
+  data: dict[tuple, Any] = {}
+  seen = set()
+  for job in jobs:
+    cfg = job.cfg
+    text = json.dumps(_common(job), sort_keys=True)
+    if text in seen or is_over(job):
+      continue
+    seen.add(text)
+    source = (cfg['dataset'], cfg['data_dir'])
+    if source not in data:
+      data[source] = catalog.load_dataset(*source)
+    sizes = [len(part) for part in population.divide(cfg, data[source])]
+    population.build_participation(cfg, np.array(sizes))
+
+
+def _value(key: str, text: str, like: Any) -> Any:
+  """A value of the grid, of the type that the config has there."""
+  if isinstance(like, bool):
+    if text in ('True', 'False'):
+      return text == 'True'
+  elif isinstance(like, str):
+    return text
+  else:
+    with contextlib.suppress(ValueError):
+      return type(like)(text)
+  raise InputError(
+    f'--grid {key}={text}: must be of type {type(like).__name__}'
+  )
+
+
+def next_group(jobs: Sequence[Job], workdir: pathlib.Path) -> list[Job]:
+  """The runs to train next; none where all are over.
+
+  Several where they can be trained together, and a group that was stopped as it
+  was.
+  """
+  left = [job for job in jobs if not is_over(job)]
+  for first in left:
+    if (begun := parts_of(first, workdir) / MARK).is_file():
+      keys = json.loads(begun.read_text())
+      return [job for job in jobs if job.key in keys]
+  if not left:
+    return []
+  common = _common(left[0])
+  return [
+    job
+    for job in left
+    if _common(job) == common
+    and (job is left[0] or not (job.folder.exists() or left[0].folder.exists()))
+  ]
+
+
+def _common(job: Job) -> dict[str, Any]:
+  """What runs share that are trained together."""
+  rest = {
+    key: value
+    for key, value in run_config.flatten(job.cfg)
+    if key not in TOGETHER
+  }
+  if job.cfg['client_eval_every']:  # Of one model at a time.
+    rest['folder'] = str(job.folder)
+  return rest
+
+
+def parts_of(job: Job, workdir: pathlib.Path) -> pathlib.Path:
+  """Where a group of runs keeps what is not over."""
+  text = json.dumps(_common(job), sort_keys=True)
+  return workdir / _PARTS / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_over(job: Job) -> bool:
+  """Whether nothing of a run is left to do, as its summary says."""
+  try:
+    summary = json.loads((job.folder / 'summary.json').read_text())
+  except (OSError, ValueError):
+    return False
+  return isinstance(summary, dict) and summary.get('status') in _OVER

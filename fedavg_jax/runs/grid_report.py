@@ -1,0 +1,77 @@
+"""A sweep's table and picture."""
+
+from collections.abc import Sequence
+import pathlib
+
+import numpy as np
+
+from fedavg_jax.core.files import whole
+from fedavg_jax.core.files import write_text
+from fedavg_jax.runs import compare
+from fedavg_jax.runs.grid_jobs import Job
+from fedavg_jax.runs.progress import say
+
+_MOST_CURVES = 20  # In one picture.
+
+
+def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
+  """Prints the table and writes it and the picture beside the runs."""
+  runs: dict[str, list[compare.Run]] = {}
+  for job in jobs:
+    runs.setdefault(job.name, []).append(compare.read_run(job.folder))
+  target = jobs[0].cfg['target_accuracy']
+  rows = {
+    name: [compare.row(run, target) for run in own]
+    for name, own in runs.items()
+  }
+  best = min(rows, key=lambda name: _merit(rows[name], target))
+  if np.isfinite(_merit(rows[best], target)[1]) and target:
+    why = f'fewest rounds to {target:g}'
+  else:
+    why = 'highest mean of the best accuracy'
+  text = (
+    f'{_table(rows, target, best)}\n\nBest: {best}, {why}; chosen on the test'
+    ' set, of which the best accuracy is the maximum over the rounds'
+  )
+  say(text)
+  write_text(workdir / 'table.md', text + '\n')
+  shown = sorted(rows, key=lambda name: _merit(rows[name], target))
+  shown = [name for name in rows if name in shown[:_MOST_CURVES]]
+  with whole(workdir / 'sweep.png') as part:
+    compare.draw(part, {name: runs[name] for name in shown}, target)
+  say(f'{workdir}/table.md, {workdir}/sweep.png')
+
+
+def _merit(rows, target) -> tuple[float, float, float]:
+  """Less is better: seeds that diverged, rounds to the target, accuracy."""
+  diverged = float(sum(row['status'] == 'diverged' for row in rows))
+  accuracy = -float(np.mean([row['best'] for row in rows]))
+  reached = [
+    np.inf if row['to_target'] is None else row['to_target'] for row in rows
+  ]
+  return diverged, float(np.median(reached)) if target else 0.0, accuracy
+
+
+def _table(rows, target, best) -> str:
+  head = ['setting', 'seeds', 'best accuracy: mean', 'lowest', 'highest']
+  if target:
+    head += [f'rounds to {target:g}: median', 'reached by']
+  head += ['diverged', '']
+  lines = [head, ['---'] * len(head)]
+  for name, own in rows.items():
+    accuracies = [row['best'] for row in own]
+    cells = [
+      name,
+      f'{len(own)}',
+      f'{np.mean(accuracies):.4f}',
+      f'{min(accuracies):.4f}',
+      f'{max(accuracies):.4f}',
+    ]
+    if target:
+      median = _merit(own, target)[1]
+      reached = sum(row['to_target'] is not None for row in own)
+      cells += [f'{median:g}' if np.isfinite(median) else '—', f'{reached}']
+    diverged = sum(row['status'] == 'diverged' for row in own)
+    cells += [f'{diverged}' if diverged else '', '*' if name == best else '']
+    lines.append(cells)
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)

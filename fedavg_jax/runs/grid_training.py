@@ -1,0 +1,223 @@
+"""Trains runs that differ in numbers of the algorithm in the same calls."""
+
+from collections.abc import Sequence
+import contextlib
+import copy
+import json
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.files import write_text
+from fedavg_jax.engine.devices import use_cpu_devices
+from fedavg_jax.engine.driver import simulate
+from fedavg_jax.engine.simulation import place
+from fedavg_jax.runs import builders
+from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import loggers
+from fedavg_jax.runs import provenance
+from fedavg_jax.runs import resume
+from fedavg_jax.runs import run_config
+from fedavg_jax.runs import summary
+from fedavg_jax.runs.grid_jobs import MARK
+from fedavg_jax.runs.grid_jobs import TOGETHER
+from fedavg_jax.runs.grid_jobs import Job
+from fedavg_jax.runs.grid_jobs import is_over
+from fedavg_jax.runs.grid_jobs import parts_of
+from fedavg_jax.runs.progress import say
+from fedavg_jax.runs.run_dir import Workdir
+from fedavg_jax.runs.signals import stop_on_signals
+
+_SECONDS_BETWEEN_SAVES, _SECONDS_BETWEEN_LINES = 60.0, 10.0
+
+
+def _algorithm(jobs: Sequence[Job]):
+  """Number of a run -> its algorithm; the number may be traced."""
+  columns = {
+    key: jnp.array(
+      [dict(run_config.flatten(job.cfg))[key] for job in jobs], jnp.float32
+    )
+    for key in TOGETHER
+  }
+
+  def algorithm(number):
+    cfg = copy.deepcopy(jobs[0].cfg)
+    for key, column in columns.items():
+      branch, name = key.split('.')
+      cfg[branch][name] = column[number.astype(jnp.int32)]
+    return builders.build_algorithm(cfg)
+
+  return algorithm
+
+
+def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
+  """Trains runs that differ in numbers of the algorithm, in the same calls.
+
+  What they have done is kept in `parts`, until all are over and have folders.
+  """
+  folder = parts_of(jobs[0], workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  write_text(folder / MARK, json.dumps([job.key for job in jobs]) + '\n')
+  cfg = jobs[0].cfg
+  use_cpu_devices(cfg['cpu_devices'])
+  with (
+    stop_on_signals() as stop,
+    contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved,
+  ):
+    federation = builders.prepare(cfg)
+    simulation = builders.build(
+      cfg,
+      federation,
+      _algorithm(jobs),
+      lanes=cfg['lanes'],
+      sweep=range(len(jobs)),
+    )
+    # lines: of every run the lines of its metrics.jsonl; status: why it ended.
+    told: dict[str, Any] = {
+      'round': 0,
+      'lines': [[] for _ in jobs],
+      'status': [''] * len(jobs),
+    }
+    start, newest = None, saved.newest()
+    if newest is not None:
+      like = resume.to_tree(*jax.eval_shape(simulation.init))
+      start = resume.from_tree(
+        place(checkpoint.restore(newest.leaves, like), simulation)
+      )
+      told = newest.told
+      say(f'  goes on after round {told["round"]}')
+    last = _simulate(cfg, simulation, told, saved, start, stop)
+    if '' in told['status']:
+      raise StoppedError(
+        f'round {told["round"]} is saved; the same command with --workdir'
+        f' {workdir} goes on from there',
+        signum=stop.signum,
+      )
+    for g, job in enumerate(jobs):
+      if not is_over(job):  # A kill may have come between them.
+        _write_run(job, federation, simulation, told, last, g)
+  shutil.rmtree(folder)
+  with contextlib.suppress(OSError):  # Other groups have theirs.
+    folder.parent.rmdir()
+
+
+def _simulate(cfg, simulation, told, saved, start, stopping):
+  """Runs to the end, or until it is to stop; the last state at hand."""
+  saved_at = said_at = time.monotonic()
+  last, last_round, saved_round = start, told['round'], told['round']
+
+  def due(number):
+    del number
+    return time.monotonic() - saved_at > _SECONDS_BETWEEN_SAVES
+
+  if '' not in told['status']:
+    return last
+  for record in simulate(
+    simulation,
+    rounds=cfg['rounds'],
+    eval_every=cfg['eval_every'],
+    target_accuracy=cfg['target_accuracy'],
+    start=start,
+    wanted=due,
+    stopping=stopping,
+  ):
+    told['round'] = record.round
+    for g, status in enumerate(told['status']):
+      if not status:
+        told['status'][g] = _add_line(
+          cfg, simulation, record, g, told['lines'][g]
+        )
+    now = time.monotonic()
+    if now - said_at > _SECONDS_BETWEEN_LINES and record.round:
+      said_at = now
+      best = max(lines[-1].get('test_accuracy', 0) for lines in told['lines'])
+      say(f'  round {record.round}/{cfg["rounds"]}  best {best:.4f}')
+    if record.state is None or record.client_states is None:
+      continue
+    last, last_round = (record.state, record.client_states), record.round
+    if due(record.round):
+      saved.save(record.round, resume.to_tree(*last), told, None)
+      saved_at, saved_round = time.monotonic(), record.round
+  assert last_round == told['round']  # A call ends with what it leaves.
+  if last is not start and last_round != saved_round:
+    saved.save(last_round, resume.to_tree(*last), told, None)
+  return last
+
+
+def _add_line(cfg, simulation, record, g, lines) -> str:
+  """Adds what a round told of run g. Returns why it ended, '' if it goes on."""
+  finite = bool(record.finite[g])
+
+  def own(value):
+    return None if value is None else np.asarray(value)[g].item()
+
+  mine = record.write_text(
+    **{
+      name: own(getattr(record, name))
+      for name in ('train_loss', 'examples', 'skipped', 'finite')
+    },
+    # A round that is not finite left the model of the one before.
+    test_accuracy=own(record.test_accuracy) if finite else None,
+    test_loss=own(record.test_loss) if finite else None,
+    seconds=record.seconds / len(record.finite),
+  )
+  lines.append(summary.to_line(mine, simulation.planner))
+  if not finite:
+    return 'diverged'
+  if 0 < cfg['target_accuracy'] <= lines[-1].get('test_accuracy', -1.0):
+    return 'target reached'
+  return 'finished' if record.round == cfg['rounds'] else ''
+
+
+def _write_run(job, federation, simulation, told, last, g) -> None:
+  """The folder of run g, as if it had been trained by itself.
+
+  It gets its name once it is whole.
+  """
+  *before, line = told['lines'][g]
+  status = told['status'][g]
+  state, client_states = jax.tree.map(lambda leaf: leaf[g], last)
+  part = job.folder.with_name(f'.part.{job.folder.name}')
+  shutil.rmtree(part, ignore_errors=True)  # Of a process that was killed.
+  with Workdir(part) as folder:
+    folder.begin(room=checkpoint.bytes_needed((state, client_states), 2))
+    folder.config(provenance.to_begin(job.cfg, federation))
+    summary.draw_population(job.cfg, federation, folder)
+    folder.open_metrics()
+    for told_before in before:
+      folder.line(told_before)
+    seal = folder.seal()
+    folder.line(line)
+    diverged = status == 'diverged'
+    at_hand = resume.AtHand(
+      round=line['round'] - diverged,
+      state=state,
+      client_states=client_states,
+      seal=seal if diverged else folder.seal(),
+      lanes=simulation.planner.lanes,
+      accuracy=None if diverged else line.get('test_accuracy'),
+    )
+    with contextlib.closing(
+      checkpoint.Checkpoints(folder.path, keep=1)
+    ) as checkpoints:
+      at_hand.save(folder, checkpoints)
+    for logger in loggers.open_loggers(job.cfg['log'], part, job.cfg, []):
+      for each in (*before, line):
+        logger.line(each)
+      logger.close()
+    summary.finish(
+      job.cfg,
+      simulation,
+      folder,
+      [*before, line],
+      status,
+      simulation.planner.lanes,
+    )
+  job.folder.parent.mkdir(exist_ok=True)
+  part.rename(job.folder)

@@ -1,0 +1,131 @@
+"""The lines of metrics.jsonl where people look: TensorBoard, CSV, W&B.
+
+A logger takes each line as it comes, and is closed once. Your own is such a
+class; what it needs is imported when one is made.
+"""
+
+from collections.abc import Sequence
+import csv
+import importlib
+import pathlib
+from typing import Any
+from typing import Protocol
+
+from fedavg_jax.core import choices
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.files import whole
+
+
+class Logger(Protocol):
+  """What becomes of a run's lines, beside metrics.jsonl."""
+
+  def line(self, record: dict[str, Any]) -> None:
+    """Takes a line; rounds ascend."""
+
+  def close(self) -> None:
+    """Keeps what was told."""
+
+
+class _Csv:
+  """metrics.csv, a line per round; written when the run ends."""
+
+  def __init__(self, folder: pathlib.Path, before: Sequence[dict[str, Any]]):
+    self._path = folder / 'metrics.csv'
+    self._records = list(before)
+
+  def line(self, record: dict[str, Any]) -> None:
+    self._records.append(record)
+
+  def close(self) -> None:
+    columns = list(dict.fromkeys(key for r in self._records for key in r))
+    with (
+      whole(self._path) as part,
+      open(part, 'w', newline='', encoding='utf-8') as file,
+    ):
+      writer = csv.DictWriter(file, columns, restval='')
+      writer.writeheader()
+      writer.writerows(self._records)
+
+
+class _TensorBoard:
+  """Event files under tensorboard/, without TensorFlow."""
+
+  def __init__(self, folder: pathlib.Path, before: Sequence[dict[str, Any]]):
+    from tensorboardX import SummaryWriter
+
+    # What an interrupted run has told of later rounds is told again.
+    done = before[-1]['round'] + 1 if before else 0
+    self._writer = SummaryWriter(
+      str(folder / 'tensorboard'), purge_step=done, flush_secs=5
+    )
+
+  def line(self, record: dict[str, Any]) -> None:
+    for key, value in record.items():
+      if key != 'round' and value is not None:
+        self._writer.add_scalar(key, value, record['round'])
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class _Wandb:
+  """A run of Weights & Biases, named and grouped by its own environment."""
+
+  def __init__(self, folder: pathlib.Path, config: dict[str, Any]):
+    wandb: Any = importlib.import_module('wandb')  # Only where installed.
+    # The same folder is the same run, also when it goes on.
+    name = str(folder.resolve()).strip('/').replace('/', '-')[-100:]
+    self._run = wandb.init(
+      dir=str(folder), config=config, id=name, resume='allow'
+    )
+
+  def line(self, record: dict[str, Any]) -> None:
+    told = {k: v for k, v in record.items() if v is not None}
+    self._run.log(told, step=record['round'])
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+def check(names: str) -> None:
+  """Raises InputError where a logger is unknown or not installed."""
+  for name in _split(names):
+    if name not in choices.LOGGERS:
+      raise InputError(
+        f'log = {names!r}: must be any of {", ".join(choices.LOGGERS)}, with'
+        ' commas between them'
+      )
+    package = {'tensorboard': 'tensorboardX', 'wandb': 'wandb'}.get(name)
+    if package:
+      try:
+        importlib.import_module(package)
+      except ImportError as error:
+        raise InputError(
+          f'log = {names!r}: {package} cannot be imported ({error}); install it'
+        ) from error
+
+
+def open_loggers(
+  names: str,
+  folder: pathlib.Path,
+  config: dict[str, Any],
+  before: Sequence[dict[str, Any]],
+) -> list[Logger]:
+  """The loggers of a run.
+
+  Args:
+    names: of `choices.LOGGERS`, with commas between them; '' is none.
+    folder: of the run.
+    config: of the run.
+    before: lines of an interrupted run that stand.
+  """
+  make = {
+    'csv': lambda: _Csv(folder, before),
+    'tensorboard': lambda: _TensorBoard(folder, before),
+    'wandb': lambda: _Wandb(folder, config),
+  }
+  return [make[name]() for name in _split(names)]
+
+
+def _split(names: str) -> list[str]:
+  return [name.strip() for name in names.split(',') if name.strip()]

@@ -1,0 +1,272 @@
+"""The pictures of runs. matplotlib is imported when one is drawn."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+# That a picture of a population shows.
+MOST_CLIENTS = 5000
+_ACCURACY, _LOSS, _TARGET = '#1f5f99', '#b8541a', '#666666'
+
+
+def draw_curves(
+  path: pathlib.Path,
+  *,
+  title: str,
+  records: list[dict[str, Any]],
+  target_accuracy: float,
+) -> None:
+  """Draws test accuracy and both losses against rounds.
+
+  Args:
+    path: of the new PNG.
+    title: what was run.
+    records: the lines of metrics.jsonl.
+    target_accuracy: drawn as a line, unless 0.
+  """
+  figure = new_figure(8, 6)
+  top, bottom = figure.subplots(2, 1, sharex=True)
+  tested = [r for r in records if r.get('test_accuracy') is not None]
+  rounds = [r['round'] for r in tested]
+  accuracies = [r['test_accuracy'] for r in tested]
+  few = '.' if len(tested) <= 40 else ''
+  top.plot(rounds, accuracies, color=_ACCURACY, marker=few, label='test')
+  if target_accuracy:
+    top.axhline(
+      target_accuracy,
+      color=_TARGET,
+      linestyle='--',
+      linewidth=1,
+      label=f'target {target_accuracy:g}',
+    )
+  _focus(top, accuracies, target_accuracy)
+  top.set_ylabel('test accuracy')
+  top.legend(loc='lower right')
+  trained = [r for r in records if r.get('train_loss') is not None]
+  bottom.plot(
+    [r['round'] for r in trained],
+    [r['train_loss'] for r in trained],
+    color=_LOSS,
+    label='training, while it goes on',
+  )
+  bottom.plot(
+    rounds,
+    [r['test_loss'] for r in tested],
+    color=_ACCURACY,
+    marker=few,
+    label='test',
+  )
+  bottom.set_yscale('log')
+  bottom.set_xlabel('communication round')
+  bottom.set_ylabel('cross entropy')
+  bottom.legend(loc='upper right')
+  for axes in (top, bottom):
+    axes.grid(alpha=0.3)
+  top.set_title(title)
+  figure.savefig(path, dpi=120)
+
+
+def draw_clients(
+  path: pathlib.Path, *, title: str, records: list[dict[str, Any]], tests: Any
+) -> None:
+  """Draws how clients fare: over the rounds, and all of them at the end.
+
+  Args:
+    path: of the new PNG.
+    title: what was run.
+    records: the lines of metrics.jsonl.
+    tests: the last `personal.ClientTests`.
+  """
+  figure = new_figure(8, 7)
+  top, bottom = figure.subplots(2, 1)
+  for name, told, color in (
+    ('client', tests.global_model, _ACCURACY),
+    ('personal', tests.personal, _LOSS),
+  ):
+    rows = [r for r in records if f'{name}_accuracy_p50' in r]
+    if told is None or not rows:
+      continue
+    what = 'global model' if name == 'client' else 'after training on its own'
+    rounds = [r['round'] for r in rows]
+    top.fill_between(
+      rounds,
+      [r[f'{name}_accuracy_p10'] for r in rows],
+      [r[f'{name}_accuracy_p90'] for r in rows],
+      color=color,
+      alpha=0.2,
+      linewidth=0,
+      label=f'{what}: 80 % of the clients',
+    )
+    top.plot(
+      rounds,
+      [r[f'{name}_accuracy_p50'] for r in rows],
+      color=color,
+      marker='.' if len(rows) <= 40 else '',
+      label=f'{what}: the median client',
+    )
+    counted = told.count > 0
+    accuracies = np.sort(told.correct[counted] / told.count[counted])
+    bottom.plot(
+      accuracies,
+      np.arange(1, len(accuracies) + 1) / len(accuracies),
+      drawstyle='steps-post',
+      color=color,
+      label=what,
+    )
+  top.set_xlabel('communication round')
+  top.set_ylabel("accuracy on a client's own")
+  bottom.set_xlabel("accuracy on a client's own held-out examples, at the end")
+  bottom.set_ylabel('share of clients at or below')
+  bottom.set_ylim(0, 1.02)
+  top.legend(loc='lower right')
+  bottom.legend(loc='upper left')
+  for axes in (top, bottom):
+    axes.grid(alpha=0.3)
+  top.set_title(title)
+  figure.savefig(path, dpi=120)
+
+
+def draw_comparison(
+  path: pathlib.Path,
+  *,
+  curves: dict[str, list[dict[str, np.ndarray]]],
+  axes: dict[str, str],
+  target: float,
+) -> None:
+  """Draws the test accuracy of several runs, a panel for each thing to spend.
+
+  Args:
+    path: of the new PNG.
+    curves: name -> curves, each with 'accuracy' and all keys of `axes`, [T]; of
+      several the mean is drawn, over a band from the lowest to the highest.
+    axes: key -> what it is called.
+    target: drawn as a line, unless 0.
+  """
+  from matplotlib.ticker import EngFormatter
+
+  columns = 1 if max(map(len, curves)) > 40 else 2
+  lines = -(-len(curves) // columns)
+  figure = new_figure(5.5 * len(axes), 4.5 + 0.22 * lines)
+  panels = np.atleast_1d(figure.subplots(1, len(axes), sharey=True))
+  colors = _colors(len(curves))
+  for panel, (key, label) in zip(panels, axes.items(), strict=True):
+    for i, (name, own) in enumerate(curves.items()):
+      style = ('-', '--', ':', '-.')[i // 10 % 4]
+      if len(own) == 1:
+        x, middle = own[0][key], own[0]['accuracy']
+      else:  # As far as all of them have come.
+        ends = min(curve[key][-1] for curve in own)
+        x = np.unique(np.concatenate([curve[key] for curve in own]))
+        x = x[x <= ends]
+        each = np.stack(
+          [np.interp(x, curve[key], curve['accuracy']) for curve in own]
+        )
+        middle = each.mean(axis=0)
+        panel.fill_between(
+          x,
+          each.min(axis=0),
+          each.max(axis=0),
+          color=colors[i],
+          alpha=0.2,
+          linewidth=0,
+        )
+      panel.plot(x, middle, color=colors[i], linestyle=style, label=name)
+    if target:
+      panel.axhline(target, color=_TARGET, linestyle='--', linewidth=1)
+    panel.set_xlabel(label)
+    panel.grid(alpha=0.3)
+    if key == 'bytes':
+      panel.xaxis.set_major_formatter(EngFormatter('B'))
+  panels[0].set_ylabel('test accuracy')
+  if target:  # How they come there is what matters.
+    panels[0].set_ylim(max(target - 0.3, 0.0), min(target + 0.1, 1.002))
+  figure.legend(
+    *panels[0].get_legend_handles_labels(),
+    loc='outside upper left',
+    ncols=columns,
+    fontsize=9,
+  )
+  figure.savefig(path, dpi=120)
+
+
+def draw_partition(
+  path: pathlib.Path, *, title: str, counts: np.ndarray, num_clients: int
+) -> None:
+  """Draws how many examples of each label each client holds, and their mix.
+
+  Of more clients than `MOST_CLIENTS` the first ones.
+
+  Args:
+    path: of the new PNG.
+    title: what was divided.
+    counts: [K, classes], from `population.label_counts`, of the first ones.
+    num_clients: that there are.
+  """
+  counts = counts[:MOST_CLIENTS]
+  if len(counts) < num_clients:
+    title += f'\n(the first {len(counts):,} of {num_clients:,} clients)'
+  num_clients, num_classes = counts.shape
+  edges = np.arange(num_clients + 1) - 0.5
+  colors = _colors(num_classes)
+  figure = new_figure(10, 7 if num_classes > 1 else 4)
+  if num_classes > 1:
+    bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+  else:
+    bars = heat = figure.subplots()
+  tops = np.concatenate(
+    [np.zeros((num_clients, 1), int), np.cumsum(counts, axis=1)], axis=1
+  )
+  for label in range(num_classes):
+    bars.stairs(
+      tops[:, label + 1],
+      edges,
+      baseline=tops[:, label],
+      fill=True,
+      color=colors[label],
+      label=str(label),
+    )
+  bars.set_xlim(edges[0], edges[-1])
+  bars.set_ylim(0, tops[:, -1].max() * 1.02)
+  bars.set_ylabel('training examples')
+  bars.set_title(title)
+  if 1 < num_classes <= 20:  # Of more there is no room for, nor enough colours.
+    bars.legend(
+      title='label', loc='center left', bbox_to_anchor=(1, 0.5), reverse=True
+    )
+  if num_classes > 1:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = heat.pcolormesh(
+      edges,
+      np.arange(num_classes + 1) - 0.5,
+      shares.T,
+      cmap='Blues',
+      vmin=0.0,
+      vmax=1.0,
+    )
+    heat.set_ylabel('label')
+    heat.yaxis.get_major_locator().set_params(integer=True)
+    figure.colorbar(image, ax=heat, label="share of a client's", pad=0.01)
+  heat.set_xlabel('client')
+  figure.savefig(path, dpi=120)
+
+
+def new_figure(width: float, height: float) -> Any:
+  """An empty figure of so many inches, without a window."""
+  from matplotlib.figure import Figure  # No pyplot: no global state, no window.
+
+  return Figure(figsize=(width, height), layout='constrained')
+
+
+def _colors(number: int):
+  import matplotlib
+
+  return matplotlib.colormaps['tab10'](np.arange(number) % 10)
+
+
+def _focus(axes, accuracies: list[float], target: float) -> None:
+  """Shows the end of the climb where that is what matters."""
+  best = max(target, *accuracies)
+  if best >= 0.9:
+    low = 0.95 if best >= 0.985 else 0.9 if target else 0.0
+    axes.set_ylim(min(low, target - 0.02) if target else low, 1.002)

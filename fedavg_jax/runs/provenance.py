@@ -1,0 +1,85 @@
+"""What stands beside every number: versions, device, code and data."""
+
+from collections.abc import Sequence
+import contextlib
+import hashlib
+from importlib import metadata
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import population
+from fedavg_jax.runs.builders import Federation
+from fedavg_jax.runs.run_dir import FORMAT
+
+_PACKAGES = ('fedavg_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
+
+
+def environment() -> dict[str, Any]:
+  """Versions and device, to stand beside every number."""
+  device = jax.devices()[0]
+  return {
+    'python': platform.python_version(),
+    'versions': {name: _version(name) for name in _PACKAGES},
+    'machine': f'{platform.system()} {platform.machine()}',
+    'processor': _processor(),
+    'cores': os.cpu_count(),
+    'platform': device.platform,
+    'device': device.device_kind,
+    'num_devices': jax.device_count(),
+    'num_processes': jax.process_count(),
+  }
+
+
+def code_sha256() -> str:
+  """SHA-256 of this package's modules, in hexadecimal."""
+  package, sha = pathlib.Path(__file__).parent.parent, hashlib.sha256()
+  for path in sorted(package.rglob('*.py')):
+    content = path.read_bytes()
+    sha.update(f'{path.relative_to(package)} {len(content)} '.encode())
+    sha.update(content)
+  return sha.hexdigest()
+
+
+def _processor() -> str:
+  """The CPU's model, where Linux tells it."""
+  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
+    for line in file:
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor()
+
+
+def _version(name: str) -> str:
+  try:
+    return metadata.version(name)
+  except metadata.PackageNotFoundError:
+    return 'not installed'
+
+
+def to_begin(cfg: dict[str, Any], federation: Federation) -> dict[str, Any]:
+  """config.json of a run that begins here and now."""
+  test, clients = federation.dataset.test, federation.clients
+  trace = population.build_participation(cfg, clients.num_examples).trace
+  periods = () if trace is None else (trace.client, trace.first, trace.last)
+  return {
+    'format': FORMAT,
+    'config': cfg,
+    'data_sha256': checkpoint.digest([*_content(federation), *test, *periods]),
+    'test_sha256': checkpoint.digest([*test]),
+    **environment(),
+  }
+
+
+def _content(federation: Federation) -> Sequence[np.ndarray]:
+  """Arrays that differ where clients do; those on disk tell their SHA-256."""
+  clients = federation.clients
+  if federation.dataset.clients is clients:
+    sha256 = bytes.fromhex(federation.dataset.sha256)
+    return [np.frombuffer(sha256, np.uint8), clients.offsets]
+  return clients

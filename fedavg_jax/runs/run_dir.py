@@ -1,0 +1,297 @@
+"""The folder of a run: one process at a time, nothing half written.
+
+`config.json` comes first; a folder without it is not a run's and is left alone.
+What is replaced is written beside and renamed. `metrics.jsonl` only grows; a
+checkpoint seals it with its length and SHA-256, so that a resumed run knows
+where to go on and that nobody has changed what was before.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import contextlib
+import datetime
+import hashlib
+import json
+import math
+import os
+import pathlib
+import shutil
+from typing import Any
+from typing import BinaryIO
+
+import filelock
+import jax
+import numpy as np
+
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.files import part_name
+from fedavg_jax.core.files import whole
+
+_CONFIG, _METRICS, _SUMMARY, _LOCK = (
+  'config.json',
+  'metrics.jsonl',
+  'summary.json',
+  '.lock',
+)
+
+
+# Of config.json; a folder of another one is refused.
+FORMAT = 2
+
+
+def check_format(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  """Raises InputError where a file is not of this version's folders.
+
+  Args:
+    path: of the file.
+    content: what it holds.
+  """
+  if (found := content.get('format', 1)) != FORMAT:
+    raise InputError(
+      f'{path}: has format {found!r}, this version of fedavg_jax reads {FORMAT};'
+      ' name a new workdir, or take the version that wrote it'
+    )
+
+
+def default_workdir(name: str) -> pathlib.Path:
+  """outputs/<date>/<time>_<config>, numbered where that is taken."""
+  now = datetime.datetime.now()
+  folder = pathlib.Path('outputs') / now.strftime('%Y-%m-%d')
+  stem = f'{now:%H-%M-%S}_{name}'
+  path, number = folder / stem, 2
+  while path.exists():
+    path, number = folder / f'{stem}_{number}', number + 1
+  return path
+
+
+class Workdir:
+  """A folder of this process alone, until `close` or the end of the process.
+
+  Attributes:
+    path: the folder.
+    began: what its config.json holds, None where no run has begun in it.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    """Takes a folder that exists; `begin` makes one that does not.
+
+    Args:
+      path: of the folder.
+
+    Raises:
+      InputError: it is not a run's folder, another process is at work in it, or
+        it cannot be written.
+    """
+    self.path = path
+    self.began: dict[str, Any] | None = None
+    self._lock: filelock.BaseFileLock | None = None
+    self._began_lock = False  # Whether its file was not there before.
+    self._lines: BinaryIO | None = None
+    # Of the lines of metrics.jsonl that stand.
+    self._bytes, self._sha = 0, hashlib.sha256()
+    try:
+      str(path).encode()  # As orbax has to.
+    except UnicodeEncodeError:
+      raise InputError(
+        f'workdir = {str(path)!a}: must be a name in UTF-8'
+      ) from None
+    if os.path.lexists(path):
+      self._take()
+
+  def __enter__(self) -> 'Workdir':
+    return self
+
+  def __exit__(self, *raised: object) -> None:
+    self.close()
+
+  def _take(self) -> None:
+    if not self.path.is_dir():
+      raise InputError(f'workdir = {self.path}: is no folder')
+    self._began_lock = _LOCK not in self._names()
+    lock = filelock.FileLock(self.path.resolve() / _LOCK, timeout=0)
+    try:
+      lock.acquire()
+    except filelock.Timeout:
+      raise InputError(
+        f'workdir = {self.path}: another process is at work in it'
+      ) from None
+    except OSError as error:
+      raise self._unusable(error, 'written') from error
+    self._lock = lock
+    if _CONFIG in self._names():  # Another process may have been here.
+      try:
+        self.began = _read_json(self.path / _CONFIG)
+        check_format(self.path / _CONFIG, self.began)
+      except InputError:
+        self.close()
+        raise
+
+  def _names(self) -> set[str]:
+    """What is in the folder, if it is a run's or nobody's."""
+    try:
+      names = {path.name for path in self.path.iterdir()}
+    except OSError as error:
+      raise self._unusable(error, 'read') from error
+    # A run that was killed at once leaves its lock, or a part of a first file.
+    if _CONFIG not in names and names - {_LOCK, part_name(_CONFIG)}:
+      raise InputError(
+        f'workdir = {self.path}: exists already, and is no folder of a run;'
+        ' name a new one, nothing is ever written over'
+      )
+    return names
+
+  def begin(self, *, room: int) -> None:
+    """Makes the folder where there is none.
+
+    Args:
+      room: bytes that must be free.
+
+    Raises:
+      InputError: it cannot be made, or has no room.
+    """
+    try:
+      here = next(
+        path for path in (self.path, *self.path.parents) if path.exists()
+      )
+      free = shutil.disk_usage(here).free
+    except OSError as error:
+      raise self._unusable(error, 'made') from error
+    if free < room:
+      raise InputError(
+        f'workdir = {self.path}: {free / 2**20:.1f} MiB are free, a run needs'
+        f' {room / 2**20:.1f}'
+      )
+    if self._lock is not None:
+      return
+    try:
+      self.path.mkdir(parents=True)
+    except FileExistsError:
+      raise InputError(
+        f'workdir = {self.path}: another process has made it meanwhile'
+      ) from None
+    except OSError as error:
+      raise self._unusable(error, 'made') from error
+    self._take()
+
+  def check_metrics(self, seal: dict[str, Any]) -> None:
+    """Makes sure that metrics.jsonl still begins as a checkpoint has seen it.
+
+    Args:
+      seal: from `seal`.
+
+    Raises:
+      InputError: it does not.
+    """
+    path = self.path / _METRICS
+    content = b''
+    with contextlib.suppress(FileNotFoundError), open(path, 'rb') as file:
+      content = file.read(seal['bytes'])
+    self._bytes, self._sha = len(content), hashlib.sha256(content)
+    if self.seal() != seal:
+      raise InputError(
+        f'{path}: does not begin with the {seal["bytes"]} bytes that the last'
+        ' checkpoint has seen; put them back, or name a new workdir'
+      )
+
+  def open_metrics(self) -> None:
+    """Opens metrics.jsonl behind the lines that stand; others are cut off."""
+    path = self.path / _METRICS
+    self._lines = open(path, 'r+b' if path.exists() else 'xb')
+    self._lines.seek(self._bytes)
+    self._lines.truncate()
+
+  def line(self, record: dict[str, Any]) -> None:
+    """Appends a line to metrics.jsonl; it has left Python when this returns."""
+    assert self._lines is not None
+    line = (_dumps(record) + '\n').encode()
+    self._lines.write(line)
+    self._lines.flush()
+    self._bytes += len(line)
+    self._sha.update(line)
+
+  def seal(self) -> dict[str, Any]:
+    """Length and SHA-256 of metrics.jsonl, for a checkpoint."""
+    return {'bytes': self._bytes, 'sha256': self._sha.hexdigest()}
+
+  def sync(self) -> None:
+    """Puts metrics.jsonl on disk, where a failing machine cannot lose it."""
+    assert self._lines is not None
+    os.fsync(self._lines.fileno())
+
+  def lines(self) -> list[dict[str, Any]]:
+    """All lines of metrics.jsonl."""
+    content = (self.path / _METRICS).read_text(encoding='utf-8')
+    return [json.loads(line) for line in content.splitlines()]
+
+  def config(self, content: dict[str, Any]) -> None:
+    """Writes config.json; the folder is a run's from now on."""
+    self._json(_CONFIG, content)
+    self.began = content
+
+  def summary(self, content: dict[str, Any]) -> None:
+    """Writes summary.json."""
+    self._json(_SUMMARY, content)
+
+  def last_summary(self) -> dict[str, Any]:
+    """What summary.json holds; nothing where it is damaged: it is made anew."""
+    with contextlib.suppress(InputError):
+      return _read_json(self.path / _SUMMARY)
+    return {}
+
+  def _json(self, name: str, content: dict[str, Any]) -> None:
+    with self.replacing(name) as part:
+      with open(part, 'w', encoding='utf-8') as file:
+        file.write(_dumps(content, indent=2) + '\n')
+        file.flush()
+        os.fsync(file.fileno())
+
+  @contextlib.contextmanager
+  def replacing(self, name: str) -> Iterator[pathlib.Path]:
+    """A path to write a file to, which gets its name once it is whole."""
+    with whole(self.path / name) as part:
+      yield part
+
+  def close(self) -> None:
+    """Closes metrics.jsonl and lets others have the folder."""
+    if self._lines is not None:
+      with contextlib.suppress(OSError):  # Every line was flushed.
+        self._lines.close()
+    if self._lock is not None:
+      if self.began is None and self._began_lock:
+        (self.path / _LOCK).unlink(missing_ok=True)
+      self._lock.release()
+
+  def _unusable(self, error: OSError, done: str) -> InputError:
+    return InputError(
+      f'workdir = {self.path}: cannot be {done} ({error.strerror})'
+    )
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError) as error:
+    reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
+    raise InputError(
+      f'{path}: cannot be read ({reason}); put it back, or name a new workdir'
+    ) from error
+  if not isinstance(content, dict):
+    raise InputError(f'{path}: must hold a JSON object')
+  return content
+
+
+def _dumps(content, indent=None) -> str:
+  """JSON without NaN, which JSON does not have: null stands for it."""
+
+  def plain(value):
+    if isinstance(value, dict):
+      return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+      return [plain(v) for v in value]
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+      return plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+      return None
+    return value
+
+  return json.dumps(plain(content), indent=indent, allow_nan=False)

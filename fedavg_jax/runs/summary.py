@@ -1,0 +1,181 @@
+"""What a run came to: lines of metrics.jsonl, summary.json, curves.png."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedavg_jax.contracts.model import num_parameters
+from fedavg_jax.core import client_data
+from fedavg_jax.data import statistics
+from fedavg_jax.engine.driver import Record
+from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.runs import plots
+from fedavg_jax.runs import population
+from fedavg_jax.runs import targets
+from fedavg_jax.runs.builders import Federation
+from fedavg_jax.runs.run_dir import Workdir
+from fedavg_jax.schedule import planning
+
+
+def draw_population(
+  cfg: dict[str, Any], federation: Federation, folder: Workdir
+) -> None:
+  """Writes partition.png."""
+  with folder.replacing('partition.png') as path:
+    plots.draw_partition(
+      path,
+      title=describe(cfg),
+      counts=statistics.label_counts(
+        client_data.first(federation.clients, plots.MOST_CLIENTS),
+        federation.dataset.num_classes,
+      ),
+      num_clients=federation.clients.num_clients,
+    )
+
+
+def finish(
+  cfg: dict[str, Any],
+  simulation: Simulation,
+  folder: Workdir,
+  lines: list[dict[str, Any]],
+  status: str,
+  lanes: int,
+) -> dict[str, Any]:
+  """Writes summary.json and curves.png; returns the summary."""
+  summary = summarize(cfg, simulation, lines, status, lanes)
+  folder.summary(summary)
+  with folder.replacing('curves.png') as path:
+    plots.draw_curves(
+      path,
+      title=describe(cfg),
+      records=lines,
+      target_accuracy=cfg['target_accuracy'],
+    )
+  return summary
+
+
+def end_status(cfg: dict[str, Any], last: dict[str, Any], finite: bool) -> str:
+  """Why a run ended after the last line of its metrics.jsonl."""
+  if not finite:
+    return 'diverged'
+  if 0 < cfg['target_accuracy'] <= last.get('test_accuracy', -1.0):
+    return 'target reached'
+  return 'finished' if last['round'] == cfg['rounds'] else 'interrupted'
+
+
+def is_over(summary: dict[str, Any], cfg: dict[str, Any]) -> bool:
+  """Whether a run with this summary has nothing left to do."""
+  told = ('final_test_accuracy', 'best_test_accuracy', 'rounds_per_second')
+  if not all(isinstance(summary.get(key), float) for key in told):
+    return False  # Not ours: it is made anew.
+  status, rounds = summary.get('status'), summary.get('rounds')
+  return status == 'target reached' or (
+    status == 'finished' and rounds == cfg['rounds']
+  )
+
+
+def describe(cfg: dict[str, Any]) -> str:
+  """One line that names a setting, with the paper's letters."""
+  local = cfg['client']
+  algorithm = '' if cfg['algorithm'] == 'fedavg' else f'{cfg["algorithm"]}, '
+  return (
+    f'{algorithm}{cfg["model"]} on {cfg["dataset"]},'
+    f' {population.partition_name(cfg)}: K={cfg["num_clients"] or "natural"}'
+    f' C={cfg["client_fraction"]:g}'
+    f' E={local["epochs"]} B={local["batch_size"] or "inf"}'
+    f' lr={local["learning_rate"]:g}'
+  )
+
+
+def summarize(
+  cfg: dict[str, Any],
+  simulation: Simulation,
+  records: list[dict[str, Any]],
+  status: str,
+  lanes: int,
+) -> dict[str, Any]:
+  """summary.json of a run from the lines of its metrics.jsonl."""
+  tested = [r for r in records if 'test_accuracy' in r]
+  rounds = [r['round'] for r in tested]
+  accuracies = [r['test_accuracy'] for r in tested]
+  target = cfg['target_accuracy']
+  seconds = sum(r['seconds'] for r in records)
+  planner = simulation.planner
+  mean_examples = float(np.mean(planner.num_examples))
+  return {
+    'status': status,
+    'rounds': records[-1]['round'],
+    'final_test_accuracy': accuracies[-1],
+    'best_test_accuracy': max(accuracies),
+    'target_accuracy': target,
+    'rounds_to_target': (
+      targets.rounds_to_target(rounds, accuracies, target) if target else None
+    ),
+    'rounds_to_target_paper_grid': (
+      targets.rounds_to_target_paper_grid(rounds, accuracies, target)
+      if target
+      else None
+    ),
+    **_spent('', records),
+    **_spent('_to_target', _until(records, target)),
+    'rounds_per_second': (records[-1]['round'] / seconds if seconds else None),
+    'compile_seconds': simulation.compile_seconds,
+    # u = E n / (K B), the paper's measure of local work.
+    'updates_per_round': planner.epochs
+    * (mean_examples / planner.batch_size if planner.batch_size else 1.0),
+    'skipped_clients': sum(r.get('skipped', 0) for r in records),
+    # Of a sweep, one value's.
+    'parameters': num_parameters(jax.eval_shape(simulation.init)[0].params)
+    // len(simulation.sweep or (0,)),
+    'devices': planner.num_devices,
+    'lanes': lanes,
+  }
+
+
+def _until(records, target) -> list[dict[str, Any]] | None:
+  """The records up to the first that is at the target, None without one."""
+  if target:
+    for i, record in enumerate(records):
+      if record.get('test_accuracy', -1.0) >= target:
+        return records[: i + 1]
+  return None
+
+
+def _spent(suffix: str, records) -> dict[str, Any]:
+  """Sums of what rounds cost outside the device; None where there are none."""
+  names = ('bytes_down', 'bytes_up', 'simulated_seconds')
+  return {
+    f'{name}{suffix}': (
+      sum(record.get(name, 0) for record in records)
+      if records is not None
+      and (name != 'simulated_seconds' or name in records[-1])
+      else None
+    )
+    for name in names
+  }
+
+
+def to_line(record: Record, planner: planning.Planner) -> dict[str, Any]:
+  """A line of metrics.jsonl."""
+  line = {
+    'round': record.round,
+    'train_loss': record.train_loss,
+    'seconds': record.seconds,
+    'examples': record.examples,
+  }
+  if record.round:
+    account = planner.account(record.round)
+    line |= {
+      'clients': account.reported - (record.skipped or 0),
+      'bytes_down': account.bytes_down,
+      'bytes_up': account.bytes_up,
+    }
+    if account.seconds is not None:
+      line['simulated_seconds'] = account.seconds
+  if record.skipped:
+    line['skipped'] = record.skipped
+  if record.test_accuracy is not None:
+    line['test_accuracy'] = record.test_accuracy
+    line['test_loss'] = record.test_loss
+  return line

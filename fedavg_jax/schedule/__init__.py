@@ -1,0 +1,1 @@
+"""Who trains in a round, on what, in which order. NumPy only."""
