@@ -48,8 +48,8 @@ def check_format(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """
   if (found := content.get('format', 1)) != FORMAT:
     raise InputError(
-      f'{path}: has format {found!r}, this version of fedavg_jax reads {FORMAT};'
-      ' name a new workdir, or take the version that wrote it'
+      f'{path}: has format {found!r}, this version reads {FORMAT};'
+      ' choose a new workdir, or use the version that wrote it'
     )
 
 
