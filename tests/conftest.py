@@ -12,6 +12,8 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+# What tests start is this code too, whatever is installed.
+os.environ['PYTHONPATH'] = str(REPOSITORY)
 
 
 @pytest.fixture

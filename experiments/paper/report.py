@@ -18,7 +18,7 @@ from experiments.paper import results
 from experiments.paper import tables
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = (ROOT / 'README.md', ROOT / 'experiments' / 'README.md')
+PAGES = (ROOT / 'README.md', pathlib.Path(__file__).parent / 'README.md')
 _BLOCK = re.compile(r'(<!-- (\w+) -->\n).*?(<!-- end -->)', re.S)
 # (table, cell) of the lines that the front page shows.
 _FRONT = (

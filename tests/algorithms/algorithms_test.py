@@ -1,0 +1,363 @@
+"""Every algorithm against its equations, written once more in plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedavg_jax import algorithms
+from fedavg_jax.contracts.algorithm import check_algorithm
+from fedavg_jax.core import client_data
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule.planning import Planner
+from tests.testing import rounds
+from tests.testing import twin
+
+ETA = 0.3
+ROUNDS = 4
+SETTING = {'cohort_size': 3, 'epochs': 2, 'batch_size': 3, 'seed': 3}
+LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 2), (8, 2)]
+
+
+@pytest.fixture
+def world(uneven_examples):
+  """Examples in [0, 1], their division, a planner, the initial model."""
+  x, y, parts = uneven_examples
+  planner = Planner(
+    num_examples=np.array([len(part) for part in parts]), **SETTING
+  )
+  begin = twin.init(np.random.default_rng(0), 9, 6, rounds.CLASSES)
+  return x.reshape(len(x), -1) / 255.0, y, parts, planner, begin
+
+
+def engine(uneven_examples, algorithm, lanes=2, num_devices=2, **changes):
+  """Server state and client states after ROUNDS rounds of the engine."""
+  x, y, parts = uneven_examples
+  population = client_data.build_clients(client_data.Examples(x, y), parts)
+  state, clients, _ = rounds.run_states(
+    population,
+    rounds=ROUNDS,
+    algorithm=algorithm,
+    lanes=lanes,
+    num_devices=num_devices,
+    **(SETTING | changes),
+  )
+  return state, clients
+
+
+def close(got, expected, tolerance=2e-5):
+  for name, value in expected.items():
+    np.testing.assert_allclose(
+      got[name], value, rtol=0, atol=tolerance, err_msg=name
+    )
+
+
+def sizes(parts):
+  return {k: len(part) for k, part in enumerate(parts)}
+
+
+@pytest.mark.parametrize('mu', [0.0, 0.5, 2.0])
+def test_fedprox(uneven_examples, world, mu):
+  """y <- y - eta (g + mu (y - x))."""
+  x, y, parts, planner, params = world
+  for t in range(1, ROUNDS + 1):
+    locals_ = {}
+    for k in planner.cohort(t):
+      locals_[int(k)], _ = twin.client_update(
+        params,
+        x[parts[k]],
+        y[parts[k]],
+        twin.batches_of(planner, t, k),
+        ETA,
+        lambda g, w, x=params: {n: g[n] + mu * (w[n] - x[n]) for n in g},
+      )
+    params = twin.mean(locals_, sizes(parts))
+  algorithm = algorithms.fedprox(mu, optax.sgd(ETA), optax.sgd(1.0))
+  close(engine(uneven_examples, algorithm)[0].params, params)
+
+
+def test_fedprox_has_its_closed_form():
+  """On a loss of constant gradient g: y - x = -(1 - (1 - eta mu)^n) g / mu."""
+  mu, steps = 0.7, 9
+  optimizer = optax.chain(algorithms.proximal(mu), optax.sgd(ETA))
+  begin = {'w': jnp.array([1.0, -2.0])}
+  gradient = {'w': jnp.array([0.5, 3.0])}
+  now, state = begin, optimizer.init(begin)
+  for _ in range(steps):
+    updates, state = optimizer.update(
+      gradient, state, now, global_params=begin, server=(), client=()
+    )
+    now = optax.apply_updates(now, updates)
+  expected = -(1 - (1 - ETA * mu) ** steps) / mu * gradient['w']
+  np.testing.assert_allclose(now['w'] - begin['w'], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['adagrad', 'yogi', 'adam'])
+def test_adaptive_server(uneven_examples, world, name):
+  """Algorithm 2 of Reddi et al. 2021, without bias correction."""
+  x, y, parts, planner, params = world
+  rate, b1, b2, tau = 0.05, 0.9, 0.95, 0.01
+  m = {n: np.zeros_like(w) for n, w in params.items()}
+  v = {n: np.full_like(w, tau**2) for n, w in params.items()}
+  for t in range(1, ROUNDS + 1):
+    found = twin.deltas(params, x, y, parts, planner, t, ETA)
+    delta = twin.mean(found, sizes(parts))
+    for n in params:
+      m[n] = b1 * m[n] + (1 - b1) * delta[n]
+      square = delta[n] ** 2
+      if name == 'adagrad':
+        v[n] = v[n] + square
+      elif name == 'yogi':
+        v[n] = v[n] - (1 - b2) * square * np.sign(v[n] - square)
+      else:
+        v[n] = b2 * v[n] + (1 - b2) * square
+    params = {
+      n: w + rate * m[n] / (np.sqrt(v[n]) + tau) for n, w in params.items()
+    }
+  server = algorithms.adaptive(name, rate, b1=b1, b2=b2, tau=tau)
+  state, _ = engine(uneven_examples, algorithms.fedavg(optax.sgd(ETA), server))
+  close(state.params, params, 1e-4)  # sqrt(v) + tau divides by small numbers.
+  close(state.server.v, v)
+
+
+def test_adaptive_first_step_has_no_bias_correction():
+  """x_1 - x_0 = rate (1 - b1) delta / (sqrt(v_0) + tau)."""
+  optimizer = algorithms.adaptive('adam', 0.1, b1=0.9, b2=0.99, tau=0.001)
+  delta = np.array([0.3, -2.0, 0.0], np.float32)
+  updates, _ = optimizer.update(-delta, optimizer.init(delta))
+  v = 0.99 * 0.001**2 + 0.01 * delta**2
+  np.testing.assert_allclose(
+    updates, 0.1 * 0.1 * delta / (np.sqrt(v) + 0.001), rtol=1e-5
+  )
+
+
+def test_fedavgm(uneven_examples, world):
+  """v <- b v + delta, x <- x + rate v."""
+  x, y, parts, planner, params = world
+  v = {n: np.zeros_like(w) for n, w in params.items()}
+  for t in range(1, ROUNDS + 1):
+    found = twin.deltas(params, x, y, parts, planner, t, ETA)
+    delta = twin.mean(found, sizes(parts))
+    v = {n: 0.9 * v[n] + delta[n] for n in v}
+    params = {n: params[n] + 0.5 * v[n] for n in v}
+  server = optax.sgd(0.5, momentum=0.9)
+  state, _ = engine(uneven_examples, algorithms.fedavg(optax.sgd(ETA), server))
+  close(state.params, params, 5e-5)
+
+
+def scaffold_twin(world, weighting, server_rate):
+  """Algorithm 1 of Karimireddy et al. 2020, option II."""
+  x, y, parts, planner, params = world
+  weights = {k: 1 for k in range(len(parts))}
+  if weighting == 'examples':
+    weights = sizes(parts)
+  zeros = {n: np.zeros_like(w) for n, w in params.items()}
+  c, c_i = zeros, {k: zeros for k in range(len(parts))}
+  for t in range(1, ROUNDS + 1):
+    delta, change = {}, {}
+    for k in map(int, planner.cohort(t)):
+      batches = twin.batches_of(planner, t, k)
+      local, _ = twin.client_update(
+        params,
+        x[parts[k]],
+        y[parts[k]],
+        batches,
+        ETA,
+        lambda g, w, k=k, c=c: {n: g[n] - c_i[k][n] + c[n] for n in g},
+      )
+      delta[k] = {n: local[n] - params[n] for n in params}
+      new = {
+        n: c_i[k][n] - c[n] - delta[k][n] / (len(batches) * ETA) for n in c
+      }
+      change[k] = {n: new[n] - c_i[k][n] for n in c}
+      c_i[k] = new
+    params = {
+      n: params[n] + server_rate * step
+      for n, step in twin.mean(delta, weights).items()
+    }
+    # The paper's |S| / N, or the cohort's part of all examples.
+    share = sum(weights[k] for k in delta) / sum(weights.values())
+    c = {
+      n: c[n] + share * step for n, step in twin.mean(change, weights).items()
+    }
+  return params, c, c_i
+
+
+@pytest.mark.parametrize('weighting', ['uniform', 'examples'])
+@pytest.mark.parametrize(('lanes', 'num_devices'), LAYOUTS)
+def test_scaffold(uneven_examples, world, weighting, lanes, num_devices):
+  params, c, c_i = scaffold_twin(world, weighting, server_rate=0.7)
+  state, clients = engine(
+    uneven_examples,
+    algorithms.scaffold(ETA, 0.7),
+    lanes,
+    num_devices,
+    weighting=weighting,
+  )
+  close(state.params, params)
+  close(state.server.control, c)
+  for k, control in c_i.items():
+    close({n: leaf[k] for n, leaf in clients.items()}, control)
+  drawn = {int(k) for t in range(1, ROUNDS + 1) for k in world[3].cohort(t)}
+  if drawn != set(range(5)):
+    (never,) = set(range(5)) - drawn
+    assert not any(leaf[never].any() for leaf in clients.values())
+
+
+def test_scaffold_keeps_c_the_mean_of_all_c_i(uneven_examples, world):
+  state, clients = engine(
+    uneven_examples, algorithms.scaffold(ETA), weighting='examples'
+  )
+  weights = np.array([len(part) for part in world[2]]) / 23
+  close(
+    state.server.control,
+    {n: np.tensordot(weights, leaf, 1) for n, leaf in clients.items()},
+    1e-6,
+  )
+
+
+def test_scaffold_on_everyone_and_one_step_is_gradient_descent(
+  uneven_examples, world
+):
+  """C = 1, B = inf, E = 1: c_i = own gradient, so all corrections cancel."""
+  x, y, _, _, params = world
+  state, _ = engine(
+    uneven_examples,
+    algorithms.scaffold(ETA),
+    cohort_size=5,
+    epochs=1,
+    batch_size=0,
+  )
+  for _ in range(ROUNDS):
+    _, g = twin.losses_and_gradient(params, x, y)
+    params = {n: params[n] - ETA * g[n] for n in params}
+  close(state.params, params)
+
+
+@pytest.mark.parametrize('max_norm', [0.05, 0.4, 1e6])
+def test_clipped_delta(uneven_examples, world, max_norm):
+  x, y, parts, planner, params = world
+  clipped = 0
+  for t in range(1, ROUNDS + 1):
+    found = twin.deltas(params, x, y, parts, planner, t, ETA)
+    for k, delta in found.items():
+      norm = np.sqrt(sum((d**2).sum() for d in delta.values()))
+      clipped += norm > max_norm
+      scale = min(1, max_norm / norm)
+      found[k] = {n: scale * d for n, d in delta.items()}
+    mean = twin.mean(found, sizes(parts))
+    params = {n: params[n] + mean[n] for n in params}
+  assert (clipped > 0) == (max_norm < 1e6)
+  plain = algorithms.fedavg(optax.sgd(ETA), optax.sgd(1.0))
+  state, _ = engine(uneven_examples, algorithms.clip_delta(plain, max_norm))
+  close(state.params, params)
+
+
+def plain():
+  return algorithms.fedavg(optax.sgd(ETA), optax.sgd(1.0))
+
+
+PARAMS = {'w': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    (
+      {'message': lambda ended: ended.delta},
+      'algorithm.message: returns dict, must return two results',
+    ),
+    (
+      {'message': lambda ended: (ended.delta, ended.delta)},
+      r"algorithm.message: returns client\['b'\] = float32\[3\], must be"
+      ' nothing',
+    ),
+    (
+      {'message': lambda ended: (ended.delta, None)},
+      'algorithm.message: returns client as .*None.*, must be',
+    ),
+    (
+      {'client_init': lambda params: jax.random.key(0)},
+      r'algorithm.client_init: keeps key<.*>, must keep numbers',
+    ),
+    (
+      {'message': lambda ended: (ended.updates, ended.client)},
+      'algorithm.message: sends int32',
+    ),
+    (
+      {
+        'server_update': lambda params, server, mean, share: (mean['w'], server)
+      },
+      'algorithm.server_update: returns params',
+    ),
+    (
+      {
+        'server_update': lambda params, server, mean, share: (
+          jax.tree.map(lambda p: p.astype(jnp.bfloat16), params),
+          server,
+        )
+      },
+      r"params\['b'\] = bfloat16\[3\], must be float32\[3\]",
+    ),
+    (
+      {'client_init': lambda params: params},
+      None,
+    ),
+    (
+      {
+        'client_optimizer': optax.GradientTransformation(
+          lambda params: (), lambda updates, state, params: ((), state)
+        )
+      },
+      'algorithm.client_optimizer.update: returns updates',
+    ),
+  ],
+)
+def test_a_hook_that_returns_another_tree_is_told(changes, said):
+  algorithm = plain()._replace(**changes)
+  if said is None:  # What it keeps goes through `message` unchanged.
+    check_algorithm(algorithm, PARAMS)
+    return
+  with pytest.raises(InputError, match=said):
+    check_algorithm(algorithm, PARAMS)
+
+
+def test_bad_numbers_and_names_are_told():
+  with pytest.raises(InputError, match='max_norm = -1.0: must be greater'):
+    algorithms.clip_delta(plain(), -1.0)
+  with pytest.raises(InputError, match="name = 'adamw': must be one of"):
+    algorithms.adaptive('adamw', 0.1, b1=0.9, b2=0.9, tau=0.1)
+
+
+@pytest.mark.parametrize(
+  'algorithm',
+  [
+    plain(),
+    algorithms.fedprox(0.1, optax.sgd(0.1, momentum=0.9), optax.sgd(0.1)),
+    algorithms.scaffold(0.1),
+    algorithms.clip_delta(algorithms.scaffold(0.1), 1.0),
+    algorithms.fedavg(
+      optax.sgd(0.1), algorithms.adaptive('yogi', 1.0, b1=0.9, b2=0.9, tau=1.0)
+    ),
+  ],
+)
+def test_every_algorithm_of_the_package_passes_the_check(algorithm):
+  check_algorithm(algorithm, PARAMS)
+
+
+def test_a_rate_that_decays_by_rounds():
+  """eta * factor^(rounds done // every), exact at each step down."""
+  optimizer = algorithms.decayed_sgd(0.5, 0.1, 3)
+  grads = {'w': jnp.array([2.0, -1.0])}
+  for number in range(1, 10):
+    updates, _ = optimizer.update(
+      grads, optimizer.init(grads), grads, round=jnp.int32(number)
+    )
+    rate = 0.5 * 0.1 ** ((number - 1) // 3)
+    np.testing.assert_allclose(updates['w'], [-2 * rate, rate], rtol=1e-6)
+  plain = optax.sgd(0.3).update(grads, optax.sgd(0.3).init(grads), grads)[0]
+  same, _ = algorithms.decayed_sgd(0.3, 1.0, 1).update(
+    grads, (), grads, round=7
+  )
+  np.testing.assert_array_equal(same['w'], plain['w'])

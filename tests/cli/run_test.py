@@ -1,0 +1,278 @@
+"""The command line in processes of its own, as a person uses it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedavg_jax.runs import signals
+from tests.testing import PROGRAMS
+
+
+def run(repository, tmp_path, *args, config='quickstart.py', workdir='run'):
+  """Runs the program away from the repository; returns the process."""
+  command = [sys.executable, '-m', 'fedavg_jax.main']
+  if config is not None:
+    command += ['--config', str(repository / 'configs' / config)]
+  if workdir is not None:
+    command += ['--workdir', workdir]
+  environment = os.environ | {'TFDS_DATA_DIR': str(tmp_path / 'tfds')}
+  return subprocess.run(
+    [*command, *args],
+    cwd=tmp_path,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+def assert_one_line(process, *words, code=2):
+  assert process.returncode == code, process.stderr
+  assert 'Traceback' not in process.stderr + process.stdout
+  (line,) = process.stderr.strip().splitlines()
+  assert line.startswith('error: ')
+  for word in words:
+    assert word in line
+
+
+def test_overrides_reach_the_run(repository, tmp_path):
+  process = run(
+    repository,
+    tmp_path,
+    '--config.rounds=2',
+    '--config.client.epochs=1',
+    '--config.client.learning_rate=1',  # A whole number for a float.
+    '--config.client_fraction=0',
+    '--config.client.batch_size=0',
+  )
+  assert process.returncode == 0, process.stderr
+  told = json.loads((tmp_path / 'run' / 'config.json').read_text())['config']
+  assert told['client']['learning_rate'] == 1.0
+  text = (tmp_path / 'run' / 'metrics.jsonl').read_text()
+  records = [json.loads(line) for line in text.splitlines()]
+  assert [r['examples'] for r in records] == [0, 30, 30]  # One client, E = 1.
+  assert 'round 2/2' in process.stdout  # Plain lines: this is no terminal.
+  assert 'finished after 2 rounds' in process.stdout
+
+
+def test_default_workdir_is_named_after_date_and_config(repository, tmp_path):
+  process = run(repository, tmp_path, '--config.rounds=1', workdir=None)
+  assert process.returncode == 0, process.stderr
+  (summary,) = (tmp_path / 'outputs').glob('*/*_quickstart/summary.json')
+  assert str(summary.parent.relative_to(tmp_path)) in process.stdout
+
+
+def test_a_bad_flag_is_one_line_and_leaves_nothing(repository, tmp_path):
+  """In a process of its own; `bad_inputs.py` has many more."""
+  process = run(repository, tmp_path, '--config.client.epoch=3')
+  assert_one_line(process, 'no such key: \'epoch\' Did you mean "epochs"')
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A real file system of 4 MiB, in tmp_path / 'disk'."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'none', disk]
+  if subprocess.run(mount, capture_output=True).returncode:
+    pytest.skip('mounting a small file system needs rights')
+  yield disk
+  subprocess.run(['umount', disk], check=True)
+
+
+def test_no_room_is_told_before_the_run(repository, tmp_path, small_disk):
+  (small_disk / 'mine').write_bytes(b'x' * 3 * 2**20)
+  process = run(repository, tmp_path, workdir='disk/run')
+  assert_one_line(process, 'workdir = disk/run', 'MiB are free')
+  assert [path.name for path in small_disk.iterdir()] == ['mine']
+
+
+def test_a_disk_that_fills_up_is_one_line(repository, tmp_path, small_disk):
+  """While round 5 goes on, somebody else takes all the space."""
+  config = repository / 'configs' / 'quickstart.py'
+  process = subprocess.run(
+    [
+      *(sys.executable, PROGRAMS / 'disk_fills_up.py', '--config', config),
+      *('--workdir', 'disk/run'),
+      *('--config.rounds=12', '--config.checkpoint.rounds=1'),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert_one_line(process, 'disk/run', code=1)
+  assert 'No space left' in process.stderr or 'cannot be written' in (
+    process.stderr
+  )
+  # With room again, the same command goes on, and nothing is missing.
+  (small_disk / 'theirs').unlink()
+  args = ['--config.rounds=12', '--config.checkpoint.rounds=1']
+  process = run(repository, tmp_path, *args, workdir='disk/run')
+  assert process.returncode == 0, process.stderr
+  assert 'goes on after round' in process.stdout
+  run(repository, tmp_path, *args, workdir='whole')
+  assert metrics(small_disk / 'run') == metrics(tmp_path / 'whole')
+
+
+def metrics(workdir):
+  text = (workdir / 'metrics.jsonl').read_text()
+  return [{**json.loads(line), 'seconds': 0} for line in text.splitlines()]
+
+
+def test_a_disk_that_may_only_be_read(repository, tmp_path, small_disk):
+  process = run(repository, tmp_path, '--config.rounds=2', workdir='disk/run')
+  assert process.returncode == 0, process.stderr
+  (small_disk / 'run' / 'summary.json').unlink()
+  before = {p: p.stat().st_mtime_ns for p in small_disk.rglob('*')}
+  remount = ['mount', '-o', 'remount,ro', small_disk]
+  if subprocess.run(remount, capture_output=True).returncode:
+    pytest.skip('mounting read-only needs rights')
+  for workdir, said in (
+    ('disk/run', 'cannot be written'),
+    ('disk/new', 'cannot be made'),
+  ):
+    process = run(repository, tmp_path, '--config.rounds=2', workdir=workdir)
+    assert_one_line(process, f'workdir = {workdir}', said, 'Read-only')
+  assert {p: p.stat().st_mtime_ns for p in small_disk.rglob('*')} == before
+
+
+def begin(repository, tmp_path, *args, until='metrics.jsonl'):
+  """Starts the program; returns it once a file of its run is there."""
+  process = subprocess.Popen(
+    [
+      *(sys.executable, '-m', 'fedavg_jax.main', '--workdir', 'run'),
+      *('--config', repository / 'configs' / 'quickstart.py', *args),
+    ],
+    cwd=tmp_path,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while not (tmp_path / 'run' / until).exists() and process.poll() is None:
+    time.sleep(0.01)
+  return process
+
+
+def test_two_processes_on_one_workdir(repository, tmp_path):
+  first = begin(repository, tmp_path)
+  second = run(repository, tmp_path)
+  out, err = first.communicate(timeout=120)
+  assert first.returncode == 0, err
+  assert_one_line(second, 'workdir = run', 'another process is at work in it')
+  assert [r['round'] for r in metrics(tmp_path / 'run')] == list(range(201))
+
+
+@pytest.mark.parametrize(
+  ('signum', 'times'), [(signal.SIGINT, 1), (signal.SIGTERM, 3)]
+)
+def test_a_signal_saves_and_says_how_to_go_on(
+  repository, tmp_path, signum, times
+):
+  """Some send it twice: to the process, and to its group."""
+  args = ['--config.rounds=2000', '--config.eval_every=50']
+  process = begin(repository, tmp_path, *args)
+  for _ in range(times):
+    process.send_signal(signum)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 128 + signum
+  assert 'stopping' in out and 'Traceback' not in err
+  (line,) = err.splitlines()
+  assert line.startswith('error: interrupted: round ')
+  assert 'the same command with --workdir run goes on' in line
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert summary['status'] == 'interrupted' and summary['rounds'] < 2000
+  number = str(summary['rounds'])
+  assert (tmp_path / 'run' / 'checkpoints' / number).is_dir()
+
+
+def test_a_signal_before_the_first_round(repository, tmp_path):
+  process = begin(repository, tmp_path, until='config.json')
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 128 + signal.SIGTERM
+  assert 'Traceback' not in err and 'round 0 is saved' in err
+
+
+@pytest.mark.parametrize('signum', [0, signal.SIGINT])
+def test_nobody_reads_what_it_prints(repository, tmp_path, signum):
+  """As `... | head -1`, and as Ctrl-C on `... | tee log` ends both."""
+  rounds = '--config.rounds=' + ('2000' if signum else '40')
+  process = begin(repository, tmp_path, rounds)
+  process.stdout.close()
+  if signum:
+    time.sleep(0.5)
+    process.send_signal(signum)
+  err = process.stderr.read()
+  code = process.wait(timeout=120)
+  process.stderr.close()
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  if signum:
+    assert code == 128 + signum and err.startswith('error: interrupted: round')
+    assert summary['status'] == 'interrupted'
+  else:
+    assert (code, err, summary['status']) == (0, '', 'finished')
+
+
+def test_closed_output(repository, tmp_path):
+  command = [sys.executable, '-m', 'fedavg_jax.main', '--config']
+  command += [str(repository / 'configs' / 'quickstart.py')]
+  command += ['--config.rounds=3']
+  process = subprocess.run(
+    ['sh', '-c', '"$@" >&- 2>&-', 'sh', *command, '--workdir', 'run'],
+    cwd=tmp_path,
+  )
+  assert process.returncode == 0
+  assert [r['round'] for r in metrics(tmp_path / 'run')] == [0, 1, 2, 3]
+
+
+def test_a_second_wish_ends_at_once():
+  """A loop that does not ask: the second signal is the system's."""
+  process = subprocess.run(
+    [sys.executable, PROGRAMS / 'two_signals.py'],
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == -signal.SIGINT, process.stderr
+  assert process.stdout == '\nstopping; once more ends at once\n'
+
+
+def test_signals_are_as_before_afterwards():
+  before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+  with signals.stop_on_signals() as stop:
+    assert signal.getsignal(signal.SIGTERM) is not before[1]
+  assert not stop()
+  after = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+  assert after == before
+
+
+def test_divergence_is_one_line_and_its_own_exit_code(repository, tmp_path):
+  process = run(repository, tmp_path, '--config.client.learning_rate=1e30')
+  assert_one_line(process, 'round 1', 'learning_rate', code=3)
+  assert (tmp_path / 'run' / 'summary.json').exists()
+
+
+def test_no_tensorflow_and_no_heavy_import_at_the_start():
+  heavy = (
+    'tensorflow',
+    'tensorflow_datasets',
+    'matplotlib',
+    'orbax',
+    'sklearn',
+  )
+  process = subprocess.run(
+    [
+      *(sys.executable, PROGRAMS / 'print_imported.py'),
+      *('fedavg_jax.cli.run', *heavy),
+    ],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert process.stdout.strip() == '[]'

@@ -1,0 +1,156 @@
+"""What the README promises, run."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from fedavg_jax.cli import dispatch
+from fedavg_jax.cli import package_configs
+from tests.testing import PROGRAMS
+
+
+@pytest.fixture
+def blocks(repository):
+  """The fenced blocks of the README: (language, content)."""
+  text = (repository / 'README.md').read_text()
+  return re.findall(r'^```(\w*)\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+
+
+def test_first_command(repository, blocks, tmp_path):
+  """The main job learns a non-IID federation without any network."""
+  first = next(content for kind, content in blocks if kind == 'shell')
+  install, run = first.strip().splitlines()[-2:]
+  assert install.endswith('pip install --quiet -e .')
+  python, *arguments = run.split()
+  assert python == '.venv/bin/python'
+  shutil.copytree(repository / 'configs', tmp_path / 'configs')
+  process = subprocess.run(
+    [sys.executable, *arguments],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert process.returncode == 0, process.stderr
+  (folder,) = (tmp_path / 'outputs').glob('*/*')
+  config = json.loads((folder / 'config.json').read_text())['config']
+  assert (config['dataset'], config['partition']) == ('digits', 'shards')
+  summary = json.loads((folder / 'summary.json').read_text())
+  assert summary['final_test_accuracy'] > 0.95
+  assert 'round 200/200' in process.stdout
+
+
+def test_second_command_is_what_runs_here(repository, blocks):
+  """`.ci/run` takes the second block; it must be the one that runs pytest."""
+  shell = [content for kind, content in blocks if kind == 'shell']
+  assert shell[1].strip().endswith('.venv/bin/python -m pytest')
+  awk = re.search(r"awk '(.*?)' README.md", _ci(repository), re.DOTALL)
+  assert awk
+  process = subprocess.run(
+    ['awk', awk.group(1), 'README.md'],
+    cwd=repository,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert process.stdout == shell[1]
+
+
+def _ci(repository):
+  return (repository / '.ci' / 'run').read_text()
+
+
+def python_of(path):
+  """The Python of a page, as one program."""
+  return '\n'.join(
+    re.findall(
+      r'^```python\n(.*?)^```', path.read_text(), re.DOTALL | re.MULTILINE
+    )
+  )
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/algorithms.md'])
+def test_python_blocks(repository, tmp_path, page):
+  process = subprocess.run(
+    [sys.executable, '-c', python_of(repository / page)],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert process.returncode == 0, process.stderr
+  first, *of_sweep = process.stdout.splitlines()
+  assert float(first) > 0.9
+  if of_sweep:
+    assert len(of_sweep) == 11 and of_sweep[-1].startswith('10 [0.')
+
+
+def test_ten_lines_of_python(repository):
+  lines = python_of(repository / 'README.md').splitlines()
+  assert len([line for line in lines if line]) <= 10
+
+
+def test_commands_name_files_and_keys_that_exist(repository):
+  config = (repository / 'configs' / 'mnist_cnn.py').read_text()
+  for page in (repository / 'README.md', *repository.glob('docs/*.md')):
+    text = page.read_text()
+    for content in re.findall(
+      r'^```shell\n(.*?)^```', text, re.DOTALL | re.MULTILINE
+    ):
+      for name in re.findall(r'configs/(\w+)\.py', content):
+        assert (repository / 'configs' / f'{name}.py').exists()
+      for module in re.findall(
+        r'-m ((?:fedavg_jax|experiments)[.\w]*)', content
+      ):
+        assert importlib.util.find_spec(module), module
+      for name in re.findall(r'fedavg-jax ([a-z]+)', content):
+        assert name in dispatch.COMMANDS, name
+      for name in re.findall(
+        r'fedavg-jax (?:run|sweep|partition) (\w+)', content
+      ):
+        assert name in package_configs.names(), name
+    for key in re.findall(r'--(?:config\.|grid )([\w.]+)=', text):
+      if key != 'KEY':
+        assert f'config.{key} = ' in config, key
+
+
+def test_links_lead_somewhere(repository):
+  for page in (
+    *repository.glob('*.md'),
+    *repository.glob('docs/*.md'),
+    *repository.glob('experiments/**/*.md'),
+  ):
+    for link in re.findall(r'\]\(([^)]+)\)', page.read_text()):
+      if not link.startswith(('http', '#')):
+        assert (page.parent / link.split('#')[0]).exists(), (page, link)
+
+
+def test_site_builds_without_a_warning(repository, tmp_path):
+  process = subprocess.run(
+    [
+      *(sys.executable, '-m', 'sphinx', '-q', '-W', '-E'),
+      *('-d', tmp_path / 'trees', 'docs', tmp_path / 'site'),
+    ],
+    cwd=repository,
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stderr
+  api = (tmp_path / 'site' / 'api.html').read_text()
+  for name in ('build_simulation', 'dirichlet', 'Participation', 'fedprox'):
+    assert 'fedavg_jax.' in api and name in api
+
+
+def test_doctests():
+  """Every example of a docstring; there are some in these modules."""
+  process = subprocess.run(
+    [sys.executable, PROGRAMS / 'doctests.py'],
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stdout

@@ -1,0 +1,147 @@
+"""Clients' states on the host are those on the devices, bit for bit."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedavg_jax as fa
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import client_state_store
+from tests.testing import simulations
+
+
+@pytest.fixture
+def clients(uneven_examples):
+  x, y, parts = uneven_examples
+  return fa.build_clients(fa.Examples(x, y), parts)
+
+
+def states(own):
+  """Of all clients, wherever they are."""
+  if isinstance(own, client_state_store.ClientStates):
+    return own.gather(np.arange(5))
+  return jax.device_get(own)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'lanes': 1},
+    {'client_fraction': 0.0},
+    {'client_fraction': 1.0, 'batch_size': 0},
+    {'participation': fa.Participation(straggler_fraction=0.5)},
+    {'stream': True, 'on_nan': 'skip_client'},
+  ],
+)
+@pytest.mark.parametrize('on_disk', (False, True))
+def test_on_the_host_as_on_the_devices(clients, changes, on_disk, tmp_path):
+  """Rounds overlap: who takes part in two in a row has the newest state."""
+  told = []
+  for on_host in (False, True):
+    simulation = simulations.build(
+      clients,
+      simulations.model(),
+      algorithm=fa.scaffold(0.1, 1.0),
+      keep_on_host=on_host,
+      **changes,
+    )
+    options = {}
+    if on_host:
+      folder = tmp_path if on_disk else None
+      options['host_states'] = simulation.host_states(folder)
+    told.append(
+      [
+        (record.state, states(record.client_states), record.train_loss)
+        for record in fa.simulate(
+          simulation, rounds=7, wanted=lambda number: number == 3, **options
+        )
+        if record.client_states is not None
+      ][-1]
+    )
+    assert not list(tmp_path.iterdir())  # The file has no name.
+  for here, there in zip(*map(jax.tree.leaves, told), strict=True):
+    np.testing.assert_array_equal(here, there)
+  assert any(np.any(leaf) for leaf in jax.tree.leaves(told[1][1]))
+
+
+def test_it_goes_on_from_what_was_saved(clients, tmp_path):
+  def build():
+    return simulations.build(
+      clients,
+      simulations.model(),
+      algorithm=fa.scaffold(0.1, 1.0),
+      client_fraction=0.2,
+      keep_on_host=True,
+    )
+
+  *_, whole = fa.simulate(build(), rounds=6)
+  *_, half = fa.simulate(build(), rounds=3)
+  saved = half.client_states.saved()
+  took_part = {k for t in (1, 2, 3) for k in build().planner.cohort(t)}
+  assert set(saved['clients']) == took_part
+  shapes = half.client_states.shapes(len(took_part))
+  assert jax.tree.map(lambda leaf: leaf.shape, saved) == jax.tree.map(
+    lambda leaf: leaf.shape, shapes
+  )
+  simulation = build()
+  again = simulation.host_states(tmp_path)
+  again.scatter(saved['clients'], saved['states'])
+  *_, end = fa.simulate(simulation, rounds=6, start=(half.state, again))
+  for here, there in zip(
+    jax.tree.leaves((whole.state, states(whole.client_states))),
+    jax.tree.leaves((end.state, states(end.client_states))),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(here, there)
+
+
+def test_those_that_never_took_part_cost_nothing(tmp_path):
+  """A million clients of a mebibyte each, in a file with holes."""
+  with open(tmp_path / 'probe', 'wb') as file:
+    try:
+      os.truncate(file.fileno(), 2**41)
+    except OSError:
+      pytest.skip('a file system without such files')
+  one = {'a': np.full((2**9, 2**9), 3, np.float32), 'b': np.float32(2)}
+  own = client_state_store.ClientStates(one, 1_000_000, tmp_path)
+  who = np.array([0, 999_999, 5])
+  new = {
+    'a': np.ones((2, 2**9, 2**9), np.float32),
+    'b': np.zeros(2, np.float32),
+  }
+  own.scatter(who[:2], new)
+  got = own.gather(who)
+  assert (got['a'][:2] == 1).all() and (got['a'][2] == 3).all()
+  assert got['b'].tolist() == [0, 0, 2]
+  assert own.saved()['clients'].tolist() == [0, 999_999]
+  on_disk = [os.fstat(rows._file.fileno()).st_blocks for rows in own._rows]
+  assert sum(on_disk) * 512 < 2**23
+
+
+def test_refusals(clients):
+  with pytest.raises(InputError, match='rounds_per_call = 2: must be 1 where'):
+    simulations.build(
+      clients,
+      simulations.model(),
+      algorithm=fa.scaffold(0.1, 1.0),
+      keep_on_host=True,
+      rounds_per_call=2,
+    )
+  with pytest.raises(InputError, match='must not be asked of a sweep'):
+    simulations.build(
+      clients,
+      simulations.model(),
+      algorithm=lambda eta: fa.scaffold(eta, 1.0),
+      sweep=[0.1],
+      keep_on_host=True,
+    )
+  # Where clients keep nothing, there is nothing to keep on the host.
+  simulation = simulations.build(
+    clients, simulations.model(), keep_on_host=True
+  )
+  assert simulation.host_states is None
+  assert jnp.size(fa.run(simulation, rounds=2)['round']) == 3

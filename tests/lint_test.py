@@ -1,0 +1,75 @@
+"""The dialect, the types, the direction of imports, the tests' own manners."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+  'command',
+  [
+    ('ruff', 'check', '.'),
+    ('ruff', 'format', '--check', '.'),
+    ('pyrefly', 'check', '--python-interpreter-path', sys.executable),
+  ],
+)
+def test_dialect_and_types(repository, command):
+  process = subprocess.run(
+    [sys.executable, '-m', *command],
+    cwd=repository,
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stdout
+
+
+def test_folders_import_those_below_them(repository):
+  """The two contracts of pyproject.toml, through third modules too."""
+  process = subprocess.run(
+    [
+      *(sys.executable, '-c'),
+      'from importlinter.cli import lint_imports_command as c; c()',
+      '--no-cache',
+    ],
+    cwd=repository,
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stdout
+  assert 'Contracts: 2 kept, 0 broken' in process.stdout
+
+
+def imported(path):
+  """Modules that a file imports, at its top or inside."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      names |= {node.module}
+      names |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return names
+
+
+def test_flax_and_configs_stay_where_they_belong(repository):
+  for path in (repository / 'fedavg_jax').rglob('*.py'):
+    names = {name.split('.')[0] for name in imported(path)}
+    assert ('flax' in names) == (path.name == 'zoo.py'), path
+    assert 'ml_collections' not in names or path.parent.name in (
+      'runs',
+      'cli',
+    ), path
+
+
+def test_the_engine_knows_no_format_of_a_disk(repository):
+  for path in (repository / 'fedavg_jax' / 'engine').glob('*.py'):
+    for name in imported(path):
+      assert not name.startswith('fedavg_jax.data'), (path, name)
+
+
+def test_no_test_imports_another(repository):
+  for path in (repository / 'tests').rglob('*.py'):
+    for name in imported(path):
+      assert not name.split('.')[-1].endswith('_test'), (path, name)

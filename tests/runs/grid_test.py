@@ -1,0 +1,521 @@
+"""Sweeps and comparisons: every run as by itself, resumed, told, refused."""
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import filelock
+import jax
+import numpy as np
+import pytest
+
+import fedavg_jax as fa
+from fedavg_jax.cli import sweep
+from fedavg_jax.core.errors import DivergedError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.runs import compare
+from fedavg_jax.runs import grid
+from fedavg_jax.runs import grid_jobs
+from fedavg_jax.runs import grid_report
+from fedavg_jax.runs import grid_training
+from fedavg_jax.runs import summary
+from fedavg_jax.runs import train
+from tests.testing.run_folders import lines
+from tests.testing.run_folders import load
+
+# Orbax and what it uses warn about their own future.
+pytestmark = pytest.mark.filterwarnings('default')
+
+GRID = {
+  'client.learning_rate': ['0.05', '0.3'],
+  'client.epochs': ['1', '2'],
+}
+
+
+def small(repository, **changes):
+  own = {'rounds': 6, 'num_clients': 10, 'eval_every': 2}
+  return load(repository, 'quickstart', **(own | changes))
+
+
+def without_times(records):
+  return [
+    {k: v for k, v in record.items() if k != 'seconds'} for record in records
+  ]
+
+
+@pytest.fixture(scope='module')
+def swept(tmp_path_factory, request):
+  """A sweep of four settings with two seeds."""
+  repository = request.config.rootpath
+  folder = tmp_path_factory.mktemp('sweeps') / 'grid'
+  config = small(repository)
+  return config, grid.run_sweep(config, GRID, 2, folder), folder
+
+
+def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
+  config, jobs, _ = swept
+  assert len(jobs) == 8
+  for i, job in enumerate((jobs[1], jobs[6])):
+    alone = tmp_path / str(i)
+    train.train(job.config, alone)
+    for own, other in zip(lines(job.folder), lines(alone), strict=True):
+      assert own.keys() == other.keys()
+      for key in own.keys() - {'seconds'}:
+        same = other[key] and pytest.approx(other[key], rel=1e-5)
+        assert own[key] == same, key
+    for a, b in zip(
+      jax.tree.leaves(fa.load_params(job.folder)),
+      jax.tree.leaves(fa.load_params(alone)),
+      strict=True,
+    ):
+      np.testing.assert_allclose(a, b, atol=1e-6)
+    told, alike = (
+      json.loads((folder / 'summary.json').read_text())
+      for folder in (job.folder, alone)
+    )
+    assert told.keys() == alike.keys()
+    assert told['parameters'] == alike['parameters']
+    assert told['status'] == alike['status'] == 'finished'
+    assert (job.folder / 'curves.png').exists()
+    # The folder is a run's, and over.
+    assert train.train(job.config, job.folder) == told
+
+
+def test_table_tells_of_every_setting_and_the_best(swept, capsys):
+  _, jobs, folder = swept
+  text = (folder / 'table.md').read_text()
+  settings = {job.name for job in jobs}
+  assert len(settings) == 4
+  best = {name: [] for name in settings}
+  for job in jobs:
+    summary = json.loads((job.folder / 'summary.json').read_text())
+    best[job.name].append(summary['best_test_accuracy'])
+  for name, own in best.items():
+    (row,) = [line for line in text.splitlines() if f'| {name} |' in line]
+    assert (
+      f'| 2 | {np.mean(own):.4f} | {min(own):.4f} | {max(own):.4f} |' in row
+    )
+  winner = max(best, key=lambda name: np.mean(best[name]))
+  assert f'Best: {winner}' in text
+  assert (folder / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+  assert not (folder / 'parts').exists()
+
+
+def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
+  """Only what is missing is run; the table tells of all."""
+  config, _, folder = swept
+  own = tmp_path / 'grid'
+  shutil.copytree(folder, own)
+  before = {p: p.read_bytes() for p in own.rglob('metrics.jsonl')}
+  ran = []
+  together, alone = grid_training.train_together, train.train
+
+  def spy_together(jobs, workdir):
+    ran.append([job.name for job in jobs])
+    together(jobs, workdir)
+
+  def spy_alone(*args):
+    ran.append('alone')
+    return alone(*args)
+
+  monkeypatch.setattr(grid, 'train_together', spy_together)
+  monkeypatch.setattr(train, 'train', spy_alone)
+  values = {
+    'client.epochs': ['1'],
+    'client.learning_rate': ['0.3', '0.2', '0.1'],
+  }
+  jobs = grid.run_sweep(config, values, 1, own)
+  assert ran == [
+    [f'client.epochs=1, client.learning_rate={eta}' for eta in (0.2, 0.1)]
+  ]
+  assert len(jobs) == 10
+  text = (own / 'table.md').read_text()
+  assert len(
+    [line for line in text.splitlines() if 'client.epochs=' in line]
+  ) == (
+    6 + 1  # And the best.
+  )
+  ran.clear()
+  swapped = dict(reversed(GRID.items()))  # Other order, the same runs.
+  grid.run_sweep(config, swapped, 2, own)
+  assert ran == []
+  for path, content in before.items():
+    assert path.read_bytes() == content
+
+
+KEYS = {
+  'client.learning_rate': (['0.05', '0.3'], {}),
+  'client.decay': (['0.5', '0.9'], {}),
+  'client.proximal': (['0.1', '3.0'], {'algorithm': 'fedprox'}),
+  'server.learning_rate': (['0.5', '1.5'], {}),
+  'server.second_momentum': (['0.5', '0.99'], {'server.optimizer': 'adam'}),
+  'server.adaptivity': (['0.001', '0.1'], {'server.optimizer': 'yogi'}),
+}
+
+
+def test_all_keys_that_go_together_are_tried_here():
+  assert set(KEYS) == set(grid_jobs.TOGETHER)
+
+
+@pytest.mark.parametrize('key', KEYS)
+def test_every_key_that_goes_together_is_that_of_each_run(
+  repository, tmp_path, key
+):
+  values, changes = KEYS[key]
+  if 'server.optimizer' in changes:
+    changes = changes | {'server.learning_rate': 0.05}
+  config = small(repository, rounds=3, eval_every=3, **changes)
+  jobs = grid.run_sweep(config, {key: values}, 1, tmp_path / 'grid')
+  models = []
+  for job in jobs:
+    alone = tmp_path / str(job.setting[key])
+    train.train(job.config, alone)
+    models.append([fa.load_params(path) for path in (job.folder, alone)])
+
+  def distance(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return float(np.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs)))
+
+  # Adaptive optimizers amplify rounding where gradients are nearly nothing.
+  apart = distance(models[0][0], models[1][0])
+  assert apart > 1e-3
+  assert max(distance(own, other) for own, other in models) < 0.003 * apart
+
+
+def test_killed_between_its_folders_and_with_more_to_do(
+  repository, tmp_path, monkeypatch
+):
+  """What a group has trained is kept, whatever the next command adds."""
+  config = small(repository)
+  finish, simulate = summary.finish, grid_training.simulate
+  own = tmp_path / 'own'
+  values = {'client.learning_rate': ['0.1', '0.2', '0.3']}
+  with monkeypatch.context() as patch:
+    told = []
+
+    def dies(cfg, *args):
+      told.append(cfg)
+      if len(told) == 2:
+        raise MemoryError('killed')
+      return finish(cfg, *args)
+
+    patch.setattr(summary, 'finish', dies)
+    with pytest.raises(MemoryError):
+      grid.run_sweep(config, values, 1, own)
+  assert len(list(own.glob('*/seed_0'))) == 1
+  begun = []
+  monkeypatch.setattr(
+    grid_training,
+    'simulate',
+    lambda *args, **kwargs: begun.append(1) or simulate(*args, **kwargs),
+  )
+  jobs = grid.run_sweep(config, values, 1, own)
+  assert not begun  # Nothing was trained again.
+  assert len(list(own.glob('*/seed_0'))) == 3
+  assert not list(own.glob('*/.part*')) and not (own / 'parts').exists()
+  for job in jobs:
+    assert [r['round'] for r in lines(job.folder)] == [*range(7)]
+
+
+@pytest.mark.parametrize('seconds', [0.0, 60.0])
+def test_interrupted_and_resumed_to_the_same_lines(
+  swept, repository, tmp_path, monkeypatch, seconds
+):
+  """Stopped by a signal in the middle of two runs that go together."""
+  monkeypatch.setattr(grid_training, '_SECONDS_BETWEEN_SAVES', seconds)
+  _, jobs, _ = swept
+  config = small(repository, rounds_per_call=1)
+  simulate = grid_training.simulate
+
+  def interrupted(*args, **kwargs):
+    for record in simulate(*args, **kwargs):
+      if record.round == 3:
+        signal.raise_signal(signal.SIGTERM)
+      yield record
+
+  values = {'client.learning_rate': GRID['client.learning_rate']}
+  values |= {'client.epochs': ['2']}
+  own = tmp_path / 'own'
+  with monkeypatch.context() as patch:
+    patch.setattr(grid_training, 'simulate', interrupted)
+    with pytest.raises(StoppedError, match='is saved'):
+      grid.run_sweep(config, values, 1, own)
+  assert list((own / 'parts').glob('*/checkpoints/[0-9]*'))
+  assert not list(own.glob('*/seed_0/metrics.jsonl'))
+  # More is asked for meanwhile: what was begun goes on first, as it was.
+  began = []
+
+  def spy(simulation, **kwargs):
+    began.append((kwargs['start'] is not None, len(simulation.sweep)))
+    return simulate(simulation, **kwargs)
+
+  monkeypatch.setattr(grid_training, 'simulate', spy)
+  more = values | {
+    'client.learning_rate': [*GRID['client.learning_rate'], '0.4']
+  }
+  resumed = grid.run_sweep(config, more, 1, own)
+  assert began == [(True, 2)]  # The third one is trained by itself.
+  whole = {(j.name, j.cfg['seed']): j.folder for j in jobs}
+  for job in resumed[:2]:
+    other = whole[job.name, 0]
+    assert without_times(lines(job.folder)) == without_times(lines(other))
+  assert not (own / 'parts').exists()
+
+
+def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
+  config = small(repository, target_accuracy=0.5, rounds=30, eval_every=1)
+  values = {'client.learning_rate': ['0.2', '1e20']}
+  good, bad = grid.run_sweep(config, values, 1, tmp_path / 'grid')
+  told = [
+    json.loads((job.folder / 'summary.json').read_text()) for job in (good, bad)
+  ]
+  assert [t['status'] for t in told] == ['target reached', 'diverged']
+  assert told[0]['rounds'] == told[0]['rounds_to_target'] < 30
+  assert lines(good.folder)[-1]['test_accuracy'] >= 0.5
+  for job, status in ((good, 'target reached'), (bad, 'diverged')):
+    alone = tmp_path / status
+    with contextlib.suppress(DivergedError):
+      train.train(job.config, alone)
+    own, other = (
+      json.loads((folder / 'summary.json').read_text())
+      for folder in (job.folder, alone)
+    )
+    assert own['rounds'] == other['rounds']
+    assert [r.keys() for r in lines(job.folder)] == [
+      r.keys() for r in lines(alone)
+    ]
+    names = [
+      {p.name for p in folder.iterdir()} for folder in (job.folder, alone)
+    ]
+    assert names[0] == names[1]
+  text = (tmp_path / 'grid' / 'table.md').read_text()
+  assert 'Best: client.learning_rate=0.2' in text
+
+
+def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
+  config = small(
+    repository, rounds=2, holdout_fraction=0.2, client_eval_every=1
+  )
+  jobs = grid.run_sweep(
+    config, {'client.learning_rate': ['0.1', '0.2']}, 1, tmp_path / 'grid'
+  )
+  for job in jobs:
+    assert 'client_accuracy_mean' in lines(job.folder)[-1]
+
+
+@pytest.mark.parametrize(
+  ('values', 'seeds', 'words'),
+  [
+    ({'client.rate': ['1']}, 1, '--grid client.rate: there is no such key'),
+    ({'client': ['1']}, 1, '--grid client: there is no such key'),
+    ({'seed': ['1', '2']}, 1, 'those of --seeds'),
+    ({'rounds': ['many']}, 1, '--grid rounds=many: must be of type int'),
+    ({'rounds': ['1.5']}, 1, 'must be of type int'),
+    ({'self_balancing': ['1']}, 1, 'must be of type bool'),
+    ({'client.learning_rate': ['0.1', '0.10']}, 1, 'names a value twice'),
+    ({'client.learning_rate': ['-1']}, 1, 'client.learning_rate = -1.0'),
+    ({'partition': ['iid', 'x']}, 1, "partition = 'x'"),
+    ({}, 0, '--seeds 0: must be at least 1'),
+  ],
+)
+def test_sweeps_that_are_refused(repository, tmp_path, values, seeds, words):
+  with pytest.raises(InputError) as told:
+    grid.run_sweep(small(repository), values, seeds, tmp_path / 'grid')
+  assert words in str(told.value)
+  assert not (tmp_path / 'grid').exists()
+
+
+def test_folders_that_are_refused(swept, repository, tmp_path):
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'thesis.txt').write_text('all of it')
+  with pytest.raises(InputError, match='is no folder of a sweep'):
+    grid.run_sweep(small(repository), {}, 1, tmp_path / 'mine')
+  _, _, folder = swept
+  with pytest.raises(InputError, match='another config: weighting = .uniform'):
+    grid.run_sweep(small(repository, weighting='uniform'), GRID, 2, folder)
+  with (
+    filelock.FileLock(folder / '.lock'),
+    pytest.raises(InputError, match='another process is at work'),
+  ):
+    grid.run_sweep(small(repository), GRID, 2, folder)
+
+
+def test_a_population_that_cannot_be_is_told_before_the_first_run(
+  repository, tmp_path
+):
+  config = small(repository, alpha=0.001, num_clients=15)
+  for values, words in (
+    ({'partition': ['iid', 'dirichlet']}, 'alpha = 0.001'),
+    ({'sizes': ['equal', '700,800'], 'partition': ['iid']}, 'sizes: 2 of them'),
+    ({'availability_trace': ['', 'no.csv']}, 'no.csv: cannot be read'),
+  ):
+    with pytest.raises(InputError, match=words):
+      grid.run_sweep(config, values, 1, tmp_path / 'grid')
+    assert not (tmp_path / 'grid').exists()
+
+
+def test_the_best_is_none_that_diverged_or_of_a_rule_nobody_met():
+  def rows(*own):
+    return [
+      {'best': best, 'to_target': to, 'status': status}
+      for best, to, status in own
+    ]
+
+  good = rows((0.94, 50, 'target reached'), (0.93, 60, 'target reached'))
+  bad = rows((0.95, 5, 'target reached'), (0.95, None, 'diverged'))
+  assert grid_report._merit(good, 0.9) < grid_report._merit(bad, 0.9)
+  assert grid_report._merit(good, 0.0) < grid_report._merit(bad, 0.0)
+  at_once = rows((0.5, 0, 'target reached'))
+  assert grid_report._merit(at_once, 0.4)[1] == 0.0
+
+
+@pytest.mark.parametrize(
+  ('texts', 'words'),
+  [
+    (['rounds'], 'must be key=value'),
+    (['rounds=1,,2'], 'must be key=value'),
+    (['sizes=equal;'], 'must be key=value'),
+    (['rounds=1', 'rounds=2'], 'named twice'),
+  ],
+)
+def test_grids_that_cannot_be_read(texts, words):
+  with pytest.raises(InputError, match=words):
+    sweep._parse(texts)
+
+
+# Comparing.
+
+
+def test_comparison_by_hand(tmp_path):
+  records = [
+    {'round': 0, 'seconds': 0.0, 'test_accuracy': 0.1},
+    {'round': 1, 'seconds': 0.5, 'bytes_down': 10, 'bytes_up': 5},
+    {
+      **{'round': 2, 'seconds': 0.5, 'bytes_down': 10, 'bytes_up': 5},
+      **{'simulated_seconds': 3.0, 'test_accuracy': 0.6},
+    },
+    {
+      **{'round': 3, 'seconds': 1.0, 'bytes_down': 10, 'bytes_up': 0},
+      **{'simulated_seconds': 4.0, 'test_accuracy': 0.5},
+    },
+  ]
+  run = compare.Run('a', {}, {}, records, 'finished')
+  told = compare.row(run, 0.55)
+  assert (told['to_target'], told['bytes'], told['simulated']) == (2, 30, 3.0)
+  assert (told['best'], told['last'], told['pace']) == (0.6, 0.5, 1.5)
+  whole = compare.row(run, 0.9)
+  assert (whole['to_target'], whole['bytes']) == (None, None)
+  none = compare.row(run, 0.0)
+  assert (none['to_target'], none['simulated']) == (None, 7.0)
+  assert '| a | 3 | 0.6000 | 0.5000 | — | — | — | 1.5 | finished |' in (
+    compare.table([whole], 0.9)
+  )
+
+
+@pytest.mark.parametrize(
+  ('number', 'text'),
+  [
+    (0, '0 B'),
+    (999, '999 B'),
+    (999_999, '1 MB'),
+    (1500, '1.5 kB'),
+    (2.5e15, '2.5e+03 TB'),
+  ],
+)
+def test_amounts(number, text):
+  assert compare.amount(number) == text
+
+
+def run_compare(tmp_path, *args):
+  return subprocess.run(
+    [sys.executable, '-m', 'fedavg_jax', 'compare', *args],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_compare_command(swept, repository, tmp_path):
+  _, jobs, _ = swept
+  folders = [str(job.folder) for job in jobs[:3]]
+  process = run_compare(tmp_path, *folders, '--target=0.3')
+  assert process.returncode == 0, process.stderr
+  assert all(f'| {folder} | 6 |' in process.stdout for folder in folders)
+  picture = (tmp_path / 'compare.png').read_bytes()
+  assert picture.startswith(b'\x89PNG')
+
+  train.train(small(repository, rounds=1), tmp_path / 'other')
+  path = tmp_path / 'other' / 'config.json'
+  path.write_text(
+    path.read_text().replace('"test_sha256": "', '"test_sha256": "0')
+  )
+  shutil.copytree(folders[0], tmp_path / 'broken')
+  path = tmp_path / 'broken' / 'metrics.jsonl'
+  first, *_ = path.read_text().splitlines()
+  path.write_text(first + '\n{"round": 3, "test_accuracy": null}\n')
+  for args, words in (
+    (folders, 'compare.png: exists already'),
+    ([folders[0], 'other', '--picture=x.png'], 'other: has other data'),
+    ([folders[0], folders[0] + '/', '--picture=x.png'], 'named twice'),
+    ([folders[0], 'nowhere', '--picture=x.png'], 'nowhere/config.json'),
+    ([folders[0], '--target=2', '--picture=x.png'], '--target 2.0'),
+    (['--picture=x.png'], 'name the folders'),
+    ([folders[0], '--picture=x'], '--picture x: must end with .png'),
+    (['broken', '--picture=x.png'], 'line 2 is no round'),
+    ([folders[0], '--picture=no/x.png'], 'there is no folder no'),
+  ):
+    process = run_compare(tmp_path, *args)
+    assert process.returncode == 2 and 'Traceback' not in process.stderr
+    (line,) = process.stderr.splitlines()
+    assert words in line
+  assert (tmp_path / 'compare.png').read_bytes() == picture
+  assert not (tmp_path / 'x.png').exists()
+
+
+def test_sweep_command(repository, tmp_path):
+  process = subprocess.run(
+    [
+      *(
+        sys.executable,
+        '-W',
+        'error::RuntimeWarning',
+        '-m',
+        'fedavg_jax',
+        'sweep',
+      ),
+      *('--config', repository / 'configs' / 'quickstart.py'),
+      *('--config.rounds=2', '--grid', 'client.learning_rate=0.1,0.2'),
+      *('--workdir', 'grid'),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stderr
+  assert 'Best: client.learning_rate=' in process.stdout
+  bad = subprocess.run(
+    [
+      *(sys.executable, '-m', 'fedavg_jax', 'sweep', '--grid', 'rate=1'),
+      *('--config', repository / 'configs' / 'quickstart.py'),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert bad.returncode == 2
+  assert '--grid rate: there is no such key' in bad.stderr.splitlines()[-1]
+  none = subprocess.run(
+    [
+      *(sys.executable, '-m', 'fedavg_jax', 'sweep', '--seeds=0'),
+      *('--config', repository / 'configs' / 'quickstart.py'),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert none.returncode == 2 and '--seeds 0: must' in none.stderr
+  assert [path.name for path in tmp_path.iterdir()] == ['grid']

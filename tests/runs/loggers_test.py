@@ -1,0 +1,137 @@
+"""What loggers leave, read by other means than they were written."""
+
+import csv
+import json
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.runs import loggers
+from fedavg_jax.runs import train
+from tests.testing.run_folders import lines
+from tests.testing.run_folders import load
+from tests.testing.run_folders import signal_after
+
+# Orbax and what it uses warn about their own future.
+pytestmark = pytest.mark.filterwarnings('default')
+
+
+def scalars(folder):
+  """{tag: {step: value}} of event files, the latest told of each step.
+
+  Reads the records by hand: length, checksum, an event, checksum.
+  """
+  from tensorboardX.proto import event_pb2
+
+  found = {}
+  for path in sorted(
+    folder.glob('events.*'), key=lambda p: p.stat().st_mtime_ns
+  ):
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+      (length,) = struct.unpack('<Q', content[at : at + 8])
+      event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
+      at += 16 + length
+      if event.session_log.status == event_pb2.SessionLog.SessionStatus.Value(
+        'START'
+      ):  # Readers drop what was told of this step and later ones.
+        found = {
+          tag: {s: v for s, v in steps.items() if s < event.step}
+          for tag, steps in found.items()
+        }
+      for value in event.summary.value:
+        steps = found.setdefault(value.tag, {})
+        assert event.step not in steps, (value.tag, event.step)
+        steps[event.step] = value.simple_value
+  return found
+
+
+def test_csv_and_tensorboard_tell_what_the_lines_do(repository, tmp_path):
+  config = load(
+    repository, 'quickstart', rounds=6, eval_every=2, log='csv, tensorboard'
+  )
+  train.train(config, tmp_path / 'run')
+  records = lines(tmp_path / 'run')
+  with open(tmp_path / 'run' / 'metrics.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == 7
+  for row, record in zip(rows, records, strict=True):
+    for key, text in row.items():
+      value = record.get(key)
+      assert text == ('' if value is None else str(value))
+  told = scalars(tmp_path / 'run' / 'tensorboard')
+  expected = {}
+  for record in records:
+    for key, value in record.items():
+      if key != 'round' and value is not None:
+        expected.setdefault(key, {})[record['round']] = value
+  assert told.keys() == expected.keys()
+  for tag, values in expected.items():
+    assert told[tag] == pytest.approx(values, rel=1e-6)
+
+
+def test_a_run_that_goes_on_tells_each_round_once(
+  repository, tmp_path, monkeypatch
+):
+  config = load(
+    repository,
+    'quickstart',
+    rounds=8,
+    rounds_per_call=1,
+    log='csv,tensorboard',
+  )
+  with monkeypatch.context() as patch:
+    signal_after(patch, 4, 15)
+    with pytest.raises(StoppedError):
+      train.train(config, tmp_path / 'run')
+  train.train(config, tmp_path / 'run')
+  records = lines(tmp_path / 'run')
+  with open(tmp_path / 'run' / 'metrics.csv', newline='') as file:
+    rounds = [int(row['round']) for row in csv.DictReader(file)]
+  assert rounds == list(range(9)) == [r['round'] for r in records]
+  told = scalars(tmp_path / 'run' / 'tensorboard')['test_accuracy']
+  assert told == pytest.approx(
+    {r['round']: r['test_accuracy'] for r in records}
+  )
+
+
+def test_names():
+  assert loggers.open_loggers('', pathlib.Path(), {}, []) == []
+  loggers.check('csv,tensorboard')
+  with pytest.raises(
+    InputError, match='must be any of csv, tensorboard, wandb'
+  ):
+    loggers.check('csv,excel')
+
+
+def test_without_wandb_it_says_so(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  with pytest.raises(InputError, match='wandb cannot be imported'):
+    loggers.check('wandb')
+
+
+def test_wandb_keeps_the_rounds(repository, tmp_path):
+  pytest.importorskip('wandb')
+  process = subprocess.run(
+    [
+      *(sys.executable, '-m', 'fedavg_jax.main'),
+      *('--config', repository / 'configs' / 'quickstart.py'),
+      *('--config.rounds=3', '--config.log=wandb', '--workdir=run'),
+    ],
+    cwd=tmp_path,
+    env=os.environ | {'WANDB_MODE': 'offline'},
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stderr
+  (folder,) = (tmp_path / 'run' / 'wandb').glob('offline-run-*')
+  (path,) = folder.glob('*.wandb')
+  content = path.read_bytes()  # Numbers stand in it as JSON.
+  for record in lines(tmp_path / 'run'):
+    assert json.dumps(record['test_loss']).encode() in content

@@ -1,0 +1,434 @@
+"""Interrupted runs end with the bits of one that was never interrupted."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import fedavg_jax as fa
+from fedavg_jax.core.errors import DivergedError
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.runs import builders
+from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import recorder
+from fedavg_jax.runs import train
+from tests.conftest import REPOSITORY
+from tests.testing.run_folders import lines
+from tests.testing.run_folders import load
+from tests.testing.run_folders import signal_after
+
+# Orbax and what it uses warn about their own future.
+pytestmark = pytest.mark.filterwarnings('default')
+
+ROUNDS = 12
+SETTINGS = {
+  'momentum': {'server.momentum': 0.9, 'server.learning_rate': 0.3},
+  'adam': {
+    'server.optimizer': 'adam',
+    'server.learning_rate': 0.01,
+    'server.momentum': 0.9,
+    'eval_every': 5,
+  },
+  'scaffold': {'algorithm': 'scaffold', 'client.epochs': 1},
+  'scaffold, checkpoint by rounds': {
+    'algorithm': 'scaffold',
+    'client.epochs': 1,
+    'checkpoint.rounds': 2,
+  },
+  'several rounds per call': {'rounds_per_call': 3, 'checkpoint.rounds': 5},
+  'every round, no time': {'checkpoint.rounds': 1, 'checkpoint.minutes': 0.0},
+}
+
+
+def small(repository, **changes):
+  return load(
+    repository,
+    'quickstart',
+    **({'rounds': ROUNDS, 'num_clients': 15} | changes),
+  )
+
+
+def leaves(workdir):
+  """All that the last checkpoint holds."""
+  checkpoints = checkpoint.Checkpoints(workdir, keep=3)
+  found = checkpoints.newest()
+  checkpoints.close()
+  return found.leaves
+
+
+def timeless(workdir):
+  return [{**line, 'seconds': 0} for line in lines(workdir)]
+
+
+def assert_same_bits(workdir, other):
+  assert timeless(workdir) == timeless(other)
+  for a, b in zip(leaves(workdir), leaves(other), strict=True):
+    np.testing.assert_array_equal(a, b)
+  clock = ('seconds', 'rounds_per_second', 'compile_seconds')
+  a, b = (
+    {
+      key: value
+      for key, value in json.loads((path / 'summary.json').read_text()).items()
+      if key not in clock
+    }
+    for path in (workdir, other)
+  )
+  assert a == b
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run that was never interrupted; never changed by a test."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  train.train(small(REPOSITORY, **{'checkpoint.rounds': 4}), workdir)
+  return workdir
+
+
+@pytest.fixture
+def stopped(whole, tmp_path):
+  """The same one as a kill after the checkpoint of round 8 would leave it."""
+  workdir = shutil.copytree(whole, tmp_path / 'run')
+  shutil.rmtree(workdir / 'checkpoints' / '12')
+  (workdir / 'summary.json').unlink()
+  return workdir
+
+
+def again(repository, workdir, *, extend=False, **changes):
+  config = small(repository, **({'checkpoint.rounds': 4} | changes))
+  return train.train(config, workdir, extend=extend)
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_interrupted_three_times(repository, tmp_path, monkeypatch, name):
+  config = small(repository, **{'rounds_per_call': 1} | SETTINGS[name])
+  train.train(config, tmp_path / 'whole')
+  for number, signum in ((0, signal.SIGINT), (1, signal.SIGTERM), (3, 2)):
+    with monkeypatch.context() as patch:
+      signal_after(patch, number, signum)
+      with pytest.raises(StoppedError) as info:
+        train.train(config, tmp_path / 'run')
+    assert info.value.signum == signum
+    summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+    assert summary['status'] == 'interrupted'
+    assert number <= summary['rounds'] < ROUNDS
+  train.train(config, tmp_path / 'run')
+  assert_same_bits(tmp_path / 'whole', tmp_path / 'run')
+
+
+def test_checkpoints_by_rounds_and_by_time(repository, tmp_path, monkeypatch):
+  saved = []
+  save = checkpoint.Checkpoints.save
+  monkeypatch.setattr(
+    checkpoint.Checkpoints,
+    'save',
+    lambda self, number, *args: (
+      saved.append(number),
+      save(self, number, *args),
+    ),
+  )
+  train.train(small(repository, **{'checkpoint.rounds': 5}), tmp_path / 'a')
+  assert saved == [5, 10, 12]
+  saved.clear()
+  often = {'checkpoint.minutes': 1e-9, 'checkpoint.keep': 1}
+  train.train(small(repository, **often), tmp_path / 'b')
+  assert saved == list(range(13))  # A nanosecond is always over.
+  assert '12' in os.listdir(tmp_path / 'b' / 'checkpoints')
+  assert len(os.listdir(tmp_path / 'b' / 'checkpoints')) <= 2
+  assert_same_bits(tmp_path / 'a', tmp_path / 'b')
+  saved.clear()
+  never = {'checkpoint.minutes': 0.0}
+  train.train(small(repository, **never), tmp_path / 'c')
+  assert saved == [12]
+
+
+def test_best_model_of_a_run(repository, tmp_path):
+  train.train(
+    small(repository, rounds=5, **{'checkpoint.rounds': 1}), tmp_path / 'run'
+  )
+  tested = {r['round']: r['test_accuracy'] for r in lines(tmp_path / 'run')[1:]}
+  params = fa.load_params(tmp_path / 'run', best=True)
+  data = fa.load_dataset('digits')
+  logits = fa.build_model('2nn', data).apply(params, data.test.x)
+  accuracy = np.mean(np.argmax(logits, axis=1) == data.test.y)
+  assert accuracy == pytest.approx(max(tested.values()))
+
+
+def test_killed_between_two_checkpoints(repository, whole, stopped):
+  again(repository, stopped)
+  assert_same_bits(whole, stopped)
+
+
+def test_killed_before_the_first_checkpoint(repository, whole, stopped, capsys):
+  shutil.rmtree(stopped / 'checkpoints')
+  content = json.loads((stopped / 'config.json').read_text())
+  assert content.pop('saved') is True
+  (stopped / 'config.json').write_text(json.dumps(content))
+  (stopped / 'partition.png').unlink()
+  again(repository, stopped)
+  assert 'ended before its first checkpoint' in capsys.readouterr().out
+  assert_same_bits(whole, stopped)
+  assert (stopped / 'partition.png').exists()
+
+
+def test_killed_between_the_last_checkpoint_and_the_summary(
+  repository, whole, tmp_path
+):
+  workdir = shutil.copytree(whole, tmp_path / 'run')
+  (workdir / 'summary.json').unlink()
+  (workdir / 'curves.png').unlink()
+  again(repository, workdir)
+  assert_same_bits(whole, workdir)
+  assert (workdir / 'curves.png').exists()
+
+
+@pytest.mark.parametrize(
+  'content', ['', '{"status"', '[]', '{"status": "finished", "rounds": 12}']
+)
+def test_a_damaged_summary_is_made_anew(repository, whole, tmp_path, content):
+  workdir = shutil.copytree(whole, tmp_path / 'run')
+  (workdir / 'summary.json').write_text(content)
+  again(repository, workdir)
+  assert_same_bits(whole, workdir)
+
+
+def test_a_torn_line_and_rounds_behind_the_checkpoint(
+  repository, whole, stopped
+):
+  with open(stopped / 'metrics.jsonl', 'a') as file:
+    file.write('{"round": 13, "train_l')
+  again(repository, stopped)
+  assert_same_bits(whole, stopped)
+
+
+def test_a_damaged_checkpoint(repository, whole, stopped, caplog):
+  for path in (stopped / 'checkpoints' / '8').rglob('*'):
+    if path.is_file():
+      os.truncate(path, path.stat().st_size // 2)
+  again(repository, stopped)
+  (warning,) = [r for r in caplog.records if r.levelname == 'WARNING']
+  assert 'checkpoints/8: not whole' in warning.getMessage()
+  assert_same_bits(whole, stopped)
+
+
+def test_a_run_that_is_over_stays_as_it_is(repository, whole, capsys):
+  before = {p: p.stat().st_mtime_ns for p in whole.rglob('*') if p.is_file()}
+  summary = again(repository, whole)
+  assert summary['status'] == 'finished'
+  assert 'this run is over' in capsys.readouterr().out
+  after = {p: p.stat().st_mtime_ns for p in whole.rglob('*') if p.is_file()}
+  assert {p for p in before | after if before.get(p) != after.get(p)} <= {
+    whole / '.lock'
+  }
+
+
+def test_a_target_ends_a_run_for_good(repository, tmp_path):
+  config = {'rounds': 60, 'target_accuracy': 0.5}
+  train.train(small(repository, **config), tmp_path / 'run')
+  rounds = len(lines(tmp_path / 'run')) - 1
+  assert rounds < 60
+  for left in ('summary.json', None):  # Killed just before it was written.
+    if left:
+      (tmp_path / 'run' / left).unlink()
+    summary = train.train(small(repository, **config), tmp_path / 'run')
+    assert (summary['status'], summary['rounds']) == ('target reached', rounds)
+    assert len(lines(tmp_path / 'run')) - 1 == rounds
+
+
+def test_a_diverged_run_diverges_again(repository, tmp_path):
+  config = small(repository, **{'client.learning_rate': 1e30})
+  told = []
+  for _ in range(2):
+    with pytest.raises(DivergedError, match='round 1: '):
+      train.train(config, tmp_path / 'run')
+    told.append(timeless(tmp_path / 'run'))
+  assert told[0] == told[1] and len(told[0]) == 2
+
+
+@pytest.mark.parametrize('every', [1, 2, 0])
+def test_diverged_behind_a_checkpoint(repository, tmp_path, every):
+  """The state to save is that of the round before, which may be saved."""
+  config = small(
+    repository,
+    **{'server.learning_rate': 1e6, 'checkpoint.rounds': every},
+  )
+  told = []
+  for _ in range(2):
+    with pytest.raises(DivergedError, match='server.learning_rate'):
+      train.train(config, tmp_path / 'run')
+    told.append(timeless(tmp_path / 'run'))
+  assert told[0] == told[1] and len(told[0]) > 2
+  # What was tested is the model before it: not of this round.
+  assert 'test_accuracy' not in told[0][-1]
+  last = np.concatenate([leaf.ravel() for leaf in leaves(tmp_path / 'run')])
+  assert np.isfinite(last).all()
+
+
+@pytest.mark.parametrize('name', ['momentum', 'scaffold'])
+def test_a_fault_between_two_checkpoints(
+  repository, tmp_path, monkeypatch, name
+):
+  """What SCAFFOLD's clients keep is on its way then, and cannot be saved."""
+  config = small(repository, **{'rounds_per_call': 1} | SETTINGS[name])
+  train.train(config, tmp_path / 'whole')
+  simulate = recorder.simulate
+
+  def fails(*args, **kwargs):
+    for record in simulate(*args, **kwargs):
+      yield record
+      if record.round == 5:
+        raise OSError(5, 'the disk is gone', 'disk')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(recorder, 'simulate', fails)
+    with pytest.raises(OSError, match='the disk is gone'):
+      train.train(config, tmp_path / 'run')
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert (summary['status'], summary['rounds']) == ('failed', 5)
+  train.train(config, tmp_path / 'run')
+  assert_same_bits(tmp_path / 'whole', tmp_path / 'run')
+
+
+def test_extend(repository, tmp_path, whole):
+  workdir = shutil.copytree(whole, tmp_path / 'run')
+  with pytest.raises(InputError, match=r'rounds = 15 \(was 12\).*extend'):
+    again(repository, workdir, rounds=15)
+  assert timeless(workdir) == timeless(whole)
+  again(repository, workdir, rounds=15, extend=True)
+  assert [r['round'] for r in lines(workdir)] == list(range(16))
+  # From now on it is a run of 15 rounds, like one that was never anything else.
+  with pytest.raises(InputError, match=r'rounds = 12 \(was 15\)'):
+    again(repository, workdir)
+  assert again(repository, workdir, rounds=15)['rounds'] == 15
+  again(repository, tmp_path / 'fifteen', rounds=15)
+  assert_same_bits(tmp_path / 'fifteen', workdir)
+  with pytest.raises(InputError, match='rounds = 9: must be at least the 15'):
+    again(repository, workdir, rounds=9, extend=True)
+  with pytest.raises(InputError, match='holds no run that could go on'):
+    again(repository, tmp_path / 'new', extend=True)
+  assert not (tmp_path / 'new').exists()
+
+
+def test_extend_lets_the_machine_be_another(repository, whole, stopped):
+  """Other lanes: the same cohorts and orders, equal up to rounding."""
+  with pytest.raises(InputError, match=r'lanes = 6 \(was 0\)'):
+    again(repository, stopped, lanes=6)
+  again(repository, stopped, lanes=6, extend=True)
+  for a, b in zip(lines(whole), lines(stopped), strict=True):
+    assert a['examples'] == b['examples']
+    np.testing.assert_allclose(a['test_loss'], b['test_loss'], rtol=1e-4)
+  summary = json.loads((stopped / 'summary.json').read_text())
+  assert summary['lanes'] == 6
+
+
+def test_changed_configs_are_refused_by_name(repository, stopped):
+  before = timeless(stopped)
+  with pytest.raises(InputError) as info:
+    again(repository, stopped, seed=7, **{'client.learning_rate': 0.25})
+  message = str(info.value)
+  assert 'seed = 7 (was 0)' in message
+  assert 'client.learning_rate = 0.25 (was 0.1)' in message
+  assert 'num_clients' not in message and '\n' not in message
+  with pytest.raises(InputError, match='seed = 7'):
+    again(repository, stopped, seed=7, extend=True)
+  assert timeless(stopped) == before
+
+
+def test_a_config_of_an_older_version(repository, stopped):
+  content = json.loads((stopped / 'config.json').read_text())
+  del content['config']['on_nan']
+  content['config']['gone'] = 3
+  (stopped / 'config.json').write_text(json.dumps(content))
+  with pytest.raises(
+    InputError, match=r"on_nan = 'stop' \(was None\).*gone = None \(was 3\)"
+  ):
+    again(repository, stopped)
+
+
+def test_data_that_have_changed(repository, stopped, monkeypatch):
+  load_dataset = builders.catalog.load_dataset
+
+  def changed(*args):
+    data = load_dataset(*args)
+    data.train.x[3, 2, 1] ^= 1
+    return data
+
+  monkeypatch.setattr(builders.catalog, 'load_dataset', changed)
+  before = timeless(stopped)
+  with pytest.raises(InputError, match='data of its clients.*SHA-256 was'):
+    again(repository, stopped)
+  assert timeless(stopped) == before
+
+
+def test_metrics_that_have_changed(repository, stopped):
+  path = stopped / 'metrics.jsonl'
+  path.write_text(path.read_text().replace('"round": 3', '"round": 4'))
+  before = path.read_bytes()
+  with pytest.raises(InputError, match='metrics.jsonl: does not begin with'):
+    again(repository, stopped)
+  assert path.read_bytes() == before
+
+
+def test_another_machine_is_told_and_noted(repository, stopped, caplog):
+  path = stopped / 'config.json'
+  content = json.loads(path.read_text())
+  content['versions']['jax'] = '0.9.0'
+  content['device'] = 'abacus'
+  path.write_text(json.dumps(content))
+  again(repository, stopped)
+  assert 'not the device or the versions (versions, device)' in caplog.text
+  content = json.loads(path.read_text())
+  assert content['device'] == 'abacus'
+  (resumed,) = content['resumed']
+  assert resumed['round'] == 8
+  assert resumed['versions']['jax'] == jax.__version__
+
+
+def test_lanes_of_the_checkpoint_stay(repository, whole, stopped, monkeypatch):
+  """Free memory may be other than it was: the bits are not."""
+  chosen = []
+  build = builders.build_simulation
+  monkeypatch.setattr(
+    builders,
+    'build_simulation',
+    lambda *args, **kwargs: (
+      chosen.append(kwargs['lanes']),
+      build(*args, **kwargs),
+    )[1],
+  )
+  again(repository, stopped)
+  assert chosen == [json.loads((whole / 'summary.json').read_text())['lanes']]
+
+
+@pytest.mark.parametrize(
+  ('jump', 'looks'), [(10 * 365 * 86400, 8), (-10 * 365 * 86400, 1)]
+)
+def test_a_clock_that_jumps(
+  repository, whole, tmp_path, monkeypatch, jump, looks
+):
+  """Ten years forth or back, once, in the middle of every checkpoint."""
+  real, save = time.time, checkpoint.Checkpoints.save
+  left, offset = [0], [0.0]
+
+  def jumping():
+    left[0] -= 1
+    if left[0] == 0:
+      offset[0] += jump
+    return real() + offset[0]
+
+  def save_while_it_jumps(self, *args):
+    left[0] = looks
+    return save(self, *args)
+
+  monkeypatch.setattr(time, 'time', jumping)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', save_while_it_jumps)
+  again(repository, tmp_path / 'run')
+  assert offset[0]
+  monkeypatch.undo()
+  assert_same_bits(whole, tmp_path / 'run')
+  assert all(0 <= r['seconds'] < 60 for r in lines(tmp_path / 'run'))

@@ -1,0 +1,46 @@
+"""Configs with changes, and what runs leave in their folders."""
+
+import importlib.util
+import json
+import signal
+
+import numpy as np
+
+from fedavg_jax.runs import recorder
+
+
+def load(repository, name, **changes):
+  path = repository / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  with config.unlocked():
+    config.update_from_flattened_dict(changes)
+  return config
+
+
+def lines(workdir):
+  return [
+    json.loads(line)
+    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+  ]
+
+
+def png_size(path):
+  content = path.read_bytes()
+  assert content[:8] == b'\x89PNG\r\n\x1a\n'
+  return tuple(np.frombuffer(content[16:24], '>u4'))
+
+
+def signal_after(monkeypatch, number, signum):
+  """Sends this process a signal once a round has been told."""
+  simulate = recorder.simulate
+
+  def interrupted(*args, **kwargs):
+    for record in simulate(*args, **kwargs):
+      yield record
+      if record.round == number:
+        signal.raise_signal(signum)
+
+  monkeypatch.setattr(recorder, 'simulate', interrupted)
