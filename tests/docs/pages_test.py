@@ -21,6 +21,7 @@ def blocks(repository):
   return re.findall(r'^```(\w*)\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_first_command(repository, blocks, tmp_path):
   """The main job learns a non-IID federation without any network."""
   first = next(content for kind, content in blocks if kind == 'shell')
@@ -130,6 +131,7 @@ def test_links_lead_somewhere(repository):
         assert (page.parent / link.split('#')[0]).exists(), (page, link)
 
 
+@pytest.mark.slow
 def test_site_builds_without_a_warning(repository, tmp_path):
   process = subprocess.run(
     [

@@ -43,7 +43,10 @@ PROMISES = {
   'paper': _paper,
 }
 
-pytestmark = pytest.mark.filterwarnings('default')  # Those of Jupyter.
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.filterwarnings('default'),  # Those of Jupyter.
+]
 
 
 @pytest.fixture

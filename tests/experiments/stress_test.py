@@ -7,6 +7,8 @@ import pytest
 from experiments.stress import kill
 from experiments.stress import long_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_killed_runs_end_with_the_same_bits(capsys):
   told = kill.trials(3, seed=1, settings=['SCAFFOLD'])

@@ -21,6 +21,8 @@ from fedavg_jax.engine import processes
 from fedavg_jax.runs import checkpoint
 from tests.testing import PROGRAMS
 
+pytestmark = pytest.mark.slow
+
 
 def _settings(number: int, folder: pathlib.Path) -> dict[str, np.ndarray]:
   script = PROGRAMS / 'several_processes.py'

@@ -526,10 +526,20 @@ RUNS = {
     _write('config.json', b'[' * 99_999), 'config.json: cannot be read'
   ),
   'config.json without config': run_folder(
-    _write('config.json', b'{}'), 'config.json: must hold the config'
+    _write('config.json', b'{"format": 2}'),
+    'config.json: must hold the config',
   ),
   'config.json with another config': run_folder(
-    _write('config.json', b'{"config": {"rounds": "x"}}'), 'config: differs'
+    _write('config.json', b'{"format": 2, "config": {"rounds": "x"}}'),
+    'config: differs',
+  ),
+  'config.json of the version before': run_folder(
+    _edit_json('config.json', lambda c: c.pop('format')),
+    'config.json: has format 1, this version reads 2',
+  ),
+  'config.json of a version to come': run_folder(
+    _edit_json('config.json', lambda c: c.update(format=[9])),
+    'config.json: has format [9], this version reads 2',
   ),
   'config.json with rounds of text': run_folder(
     _edit_json('config.json', lambda c: c['config'].update(rounds='many')),

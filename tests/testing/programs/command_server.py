@@ -25,8 +25,9 @@ def run_case(case) -> int:
   for number, name in ((0, os.devnull), (1, case['out']), (2, case['err'])):
     mode = os.O_RDWR | os.O_CREAT
     os.dup2(os.open(name, mode, 0o600), number)
+  command, *arguments = sys.argv[1:] = case['args']
   try:
-    dispatch.start(*case['args'][:1], case['args'][1:])
+    dispatch.start(command, arguments)
   except SystemExit as error:
     if isinstance(error.code, int) or error.code is None:
       return error.code or 0
