@@ -157,7 +157,7 @@ def _add_line(cfg, simulation, record, g, lines) -> str:
   def own(value):
     return None if value is None else np.asarray(value)[g].item()
 
-  mine = record.write_text(
+  mine = record._replace(
     **{
       name: own(getattr(record, name))
       for name in ('train_loss', 'examples', 'skipped', 'finite')
