@@ -22,6 +22,14 @@ def repository() -> pathlib.Path:
 
 
 @pytest.fixture
+def clone() -> pathlib.Path:
+  """The repository with its history; skips where only the files are here."""
+  if not (REPOSITORY / '.git').exists():
+    pytest.skip('this is no git clone')
+  return REPOSITORY
+
+
+@pytest.fixture
 def mnist_dir() -> pathlib.Path:
   """The folder of the original MNIST files; skips where there is none."""
   folder = pathlib.Path(os.environ.get('FEDAVG_DATA', '/nonexistent')) / 'mnist'

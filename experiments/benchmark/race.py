@@ -11,28 +11,39 @@ python -m experiments.benchmark --workloads writers,roles,roles_8
 python -m experiments.benchmark --workloads cohorts --picture cohorts.png
 python -m experiments.benchmark --workloads cnn --profile DIR
 python -m experiments.benchmark --devices 1,2 --processes 1,2
+python -m experiments.benchmark --peers reference,self@4d525b6 --starts 9
 
 With --devices or --processes the engine races itself on so many, with the same
 cohort (strong scaling) and with one that grows with them (weak scaling), beside
 what a model on paper says: the time of one, divided, and that of adding up the
 weights of the model. On a CPU devices are virtual, and share its cores.
+
+The peer `self@COMMIT` is the engine of another commit, `reference` the round in
+its plainest form (`plain.py`). With --starts the systems of ours are also
+started anew so many times, up to the result of their first round (`starts.py`).
 """
 
 import argparse
+from collections.abc import Mapping
 import contextlib
 import json
-import os
 import pathlib
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+import types
 from typing import Any
 import venv
 
+from experiments import checkout
+from experiments.benchmark import show
+from experiments.benchmark import starts
 from experiments.benchmark import workloads
+from experiments.benchmark.racer import Racer
+from experiments.benchmark.racer import System
+from fedavg_jax.cli import command
+from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import devices
 
 PEERS = pathlib.Path(__file__).parent / 'peers'
@@ -71,95 +82,29 @@ OWN_MODES = {
   'run_cnn': {'fedavg_jax, device alone': {'device_alone': True}},
   'cohort_1000': {'fedavg_jax, device alone': {'device_alone': True}},
 }
-_TURN_SECONDS = 1.0
+# Rivals from this repository: the plain form of the round, other commits.
+OWN_PEERS = ('reference', 'self@COMMIT')
+_SELF = 'self@'
+# Another commit's engine has its worker here, or had it there.
+WORKERS = ('experiments.benchmark.worker', 'experiments.worker')
 
 
-class Racer:
-  """A system in a race.
+def our_system(
+  workload: str, options: dict[str, Any], tree: checkout.Tree | None = None
+) -> System:
+  """Makes a system of the engine, as it is here or in another tree.
 
-  Attributes:
-    told: what it says of itself.
-    seconds: of a round, one entry per turn.
-    rounds: of each turn.
-    peak_kib: sum of the most memory of each of its processes so far.
+  Raises:
+    InputError: the tree has no worker.
   """
-
-  def __init__(self, command: list[Any]):
-    self._errors = tempfile.TemporaryFile('w+')
-    self._process = subprocess.Popen(
-      [str(part) for part in command],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=self._errors,
-      start_new_session=True,
-      text=True,
-    )
-    self.told = self._answer()
-    self.seconds: list[float] = []
-    self.rounds = 1
-    self.peak_kib = 0
-
-  def turn(self, *, counts: bool) -> None:
-    """Runs `rounds` rounds."""
-    assert self._process.stdin
-    self._process.stdin.write(f'{self.rounds}\n')
-    self._process.stdin.flush()
-    answer = self._answer()
-    seconds = answer['seconds'] / self.rounds
-    self.peak_kib = max(self.peak_kib, _peak_kib(self._process.pid))
-    if counts:
-      self.seconds.append(seconds)
-    else:  # Still warming up: how many rounds fill a turn?
-      self.rounds = max(1, round(_TURN_SECONDS / seconds))
-
-  def close(self) -> None:
-    """Ends the process, and those that it has started."""
-    assert self._process.stdin and self._process.stdout
-    self._process.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      self._process.wait(timeout=20)
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(self._process.pid, signal.SIGKILL)
-    self._process.wait()
-    self._process.stdout.close()
-    self._errors.close()
-
-  def _answer(self) -> dict[str, Any]:
-    assert self._process.stdout
-    line = self._process.stdout.readline()
-    if not line:
-      self._errors.seek(0)
-      last = self._errors.read().strip().splitlines()[-1:]
-      self.close()
-      raise ChildProcessError(f'ended: {" ".join(last) or "said nothing"}')
-    return json.loads(line)
-
-
-def _peak_kib(pid: int) -> int:
-  """Sum of the most memory of a process and all its descendants, Linux."""
-  parents, peaks = {}, {}
-  for status in pathlib.Path('/proc').glob('[0-9]*/status'):
-    with contextlib.suppress(OSError, KeyError):  # It may have just ended.
-      lines = status.read_text().splitlines()
-      told = dict(line.split(':', 1) for line in lines if ':' in line)
-      parents[int(told['Pid'])] = int(told['PPid'])
-      peaks[int(told['Pid'])] = int(told['VmHWM'].split()[0])
-
-  def descends(process: int) -> bool:
-    while process and process != pid:
-      process = parents.get(process, 0)
-    return process == pid
-
-  return sum(peak for process, peak in peaks.items() if descends(process))
-
-
-def our_command(workload: str, options: dict[str, Any]) -> list[Any]:
-  """Starts the engine's worker."""
-  return [
-    *(sys.executable, '-m', 'experiments.benchmark.worker'),
-    json.dumps(workloads.WORKLOADS[workload].as_dict()),
-    json.dumps(options),
-  ]
+  worker = (tree or checkout.here()).first_module(*WORKERS)
+  content = json.dumps(workloads.WORKLOADS[workload].as_dict())
+  own = json.dumps(options)
+  return System(
+    [sys.executable, '-m', worker, content, own],
+    tree,
+    [sys.executable, '-P', starts.FIRST_ROUND, content, own, worker],
+  )
 
 
 def peer_command(peer: str, workload: str, mode: tuple[str, ...]) -> list[Any]:
@@ -193,28 +138,55 @@ def scaled(devices: list[int], processes: list[int]) -> dict[str, Any]:
   return modes
 
 
+def systems_of(
+  workload: str,
+  peers: list[str],
+  options: dict[str, Any],
+  modes: dict[str, Any],
+  trees: Mapping[str, checkout.Tree],
+) -> dict[str, System]:
+  """Makes the engine, in its other ways too, and its rivals; the engine first.
+
+  Args:
+    workload: name of what they run.
+    peers: names, those of `trees` among them.
+    options: of the engine.
+    modes: name -> further options of the engine.
+    trees: name -> another commit of this repository.
+  """
+  systems = {'fedavg_jax': our_system(workload, options)}
+  unwatched = options | {'profile': ''}
+  for name, own in modes.items():
+    systems[name] = our_system(workload, unwatched | own)
+  for peer in peers:
+    if peer in trees:
+      systems[peer] = our_system(workload, unwatched, trees[peer])
+    elif peer == 'reference':
+      systems[peer] = our_system(workload, unwatched | {'reference': True})
+    else:
+      for name, mode in PEER_MODES[peer].items():
+        try:
+          systems[name] = System(peer_command(peer, workload, mode))
+        except (OSError, subprocess.CalledProcessError) as error:
+          print(f'{name}: cannot be installed here, left out: {error}')
+  return systems
+
+
 def race(
   workload: str,
   peers: list[str],
   turns: int,
   options: dict[str, Any],
   modes: dict[str, Any],
+  trees: Mapping[str, checkout.Tree] = types.MappingProxyType({}),
 ) -> dict[str, Racer]:
   """Lets the engine, in its other ways too, and the peers take turns."""
-  commands = {'fedavg_jax': our_command(workload, options)}
-  for name, own in modes.items():
-    commands[name] = our_command(workload, options | own | {'profile': ''})
-  for peer in peers:
-    for name, mode in PEER_MODES[peer].items():
-      try:
-        commands[name] = peer_command(peer, workload, mode)
-      except (OSError, subprocess.CalledProcessError) as error:
-        print(f'{name}: cannot be installed here, left out: {error}')
+  systems = systems_of(workload, peers, options, modes, trees)
   racers: dict[str, Racer] = {}
   try:
-    for name, command in commands.items():
+    for name, system in systems.items():
       try:
-        racers[name] = Racer(command)
+        racers[name] = Racer(system.command, system.tree)
       except ChildProcessError as error:
         print(f'{name}: does not start, left out: {error}')
     for number in range(turns + 2):
@@ -253,6 +225,7 @@ def rows(
       'examples_per_second': told['examples'] / seconds,
       'gflops': 1e-9 * told['flops_per_example'] * told['examples'] / seconds,
       'peak_mib': racer.peak_kib / 1024,
+      **({'commit': racer.commit} if racer.commit else {}),
       **peaks,
       **racer.told,
       'note': NOTES.get(name.split(',')[0], ''),
@@ -263,104 +236,19 @@ def rows(
   return found
 
 
-def show(found: list[dict[str, Any]]) -> None:
-  """Prints one workload's table."""
-  ours = found[0]
-  print(f'\n{ours["workload"]}: {ours["about"]}')
-  heads = ('s a round', 'min', 'max', 'ms a step', 'GFLOP/s', 'MiB', 'ratio')
-  print(f'{"":38}' + ''.join(f'{head:>10}' for head in heads))
-  for row in found:
-    note = f'  {row["note"]}' if row['note'] else ''
-    cells = (
-      f'{row["seconds_per_round"]:.4g}',
-      f'{min(row["seconds"]):.4g}',
-      f'{max(row["seconds"]):.4g}',
-      f'{1000 / row["steps_per_second"]:.3g}',
-      f'{row["gflops"]:.3g}',
-      f'{row["peak_mib"]:.0f}',
-      f'{row["ratio_to_ours"]:.2f}',
-    )
-    line = ''.join(f'{cell:>10}' for cell in cells)
-    print(f'{row["system"]:38}{line}{note}')
-  print(
-    f'  {ours["rounds_per_second"]:.4g} rounds,'
-    f' {ours["clients_per_second"]:.4g} clients,'
-    f' {ours["steps_per_second"]:.4g} client steps,'
-    f' {ours["examples_per_second"]:.5g} examples a second; compiled in'
-    f' {ours["compile_seconds"]:.1f} s\n'
-    f'  {ours["lanes"]} lane(s) on {ours["devices"]} device(s),'
-    f' {100 * ours["useful_share"]:.1f} % of their steps useful;'
-    f' {ours["temporary_bytes"] / 2**20:.3g} MiB for the call,'
-    f' {ours["plan_bytes"] / 2**20:.3g} for a plan\n'
-    f'  {ours["gflops"]:.3g} GFLOP/s of {ours["peak_gflops_float32"]:.3g} that'
-    ' a large matrix product reaches; a large copy'
-    f' {ours["peak_gbytes"]:.3g} GB/s',
-    flush=True,
-  )
-
-
-def show_scaling(found: list[dict[str, Any]], modes: dict[str, Any]) -> None:
-  """Prints how well one workload's rounds are shared."""
-  rows = {row['system']: row for row in found}
-  print(f'{"":38}{"s a round":>12}{"on paper":>12}{"efficiency":>12}')
-  for name, own in modes.items():
-    one = rows.get('1 process' if 'processes' in own else '1 device')
-    if name not in rows or one is None:
-      continue
-    row, number, times = rows[name], own['devices'], own['times']
-    single = one['seconds_per_round']
-    paper = single * times / number + row['reduce_seconds'] * (number > 1)
-    row |= {
-      'scaled': own,
-      'paper_seconds': paper,
-      'efficiency': single * times / number / row['seconds_per_round'],
-    }
-    print(
-      f'{name:38}{row["seconds_per_round"]:>12.4g}{paper:>12.4g}'
-      f'{row["efficiency"]:>12.2f}'
-    )
-
-
-def draw_cohorts(found: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Cost of a client and memory of a call against the size of the cohort."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-  for system in dict.fromkeys(row['system'] for row in found):
-    mine = [row for row in found if row['system'] == system]
-    if len(mine) == 1 < len({row['workload'] for row in found}):
-      continue  # A way to run a single one of them.
-    cohorts = [workloads.WORKLOADS[row['workload']].cohort for row in mine]
-    cost = [1000 / row['clients_per_second'] for row in mine]
-    left.plot(cohorts, cost, 'o-', label=system)
-    if system == 'fedavg_jax':
-      call = [row['temporary_bytes'] / 2**20 for row in mine]
-      plans = [row['plan_bytes'] / 2**20 for row in mine]
-      right.plot(cohorts, call, 'o-', label='the call, beside data and model')
-      right.plot(cohorts, plans, 's--', label='the plan')
-  left.set(xscale='log', xlabel='cohort', ylabel='ms a client')
-  right.set(xscale='log', xlabel='cohort', ylabel='MiB')
-  for axes in (left, right):
-    axes.set_ylim(0, 1.7 * axes.get_ylim()[1])  # Room for the legend.
-    axes.grid(alpha=0.3)
-    axes.legend(loc='upper left', fontsize='small')
-  figure.suptitle('2NN, 1,000 clients of 60 examples, E = 1, B = 10')
-  figure.tight_layout()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
-
-
-def main() -> None:
-  """Races every system on every workload; prints and appends the figures."""
+def _parser() -> argparse.ArgumentParser:
+  """Makes the parser of the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
     '--workloads', default=DEFAULT, help=f'names, or of {", ".join(GROUPS)}'
   )
-  parser.add_argument('--peers', default='', help=','.join(PEER_MODES))
+  parser.add_argument(
+    '--peers', default='', help=','.join([*PEER_MODES, *OWN_PEERS])
+  )
   parser.add_argument('--turns', type=int, default=9)
+  parser.add_argument(
+    '--starts', type=int, default=0, help='of each system of ours, timed'
+  )
   parser.add_argument('--lanes', type=int, help='over the workload')
   parser.add_argument('--convolution', default='auto')
   parser.add_argument('--precision', default='float32')
@@ -370,47 +258,120 @@ def main() -> None:
   parser.add_argument('--profile', help='folder for a trace of our engine')
   parser.add_argument('--out', type=pathlib.Path, help='appends JSON lines')
   parser.add_argument('--picture', type=pathlib.Path, help='of the cohorts')
-  args = parser.parse_args()
+  return parser
+
+
+def _names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Any:
+  """Checks what is asked for. Returns the workloads and the peers."""
   names: list[str] = []
   for name in args.workloads.split(','):
     names += GROUPS.get(name, [name])
   peers = [peer for peer in args.peers.split(',') if peer]
   for kind, given, known in (
     ('--workloads', names, workloads.WORKLOADS),
-    ('--peers', peers, PEER_MODES),
+    ('--peers', peers, [*PEER_MODES, *OWN_PEERS]),
   ):
     for name in given:
-      if name not in known:
+      commit = kind == '--peers' and name.startswith(_SELF)
+      if name not in known and not commit:
         parser.error(f'{kind} {name}: must be one of {", ".join(known)}')
+  for flag, least in (('turns', 1), ('starts', 0)):
+    if getattr(args, flag) < least:
+      parser.error(f'--{flag} {getattr(args, flag)}: must be at least {least}')
+  return names, peers
+
+
+def _scales(
+  parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> dict[str, Any]:
+  """Reads --devices and --processes."""
   numbers = {}
   for flag in ('devices', 'processes'):
     given = [part for part in getattr(args, flag).split(',') if part]
     if not all(part.isdigit() and int(part) for part in given):
       parser.error(f'--{flag} {getattr(args, flag)}: must be numbers above 0')
     numbers[flag] = sorted({*map(int, given)} | ({1} if given else set()))
-  scales = scaled(**numbers)
-  if args.turns < 1:
-    parser.error(f'--turns {args.turns}: must be at least 1')
+  return scaled(**numbers)
+
+
+def _check_out(
+  peers: list[str], stack: contextlib.ExitStack
+) -> tuple[list[str], dict[str, checkout.Tree]]:
+  """Lays the commits among the peers into folders.
+
+  Args:
+    peers: as they were asked for.
+    stack: removes the folders at its end.
+
+  Returns:
+    The peers, each once, commits as self@ and their short hash; their trees.
+
+  Raises:
+    InputError: no such commit, or one without a worker.
+  """
+  trees: dict[str, checkout.Tree] = {}
+  named = []
+  for peer in peers:
+    if peer.startswith(_SELF):
+      tree = stack.enter_context(checkout.checked_out(peer[len(_SELF) :]))
+      tree.first_module(*WORKERS)
+      peer = f'{_SELF}{tree.name}'
+      trees[peer] = tree
+    named.append(peer)
+  return list(dict.fromkeys(named)), trees
+
+
+def main() -> None:
+  """Races every system on every workload; prints and appends the figures."""
+  parser = _parser()
+  args = parser.parse_args()
+  names, peers = _names(parser, args)
+  scales = _scales(parser, args)
   options = {
     key: getattr(args, key)
     for key in ('lanes', 'convolution', 'precision', 'cpu_devices', 'profile')
     if getattr(args, key) is not None
   }
-  best = Racer(our_command(names[0], options | {'peaks': True}))
+  with contextlib.ExitStack() as stack:
+    try:
+      peers, trees = _check_out(peers, stack)
+    except InputError as error:
+      sys.exit(command.fail(f'--peers {args.peers}: {error}'))
+    _race_all(args, names, peers, options, scales, trees)
+
+
+def _race_all(
+  args: argparse.Namespace,
+  names: list[str],
+  peers: list[str],
+  options: dict[str, Any],
+  scales: dict[str, Any],
+  trees: Mapping[str, checkout.Tree],
+) -> None:
+  """Races on one workload after another."""
+  best = Racer(our_system(names[0], options | {'peaks': True}).command)
   best.close()
+  ours = [peer for peer in peers if peer not in PEER_MODES]
   everything = []
   for name in names:
     modes = OWN_MODES.get(name, {}) if not scales else scales
-    racers = race(name, peers, args.turns, options, modes)
+    started = starts.measure(
+      systems_of(name, ours, options, {}, trees) if args.starts else {},
+      args.starts,
+    )
+    racers = race(name, peers, args.turns, options, modes, trees)
     if 'fedavg_jax' not in racers:
       sys.exit(f'{name}: our own engine fails')
     found = rows(name, racers, best.told)
-    show(found)
+    starts.add(found, started)
+    show.table(found)
+    if args.starts:
+      show.starts(found)
     if scales:
-      show_scaling(found, scales)
+      show.scaling(found, scales)
     everything += found
     if args.out:
       with open(args.out, 'a', encoding='utf-8') as file:
         file.writelines(json.dumps(row) + '\n' for row in found)
   if args.picture:
-    draw_cohorts(everything, args.picture)
+    show.cohorts(everything, args.picture)

@@ -2,7 +2,8 @@
 
 python -m experiments.benchmark.worker WORKLOAD OPTIONS
 
-With the option `processes` it starts others like itself, which do what it does.
+With the option `processes` it starts others like itself, which do what it does;
+with `reference` it runs the plain form of the round in the engine's place.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.benchmark import plain
 from experiments.benchmark import workloads
 from experiments.benchmark.peers import protocol
 from experiments.stress import lost_process
@@ -218,6 +220,12 @@ def join(options: dict[str, Any]) -> list[subprocess.Popen]:
 def main() -> None:
   """Answers `experiments.benchmark`."""
   options = json.loads(sys.argv[2])
+  if options.get('reference'):
+    rounds = plain.PlainRounds(
+      workloads.from_dict(protocol.workload()), options
+    )
+    protocol.serve(rounds.run, **rounds.told)
+    return
   others = join(options)
   fa.use_cpu_devices(
     options.get('cpu_devices', 0)

@@ -76,20 +76,25 @@ def start(setting: str, workdir: pathlib.Path, out: Any) -> subprocess.Popen:
   )
 
 
+def last_checkpoint(workdir: pathlib.Path) -> checkpoint.Checkpoint:
+  """Reads what a run has saved last."""
+  with contextlib.closing(
+    checkpoint.Checkpoints(workdir, keep=2)
+  ) as checkpoints:
+    saved = checkpoints.newest()
+  assert saved is not None
+  return saved
+
+
 def result(workdir: pathlib.Path) -> dict[str, Any]:
   """All that two runs of the same config must have in common."""
 
   def timeless(content):
     return {k: v for k, v in content.items() if k not in _CLOCKS}
 
-  with contextlib.closing(
-    checkpoint.Checkpoints(workdir, keep=2)
-  ) as checkpoints:
-    saved = checkpoints.newest()
-  assert saved is not None
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   return {
-    'arrays': checkpoint.digest(saved.leaves),
+    'arrays': checkpoint.digest(last_checkpoint(workdir).leaves),
     'metrics': [timeless(json.loads(line)) for line in lines],
     'summary': timeless(json.loads((workdir / 'summary.json').read_text())),
   }

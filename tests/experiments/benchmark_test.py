@@ -1,6 +1,8 @@
 """The scripts of experiments/ run from end to end, at a small size."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -10,24 +12,36 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import checkout
 from experiments.benchmark import accelerator
+from experiments.benchmark import plain
 from experiments.benchmark import race
+from experiments.benchmark import show
+from experiments.benchmark import worker
 from experiments.benchmark import workloads
 from experiments.gallery import custom_algorithm
 import fedavg_jax as fa
 from fedavg_jax.contracts.model import num_parameters
 
 
-def run(repository, module, *args):
+def run(repository, module, *args, environment=None):
   process = subprocess.run(
     [sys.executable, '-m', module, *map(str, args)],
     cwd=repository,
+    env=environment,
     capture_output=True,
     text=True,
     timeout=300,
   )
   assert process.returncode == 0, process.stderr
   return process.stdout
+
+
+def git(folder, *args):
+  process = subprocess.run(
+    ['git', '-C', folder, *args], capture_output=True, text=True, check=True
+  )
+  return process.stdout.strip()
 
 
 def rows(path):
@@ -67,8 +81,6 @@ def test_profile(repository, tmp_path):
 
 def test_a_padded_lane_per_client_is_the_same_work(tmp_path):
   """The engine's own rival: every lane to the end of the longest client."""
-  from experiments.benchmark import worker
-
   workload = workloads.WORKLOADS['flute_lr']
   padded, _ = worker.build(workload, {'lanes': 'cohort'})
   plain, _ = worker.build(workload, {})
@@ -83,6 +95,7 @@ def test_a_padded_lane_per_client_is_the_same_work(tmp_path):
     (('--workloads', 'imagenet'), '--workloads imagenet: must be one of'),
     (('--peers', 'tff'), '--peers tff: must be one of torch'),
     (('--turns', '0'), '--turns 0: must be at least 1'),
+    (('--starts', '-1'), '--starts -1: must be at least 0'),
   ],
 )
 def test_bad_arguments_of_the_benchmark(repository, arguments, said):
@@ -94,6 +107,136 @@ def test_bad_arguments_of_the_benchmark(repository, arguments, said):
   )
   assert process.returncode == 2
   assert said in process.stderr and 'Traceback' not in process.stderr
+
+
+@pytest.mark.slow
+def test_the_engine_of_another_commit(clone, tmp_path):
+  """The last commit and the plain form take turns with what is here."""
+  out = tmp_path / 'rows.jsonl'
+  table = run(
+    clone,
+    'experiments.benchmark',
+    *('--workloads', 'flute_lr', '--turns', 1, '--starts', 1, '--out', out),
+    *('--peers', 'self@HEAD,reference'),
+    environment=os.environ | {'TMPDIR': str(tmp_path)},
+  )
+  ours, before, plain = rows(out)
+  commit = git(clone, 'rev-parse', 'HEAD')
+  assert before['commit'] == commit and 'commit' not in ours
+  assert before['system'].startswith('self@')
+  assert commit.startswith(before['system'].removeprefix('self@'))
+  assert plain['system'] == 'reference' and plain['devices'] == 1
+  for row in (ours, before, plain):
+    assert 0 < row['started_seconds'][0] < row['ready_seconds'][0]
+    assert row['system'] in table.split('seconds from start')[1]
+  assert before['ready_ratio_to_ours'] > 0 and before['ratio_to_ours'] > 0
+  assert before['parameters'] == ours['parameters']
+  assert not list(tmp_path.glob('fedavg_jax-*'))
+
+
+@pytest.mark.parametrize('commit', ['nowhere', '', '--all'])
+def test_commits_that_are_none(clone, tmp_path, commit):
+  process = subprocess.run(
+    [
+      *(sys.executable, '-m', 'experiments.benchmark'),
+      *('--workloads', 'flute_lr', '--peers', f'self@HEAD,self@{commit}'),
+    ],
+    cwd=clone,
+    env=os.environ | {'TMPDIR': str(tmp_path)},
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 2
+  (line,) = process.stderr.splitlines()
+  assert line.startswith('error: --peers')
+  assert line.endswith(f'{commit!r}: is no commit of {clone}')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_commit_runs_its_own_package(clone):
+  """Not that of this tree, not the installed one; its folder is removed."""
+  with checkout.checked_out('HEAD') as tree:
+    process = subprocess.run(
+      [sys.executable, '-c', 'import fedavg_jax as fa; print(fa.__file__)'],
+      cwd=tree.folder,
+      env=tree.environment(),
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    package = tree.folder / 'fedavg_jax' / '__init__.py'
+    assert process.stdout.strip() == str(package)
+    with pytest.raises(fa.InputError, match='has no module experiments.w or'):
+      tree.first_module('experiments.w', 'experiments.v')
+  assert not tree.folder.parent.exists()
+  assert git(clone, 'worktree', 'list').count(str(tree.folder)) == 0
+
+
+def test_a_commit_is_removed_where_a_signal_ends_the_process(clone, tmp_path):
+  code = """
+from experiments import checkout
+import time
+with checkout.checked_out('HEAD') as tree:
+  print(tree.folder, flush=True)
+  time.sleep(60)
+"""
+  process = subprocess.Popen(
+    [sys.executable, '-c', code],
+    cwd=clone,
+    env=os.environ | {'TMPDIR': str(tmp_path)},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout and process.stdout.readline().strip()
+  assert list(tmp_path.iterdir())
+  process.terminate()
+  assert process.wait(timeout=20) == 128 + signal.SIGTERM
+  process.stdout.close()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_commit_of_no_clone(tmp_path):
+  """Nor of a folder inside of another clone."""
+  with pytest.raises(fa.InputError, match='is no git clone'):
+    with checkout.checked_out('HEAD', tmp_path):
+      pass
+  git(tmp_path, 'init', '--quiet')
+  inside = tmp_path / 'copy'
+  inside.mkdir()
+  with pytest.raises(fa.InputError, match='is no git clone, but part of'):
+    with checkout.checked_out('HEAD', inside):
+      pass
+  with pytest.raises(fa.InputError, match="'HEAD': is no commit of"):
+    with checkout.checked_out('HEAD', tmp_path):
+      pass
+
+
+@pytest.mark.parametrize('sizes', [(7, 30, 12, 1, 23), (20,) * 5])
+def test_the_plain_form_computes_the_same(sizes):
+  """Uneven clients are padded; the last minibatch of an epoch is short."""
+  workload = workloads.Workload(
+    about='', model='lr', sizes=sizes, cohort=3, epochs=2, tested=50
+  )
+  rounds = plain.PlainRounds(workload, {})
+  assert 0 < rounds.told['useful_share'] <= 1
+  rounds.run(2)
+  rounds.run(1)
+  simulation, _ = worker.build(workload, {})
+  *_, record = fa.simulate(simulation, rounds=3)
+  for got, expected in zip(
+    jax.tree.leaves(rounds.params),
+    jax.tree.leaves(record.state.params),
+    strict=True,
+  ):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+def test_the_plain_form_refuses_other_work():
+  uneven = workloads.Workload(
+    about='', model='lr', sizes=(7, 30), cohort=1, weighting='uniform'
+  )
+  with pytest.raises(fa.InputError, match='by their examples'):
+    plain.PlainRounds(uneven, {})
 
 
 def test_a_peer_that_fails_is_reported(monkeypatch, capsys):
@@ -147,7 +290,7 @@ def test_the_engine_races_itself_on_devices_and_processes(capsys):
   racers = race.race('flute_lr', [], 1, {}, modes)
   assert list(racers) == ['fedavg_jax', *modes], capsys.readouterr().out
   found = race.rows('flute_lr', racers, {})
-  race.show_scaling(found, modes)
+  show.scaling(found, modes)
   assert [row['devices'] for row in found[1:]] == [2, 1, 2, 2]
   assert [row['clients'] for row in found[1:]] == [10, 10, 10, 20]
   for row in found[2:]:  # The first has no single device beside it.

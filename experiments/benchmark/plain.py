@@ -1,0 +1,124 @@
+"""A workload in its plainest form, as a rival of the engine.
+
+Every client of the cohort is padded to the largest one of the population, so
+that one compilation serves every round; the padded clients are stacked, `vmap`
+trains them side by side, and their weighted mean is the new model:
+`fedavg_jax.build_reference_round`. Cohorts, orders and minibatches are those of
+the engine. The next round is stacked while the device works on this one.
+"""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmark import workloads
+import fedavg_jax as fa
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import evaluation
+from fedavg_jax.runs import provenance
+
+_COHORTS = 100  # Rounds that shares are averaged over.
+
+
+class PlainRounds:
+  """The rounds of a workload, from the initial model on.
+
+  Attributes:
+    params: the global model.
+    told: what it says of itself.
+  """
+
+  def __init__(self, workload: workloads.Workload, options: dict[str, Any]):
+    """Compiles a workload.
+
+    Args:
+      workload: what to run.
+      options: `convolution` and `precision` of the model.
+
+    Raises:
+      InputError: the plain form cannot do the same work.
+    """
+    data, self._clients = workloads.make_data(workload)
+    model = workloads.make_model(
+      workload,
+      data,
+      convolution=options.get('convolution', 'auto'),
+      precision=options.get('precision', 'float32'),
+    )
+    if model.augment is not None:
+      raise InputError('the plain form augments no examples')
+    if workload.weighting != 'examples' and len(set(workload.sizes)) > 1:
+      raise InputError('the plain form weighs clients by their examples')
+    self._planner = fa.Planner(
+      num_examples=self._clients.num_examples,
+      cohort_size=workload.cohort,
+      epochs=workload.epochs,
+      batch_size=workload.batch,
+      weighting=workload.weighting,
+      seed=0,
+    )
+    self.params = model.init(jax.random.key(self._planner.seed))
+    self._evaluate, self._test = None, None
+    if workload.tested:
+      mesh = fa.lane_mesh(jax.devices()[:1])
+      self._evaluate = evaluation.build_evaluate(model.apply, mesh)
+      self._test = evaluation.place_test_set(data.test, mesh)
+    reference_round: Any = fa.build_reference_round(
+      fa.cross_entropy(model.apply), workload.learning_rate
+    )
+    self._done = 0
+    begin = time.perf_counter()
+    self._round: Any = reference_round.lower(
+      self.params, *self._inputs(1)
+    ).compile()
+    self.told = self._describe(time.perf_counter() - begin)
+
+  def run(self, rounds: int) -> None:
+    """Runs some more rounds, with their tests where the workload has some."""
+    under_way: Any = ()
+    for _ in range(rounds):
+      self._done += 1
+      inputs = self._inputs(self._done)
+      jax.device_get(under_way)
+      self.params = self._round(self.params, *inputs)
+      under_way = jax.tree.leaves(self.params)[:1]
+      if self._evaluate is not None:
+        under_way = self._evaluate(self.params, self._test)
+    jax.block_until_ready((self.params, jax.device_get(under_way)))
+
+  def _inputs(self, number: int) -> tuple[np.ndarray, ...]:
+    """Stacks a round's cohort; the shapes are the same in every round."""
+    cohort = self._planner.cohort(number)
+    x, y, mask = fa.stack(self._clients, cohort.tolist())
+    batches = self._planner.padded_batches(number, cohort)
+    most = int(self._planner.num_examples.max())
+    steps = int(self._planner.steps(np.array([most]))[0])
+    return (
+      *(_padded(array, most, 0) for array in (x, y, mask)),
+      _padded(batches, steps, -1),
+    )
+
+  def _describe(self, compile_seconds: float) -> dict[str, Any]:
+    """Tells what does not depend on the clock, and what compiling took."""
+    planner = self._planner
+    cohorts = [planner.cohort(r) for r in range(1, _COHORTS + 1)]
+    steps = [planner.steps(planner.num_examples[ids]) for ids in cohorts]
+    most = planner.steps(planner.num_examples).max()
+    memory = self._round.memory_analysis()
+    return {
+      'lanes': planner.cohort_size,
+      'devices': 1,
+      'compile_seconds': compile_seconds,
+      'useful_share': float(np.mean(steps) / most),
+      'temporary_bytes': memory.temp_size_in_bytes,
+      **provenance.environment(),
+    }
+
+
+def _padded(array: np.ndarray, length: int, fill: int) -> np.ndarray:
+  """Pads the second axis to a length."""
+  missing = [(0, 0)] * array.ndim
+  missing[1] = (0, length - array.shape[1])
+  return np.pad(array, missing, constant_values=fill)

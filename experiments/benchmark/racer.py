@@ -1,0 +1,127 @@
+"""A system that the benchmark races, in a process of its own."""
+
+from collections.abc import Sequence
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
+from typing import Any
+from typing import NamedTuple
+
+from experiments import checkout
+
+_TURN_SECONDS = 1.0
+
+
+class System(NamedTuple):
+  """How a system is started.
+
+  Attributes:
+    command: of its worker.
+    tree: where it runs and whose package it imports; as this process if None.
+    first_round: of a system of ours, the command of `starts.measure`.
+  """
+
+  command: Sequence[Any]
+  tree: checkout.Tree | None = None
+  first_round: Sequence[Any] = ()
+
+
+class Racer:
+  """A system in a race.
+
+  Attributes:
+    told: what it says of itself.
+    commit: whose code it runs; '' for what is here.
+    seconds: of a round, one entry per turn.
+    rounds: of each turn.
+    peak_kib: sum of the most memory of each of its processes so far.
+  """
+
+  def __init__(self, command: Sequence[Any], tree: checkout.Tree | None = None):
+    """Starts a system, waits for its first answer.
+
+    Args:
+      command: of its worker.
+      tree: where it runs and whose package it imports; as this process if left
+        out.
+
+    Raises:
+      ChildProcessError: it has ended without an answer.
+    """
+    self._errors = tempfile.TemporaryFile('w+')
+    self._process = subprocess.Popen(
+      [str(part) for part in command],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+      start_new_session=True,
+      text=True,
+      cwd=tree.folder if tree else None,
+      env=tree.environment() if tree else None,
+    )
+    self.commit = tree.commit if tree else ''
+    self.seconds: list[float] = []
+    self.rounds = 1
+    self.peak_kib = 0
+    try:
+      self.told = self._answer()
+    except (KeyboardInterrupt, SystemExit):
+      self.close()
+      raise
+
+  def turn(self, *, counts: bool) -> None:
+    """Runs `rounds` rounds."""
+    assert self._process.stdin
+    self._process.stdin.write(f'{self.rounds}\n')
+    self._process.stdin.flush()
+    answer = self._answer()
+    seconds = answer['seconds'] / self.rounds
+    self.peak_kib = max(self.peak_kib, _peak_kib(self._process.pid))
+    if counts:
+      self.seconds.append(seconds)
+    else:  # Still warming up: how many rounds fill a turn?
+      self.rounds = max(1, round(_TURN_SECONDS / seconds))
+
+  def close(self) -> None:
+    """Ends the process, and those that it has started."""
+    assert self._process.stdin and self._process.stdout
+    self._process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._process.wait(timeout=20)
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+    self._process.stdout.close()
+    self._errors.close()
+
+  def _answer(self) -> dict[str, Any]:
+    assert self._process.stdout
+    line = self._process.stdout.readline()
+    if not line:
+      self._errors.seek(0)
+      last = self._errors.read().strip().splitlines()[-1:]
+      self.close()
+      raise ChildProcessError(f'ended: {" ".join(last) or "said nothing"}')
+    return json.loads(line)
+
+
+def _peak_kib(pid: int) -> int:
+  """Sum of the most memory of a process and all its descendants, Linux."""
+  parents, peaks = {}, {}
+  for status in pathlib.Path('/proc').glob('[0-9]*/status'):
+    with contextlib.suppress(OSError, KeyError):  # It may have just ended.
+      lines = status.read_text().splitlines()
+      told = dict(line.split(':', 1) for line in lines if ':' in line)
+      parents[int(told['Pid'])] = int(told['PPid'])
+      peaks[int(told['Pid'])] = int(told['VmHWM'].split()[0])
+
+  def descends(process: int) -> bool:
+    while process and process != pid:
+      process = parents.get(process, 0)
+    return process == pid
+
+  return sum(peak for process, peak in peaks.items() if descends(process))
