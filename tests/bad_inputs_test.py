@@ -17,6 +17,7 @@ SERVER = """
 import json, os, sys, warnings
 from absl import app
 from fedavg_jax.cli import command, run
+from fedavg_jax.runs import train  # Once, not in every fork.
 run.define_flags()
 warnings.simplefilter('ignore')
 for line in sys.stdin:
