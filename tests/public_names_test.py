@@ -1,5 +1,6 @@
 """What `import fedavg_jax` offers, and what it does not import for it."""
 
+import ast
 import subprocess
 import sys
 
@@ -12,6 +13,13 @@ def test_every_name_is_there():
     assert name in dir(fedavg_jax)
     value = getattr(fedavg_jax, name)
     assert value.__name__.rpartition('.')[2] == name
+
+
+def test_every_name_that_is_imported_is_public(repository):
+  tree = ast.parse((repository / 'fedavg_jax' / '__init__.py').read_text())
+  (block,) = (node for node in tree.body if isinstance(node, ast.With))
+  names = [alias.name for node in block.body for alias in node.names]
+  assert sorted(names) == sorted(fedavg_jax.__all__)
 
 
 def test_a_star_imports_them_all():
