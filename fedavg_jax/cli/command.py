@@ -29,14 +29,19 @@ from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import LostError
 from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.runs.progress import say
 
 _FAILED, _BAD_INPUT, _DIVERGED, _SIGNAL = 1, 2, 3, 128
+_HELP = ('-h', '-help', '--help', '--helpshort', '--helpfull')
 
 
 def define_config() -> None:
   """Defines the flag --config."""
   config_flags.DEFINE_config_file(
-    'config', None, 'File of a setting, configs/NAME.py or configs/NAME.py:ARG.'
+    'config',
+    None,
+    'File of a setting, FILE.py or FILE.py:ARG. One that comes with the package'
+    ' is named in its place by a first word, NAME or NAME:ARG.',
   )
 
 
@@ -48,14 +53,33 @@ def read_config() -> tuple[ml_collections.ConfigDict, str]:
   """
   flag: Any = flags.FLAGS['config']
   if not flag.present or not flag.config_filename:
-    raise InputError('--config is missing: name a file of configs/')
+    raise InputError(_missing())
   source = flag.config_filename
+  _check_file(source)
   path, *argument = source.split(':')
-  if not pathlib.Path(path).is_file():
-    raise InputError(f'--config {source}: there is no such file')
   if not isinstance(flag.value, ml_collections.ConfigDict):
     raise InputError(f'{source}: get_config() must return a ConfigDict')
   return flag.value, '_'.join([pathlib.Path(path).stem, *argument])
+
+
+def _missing() -> str:
+  known = ', '.join(package_configs.names())
+  return (
+    f'--config is missing: name a file, or as the first word one of {known}'
+  )
+
+
+def _check_file(source: str) -> None:
+  """Raises InputError where --config names no file."""
+  path = pathlib.Path(source.split(':')[0])
+  if path.is_file():
+    return
+  hint = ''
+  if path.stem in package_configs.names():
+    hint = (
+      f"; the package's own is the first word {path.stem}, without --config"
+    )
+  raise InputError(f'--config {source}: there is no such file{hint}')
 
 
 def read_path(flag: str, default: str | os.PathLike) -> pathlib.Path:
@@ -117,7 +141,7 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
   """Exit code of what a command does; what can be mended is told in a line."""
   try:
     if len(argv) > 1:
-      raise InputError(f'{argv[1]}: not a flag; flags begin with --')
+      raise InputError(_stray(argv[1]))
     body()
   except AgreedError as error:
     code = _fail(_FAILED if error.machine else _BAD_INPUT, error)
@@ -145,8 +169,26 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return _fail(_FAILED, f'out of memory or device failed: {reason[:200]}')
   except KeyboardInterrupt:
-    return _fail(_SIGNAL + signal.SIGINT, 'interrupted')
+    return interrupted()
   return 0
+
+
+def _stray(word: str) -> str:
+  """What is wrong with a word that is no flag."""
+  if 'config' in flags.FLAGS and not flags.FLAGS['config'].present:
+    return f'{word}: the name of a config must stand before every flag'
+  return f'{word}: not a flag; flags begin with --'
+
+
+def define_flags(module: types.ModuleType) -> None:
+  """Defines the flags of a command; a missing --flagfile is a line.
+
+  The flag --config reads the command line where it is defined.
+  """
+  try:
+    module.define_flags()
+  except flags.Error as error:
+    sys.exit(fail(_flag_error(error)))
 
 
 def parse_flags(argv: Sequence[str], module: types.ModuleType) -> Sequence[str]:
@@ -166,11 +208,15 @@ def parse_flags(argv: Sequence[str], module: types.ModuleType) -> Sequence[str]:
       os.dup2(os.open(os.devnull, os.O_WRONLY), number)
       setattr(sys, name, os.fdopen(number, 'w'))
   logging.set_verbosity(logging.ERROR)  # What is wrong is told in one line.
-  if any(word in ('-h', '-help', '--help', '--helpshort') for word in argv):
-    print(_help(module))
+  if any(word in _HELP for word in _before_dashes(argv)):
+    say(_help(module))
     sys.exit(0)
   try:
     argv = _with_config(argv)
+    if 'config' in flags.FLAGS and (source := _named(argv)) is not None:
+      if not source:
+        raise InputError(_missing())
+      _check_file(source)
     return flags.FLAGS(argv)
   except InputError as error:
     sys.exit(fail(error))
@@ -178,13 +224,16 @@ def parse_flags(argv: Sequence[str], module: types.ModuleType) -> Sequence[str]:
     # An error inside get_config() arrives with its traceback: keep the end.
     traced = re.split(r'^Traceback .*\n(?:  .*\n)+', str(error), flags=re.M)
     if len(traced) == 1:
-      sys.exit(fail(error))
-    sys.exit(fail(f'--config{_named(argv)}: {traced[-1]}'))
+      sys.exit(fail(_flag_error(error)))
+    text = traced[-1]
+    if 'get_config() takes 0 positional' in text:
+      text = 'takes no argument: leave out the : and what is behind it'
+    sys.exit(fail(f'--config {_named(argv)}: {text}'))
   except SystemExit as error:
     frames = traceback.extract_tb(error.__traceback__)
     if not any('config_flags' in frame.filename for frame in frames):
       raise  # As --help ends.
-    message = f'--config{_named(argv)}: exits ({error.code})'
+    message = f'--config {_named(argv)}: exits ({error.code})'
     sys.exit(fail(message))
   except Exception as error:  # An unknown key; or a person's own file.
     text = str(error)
@@ -194,14 +243,32 @@ def parse_flags(argv: Sequence[str], module: types.ModuleType) -> Sequence[str]:
       # ml_collections quotes the text of a KeyError inside another error.
       kind = 'no such key'
       text = text[1:-1].replace("\\'", "'").replace('\\n', ' ')
-    sys.exit(fail(f'--config{_named(argv)}: {kind}: {text}'))
+    sys.exit(fail(f'--config {_named(argv)}: {kind}: {text}'))
+
+
+def _flag_error(error: flags.Error) -> str:
+  """What absl says about a flag."""
+  name = getattr(error, 'flagname', '')
+  if name.startswith('config.') and 'config' in flags.FLAGS:
+    if not flags.FLAGS['config'].present:
+      return f'--{name}: the name of a config must stand before its keys'
+  return str(error).removeprefix('ERROR:: ')
 
 
 def _with_config(argv: Sequence[str]) -> Sequence[str]:
   """The arguments with --config FILE in the place of a first word."""
   if 'config' not in flags.FLAGS or len(argv) < 2 or argv[1].startswith('-'):
     return argv
-  return [argv[0], f'--config={package_configs.find(argv[1])}', *argv[2:]]
+  found = package_configs.find(argv[1])
+  for word in _before_dashes(argv):
+    if word.startswith('-') and word.lstrip('-').partition('=')[0] == 'config':
+      raise InputError(f'{word}: there is a config already, {argv[1]}')
+  return [argv[0], f'--config={found}', *argv[2:]]
+
+
+def _before_dashes(argv: Sequence[str]) -> Sequence[str]:
+  """The arguments up to a `--`, behind which no word is a flag."""
+  return argv[1 : argv.index('--') if '--' in argv else None]
 
 
 def _help(module: types.ModuleType) -> str:
@@ -242,18 +309,23 @@ def _machine_errors() -> tuple[type[Exception], ...]:
   return (MemoryError, *([jax.errors.JaxRuntimeError] if jax else []))
 
 
-def _named(argv: Sequence[str]) -> str:
-  """The file that --config names, before it is a flag's value."""
+def _named(argv: Sequence[str]) -> str | None:
+  """The file that --config names, if it does, before it is a flag's value."""
   for flag, following in itertools.pairwise([*argv, '']):
     name, equals, value = flag.lstrip('-').partition('=')
     if name == 'config':
-      return f' {value if equals else following}'
-  return ''
+      return value if equals else following
+  return None
 
 
 def fail(message: object) -> int:
   """Prints a line about bad input. Returns the exit code."""
   return _fail(_BAD_INPUT, message)
+
+
+def interrupted() -> int:
+  """Prints a line about Ctrl-C. Returns the exit code."""
+  return _fail(_SIGNAL + signal.SIGINT, 'interrupted')
 
 
 def _fail(code: int, message: object) -> int:

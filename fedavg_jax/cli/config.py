@@ -28,32 +28,50 @@ def main(argv: Sequence[str]) -> int:
   return command.run(lambda: _run(*argv[1:]), argv[:1])
 
 
-def _run(action: str = '', name: str = '', *rest: str) -> None:
+def _run(action: str = '', *words: str) -> None:
   most = {'list': 0, 'show': 1, 'copy': 2}
   if action not in most:
     raise InputError(
       f'config {action or "needs a word"}: must be list, show NAME or copy NAME'
       ' [FILE]'
     )
-  given = [word for word in (name, *rest) if word]
-  if len(given) > most[action]:
-    raise InputError(f'config {action}: {given[-1]!r} is one word too many')
+  if len(words) > most[action]:
+    raise InputError(f'config {action}: {words[-1]!r} is one word too many')
   if action == 'list':
     say('\n'.join(package_configs.names()))
     return
-  if not name:
+  if not words:
     raise InputError(
       f'config {action}: needs a NAME of {", ".join(package_configs.names())}'
     )
-  path = pathlib.Path(package_configs.find(name))
+  path = package_configs.path(words[0])
   if action == 'show':
     say(path.read_text(encoding='utf-8').rstrip())
     return
-  copy = pathlib.Path(given[1] if len(given) > 1 else path.name)
-  if os.path.lexists(copy):
-    raise InputError(
-      f'{copy}: exists already; name a new file, nothing is ever written over'
-    )
+  copy = _new_file(words[1] if len(words) > 1 else path.name)
   with whole(copy) as part:
     shutil.copyfile(path, part)
   say(f'{copy} is yours: fedavg-jax run {copy}')
+
+
+def _new_file(name: str) -> pathlib.Path:
+  """The path of a config file that is not there yet.
+
+  Raises:
+    InputError: it is there, or `run` would not know it as a config file.
+  """
+  path = pathlib.Path(name)
+  if path.suffix != '.py' or ':' in name:
+    raise InputError(
+      f'config copy: FILE {name or repr(name)}: must end with .py and hold no :'
+    )
+  if os.path.lexists(path):
+    raise InputError(
+      f'config copy: FILE {name}: exists already; name a new file, nothing is'
+      ' ever written over'
+    )
+  if not path.parent.is_dir():
+    raise InputError(
+      f'config copy: FILE {name}: there is no folder {path.parent}'
+    )
+  return path

@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run() -> None:
+  if flags.FLAGS.verify == '':
+    raise InputError('--verify is empty: name the folder of a federation')
   if flags.FLAGS.verify is not None:
     number = stored.verify(pathlib.Path(flags.FLAGS.verify))
     say(f'{flags.FLAGS.verify}: all {number} files are what was written')

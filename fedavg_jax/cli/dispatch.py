@@ -15,6 +15,7 @@ from absl import app
 
 import fedavg_jax
 from fedavg_jax.cli import command
+from fedavg_jax.runs.progress import say
 
 COMMANDS = {
   'run': 'train the federation that a config describes',
@@ -29,18 +30,16 @@ COMMANDS = {
 def main() -> None:
   """Runs the command that the arguments of this process name, and ends it."""
   name, *arguments = sys.argv[1:] or ['--help']
-  if name in ('-h', '--help', 'help'):
-    print(_usage())
+  if name == 'help' and arguments:
+    name, arguments = arguments[0], ['--help']
+  if name in ('-h', '-help', '--help', 'help'):
+    say(_usage())
   elif name == '--version':
-    print(f'fedavg_jax {fedavg_jax.__version__}')
+    say(f'fedavg_jax {fedavg_jax.__version__}')
   elif name in COMMANDS:
     start(name, arguments)
   else:
-    close = difflib.get_close_matches(name, COMMANDS, 1)
-    hint = f'; did you mean {close[0]}?' if close else ''
-    sys.exit(
-      command.fail(f'{name}: must be one of {", ".join(COMMANDS)}{hint}')
-    )
+    sys.exit(command.fail(_unknown(name)))
 
 
 def start(name: str, arguments: Sequence[str]) -> None:
@@ -50,13 +49,16 @@ def start(name: str, arguments: Sequence[str]) -> None:
     name: one of `COMMANDS`.
     arguments: what stands behind it.
   """
-  module = importlib.import_module(f'fedavg_jax.cli.{name}')
-  module.define_flags()
+  try:
+    module = importlib.import_module(f'fedavg_jax.cli.{name}')
+    command.define_flags(module)
 
-  def parse(argv: Sequence[str]) -> Sequence[str]:
-    return command.parse_flags(argv, module)
+    def parse(argv: Sequence[str]) -> Sequence[str]:
+      return command.parse_flags(argv, module)
 
-  app.run(module.main, argv=[name, *arguments], flags_parser=parse)
+    app.run(module.main, argv=[name, *arguments], flags_parser=parse)
+  except KeyboardInterrupt:  # Before the command has begun its work.
+    sys.exit(command.interrupted())
 
 
 def ended(name: str) -> None:
@@ -67,6 +69,16 @@ def ended(name: str) -> None:
       f' fedavg_jax {name}'
     )
   )
+
+
+def _unknown(name: str) -> str:
+  """What is wrong with a first word that is no command."""
+  known = ', '.join(COMMANDS)
+  if name.startswith('-'):
+    return f'{name}: a command must stand before every flag: one of {known}'
+  close = difflib.get_close_matches(name, COMMANDS, 1)
+  hint = f'; did you mean {close[0]}?' if close else ''
+  return f'command {name or repr(name)}: must be one of {known}{hint}'
 
 
 def _usage() -> str:

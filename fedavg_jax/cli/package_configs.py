@@ -14,6 +14,17 @@ def names() -> list[str]:
   return sorted(path.stem for path in _folder().glob('*.py'))
 
 
+def path(name: str) -> pathlib.Path:
+  """The file of a config that comes with the package.
+
+  Raises:
+    InputError: there is none of this name.
+  """
+  if name not in names():
+    raise InputError(f'config {name or repr(name)}: must be {_one_of(name)}')
+  return _folder() / f'{name}.py'
+
+
 def find(source: str) -> str:
   """The file of a config that a person names.
 
@@ -28,16 +39,22 @@ def find(source: str) -> str:
     InputError: it is neither.
   """
   name, colon, argument = source.partition(':')
+  if colon and not argument:
+    raise InputError(f'config {source}: there must be an argument behind the :')
   if name.endswith('.py') or os.sep in name:
     return source
   if name not in names():
-    close = difflib.get_close_matches(name, names(), 1)
-    hint = f'; did you mean {close[0]}?' if close else ''
     raise InputError(
-      f'{name}: must be the path of a config file, or one of'
-      f' {", ".join(names())}{hint}'
+      f'config {name or repr(name)}: must be the path of a file, or'
+      f' {_one_of(name)}'
     )
-  return f'{_folder() / name}.py{colon}{argument}'
+  return f'{path(name)}{colon}{argument}'
+
+
+def _one_of(name: str) -> str:
+  close = difflib.get_close_matches(name, names(), 1)
+  hint = f'; did you mean {close[0]}?' if close else ''
+  return f'one of {", ".join(names())}{hint}'
 
 
 def _folder() -> pathlib.Path:

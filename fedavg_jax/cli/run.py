@@ -8,17 +8,21 @@ fedavg-jax run --config configs/quickstart.py --workdir outputs/first
 from collections.abc import Sequence
 
 from absl import flags
+from etils import epy
 
 from fedavg_jax.cli import command
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import LostError
-from fedavg_jax.engine import processes
-from fedavg_jax.runs import distributed
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import supervisor
-from fedavg_jax.runs import train
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import default_workdir
+
+# They import JAX, which neither help nor most of what is wrong has to wait for.
+with epy.lazy_imports():
+  from fedavg_jax.engine import processes
+  from fedavg_jax.runs import distributed
+  from fedavg_jax.runs import train
 
 
 def define_flags() -> None:

@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+from etils import epy
 
 from fedavg_jax.cli import command
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.runs.grid import run_sweep
 from fedavg_jax.runs.run_dir import default_workdir
+
+with epy.lazy_imports():  # It imports JAX.
+  from fedavg_jax.runs import grid
 
 
 def _parse(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -56,6 +59,6 @@ def main(argv: Sequence[str]) -> int:
 def _run() -> None:
   config, name = command.read_config()
   workdir = command.read_path('workdir', default_workdir(f'{name}_sweep'))
-  grid = _parse(flags.FLAGS['grid'].value or [])
+  values = _parse(flags.FLAGS['grid'].value or [])
   seeds: Any = flags.FLAGS['seeds'].value
-  run_sweep(config, grid, seeds, workdir)
+  grid.run_sweep(config, values, seeds, workdir)

@@ -20,7 +20,6 @@ from typing import Any
 from typing import BinaryIO
 
 import filelock
-import jax
 import numpy as np
 
 from fedavg_jax.core.errors import InputError
@@ -288,7 +287,7 @@ def _dumps(content, indent=None) -> str:
       return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
       return [plain(v) for v in value]
-    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+    if hasattr(value, '__array__'):  # NumPy's, JAX's.
       return plain(np.asarray(value).tolist())
     if isinstance(value, float) and not math.isfinite(value):
       return None

@@ -1,44 +1,28 @@
 """Every bad input: one line, an exit code, and the file system as it was."""
 
 import hashlib
-import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.testing import PROGRAMS
+from tests.testing.commands import CommandServer
 from tests.testing.hostile_inputs import CASES
 
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
+  """Runs `python -m fedavg_jax run ARGS` in a folder; JAX is imported once."""
   home = tmp_path_factory.mktemp('home')
-  process = subprocess.Popen(
-    [sys.executable, PROGRAMS / 'command_server.py'],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    env=os.environ | {'TFDS_DATA_DIR': str(home / 'tfds')},
-    text=True,
-    bufsize=1,
+  server = CommandServer(
+    home,
+    # What most cases import, so that it is imported once.
+    ('fedavg_jax.runs.train', 'sklearn.datasets', 'orbax.checkpoint'),
+    TFDS_DATA_DIR=str(home / 'tfds'),
   )
-
-  def command(folder, args):
-    out, err = home / 'out', home / 'err'
-    for path in (out, err):
-      path.write_text('')
-    case = {'folder': str(folder), 'args': ['run', *args]}
-    case |= {'out': str(out), 'err': str(err)}
-    process.stdin.write(json.dumps(case) + '\n')
-    return int(process.stdout.readline()), out.read_text(), err.read_text()
-
-  yield command
-  process.stdin.close()
-  assert process.wait(timeout=60) == 0
-  process.stdout.close()
+  yield lambda folder, args: server.run(folder, 'run', *args)[:3]
+  server.close()
 
 
 @pytest.fixture(scope='module')

@@ -4,6 +4,6 @@ from fedavg_jax.cli import dispatch
 
 if __name__ != '__main__':
   raise ModuleNotFoundError(
-    'no module of this name: see fedavg_jax.cli.convert'
+    f'No module named {__name__!r}: see fedavg_jax.cli.convert', name=__name__
   )
 dispatch.ended('convert')

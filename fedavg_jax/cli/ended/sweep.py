@@ -3,5 +3,7 @@
 from fedavg_jax.cli import dispatch
 
 if __name__ != '__main__':
-  raise ModuleNotFoundError('no module of this name: see fedavg_jax.cli.sweep')
+  raise ModuleNotFoundError(
+    f'No module named {__name__!r}: see fedavg_jax.cli.sweep', name=__name__
+  )
 dispatch.ended('sweep')

@@ -1,49 +1,62 @@
 """Is the command again and again: every case of its input is a fork of it.
 
-A case is a line of JSON: the folder to run in, the arguments, the files for
-standard output and error. The answer is a line with the exit code.
+command_server.py MODULE ...
+
+Imports the modules once, for all forks. A case is a line of JSON; the answer is
+a line with the exit code. Each fork has its own arguments, folder and files,
+and writes down whether JAX is imported at its end.
 """
 
+import importlib
 import json
 import os
+import runpy
 import sys
 import traceback
 import warnings
-
-from fedavg_jax.cli import dispatch
-from fedavg_jax.cli import partition
-from fedavg_jax.cli import run
-from fedavg_jax.cli import sweep
-
-# Imported once, for all forks.
-IMPORTED = (partition, run, sweep)
 
 
 def run_case(case) -> int:
   """Runs a case in this process. Returns the exit code."""
   os.chdir(case['folder'])
-  for number, name in ((0, os.devnull), (1, case['out']), (2, case['err'])):
-    mode = os.O_RDWR | os.O_CREAT
-    os.dup2(os.open(name, mode, 0o600), number)
-  command, *arguments = sys.argv[1:] = case['args']
+  mode = os.O_RDWR | os.O_CREAT
+  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+  os.dup2(os.open(case['err'], mode, 0o600), 2)
+  if case['reader']:
+    os.dup2(os.open(case['out'], mode, 0o600), 1)
+  else:
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, 1)
+  code = 0
   try:
-    dispatch.start(command, arguments)
+    sys.argv = [case['module'], *case['args']]
+    runpy.run_module(case['module'], run_name='__main__', alter_sys=True)
   except SystemExit as error:
-    if isinstance(error.code, int) or error.code is None:
-      return error.code or 0
-    print(error.code, file=sys.stderr)
+    code = error.code or 0
+    if not isinstance(code, int):
+      print(code, file=sys.stderr)
+      code = 1
   except BaseException:
     traceback.print_exc()
-  return 1
+    code = 1
+  try:
+    sys.stdout.flush()
+  except OSError:
+    traceback.print_exc()  # As Python does at its end.
+    code = 120
+  with open(case['jax'], 'w') as file:
+    json.dump('jax' in sys.modules, file)
+  sys.stderr.flush()
+  return code
 
 
 warnings.simplefilter('ignore')
+for module in sys.argv[1:]:
+  importlib.import_module(module)
 for line in sys.stdin:
   child = os.fork()
   if not child:
-    exit_code = run_case(json.loads(line))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+    os._exit(run_case(json.loads(line)))
   _, status = os.waitpid(child, 0)
   print(os.waitstatus_to_exitcode(status), flush=True)

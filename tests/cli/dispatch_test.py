@@ -1,0 +1,195 @@
+"""The words that choose a command, its help, and what it lacks."""
+
+import importlib
+import re
+
+import pytest
+
+import fedavg_jax
+from fedavg_jax.cli import dispatch
+
+FLAGS = {
+  'run': [
+    *('config', 'workdir', 'resume', 'distributed', 'coordinator'),
+    *('num_processes', 'process_id', 'connect_seconds', 'heartbeat_seconds'),
+    'config.KEY=VALUE',
+  ],
+  'sweep': ['config', 'grid', 'seeds', 'workdir', 'config.KEY=VALUE'],
+  'compare': ['target', 'picture'],
+  'partition': ['config', 'picture', 'config.KEY=VALUE'],
+  'convert': ['source', 'path', 'out', 'verify', 'shard_mib'],
+  'config': [],
+}
+ENDED = ['sweep', 'compare', 'partition', 'convert']
+
+
+@pytest.mark.parametrize('args', [(), ('--help',), ('-h',), ('help',)])
+def test_usage(command, args):
+  outcome = command(*args)
+  assert outcome[:3:2] == (0, '') and not outcome.jax
+  assert outcome.out.startswith('usage: fedavg-jax COMMAND')
+  words = [line.split()[0] for line in outcome.out.split('\n\n')[1].split('\n')]
+  assert words == list(FLAGS) == list(dispatch.COMMANDS)
+
+
+def test_version(command):
+  outcome = command('--version')
+  assert outcome.out == f'fedavg_jax {fedavg_jax.__version__}\n'
+  assert outcome.code == 0 and not outcome.jax
+
+
+@pytest.mark.parametrize('name', FLAGS)
+def test_help_of_a_command(command, name):
+  outcome = command(name, '--help')
+  assert outcome[:3:2] == (0, '') and not outcome.jax
+  assert f'fedavg-jax {name}' in outcome.out.split('\n\n')[1]
+  assert re.findall(r'^  --(\S+)$', outcome.out, re.M) == FLAGS[name]
+  assert command('help', name) == command(name, '-h') == outcome
+
+
+def test_help_of_main_is_that_of_run(command):
+  outcome = command('--help', module='fedavg_jax.main')
+  assert outcome == command('run', '--help')
+
+
+def test_help_as_a_value_is_none(command):
+  command('run', '--config=no.py', '--workdir=-h').assert_one_line('no.py')
+  command('compare', '--', '--help').assert_one_line('--help/config.json')
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (['swep'], ['command swep', 'one of run, sweep', 'did you mean sweep?']),
+    ([''], ["command ''", 'one of run, sweep, compare, partition']),
+    (['help', 'nonsense'], ['command nonsense', 'one of run, sweep']),
+    (['--config=x.py'], ['--config=x.py', 'must stand before', 'run, sweep']),
+    (['--', 'run'], ['--: a command must stand before']),
+  ],
+)
+def test_no_such_command(command, args, words):
+  command(*args).assert_one_line(*words)
+
+
+def test_no_guess_where_nothing_is_close(command):
+  assert 'did you mean' not in command('nonsense').err
+
+
+@pytest.mark.parametrize('name', ENDED)
+def test_earlier_commands_name_their_successors(command, name):
+  for args in ([], ['--help'], ['--config', 'configs/quickstart.py']):
+    outcome = command(*args, module=f'fedavg_jax.{name}')
+    outcome.assert_one_line(
+      f'python -m fedavg_jax.{name} is now fedavg-jax {name}'
+    )
+
+
+@pytest.mark.parametrize('name', ENDED)
+def test_earlier_commands_are_no_modules(name):
+  with pytest.raises(ModuleNotFoundError, match=f'see fedavg_jax.cli.{name}'):
+    importlib.import_module(f'fedavg_jax.{name}')
+  assert fedavg_jax.partition.__name__ == 'fedavg_jax.data.partition'
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    ([], ['--config is missing', 'mnist_2nn', 'quickstart']),
+    (['--config'], ['--config is missing']),
+    (['--config=', '--config.rounds=2'], ['--config is missing']),
+    (['nonsense'], ['config nonsense', 'path of a file', 'cifar10, flower_']),
+    (['quikstart'], ['config quikstart', 'did you mean quickstart?']),
+    ([''], ["config ''", 'one of cifar10']),
+    (['quickstart:fast'], ['quickstart.py:fast', 'takes no argument']),
+    (['mnist_2nn:nid'], ['mnist_2nn.py:nid', 'use :iid or :noniid']),
+    (['mnist_2nn:'], ['config mnist_2nn:', 'must be an argument behind']),
+    (['no.py'], ['--config no.py', 'no such file']),
+    (['no.py', '--config.rounds=2'], ['--config no.py', 'no such file']),
+    (['./quickstart'], ['--config ./quickstart', 'the first word quickstart']),
+    (['--config=quickstart'], ['no such file', 'the first word quickstart']),
+    (['quickstart', '--config=x.py'], ['--config=x.py', 'already, quickstart']),
+    (['quickstart', 'fast'], ['fast: not a flag']),
+    (['--workdir=x', 'quickstart'], ['quickstart', 'stand before every flag']),
+    (['--config.rounds=2', 'quickstart'], ['--config.rounds', 'before its']),
+    (['quickstart', '--config.round=2'], ["'round'", '"rounds"']),
+    (['quickstart', '--config.rounds=x'], ['--config.rounds=x']),
+    (['quickstart', '--flagfile=no'], ["No such file or directory: 'no'"]),
+    (['quickstart', '--process_id=1'], ['--process_id 1', '--distributed']),
+  ],
+)
+@pytest.mark.parametrize('name', ['run', 'sweep', 'partition'])
+def test_what_a_config_lacks(command, tmp_path, name, args, words):
+  if name != 'run' and '--process_id=1' in args:
+    words = ['process_id']  # An unknown flag there.
+  if name == 'partition' and '--workdir=x' in args:
+    words = ['workdir']
+  outcome = command(name, *args)
+  outcome.assert_one_line(*words)
+  assert not outcome.jax and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (['compare'], ['folders of the runs']),
+    (['compare', 'no'], ['no/config.json', 'cannot be read']),
+    (['compare', 'a', 'a'], ['a: named twice']),
+    (['compare', 'a', '--target=2'], ['--target 2.0', '[0, 1]']),
+    (['compare', 'a', '--picture=a.gif'], ['--picture a.gif', '.png']),
+    (['compare', 'a', '--flagfile=no'], ["No such file or directory: 'no'"]),
+    (['compare', 'a', '--config=x.py'], ["'config'"]),
+    (['convert'], ['--source is missing']),
+    (['convert', '--source=csv'], ['--source=csv', 'leaf|shakespeare']),
+    (['convert', '--source=leaf'], ['--path is missing']),
+    (['convert', '--source=leaf', '--path=no', '--out=o'], ['--path no']),
+    (['convert', '--verify='], ['--verify is empty']),
+    (['convert', '--shard_mib=0'], ['--shard_mib=0', 'positive']),
+    (['convert', 'leaf'], ['leaf: not a flag']),
+    (['sweep', 'quickstart', '--grid=x'], ['--grid x', 'key=value']),
+    (['partition', 'quickstart', '--picture=no/a.png'], ['no folder no']),
+  ],
+)
+def test_what_the_others_lack(command, tmp_path, args, words):
+  outcome = command(*args)
+  outcome.assert_one_line(*words)
+  assert not outcome.jax and not list(tmp_path.iterdir())
+
+
+def test_the_argument_of_a_config_reaches_it(command):
+  """Too many clients for shards, which mnist_2nn:iid would not make."""
+  outcome = command(
+    *('partition', 'mnist_2nn:noniid', '--config.dataset=digits'),
+    '--config.num_clients=1000',
+  )
+  outcome.assert_one_line('num_clients = 1000', 'shards_per_client')
+
+
+def test_a_file_of_flags_is_read(command, tmp_path):
+  (tmp_path / 'flags').write_text('--config.client.epoch=1\n')
+  outcome = command('run', 'quickstart', '--flagfile=flags')
+  outcome.assert_one_line("'epoch'", '"epochs"')
+
+
+def test_interrupted_before_the_command_begins(command, tmp_path):
+  (tmp_path / 'mine.py').write_text(
+    'def get_config():\n  raise KeyboardInterrupt  # As Ctrl-C does.\n'
+  )
+  for module, args in (
+    ('fedavg_jax', ['run', 'mine.py']),
+    ('fedavg_jax', ['partition', '--config=mine.py']),
+    ('fedavg_jax.main', ['--config=mine.py']),
+  ):
+    outcome = command(*args, module=module)
+    outcome.assert_one_line('error: interrupted', code=130)
+
+
+@pytest.mark.parametrize(
+  'args',
+  [
+    *(['--version'], ['--help'], ['run', '--help'], ['config', 'list']),
+    ['config', 'show', 'quickstart'],
+  ],
+)
+def test_nobody_reads(command, args):
+  """As `... | true` has it."""
+  assert command(*args, reader=False) == (0, '', '', False)

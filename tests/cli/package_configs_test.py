@@ -1,0 +1,96 @@
+"""The configs of the package, listed, shown, copied, and found by name."""
+
+import json
+
+import pytest
+
+from fedavg_jax.cli import package_configs
+from fedavg_jax.core.errors import InputError
+
+
+@pytest.fixture
+def known(repository):
+  return sorted(path.stem for path in (repository / 'configs').glob('*.py'))
+
+
+def test_list(command, known):
+  outcome = command('config', 'list')
+  assert outcome == (0, '\n'.join(known) + '\n', '', False)
+  assert 'quickstart' in known
+
+
+def test_show(command, repository, known):
+  for name in known:
+    outcome = command('config', 'show', name)
+    text = (repository / 'configs' / f'{name}.py').read_text()
+    assert outcome == (0, text, '', False)
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    ([], ['config needs a word', 'list, show NAME or copy NAME']),
+    (['lst'], ['config lst', 'must be list, show']),
+    (['list', 'all'], ["config list: 'all' is one word too many"]),
+    (['show'], ['config show: needs a NAME of cifar10']),
+    (['show', ''], ["config ''", 'one of cifar10']),
+    (['show', 'quikstart'], ['config quikstart', 'did you mean quickstart?']),
+    (['show', 'mnist_2nn:iid'], ['mnist_2nn:iid', 'did you mean mnist_2nn?']),
+    (['show', '../configs/quickstart'], ['one of cifar10']),
+    (['show', 'theirs.py'], ['config theirs.py', 'one of cifar10']),
+    (['show', 'quickstart', 'x'], ["'x' is one word too many"]),
+    (['copy'], ['config copy: needs a NAME']),
+    (['copy', 'nonsense', 'a.py'], ['config nonsense', 'one of cifar10']),
+    (['copy', 'quickstart', 'theirs.py'], ['theirs.py', 'exists already']),
+    (['copy', 'quickstart', 'link.py'], ['link.py', 'exists already']),
+    (['copy', 'quickstart', 'no/a.py'], ['no/a.py', 'there is no folder no']),
+    (['copy', 'quickstart', 'mine'], ['FILE mine', 'must end with .py']),
+    (['copy', 'quickstart', ''], ["FILE ''", 'must end with .py']),
+    (['copy', 'quickstart', 'a:b.py'], ['FILE a:b.py', 'hold no :']),
+    (['copy', 'quickstart', 'a.py', 'b.py'], ["'b.py' is one word too many"]),
+    (['list', '--workdir=x'], ["'workdir'"]),
+  ],
+)
+def test_bad_words(command, tmp_path, args, words):
+  (tmp_path / 'theirs.py').write_text('theirs')
+  (tmp_path / 'link.py').symlink_to('nowhere.py')
+  command('config', *args).assert_one_line(*words)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['link.py', 'theirs.py']
+  assert (tmp_path / 'theirs.py').read_text() == 'theirs'
+
+
+def test_a_copy_is_named_as_the_config(command, repository, tmp_path):
+  outcome = command('config', 'copy', 'mnist_cnn')
+  assert outcome.code == 0 and 'fedavg-jax run mnist_cnn.py' in outcome.out
+  (copy,) = tmp_path.iterdir()
+  original = repository / 'configs' / 'mnist_cnn.py'
+  assert copy.name == original.name
+  assert copy.read_bytes() == original.read_bytes()
+
+
+def test_a_copy_runs(command, tmp_path):
+  outcome = command('config', 'copy', 'quickstart', 'mine.py')
+  line = 'mine.py is yours: fedavg-jax run mine.py\n'
+  assert outcome == (0, line, '', False)
+  copy = tmp_path / 'mine.py'
+  text = copy.read_text().replace('config.rounds = 200', 'config.rounds = 1')
+  copy.write_text(text)
+  outcome = command('run', 'mine.py', '--workdir=run')
+  assert outcome.code == 0, outcome.err
+  assert 'finished after 1 rounds' in outcome.out
+  told = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert told['config']['rounds'] == 1
+
+
+def test_find(repository):
+  configs = repository / 'configs'
+  for source, path in (
+    ('quickstart', f'{configs}/quickstart.py'),
+    ('mnist_2nn:noniid', f'{configs}/mnist_2nn.py:noniid'),
+    ('mine.py', 'mine.py'),
+    ('mine.py:fast', 'mine.py:fast'),
+    ('folder/mine', 'folder/mine'),
+  ):
+    assert package_configs.find(source) == path
+  with pytest.raises(InputError, match='config mine: must be the path'):
+    package_configs.find('mine')

@@ -1,0 +1,175 @@
+"""The wheel, built without a network, installed beside nothing of ours."""
+
+from importlib import metadata
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+import fedavg_jax
+
+# What a build may read, beside folders that it must leave alone.
+FILES = ('LICENSE', 'README.md', 'pyproject.toml', 'setup.py')
+FOLDERS = ('configs', 'experiments', 'fedavg_jax', 'tests')
+
+
+def call(command, folder, **environment):
+  """Runs a command, which must succeed; returns its stdout."""
+  process = subprocess.run(
+    [str(word) for word in command],
+    cwd=folder,
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert process.returncode == 0, process.stdout + process.stderr
+  return process.stdout
+
+
+def build(kind, source, out):
+  """Builds an sdist, a wheel or an editable wheel; returns its path."""
+  code = (
+    'import sys; from setuptools import build_meta;'
+    f' build_meta.build_{kind}(sys.argv[1])'
+  )
+  # The version is read, not imported: here, the package cannot be.
+  blocked = out / 'blocked'
+  blocked.mkdir(parents=True)
+  (blocked / 'etils.py').write_text('raise ImportError("the build imports")')
+  command = [sys.executable, '-c', code, out]
+  call(command, source, PYTHONPATH=str(blocked))
+  (path,) = out.glob('fedavg_jax-*')
+  return path
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+  """A copy of the repository, so that nothing is built inside that."""
+  repository = pathlib.Path(__file__).parents[2]
+  folder = tmp_path_factory.mktemp('checkout')
+  ignored = shutil.ignore_patterns('__pycache__', '*.png', '*.jsonl')
+  for name in FOLDERS:
+    shutil.copytree(repository / name, folder / name, ignore=ignored)
+  for name in FILES:
+    shutil.copyfile(repository / name, folder / name)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def wheel(checkout, tmp_path_factory):
+  """The wheel that the source distribution makes."""
+  major = int(metadata.version('setuptools').split('.')[0])
+  assert major >= 77, "setuptools is too old: pip install -e '.[test]'"
+  out = tmp_path_factory.mktemp('built')
+  sdist = build('sdist', checkout, out / 'sdist')
+  shutil.unpack_archive(sdist, out, filter='data')
+  source = out / sdist.name.removesuffix('.tar.gz')
+  return build('wheel', source, out / 'wheel')
+
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+  """A folder with the package alone."""
+  folder = tmp_path_factory.mktemp('installed')
+  call(
+    [
+      *(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index'),
+      *('--no-deps', '--disable-pip-version-check', '--target', folder, wheel),
+    ],
+    folder,
+  )
+  return folder
+
+
+def test_what_is_in_it(wheel, repository):
+  """Every module and config, to the byte, and nothing else."""
+  expected = {
+    f'fedavg_jax/{path.relative_to(repository)}': path
+    for path in (repository / 'configs').glob('*.py')
+  } | {
+    str(path.relative_to(repository)): path
+    for path in (repository / 'fedavg_jax').rglob('*.py')
+  }
+  assert len(expected) > 80 and 'fedavg_jax/configs/quickstart.py' in expected
+  expected['fedavg_jax/py.typed'] = repository / 'fedavg_jax' / 'py.typed'
+  with zipfile.ZipFile(wheel) as file:
+    names = {name for name in file.namelist() if '.dist-info/' not in name}
+    assert names == set(expected)
+    for name, path in expected.items():
+      assert file.read(name) == path.read_bytes(), name
+  assert wheel.name == f'fedavg_jax-{fedavg_jax.__version__}-py3-none-any.whl'
+
+
+def test_metadata(installed, repository):
+  (own,) = metadata.distributions(path=[str(installed)])
+  project = tomllib.loads((repository / 'pyproject.toml').read_text())[
+    'project'
+  ]
+  told = own.metadata
+  assert (told['Name'], told['Version']) == (
+    'fedavg_jax',
+    fedavg_jax.__version__,
+  )
+  assert told['Summary'] == project['description']
+  assert told['Author'] == 'The fedavg_jax authors'
+  assert told['License-Expression'] == 'Apache-2.0'
+  assert told['Requires-Python'] == '>=3.11'
+  assert told['Description-Content-Type'] == 'text/markdown'
+  assert told['Keywords'] == ','.join(project['keywords'])
+  assert (
+    told.get_payload().strip() == (repository / 'README.md').read_text().strip()
+  )
+  page = 'https://github.com/fedavg-jax/fedavg_jax'
+  assert told.get_all('Project-URL') == [
+    f'Homepage, {page}',
+    f'Issues, {page}/issues',
+    f'Changelog, {page}/blob/main/CHANGELOG.md',
+  ]
+  classifiers = told.get_all('Classifier')
+  assert classifiers == project['classifiers']
+  for version in ('3.11', '3.12', '3.13', '3.14'):
+    assert f'Programming Language :: Python :: {version}' in classifiers
+  assert 'Typing :: Typed' in classifiers
+  always = [line for line in own.requires if 'extra ==' not in line]
+  assert len(always) == len(project['dependencies'])
+  assert own.read_text('top_level.txt').split() == ['fedavg_jax']
+  assert [(e.name, e.value) for e in own.entry_points] == [
+    ('fedavg-jax', 'fedavg_jax.cli.dispatch:main')
+  ]
+  (license,) = (path for path in own.files if path.name == 'LICENSE')
+  assert license.read_text() == (repository / 'LICENSE').read_text()
+
+
+def test_it_runs_by_itself(installed, repository, tmp_path):
+  """In an empty folder, where configs/ is not beside the package."""
+  script = installed / 'bin' / 'fedavg-jax'
+  environment = {'PYTHONPATH': str(installed)}
+  code = 'import fedavg_jax; print(fedavg_jax.__file__)'
+  place = call([sys.executable, '-c', code], tmp_path, **environment).strip()
+  assert place == str(installed / 'fedavg_jax' / '__init__.py')
+  said = call([script, '--version'], tmp_path, **environment)
+  assert said == f'fedavg_jax {fedavg_jax.__version__}\n'
+  names = call([script, 'config', 'list'], tmp_path, **environment).split()
+  assert names == sorted(
+    path.stem for path in (repository / 'configs').glob('*.py')
+  )
+  assert list(tmp_path.iterdir()) == []
+  command = [sys.executable, '-m', 'fedavg_jax', 'run', 'quickstart']
+  command += ['--config.rounds=2', '--workdir=run']
+  said = call(command, tmp_path, **environment)
+  assert 'finished after 2 rounds' in said
+  assert (tmp_path / 'run' / 'summary.json').is_file()
+
+
+def test_an_editable_install_is_a_path(checkout, tmp_path):
+  path = build('editable', checkout, tmp_path / 'editable')
+  with zipfile.ZipFile(path) as file:
+    (name,) = (n for n in file.namelist() if '.dist-info/' not in n)
+    assert name.endswith('.pth')
+    assert file.read(name).decode().strip() == str(checkout)

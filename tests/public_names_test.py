@@ -1,0 +1,93 @@
+"""What `import fedavg_jax` offers, and what it does not import for it."""
+
+import ast
+import subprocess
+import sys
+
+import fedavg_jax
+
+
+def test_every_name_is_there():
+  assert len(set(fedavg_jax.__all__)) == len(fedavg_jax.__all__) > 40
+  for name in fedavg_jax.__all__:
+    assert name in dir(fedavg_jax)
+    value = getattr(fedavg_jax, name)
+    assert value.__name__.rpartition('.')[2] == name
+
+
+def test_every_name_that_is_imported_is_public(repository):
+  tree = ast.parse((repository / 'fedavg_jax' / '__init__.py').read_text())
+  (block,) = (node for node in tree.body if isinstance(node, ast.With))
+  names = [alias.name for node in block.body for alias in node.names]
+  assert sorted(names) == sorted(fedavg_jax.__all__)
+
+
+def test_a_star_imports_them_all():
+  names = {}
+  exec('from fedavg_jax import *', names)
+  del names['__builtins__']
+  assert sorted(names) == sorted(fedavg_jax.__all__)
+  assert names['run'] is fedavg_jax.run
+
+
+def test_no_other_name():
+  assert not hasattr(fedavg_jax, 'no_such')
+
+
+def test_start_without_jax():
+  """Until a name that needs it is used."""
+  code = """
+import sys
+import fedavg_jax
+names = ['fedavg_jax']
+for name in ('core', 'data', 'schedule'):
+  names.append(f'fedavg_jax.{name}')
+  __import__(names[-1])
+  assert 'jax' not in sys.modules, names[-1]
+for value in (
+  *(fedavg_jax.load_dataset, fedavg_jax.partition.shards, fedavg_jax.Planner),
+  fedavg_jax.build_clients,
+):
+  assert callable(value) and 'jax' not in sys.modules, value
+assert callable(fedavg_jax.build_round) and 'jax' in sys.modules
+"""
+  process = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True
+  )
+  assert process.returncode == 0, process.stderr
+
+
+def test_a_type_checker_sees_the_names(repository, tmp_path):
+  """Though they are imported when they are used."""
+  (tmp_path / 'theirs.py').write_text("""
+from typing import reveal_type
+import fedavg_jax as fa
+reveal_type(fa.load_dataset('digits'))
+reveal_type(fa.partition.shards)
+fa.no_such
+fa.run(3, rounds=1)
+""")
+  process = subprocess.run(
+    [
+      *(sys.executable, '-m', 'pyrefly', 'check', 'theirs.py'),
+      *('--preset', 'default', '--min-severity', 'info'),
+      *('--search-path', repository, '--output-format', 'min-text'),
+      *('--python-interpreter-path', sys.executable),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  found = [line for line in process.stdout.splitlines() if 'theirs.py' in line]
+  assert process.returncode == 1 and len(found) == 4, process.stdout
+  for line, words in zip(
+    found,
+    [
+      'revealed type: Dataset',
+      'shards_per_client: int',
+      'No attribute `no_such` in module `fedavg_jax`',
+      'parameter `simulation` with type `Simulation`',
+    ],
+    strict=True,
+  ):
+    assert words in line
