@@ -236,7 +236,7 @@ def compare_all(
     f'{equal} / {compared} equal in {trees[0].name} and {trees[1].name}'
     f'{left_out}'
   )
-  return int(equal < compared)
+  return int(equal < compared or not compared)
 
 
 def main() -> None:
