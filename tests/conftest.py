@@ -11,6 +11,15 @@ jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
+
+def pytest_configure(config):
+  """Lets all tests, workers and later runs share what XLA has compiled."""
+  folder = config.rootpath / '.pytest_cache' / 'jax'
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
 REPOSITORY = pathlib.Path(__file__).parent.parent
 # What tests start is this code too, whatever is installed.
 os.environ['PYTHONPATH'] = str(REPOSITORY)
@@ -32,7 +41,9 @@ def clone() -> pathlib.Path:
 @pytest.fixture
 def mnist_dir() -> pathlib.Path:
   """The folder of the original MNIST files; skips where there is none."""
-  folder = pathlib.Path(os.environ.get('FEDAVG_DATA', '/nonexistent')) / 'mnist'
+  folder = (
+    pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent') / 'mnist'
+  )
   if not folder.is_dir():
     pytest.skip('real MNIST: FEDAVG_DATA names no folder with mnist/ in it')
   return folder

@@ -263,7 +263,8 @@ def main() -> None:
         )
     if args.data and not (pathlib.Path(args.data) / 'mnist').is_dir():
       raise InputError(f'--data {args.data}: has no folder mnist/')
-    data = os.path.abspath(args.data or os.environ.get('FEDAVG_DATA', ''))
+    data = args.data or os.environ.get('FEDAVG_DATA') or '/nonexistent'
+    data = os.path.abspath(data)
     with contextlib.ExitStack() as stack:
       trees = [stack.enter_context(checkout.checked_out(args.commit))]
       trees.append(

@@ -80,7 +80,7 @@ def write(folder: pathlib.Path, num_clients: int, mean: int) -> None:
       _draw(np.random.default_rng(2), 2000),
       num_classes=_CLASSES,
       max_value=255.0,
-      source={'experiments.stress.million': [num_clients, mean]},
+      source={'experiments.million': [num_clients, mean]},
       wrote=wrote,
     )
 
@@ -143,7 +143,7 @@ def measure(
     simulation.planner(number)
     planning.append(time.perf_counter() - start)
     drawing.append(drawn - start)
-  source: Any = simulation.data  # A `stream.Stream`.
+  source: Any = simulation.data  # A `prefetch.Stream`.
   waits, seconds, accuracy = [], [], []
   forget(folder)
   before = 0.0

@@ -118,7 +118,7 @@ def run(body: Callable[[], None], argv: Sequence[str]) -> int:
   """Runs what a command does. Returns the exit code.
 
   Args:
-    body: what may raise whatever `fedavg_jax.errors` has, or the machine.
+    body: what may raise whatever `core.errors` has, or the machine.
     argv: what is left of the command line, its name first.
   """
   if not flags.FLAGS['verbosity'].present:
@@ -311,9 +311,9 @@ def _machine_errors() -> tuple[type[Exception], ...]:
 
 def _named(argv: Sequence[str]) -> str | None:
   """The file that --config names, if it does, before it is a flag's value."""
-  for flag, following in itertools.pairwise([*argv, '']):
+  for flag, following in itertools.pairwise([*_before_dashes(argv), '']):
     name, equals, value = flag.lstrip('-').partition('=')
-    if name == 'config':
+    if name == 'config' and flag.startswith('-'):
       return value if equals else following
   return None
 

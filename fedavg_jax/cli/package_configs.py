@@ -60,4 +60,8 @@ def _one_of(name: str) -> str:
 def _folder() -> pathlib.Path:
   """Inside the package where it is installed, else beside it in a clone."""
   inside = _PACKAGE / 'configs'
-  return inside if inside.is_dir() else _PACKAGE.parent / 'configs'
+  return (
+    inside
+    if (inside / 'quickstart.py').is_file()
+    else _PACKAGE.parent / 'configs'
+  )

@@ -3,7 +3,7 @@
 Every client of the cohort is padded to the largest one, `vmap` trains them all
 side by side, and a weighted mean makes the new model. This is Algorithm 1 of
 McMahan et al. 2017, with the weights taken over the cohort. The engine in
-`round.py` computes the same without the padding, and faster.
+`engine/compiled_round.py` computes the same without the padding, and faster.
 
 Shape letters: M cohort, N examples of the largest client, T = E * ceil(N / B)
 steps, B examples of a step.
@@ -25,7 +25,7 @@ def build_reference_round(loss_fn: Callable, learning_rate: float) -> Callable:
 
   Returns:
     A jitted function of the global model and of the cohort's padded data:
-    x [M, N, ...], y [M, N] and mask [M, N] from `clients.stack`, batches
+    x [M, N, ...], y [M, N] and mask [M, N] from `client_data.stack`, batches
     [M, T, B] from `Planner.padded_batches` (positions in 0 .. N - 1, -1 for
     padding).
   """

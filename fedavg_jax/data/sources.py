@@ -66,7 +66,7 @@ def open_source(kind: str, path: str) -> Source:
   if kind == 'arrays':
     return _arrays(place)
   if kind == 'leaf':
-    return load_leaf(place)
+    return _leaf(place)
   return _dataset(catalog.load_dataset(kind, path))
 
 
@@ -92,7 +92,7 @@ def _rows(own: client_data.Clients, first: int) -> Iterator[Examples]:
     yield Examples(own.x[mine], own.y[mine])
 
 
-def load_leaf(folder: pathlib.Path) -> Source:
+def _leaf(folder: pathlib.Path) -> Source:
   """LEAF's users, a file of json at a time."""
   files = natural.leaf_files(folder, 'train')
 

@@ -2,12 +2,12 @@
 
 `round_fn(state, client_states, data, plan)` trains the whole cohort and updates
 the global model. What happens to one client is written for one client
-(`build_local_step`, `algorithms.py`) and vmapped over the lanes; the lanes are
+(`build_local_step`, `algorithms/`) and vmapped over the lanes; the lanes are
 sharded over the devices of a mesh. Trip counts come from the plan, so that one
 compilation serves every cohort.
 
 Shape letters: L lanes of one device, B examples of a step, the others as in
-`plan.py`.
+`planning.py`.
 """
 
 from collections.abc import Callable

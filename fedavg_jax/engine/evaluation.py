@@ -55,7 +55,7 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> Examples:
 
   Args:
     test: x [n, ...], y [n, ...].
-    mesh: from `round.lane_mesh`.
+    mesh: from `compiled_round.lane_mesh`.
 
   Returns:
     x [D * batches, B, ...] and y [D * batches, B, ...]; examples without any

@@ -164,7 +164,7 @@ def useful_share(
   Args:
     cohorts: for each, the steps of its clients, [M].
     num_devices: D.
-    widths: [W], as in `plan.Planner`.
+    widths: [W], as in `planning.Planner`.
   """
   executed = sum(
     (packing.steps_by_width(steps, num_devices, widths) * widths).sum()

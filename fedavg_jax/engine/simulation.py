@@ -1,8 +1,8 @@
 """A federation, compiled for the devices at hand.
 
-What a notebook uses; `rounds.py` runs it, `train.py` adds a config, a folder.
+What a notebook uses; `driver.py` runs it, `train.py` adds a config, a folder.
 
-Shape letters: R rounds of a call at most; the others as in `plan.py`.
+Shape letters: R rounds of a call at most; the others as in `planning.py`.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class Simulation(NamedTuple):
     init: () -> (server state, client states) before round 1; the same ones
       every time.
     planner: round number -> plan.
-    call: from `calls.build_call`, compiled.
+    call: from `superstep.build_call`, compiled.
     rounds_per_call: R.
     data: numbers of a call's rounds -> the examples that they read, on the
       devices: all clients' ones, or a buffer of the cohort's.
@@ -118,8 +118,8 @@ def build_simulation(
   """Compiles a federation for the devices at hand.
 
   Args:
-    model: from `models.build_model`, or your own pair of init and apply.
-    clients: the population, from `clients.build_clients`.
+    model: from `zoo.build_model`, or your own pair of init and apply.
+    clients: the population, from `client_data.build_clients`.
     test: the central test set.
     algorithm: such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`; of a sweep, a
       function that makes one of a value.

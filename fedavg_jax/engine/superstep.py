@@ -4,7 +4,7 @@ Short rounds would leave a device waiting for Python between them. The call
 stops by itself after the round that reaches the target or is not finite, so
 that calls may wait in line behind it.
 
-Shape letters: R rounds of a call at most; the others as in `plan.py`.
+Shape letters: R rounds of a call at most; the others as in `planning.py`.
 """
 
 from collections.abc import Callable
@@ -144,8 +144,9 @@ def build_call(
 
   Args:
     round_fn: (going, state, client_states, data, plan) -> (state,
-      client_states, metrics), from `round.build_round` or `values.build_round`.
-    evaluate: from `evaluate.build_evaluate`, or over a sweep.
+      client_states, metrics), from `compiled_round.build_round` or
+      `hyperparameter_axis.build_round`.
+    evaluate: from `evaluation.build_evaluate`, or over a sweep.
     mesh: the devices of both.
     data_spec: where the examples are, as `round_fn` has them.
 

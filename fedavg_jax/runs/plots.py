@@ -76,7 +76,7 @@ def draw_clients(
     path: of the new PNG.
     title: what was run.
     records: the lines of metrics.jsonl.
-    tests: the last `personal.ClientTests`.
+    tests: the last `client_evaluation.ClientTests`.
   """
   figure = new_figure(8, 7)
   top, bottom = figure.subplots(2, 1)
@@ -200,7 +200,7 @@ def draw_partition(
   Args:
     path: of the new PNG.
     title: what was divided.
-    counts: [K, classes], from `population.label_counts`, of the first ones.
+    counts: [K, classes], from `statistics.label_counts`, of the first ones.
     num_clients: that there are.
   """
   counts = counts[:MOST_CLIENTS]

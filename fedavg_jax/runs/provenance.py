@@ -15,7 +15,6 @@ import numpy as np
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import population
 from fedavg_jax.runs.builders import Federation
-from fedavg_jax.runs.run_dir import FORMAT
 
 _PACKAGES = ('fedavg_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
@@ -40,6 +39,8 @@ def code_sha256() -> str:
   """SHA-256 of this package's modules, in hexadecimal."""
   package, sha = pathlib.Path(__file__).parent.parent, hashlib.sha256()
   for path in sorted(package.rglob('*.py')):
+    if path.parent == package / 'configs':
+      continue  # A wheel has them inside, a clone beside the package.
     content = path.read_bytes()
     sha.update(f'{path.relative_to(package)} {len(content)} '.encode())
     sha.update(content)
@@ -68,7 +69,6 @@ def to_begin(cfg: dict[str, Any], federation: Federation) -> dict[str, Any]:
   trace = population.build_participation(cfg, clients.num_examples).trace
   periods = () if trace is None else (trace.client, trace.first, trace.last)
   return {
-    'format': FORMAT,
     'config': cfg,
     'data_sha256': checkpoint.digest([*_content(federation), *test, *periods]),
     'test_sha256': checkpoint.digest([*test]),

@@ -224,6 +224,7 @@ class Workdir:
 
   def config(self, content: dict[str, Any]) -> None:
     """Writes config.json; the folder is a run's from now on."""
+    content = content | {'format': FORMAT}
     self._json(_CONFIG, content)
     self.began = content
 

@@ -1,6 +1,6 @@
 """The narrative: data, clients, model, rounds, evaluation, what is kept.
 
-`train(config, workdir)` is what `main.py` calls; a ConfigDict ends here.
+`train(config, workdir)` is what `cli/run.py` calls; a ConfigDict ends here.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def train(
     workdir: a new folder, or that of an interrupted run with the same config,
       which goes on to the same bits.
     extend: goes on with more rounds than the run in the folder had, and lets
-      `config.MACHINE_KEYS` be others.
+      `run_config.MACHINE_KEYS` be others.
 
   Returns:
     The content of summary.json.

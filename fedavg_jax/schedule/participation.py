@@ -16,7 +16,7 @@ import numpy as np
 from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
 
-# Streams of random numbers beside those of plan.py and partition/.
+# Streams of random numbers beside those of planning.py and partition/.
 _STRAGGLERS, _CLOCK = 5, 6
 
 

@@ -11,6 +11,7 @@ from fedavg_jax.contracts.algorithm import check_algorithm
 from fedavg_jax.core import client_data
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.schedule.planning import Planner
+from tests.testing import rest_slow
 from tests.testing import rounds
 from tests.testing import twin
 
@@ -184,7 +185,7 @@ def scaffold_twin(world, weighting, server_rate):
   return params, c, c_i
 
 
-@pytest.mark.parametrize('weighting', ['uniform', 'examples'])
+@pytest.mark.parametrize('weighting', rest_slow(1, ['examples', 'uniform']))
 @pytest.mark.parametrize(('lanes', 'num_devices'), LAYOUTS)
 def test_scaffold(uneven_examples, world, weighting, lanes, num_devices):
   params, c, c_i = scaffold_twin(world, weighting, server_rate=0.7)

@@ -86,7 +86,9 @@ def test_earlier_commands_name_their_successors(command, name):
 
 @pytest.mark.parametrize('name', ENDED)
 def test_earlier_commands_are_no_modules(name):
-  with pytest.raises(ModuleNotFoundError, match=f'see fedavg_jax.cli.{name}'):
+  with pytest.raises(
+    ModuleNotFoundError, match=r'see fedavg_jax\.(data|runs)\.\w+'
+  ):
     importlib.import_module(f'fedavg_jax.{name}')
   assert fedavg_jax.partition.__name__ == 'fedavg_jax.data.partition'
 

@@ -68,6 +68,7 @@ def test_a_copy_is_named_as_the_config(command, repository, tmp_path):
   assert copy.read_bytes() == original.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_copy_runs(command, tmp_path):
   outcome = command('config', 'copy', 'quickstart', 'mine.py')
   line = 'mine.py is yours: fedavg-jax run mine.py\n'

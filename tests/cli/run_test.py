@@ -40,6 +40,7 @@ def assert_one_line(process, *words, code=2):
     assert word in line
 
 
+@pytest.mark.slow
 def test_overrides_reach_the_run(repository, tmp_path):
   process = run(
     repository,
@@ -60,6 +61,7 @@ def test_overrides_reach_the_run(repository, tmp_path):
   assert 'finished after 2 rounds' in process.stdout
 
 
+@pytest.mark.slow
 def test_default_workdir_is_named_after_date_and_config(repository, tmp_path):
   process = run(repository, tmp_path, '--config.rounds=1', workdir=None)
   assert process.returncode == 0, process.stderr
@@ -86,6 +88,7 @@ def small_disk(tmp_path):
   subprocess.run(['umount', disk], check=True)
 
 
+@pytest.mark.slow
 def test_no_room_is_told_before_the_run(repository, tmp_path, small_disk):
   (small_disk / 'mine').write_bytes(b'x' * 3 * 2**20)
   process = run(repository, tmp_path, workdir='disk/run')
@@ -93,6 +96,7 @@ def test_no_room_is_told_before_the_run(repository, tmp_path, small_disk):
   assert [path.name for path in small_disk.iterdir()] == ['mine']
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_line(repository, tmp_path, small_disk):
   """While round 5 goes on, somebody else takes all the space."""
   config = repository / 'configs' / 'quickstart.py'
@@ -126,6 +130,7 @@ def metrics(workdir):
   return [{**json.loads(line), 'seconds': 0} for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_disk_that_may_only_be_read(repository, tmp_path, small_disk):
   process = run(repository, tmp_path, '--config.rounds=2', workdir='disk/run')
   assert process.returncode == 0, process.stderr
@@ -160,6 +165,7 @@ def begin(repository, tmp_path, *args, until='metrics.jsonl'):
   return process
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_workdir(repository, tmp_path):
   first = begin(repository, tmp_path)
   second = run(repository, tmp_path)
@@ -169,6 +175,7 @@ def test_two_processes_on_one_workdir(repository, tmp_path):
   assert [r['round'] for r in metrics(tmp_path / 'run')] == list(range(201))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('signum', 'times'), [(signal.SIGINT, 1), (signal.SIGTERM, 3)]
 )
@@ -192,6 +199,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
   assert (tmp_path / 'run' / 'checkpoints' / number).is_dir()
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_round(repository, tmp_path):
   process = begin(repository, tmp_path, until='config.json')
   process.send_signal(signal.SIGTERM)
@@ -200,6 +208,7 @@ def test_a_signal_before_the_first_round(repository, tmp_path):
   assert 'Traceback' not in err and 'round 0 is saved' in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('signum', [0, signal.SIGINT])
 def test_nobody_reads_what_it_prints(repository, tmp_path, signum):
   """As `... | head -1`, and as Ctrl-C on `... | tee log` ends both."""
@@ -220,6 +229,7 @@ def test_nobody_reads_what_it_prints(repository, tmp_path, signum):
     assert (code, err, summary['status']) == (0, '', 'finished')
 
 
+@pytest.mark.slow
 def test_closed_output(repository, tmp_path):
   command = [sys.executable, '-m', 'fedavg_jax.main', '--config']
   command += [str(repository / 'configs' / 'quickstart.py')]
@@ -252,6 +262,7 @@ def test_signals_are_as_before_afterwards():
   assert after == before
 
 
+@pytest.mark.slow
 def test_divergence_is_one_line_and_its_own_exit_code(repository, tmp_path):
   process = run(repository, tmp_path, '--config.client.learning_rate=1e30')
   assert_one_line(process, 'round 1', 'learning_rate', code=3)

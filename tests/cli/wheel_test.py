@@ -146,6 +146,7 @@ def test_metadata(installed, repository):
   assert license.read_text() == (repository / 'LICENSE').read_text()
 
 
+@pytest.mark.slow
 def test_it_runs_by_itself(installed, repository, tmp_path):
   """In an empty folder, where configs/ is not beside the package."""
   script = installed / 'bin' / 'fedavg-jax'

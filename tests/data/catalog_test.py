@@ -66,6 +66,7 @@ def test_real_mnist(mnist_dir):
   assert (round(mean, 4), round(std, 4)) == (0.1307, 0.3081)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['mnist', 'fashion_mnist'])
 def test_gzipped_or_not(tmp_path, name):
   made_dir = tmp_path
@@ -304,6 +305,7 @@ def test_writers_of_mnist(data_dir, tmp_path):
     catalog.load_dataset('mnist_writers', str(tmp_path))
 
 
+@pytest.mark.slow
 def test_femnist(data_dir):
   """105 writers, 62 classes, white background."""
   data = catalog.load_dataset('leaf', str(data_dir / 'femnist_leaf'))
@@ -353,6 +355,7 @@ def test_bad_leaf_folders(tmp_path):
 # CIFAR-10 through tensorflow-datasets.
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('default')
 def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
   """The real download manager; an archive in the official layout, made here."""

@@ -22,7 +22,7 @@ from fedavg_jax.data import texts
 
 @pytest.fixture
 def data_dir():
-  folder = pathlib.Path(os.environ.get('FEDAVG_DATA', '/nonexistent'))
+  folder = pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent')
   if not folder.is_dir():
     pytest.skip('real data: FEDAVG_DATA names no folder')
   return folder
@@ -31,6 +31,7 @@ def data_dir():
 # CIFAR-10.
 
 
+@pytest.mark.slow
 def test_real_cifar10(data_dir, tmp_path):
   """The official layout, written here from the images: a label, then planes."""
   folder = data_dir / 'cifar10'
@@ -83,6 +84,7 @@ def test_leaf_of_a_user_without_examples(tmp_path):
   assert users['c'].x.shape == (0, 2) and users['c'].y.shape == (0,)
 
 
+@pytest.mark.slow
 def test_real_femnist(data_dir):
   folder = data_dir / 'femnist_leaf' / 'train'
   users = {}
@@ -210,6 +212,7 @@ def test_a_play(tmp_path):
   }
 
 
+@pytest.mark.slow
 def test_real_plays(data_dir):
   roles, characters = 0, 0
   paths = sorted((data_dir / 'shakespeare' / 'plays').glob('*.txt'))

@@ -276,6 +276,7 @@ def models(workdir):
   return jax.tree.leaves(checkpoint.load_params(workdir))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('algorithm', ('fedavg', 'scaffold'))
 @pytest.mark.parametrize('kind', ('uint8', 'float32'))
 def test_a_run_from_disk_is_the_run_from_memory(algorithm, kind, tmp_path):
@@ -310,6 +311,7 @@ def test_a_stored_federation_can_be_divided_anew(tmp_path):
   assert federation.held.num_examples.sum() > 20
 
 
+@pytest.mark.slow
 def test_another_federation_is_not_gone_on_with(tmp_path):
   write(tmp_path / 'f', examples())
   cfg = config(tmp_path / 'f', rounds=2)

@@ -16,7 +16,7 @@ from fedavg_jax.data import texts
 
 @pytest.fixture
 def data_dir():
-  folder = pathlib.Path(os.environ.get('FEDAVG_DATA', '/nonexistent'))
+  folder = pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent')
   if not folder.is_dir():
     pytest.skip('real data: FEDAVG_DATA names no folder')
   return folder
@@ -220,13 +220,14 @@ def test_who_enters_and_leaves_is_nobodys(real_book):
 
 @pytest.fixture(scope='module')
 def real_book():
-  path = pathlib.Path(os.environ.get('FEDAVG_DATA', '/nonexistent'))
+  path = pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent')
   path = path / 'shakespeare' / '100-0.zip'
   if not path.is_file():
     pytest.skip('real data: FEDAVG_DATA names no folder with the book')
   return texts.read_complete_works(path)
 
 
+@pytest.mark.slow
 def test_the_real_book(data_dir):
   """McMahan et al. have 1,146 roles, 3,564,579 and 870,014 characters."""
   folder = data_dir / 'shakespeare'

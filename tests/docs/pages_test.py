@@ -75,6 +75,7 @@ def python_of(path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('page', ['README.md', 'docs/algorithms.md'])
 def test_python_blocks(repository, tmp_path, page):
   process = subprocess.run(
@@ -148,6 +149,7 @@ def test_site_builds_without_a_warning(repository, tmp_path):
     assert 'fedavg_jax.' in api and name in api
 
 
+@pytest.mark.slow
 def test_doctests():
   """Every example of a docstring; there are some in these modules."""
   process = subprocess.run(

@@ -12,6 +12,7 @@ import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.engine.evaluation import TestMetrics
+from tests.testing import rest_slow
 from tests.testing import rounds
 from tests.testing import twin
 
@@ -70,8 +71,8 @@ def expected(params, x, y, held):
 
 
 @pytest.mark.parametrize('epochs', [0, 1, 3])
-@pytest.mark.parametrize('lanes', [1, 2])
-@pytest.mark.parametrize('batch_size', [3, 0])
+@pytest.mark.parametrize('lanes', rest_slow(1, [2, 1]))
+@pytest.mark.parametrize('batch_size', rest_slow(1, [3, 0]))
 def test_numpy_twin(divided, epochs, lanes, batch_size):
   x, y, kept, held = divided
   simulation, own = build(divided, lanes=lanes, batch_size=batch_size)

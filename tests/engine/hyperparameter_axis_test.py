@@ -10,6 +10,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import hyperparameter_axis
+from tests.testing import rest_slow
 
 ETAS = (0.03, 0.1, 0.3)
 
@@ -39,7 +40,7 @@ def last(records):
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-@pytest.mark.parametrize('batch_size', [4, 0])
+@pytest.mark.parametrize('batch_size', rest_slow(1, [4, 0]))
 def test_a_sweep_is_as_many_single_runs(
   uneven_examples, monkeypatch, platform, batch_size
 ):
@@ -68,6 +69,7 @@ def test_a_sweep_is_as_many_single_runs(
       np.testing.assert_allclose(a[g], b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_clients_keep_is_kept_for_each_value(uneven_examples):
   sweep = build(uneven_examples, fa.scaffold, sweep=ETAS)
   together = last(fa.simulate(sweep, rounds=3))

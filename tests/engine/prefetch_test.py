@@ -11,6 +11,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import prefetch
+from tests.testing import rest_slow
 from tests.testing import rounds
 from tests.testing.simulations import Watched
 from tests.testing.simulations import build
@@ -27,21 +28,24 @@ def clients(uneven_examples):
 
 @pytest.mark.parametrize(
   'changes',
-  [
-    {},
-    {'lanes': 1},
-    {'client_fraction': 0.0},
-    {'client_fraction': 1.0, 'batch_size': 0, 'micro_batch': 2},
-    {'algorithm': fa.scaffold(0.1, 1.0)},
-    {'participation': fa.Participation(straggler_fraction=0.5)},
-    {'on_nan': 'skip_client', 'weighting': 'uniform'},
-    {
-      'sweep': [0.1, 0.3],
-      'algorithm': lambda e: rounds.fedavg(optax.sgd(e)),
-    },
-  ],
+  rest_slow(
+    4,
+    [
+      {'client_fraction': 1.0, 'batch_size': 0, 'micro_batch': 2},
+      {'algorithm': fa.scaffold(0.1, 1.0)},
+      {'on_nan': 'skip_client', 'weighting': 'uniform'},
+      {
+        'sweep': [0.1, 0.3],
+        'algorithm': lambda e: rounds.fedavg(optax.sgd(e)),
+      },
+      {},
+      {'lanes': 1},
+      {'client_fraction': 0.0},
+      {'participation': fa.Participation(straggler_fraction=0.5)},
+    ],
+  ),
 )
-@pytest.mark.parametrize('augment', [None, noise])
+@pytest.mark.parametrize('augment', rest_slow(1, [None, noise]))
 def test_same_bits_as_resident(clients, tmp_path, changes, augment):
   own = model(augment)
   resident = build(clients, own, **changes)

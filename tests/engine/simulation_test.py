@@ -15,6 +15,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import simulation
 from fedavg_jax.engine import superstep
 from tests.testing import PROGRAMS
+from tests.testing import rest_slow
 
 
 def sgd(learning_rate):
@@ -116,7 +117,7 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize('name', ALGORITHMS)
+@pytest.mark.parametrize('name', rest_slow(1, reversed(ALGORITHMS)))
 def test_rounds_per_call_change_no_bit(name):
   """Ten rounds one by one, by three, and all in one call."""
   runs = []
@@ -172,6 +173,7 @@ def test_the_compiled_call_is_the_reference():
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_of_a_call_is_that_of_its_lanes():
   """Cohorts of 10, 100 and 1,000 of one population; more lanes cost more."""
   data = fa.load_dataset('digits')
@@ -261,7 +263,7 @@ def test_divergence_in_the_middle_of_a_call(per_call):
   assert tested.accuracy == records[2].test_accuracy
 
 
-@pytest.mark.parametrize('micro_batch', [1, 7, 50, 1000])
+@pytest.mark.parametrize('micro_batch', rest_slow(2, [7, 1000, 1, 50]))
 def test_micro_batches_equal_the_full_batch(micro_batch):
   """B = inf in parts; the last part and the clients are uneven."""
   setting = {'batch_size': 0, 'epochs': 3, 'client_fraction': 1.0}
@@ -275,6 +277,7 @@ def test_micro_batches_equal_the_full_batch(micro_batch):
   np.testing.assert_allclose(parts['test_loss'], whole['test_loss'], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='address space is limited')
 def test_out_of_memory_halves_the_lanes_and_changes_no_result():
   """A process whose address space ends: the machine really refuses."""
@@ -292,6 +295,7 @@ def test_out_of_memory_halves_the_lanes_and_changes_no_result():
   np.testing.assert_allclose(limited, free, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('failing', [1, 3])
 @pytest.mark.parametrize('name', ALGORITHMS)
 def test_out_of_memory_after_some_rounds(name, failing):
@@ -435,7 +439,7 @@ def test_stopping_between_calls(name):
 
 
 @pytest.mark.parametrize('name', ALGORITHMS)
-@pytest.mark.parametrize('layout', [{'lanes': 1}, {'lanes': 6}])
+@pytest.mark.parametrize('layout', rest_slow(1, [{'lanes': 6}, {'lanes': 1}]))
 def test_other_layouts_within_the_stated_tolerance(name, layout):
   """README: after a round no weight differs by more than 1e-6."""
   states = []

@@ -48,6 +48,7 @@ def rows(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_benchmark(repository, tmp_path):
   out, picture = tmp_path / 'rows.jsonl', tmp_path / 'cohorts.png'
   table = run(
@@ -70,6 +71,7 @@ def test_benchmark(repository, tmp_path):
   assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_profile(repository, tmp_path):
   run(
     repository,
@@ -79,6 +81,7 @@ def test_profile(repository, tmp_path):
   assert list(tmp_path.glob('**/perfetto_trace.json.gz'))
 
 
+@pytest.mark.slow
 def test_a_padded_lane_per_client_is_the_same_work(tmp_path):
   """The engine's own rival: every lane to the end of the longest client."""
   workload = workloads.WORKLOADS['flute_lr']
@@ -89,6 +92,7 @@ def test_a_padded_lane_per_client_is_the_same_work(tmp_path):
   np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
@@ -211,6 +215,7 @@ def test_a_commit_of_no_clone(tmp_path):
       pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sizes', [(7, 30, 12, 1, 23), (20,) * 5])
 def test_the_plain_form_computes_the_same(sizes):
   """Uneven clients are padded; the last minibatch of an epoch is short."""
@@ -231,6 +236,7 @@ def test_the_plain_form_computes_the_same(sizes):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_plain_form_refuses_other_work():
   uneven = workloads.Workload(
     about='', model='lr', sizes=(7, 30), cohort=1, weighting='uniform'
@@ -239,6 +245,7 @@ def test_the_plain_form_refuses_other_work():
     plain.PlainRounds(uneven, {})
 
 
+@pytest.mark.slow
 def test_a_peer_that_fails_is_reported(monkeypatch, capsys):
   def command(peer, workload, mode):
     del peer, workload, mode
@@ -282,6 +289,7 @@ def test_workloads_survive_json(name):
   assert min(workload.sizes) >= 1
 
 
+@pytest.mark.slow
 def test_the_engine_races_itself_on_devices_and_processes(capsys):
   """Every way does the same rounds; their rows say what the paper would."""
   assert len(race.scaled([1, 2], [1, 2, 4])) == 8
@@ -308,6 +316,7 @@ def test_pfls_model_has_its_parameters():
   assert num_parameters(params) == 1_626_442
 
 
+@pytest.mark.slow
 def test_accelerator_checks_pass_on_this_machine():
   """The checks of small models; those of the CNN are layers_test's."""
   for name in accelerator.CHECKS:
@@ -363,6 +372,7 @@ def test_own_algorithm_sends_the_largest_and_keeps_the_rest():
   np.testing.assert_array_equal(kept['w'], [[4, 0, 0.5, -3]] * 2)
 
 
+@pytest.mark.slow
 def test_own_algorithm_learns(repository):
   """With a hundredth of the delta almost as well as with all of it."""
   out = run(repository, 'experiments.gallery.custom_algorithm')

@@ -62,6 +62,7 @@ def plain(tmp_path_factory):
   return folder, finish(start(repository, folder, 'plain.jsonl'))
 
 
+@pytest.mark.slow
 def test_a_table_from_end_to_end(plain):
   folder, out = plain
   found = rows(folder / 'plain.jsonl')
@@ -85,6 +86,7 @@ def test_a_table_from_end_to_end(plain):
   assert {path.suffix for path in left} == {'.lock'}
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_run_again(repository, plain):
   folder, out = plain
   before = (folder / 'plain.jsonl').read_bytes()
@@ -94,6 +96,7 @@ def test_what_is_there_is_not_run_again(repository, plain):
   assert again.splitlines()[-1] == out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_rows(repository, plain, tmp_path):
   """SIGKILL after the first cell, then slices, each ended by SIGTERM."""
   process = start(repository, tmp_path, 'killed.jsonl')
@@ -121,6 +124,7 @@ def test_killed_and_resumed_gives_the_same_rows(repository, plain, tmp_path):
     assert {**a, 'date': ''} == {**b, 'date': ''}
 
 
+@pytest.mark.slow
 def test_a_damaged_last_line_is_kept_told_and_run_again(
   repository, plain, tmp_path
 ):
@@ -138,6 +142,7 @@ def test_a_damaged_last_line_is_kept_told_and_run_again(
   assert again[2]['curve'] == json.loads(lines[2])['curve']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('args', 'said'),
   [
@@ -397,6 +402,7 @@ def run_sweep(path, cell, stop_after=(), rates=(0.05, 0.1)):
   return rows(path)
 
 
+@pytest.mark.slow
 def test_a_stop_between_the_crossing_and_the_papers_next_round(
   tmp_path, monkeypatch, capsys
 ):
@@ -493,6 +499,7 @@ def test_median_and_range():
   assert tables.duration(30) == '30 s' and tables.duration(7200) == '2.0 h'
 
 
+@pytest.mark.slow
 def test_a_cell_becomes_the_federation_that_it_names():
   """C, E, B, decay, and one client for plain SGD."""
   dataset = fa.load_dataset('digits')

@@ -12,7 +12,8 @@ from experiments.stress import compare_commits
 from experiments.stress import kill
 from experiments.stress import long_run
 
-pytestmark = pytest.mark.slow
+# One worker of the tests: several processes want all cores.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('processes')]
 
 
 def test_killed_runs_end_with_the_same_bits(capsys):

@@ -8,6 +8,7 @@ import pytest
 
 import fedavg_jax as fa
 from fedavg_jax.models import augment
+from tests.testing import rest_slow
 
 KEYS = jax.random.split(jax.random.key(0), 500)
 
@@ -141,13 +142,16 @@ def params_after(simulation, rounds=2):
 
 @pytest.mark.parametrize(
   'kwargs',
-  [
-    {'lanes': 2},
-    {'lanes': 4, 'widths': (2, 1)},
-    {'lanes': 1},
-    {'micro_batch': 2},
-    {'rounds_per_call': 1},
-  ],
+  rest_slow(
+    2,
+    [
+      {'lanes': 4, 'widths': (2, 1)},
+      {'micro_batch': 2},
+      {'lanes': 2},
+      {'lanes': 1},
+      {'rounds_per_call': 1},
+    ],
+  ),
 )
 def test_what_is_drawn_depends_on_no_layout(kwargs):
   """Other lanes, devices, micro-batches, calls: the same noise."""

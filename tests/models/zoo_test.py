@@ -47,10 +47,15 @@ def sequences(length, tokens, padding=None):
   [
     ('2nn', images(), {}, 199_210),
     ('cnn', images(), {}, 1_663_370),
-    ('cnn_torch', images(), {}, 1_663_370),
-    ('cifar_cnn', coloured(), {'augmentation': 'tutorial'}, 1_068_298),
-    ('char_lstm', sequences(80, 258, 257), {}, 866_578),
-    ('word_lstm', sequences(10, 10_000), {}, 4_950_544),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ('cnn_torch', images(), {}, 1_663_370),
+        ('cifar_cnn', coloured(), {'augmentation': 'tutorial'}, 1_068_298),
+        ('char_lstm', sequences(80, 258, 257), {}, 866_578),
+        ('word_lstm', sequences(10, 10_000), {}, 4_950_544),
+      )
+    ),
   ],
 )
 def test_parameter_counts_of_the_paper(name, data, kwargs, expected):
@@ -82,6 +87,7 @@ def test_a_model_scales_raw_pixels_itself(name, pixels):
   np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_cnn_is_the_network_that_the_paper_describes():
   """Pooling before bias and ReLU is convolution, bias, ReLU, pooling."""
   model = zoo.build_model('cnn', images(), convolution='lax')
@@ -146,6 +152,7 @@ def test_the_crop_needs_large_images():
       zoo.build_model(name, data, augmentation='tutorial')
 
 
+@pytest.mark.slow
 def test_cifar_net_is_the_tutorials():
   """Convolution, ReLU, pool, norm, convolution, ReLU, norm, pool, dense."""
   model = zoo.build_model('cifar_cnn', coloured(24), pixels='image')
@@ -183,6 +190,7 @@ def test_cifar_net_is_the_tutorials():
   np.testing.assert_allclose(model.apply(params, x), h, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'data'),
   [

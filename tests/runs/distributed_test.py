@@ -21,7 +21,8 @@ from fedavg_jax.engine import processes
 from fedavg_jax.runs import checkpoint
 from tests.testing import PROGRAMS
 
-pytestmark = pytest.mark.slow
+# One worker of the tests: several processes want all cores.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('processes')]
 
 
 def _settings(number: int, folder: pathlib.Path) -> dict[str, np.ndarray]:

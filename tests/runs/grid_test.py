@@ -56,6 +56,7 @@ def swept(tmp_path_factory, request):
   return config, grid.run_sweep(config, GRID, 2, folder), folder
 
 
+@pytest.mark.slow
 def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
   config, jobs, _ = swept
   assert len(jobs) == 8
@@ -85,6 +86,7 @@ def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
     assert train.train(job.config, job.folder) == told
 
 
+@pytest.mark.slow
 def test_table_tells_of_every_setting_and_the_best(swept, capsys):
   _, jobs, folder = swept
   text = (folder / 'table.md').read_text()
@@ -105,6 +107,7 @@ def test_table_tells_of_every_setting_and_the_best(swept, capsys):
   assert not (folder / 'parts').exists()
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
   """Only what is missing is run; the table tells of all."""
   config, _, folder = swept
@@ -157,10 +160,12 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_all_keys_that_go_together_are_tried_here():
   assert set(KEYS) == set(grid_jobs.TOGETHER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('key', KEYS)
 def test_every_key_that_goes_together_is_that_of_each_run(
   repository, tmp_path, key
@@ -186,6 +191,7 @@ def test_every_key_that_goes_together_is_that_of_each_run(
   assert max(distance(own, other) for own, other in models) < 0.003 * apart
 
 
+@pytest.mark.slow
 def test_killed_between_its_folders_and_with_more_to_do(
   repository, tmp_path, monkeypatch
 ):
@@ -221,6 +227,7 @@ def test_killed_between_its_folders_and_with_more_to_do(
     assert [r['round'] for r in lines(job.folder)] == [*range(7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seconds', [0.0, 60.0])
 def test_interrupted_and_resumed_to_the_same_lines(
   swept, repository, tmp_path, monkeypatch, seconds
@@ -266,6 +273,7 @@ def test_interrupted_and_resumed_to_the_same_lines(
   assert not (own / 'parts').exists()
 
 
+@pytest.mark.slow
 def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
   config = small(repository, target_accuracy=0.5, rounds=30, eval_every=1)
   values = {'client.learning_rate': ['0.2', '1e20']}
@@ -296,6 +304,7 @@ def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
   assert 'Best: client.learning_rate=0.2' in text
 
 
+@pytest.mark.slow
 def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
   config = small(
     repository, rounds=2, holdout_fraction=0.2, client_eval_every=1
@@ -329,6 +338,7 @@ def test_sweeps_that_are_refused(repository, tmp_path, values, seeds, words):
   assert not (tmp_path / 'grid').exists()
 
 
+@pytest.mark.slow
 def test_folders_that_are_refused(swept, repository, tmp_path):
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.txt').write_text('all of it')
@@ -344,6 +354,7 @@ def test_folders_that_are_refused(swept, repository, tmp_path):
     grid.run_sweep(small(repository), GRID, 2, folder)
 
 
+@pytest.mark.slow
 def test_a_population_that_cannot_be_is_told_before_the_first_run(
   repository, tmp_path
 ):
@@ -358,6 +369,7 @@ def test_a_population_that_cannot_be_is_told_before_the_first_run(
     assert not (tmp_path / 'grid').exists()
 
 
+@pytest.mark.slow
 def test_the_best_is_none_that_diverged_or_of_a_rule_nobody_met():
   def rows(*own):
     return [
@@ -390,6 +402,7 @@ def test_grids_that_cannot_be_read(texts, words):
 # Comparing.
 
 
+@pytest.mark.slow
 def test_comparison_by_hand(tmp_path):
   records = [
     {'round': 0, 'seconds': 0.0, 'test_accuracy': 0.1},
@@ -416,6 +429,7 @@ def test_comparison_by_hand(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('number', 'text'),
   [
@@ -439,6 +453,7 @@ def run_compare(tmp_path, *args):
   )
 
 
+@pytest.mark.slow
 def test_compare_command(swept, repository, tmp_path):
   _, jobs, _ = swept
   folders = [str(job.folder) for job in jobs[:3]]
@@ -476,6 +491,7 @@ def test_compare_command(swept, repository, tmp_path):
   assert not (tmp_path / 'x.png').exists()
 
 
+@pytest.mark.slow
 def test_sweep_command(repository, tmp_path):
   process = subprocess.run(
     [

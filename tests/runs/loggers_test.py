@@ -76,6 +76,7 @@ def test_csv_and_tensorboard_tell_what_the_lines_do(repository, tmp_path):
     assert told[tag] == pytest.approx(values, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_tells_each_round_once(
   repository, tmp_path, monkeypatch
 ):

@@ -1,7 +1,6 @@
 """What a config's clients hold: divided, described, drawn by one command."""
 
 import re
-import shutil
 import subprocess
 import sys
 
@@ -125,14 +124,19 @@ def test_command(repository, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['p.png']
 
 
+@pytest.mark.slow
 def test_the_command_of_the_page(repository, tmp_path):
   page = (repository / 'docs' / 'data.md').read_text()
   (arguments,) = re.findall(
-    r'-m (fedavg_jax\.partition .*?)```', page, re.DOTALL
+    r'bin/fedavg-jax (partition .*?)```', page, re.DOTALL
   )
-  shutil.copytree(repository / 'configs', tmp_path / 'configs')
   process = subprocess.run(
-    [sys.executable, '-m', *arguments.replace('\\\n', ' ').split()],
+    [
+      sys.executable,
+      '-m',
+      'fedavg_jax',
+      *arguments.replace('\\\n', ' ').split(),
+    ],
     cwd=tmp_path,
     capture_output=True,
     text=True,

@@ -104,6 +104,7 @@ def again(repository, workdir, *, extend=False, **changes):
   return train.train(config, workdir, extend=extend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SETTINGS)
 def test_interrupted_three_times(repository, tmp_path, monkeypatch, name):
   config = small(repository, **{'rounds_per_call': 1} | SETTINGS[name])
@@ -121,6 +122,7 @@ def test_interrupted_three_times(repository, tmp_path, monkeypatch, name):
   assert_same_bits(tmp_path / 'whole', tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_checkpoints_by_rounds_and_by_time(repository, tmp_path, monkeypatch):
   saved = []
   save = checkpoint.Checkpoints.save
@@ -147,6 +149,7 @@ def test_checkpoints_by_rounds_and_by_time(repository, tmp_path, monkeypatch):
   assert saved == [12]
 
 
+@pytest.mark.slow
 def test_best_model_of_a_run(repository, tmp_path):
   train.train(
     small(repository, rounds=5, **{'checkpoint.rounds': 1}), tmp_path / 'run'
@@ -164,6 +167,7 @@ def test_killed_between_two_checkpoints(repository, whole, stopped):
   assert_same_bits(whole, stopped)
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint(repository, whole, stopped, capsys):
   shutil.rmtree(stopped / 'checkpoints')
   content = json.loads((stopped / 'config.json').read_text())
@@ -176,6 +180,7 @@ def test_killed_before_the_first_checkpoint(repository, whole, stopped, capsys):
   assert (stopped / 'partition.png').exists()
 
 
+@pytest.mark.slow
 def test_killed_between_the_last_checkpoint_and_the_summary(
   repository, whole, tmp_path
 ):
@@ -187,6 +192,7 @@ def test_killed_between_the_last_checkpoint_and_the_summary(
   assert (workdir / 'curves.png').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'content', ['', '{"status"', '[]', '{"status": "finished", "rounds": 12}']
 )
@@ -197,6 +203,7 @@ def test_a_damaged_summary_is_made_anew(repository, whole, tmp_path, content):
   assert_same_bits(whole, workdir)
 
 
+@pytest.mark.slow
 def test_a_torn_line_and_rounds_behind_the_checkpoint(
   repository, whole, stopped
 ):
@@ -206,6 +213,7 @@ def test_a_torn_line_and_rounds_behind_the_checkpoint(
   assert_same_bits(whole, stopped)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint(repository, whole, stopped, caplog):
   for path in (stopped / 'checkpoints' / '8').rglob('*'):
     if path.is_file():
@@ -216,6 +224,7 @@ def test_a_damaged_checkpoint(repository, whole, stopped, caplog):
   assert_same_bits(whole, stopped)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_over_stays_as_it_is(repository, whole, capsys):
   before = {p: p.stat().st_mtime_ns for p in whole.rglob('*') if p.is_file()}
   summary = again(repository, whole)
@@ -227,6 +236,7 @@ def test_a_run_that_is_over_stays_as_it_is(repository, whole, capsys):
   }
 
 
+@pytest.mark.slow
 def test_a_target_ends_a_run_for_good(repository, tmp_path):
   config = {'rounds': 60, 'target_accuracy': 0.5}
   train.train(small(repository, **config), tmp_path / 'run')
@@ -240,6 +250,7 @@ def test_a_target_ends_a_run_for_good(repository, tmp_path):
     assert len(lines(tmp_path / 'run')) - 1 == rounds
 
 
+@pytest.mark.slow
 def test_a_diverged_run_diverges_again(repository, tmp_path):
   config = small(repository, **{'client.learning_rate': 1e30})
   told = []
@@ -250,6 +261,7 @@ def test_a_diverged_run_diverges_again(repository, tmp_path):
   assert told[0] == told[1] and len(told[0]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('every', [1, 2, 0])
 def test_diverged_behind_a_checkpoint(repository, tmp_path, every):
   """The state to save is that of the round before, which may be saved."""
@@ -269,6 +281,7 @@ def test_diverged_behind_a_checkpoint(repository, tmp_path, every):
   assert np.isfinite(last).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['momentum', 'scaffold'])
 def test_a_fault_between_two_checkpoints(
   repository, tmp_path, monkeypatch, name
@@ -294,6 +307,7 @@ def test_a_fault_between_two_checkpoints(
   assert_same_bits(tmp_path / 'whole', tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_extend(repository, tmp_path, whole):
   workdir = shutil.copytree(whole, tmp_path / 'run')
   with pytest.raises(InputError, match=r'rounds = 15 \(was 12\).*extend'):
@@ -314,6 +328,7 @@ def test_extend(repository, tmp_path, whole):
   assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.slow
 def test_extend_lets_the_machine_be_another(repository, whole, stopped):
   """Other lanes: the same cohorts and orders, equal up to rounding."""
   with pytest.raises(InputError, match=r'lanes = 6 \(was 0\)'):
@@ -326,6 +341,7 @@ def test_extend_lets_the_machine_be_another(repository, whole, stopped):
   assert summary['lanes'] == 6
 
 
+@pytest.mark.slow
 def test_changed_configs_are_refused_by_name(repository, stopped):
   before = timeless(stopped)
   with pytest.raises(InputError) as info:
@@ -374,6 +390,7 @@ def test_metrics_that_have_changed(repository, stopped):
   assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_machine_is_told_and_noted(repository, stopped, caplog):
   path = stopped / 'config.json'
   content = json.loads(path.read_text())
@@ -389,6 +406,7 @@ def test_another_machine_is_told_and_noted(repository, stopped, caplog):
   assert resumed['versions']['jax'] == jax.__version__
 
 
+@pytest.mark.slow
 def test_lanes_of_the_checkpoint_stay(repository, whole, stopped, monkeypatch):
   """Free memory may be other than it was: the bits are not."""
   chosen = []
@@ -405,6 +423,7 @@ def test_lanes_of_the_checkpoint_stay(repository, whole, stopped, monkeypatch):
   assert chosen == [json.loads((whole / 'summary.json').read_text())['lanes']]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('jump', 'looks'), [(10 * 365 * 86400, 8), (-10 * 365 * 86400, 1)]
 )

@@ -79,7 +79,7 @@ def test_one_process_at_a_time(tmp_path):
     assert 'another process is at work in it' in other().stdout
   assert other().returncode == -9  # It had the folder when it was killed.
   with Workdir(tmp_path / 'run') as folder:
-    assert folder.began == {'config': {}}
+    assert folder.began == {'format': run_dir.FORMAT, 'config': {}}
 
 
 def test_a_folder_made_meanwhile(tmp_path):
@@ -95,13 +95,15 @@ def test_a_run_that_began_while_we_waited_for_the_lock(tmp_path, monkeypatch):
   acquire = run_dir.filelock.FileLock.acquire
 
   def late(self, *args, **kwargs):
-    (tmp_path / 'config.json').write_text('{"config": {"theirs": 1}}')
+    (tmp_path / 'config.json').write_text(
+      '{"format": 2, "config": {"theirs": 1}}'
+    )
     (tmp_path / 'metrics.jsonl').write_text('{"round": 0}\n')
     return acquire(self, *args, **kwargs)
 
   monkeypatch.setattr(run_dir.filelock.FileLock, 'acquire', late)
   with Workdir(tmp_path) as folder:
-    assert folder.began == {'config': {'theirs': 1}}
+    assert folder.began == {'format': 2, 'config': {'theirs': 1}}
 
 
 def test_an_empty_folder_stays_so_where_nothing_begins(tmp_path):
@@ -123,7 +125,8 @@ def test_what_a_kill_leaves_before_config_json(tmp_path):
     assert folder.began is None
     folder.begin(room=0)
     folder.config({'config': {}})
-  assert json.loads((tmp_path / 'config.json').read_text()) == {'config': {}}
+  written = json.loads((tmp_path / 'config.json').read_text())
+  assert written == {'format': run_dir.FORMAT, 'config': {}}
   assert not (tmp_path / '.part.config.json').exists()
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from experiments.paper import published
 from fedavg_jax.runs import targets
 
 
@@ -65,25 +64,6 @@ def test_paper_grid_needs_every_one_of_its_rounds():
 
 def test_first_point_of_the_grid():
   assert targets.rounds_to_target_paper_grid([0, 1], [0.1, 0.9], 0.5) == 1
-
-
-@pytest.mark.parametrize(
-  ('setting', 'expected'),
-  [
-    (('cnn', 'iid', 0.1, 5, 10, 0.99), [18, 20]),
-    (('2nn', 'iid', 0.1, 1, 10, 0.97), [87, 92]),
-    (('2nn', 'noniid', 0.1, 1, 10, 0.97), [664, 831]),
-    (('cnn', 'noniid', 1.0, 5, 10, 0.99), [97]),
-    (('2nn', 'iid', 0.1, 1, 0, 0.97), [1468, 1474]),
-    (('cnn', 'noniid', 1.0, 5, 0, 0.99), []),  # Not reached.
-    (('cnn', 'iid', 0.1, 5, 10, 0.97), []),  # Not the paper's target.
-    (('cnn', 'iid', 0.1, 4, 10, 0.99), []),
-  ],
-)
-def test_cells_of_the_paper(setting, expected):
-  names = 'model partition client_fraction epochs batch_size target_accuracy'
-  kwargs = dict(zip(names.split(), setting, strict=True))
-  assert published.rounds_in_paper(dataset='mnist', **kwargs) == expected
 
 
 def test_rounds_after_which_the_paper_evaluates():

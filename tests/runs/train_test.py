@@ -102,6 +102,7 @@ def test_same_config_same_bits(finished, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_tests_of_clients_stand_beside_the_rounds(repository, tmp_path):
   config = load(
     repository,
@@ -143,6 +144,7 @@ def test_tests_of_clients_stand_beside_the_rounds(repository, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_trace_is_part_of_the_data(repository, tmp_path):
   trace = tmp_path / 'trace.csv'
   everybody = ''.join(f'{k},1,9\n' for k in range(50))
@@ -171,6 +173,7 @@ def test_skipped_clients_are_not_in_the_mean(repository, tmp_path):
   assert told['bytes_up'] == 25 * 4 * 55210
 
 
+@pytest.mark.slow
 def test_tests_of_clients_lost_by_a_kill_are_made_again(
   repository, tmp_path, monkeypatch
 ):
@@ -251,6 +254,7 @@ def test_bad_data_makes_no_folder(repository, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'changes'),
   [
@@ -422,6 +426,7 @@ def test_algorithms_from_configs(repository):
   np.testing.assert_allclose(change['w'], -w['w'] / (5 * 0.03), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'changes',
   [

@@ -4,6 +4,6 @@ from fedavg_jax.cli import dispatch
 
 if __name__ != '__main__':
   raise ModuleNotFoundError(
-    f'No module named {__name__!r}: see fedavg_jax.cli.sweep', name=__name__
+    f'No module named {__name__!r}: see fedavg_jax.runs.grid', name=__name__
   )
 dispatch.ended('sweep')

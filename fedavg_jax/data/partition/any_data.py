@@ -7,9 +7,8 @@ import numpy as np
 from fedavg_jax.data.partition.checks import check_clients
 from fedavg_jax.data.partition.checks import check_sizes
 
-_HOLD_OUT = (
-  3  # A stream of random numbers; planning.py has 1 and 2, sizes.py 4.
-)
+# A stream of random numbers; planning.py has 1 and 2, sizes.py 4.
+_HOLD_OUT = 3
 
 
 def iid(
@@ -63,7 +62,7 @@ def hold_out(
   """
   kept, held = [], []
   for client, part in enumerate(parts):
-    # Apart from the stream `seed` of the division, and from those of plan.py;
+    # Apart from the stream `seed` of the division, and those of planning.py;
     # never a trailing zero, which a short seed is padded with.
     rng = np.random.default_rng([seed, _HOLD_OUT, client + 1])
     number = int(round(fraction * len(part), 6))

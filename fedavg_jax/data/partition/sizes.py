@@ -8,9 +8,8 @@ from fedavg_jax.data.partition.checks import check_clients
 from fedavg_jax.data.partition.checks import check_sizes
 from fedavg_jax.data.partition.checks import cut
 
-_SIZES = (
-  4  # A stream of random numbers; any_data.py has 3, participation.py 5 and 6.
-)
+# A stream of random numbers; any_data.py has 3, participation.py 5 and 6.
+_SIZES = 4
 
 
 def sizes(
