@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
+import fedavg_jax
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import population
 from fedavg_jax.runs.builders import Federation
 
-_PACKAGES = ('fedavg_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
 def environment() -> dict[str, Any]:
@@ -24,7 +25,11 @@ def environment() -> dict[str, Any]:
   device = jax.devices()[0]
   return {
     'python': platform.python_version(),
-    'versions': {name: _version(name) for name in _PACKAGES},
+    'versions': {
+      # Of the code that runs, whatever is installed.
+      'fedavg_jax': fedavg_jax.__version__,
+      **{name: _version(name) for name in _PACKAGES},
+    },
     'machine': f'{platform.system()} {platform.machine()}',
     'processor': _processor(),
     'cores': os.cpu_count(),

@@ -75,6 +75,12 @@ def test_no_guess_where_nothing_is_close(command):
   assert 'did you mean' not in command('nonsense').err
 
 
+def test_config_as_the_value_of_another_flag(command, repository):
+  config = repository / 'configs' / 'quickstart.py'
+  outcome = command('partition', '--picture', 'config', f'--config={config}')
+  outcome.assert_one_line('--picture config: must end with .png')
+
+
 @pytest.mark.parametrize('name', ENDED)
 def test_earlier_commands_name_their_successors(command, name):
   for args in ([], ['--help'], ['--config', 'configs/quickstart.py']):

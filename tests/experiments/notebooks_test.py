@@ -86,6 +86,8 @@ def test_runs_from_top_to_bottom(folder, name, tmp_path):
   for cell in notebook.cells:
     if cell.cell_type == 'code':
       cell.outputs = []
+      # Minutes less than the 99 percent of the committed run, the same code.
+      cell.source = cell.source.replace("'cnn', 0.99,", "'cnn', 0.97,")
   # An error in a cell is raised here, with the cell.
   NotebookClient(
     notebook,
