@@ -38,12 +38,19 @@ def clone() -> pathlib.Path:
   return REPOSITORY
 
 
+@pytest.fixture(scope='session')
+def real_data() -> pathlib.Path:
+  """The folder of real data; skips where there is none."""
+  folder = pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent')
+  if not folder.is_dir():
+    pytest.skip('real data: FEDAVG_DATA names no folder')
+  return folder
+
+
 @pytest.fixture
-def mnist_dir() -> pathlib.Path:
+def mnist_dir(real_data) -> pathlib.Path:
   """The folder of the original MNIST files; skips where there is none."""
-  folder = (
-    pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent') / 'mnist'
-  )
+  folder = real_data / 'mnist'
   if not folder.is_dir():
     pytest.skip('real MNIST: FEDAVG_DATA names no folder with mnist/ in it')
   return folder

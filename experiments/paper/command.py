@@ -14,6 +14,7 @@ from experiments.paper import results
 from experiments.paper import sweeps
 from experiments.paper.cells import Cell
 import fedavg_jax as fa
+from fedavg_jax.core import errors
 from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.signals import stop_on_signals
@@ -36,7 +37,7 @@ def guarded(body: Callable[[], None]) -> None:
     print(f'interrupted: {error}', file=sys.stderr)
   except OSError as error:
     code = 1
-    print(f'error: {error.filename}: {error.strerror}', file=sys.stderr)
+    print(f'error: {errors.describe(error)}', file=sys.stderr)
   else:
     return
   sys.exit(code)

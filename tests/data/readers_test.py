@@ -4,7 +4,6 @@ import gzip
 import json
 import lzma
 import os
-import pathlib
 import tracemalloc
 
 from hypothesis import HealthCheck
@@ -19,22 +18,13 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import readers
 from fedavg_jax.data import texts
 
-
-@pytest.fixture
-def data_dir():
-  folder = pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent')
-  if not folder.is_dir():
-    pytest.skip('real data: FEDAVG_DATA names no folder')
-  return folder
-
-
 # CIFAR-10.
 
 
 @pytest.mark.slow
-def test_real_cifar10(data_dir, tmp_path):
+def test_real_cifar10(real_data, tmp_path):
   """The official layout, written here from the images: a label, then planes."""
-  folder = data_dir / 'cifar10'
+  folder = real_data / 'cifar10'
   x = np.load(lzma.open(folder / 'test_images.npy.xz'))[:500]
   y = np.load(folder / 'test_labels.npy')[:500]
   with open(tmp_path / 'test_batch.bin', 'wb') as file:
@@ -85,8 +75,8 @@ def test_leaf_of_a_user_without_examples(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_femnist(data_dir):
-  folder = data_dir / 'femnist_leaf' / 'train'
+def test_real_femnist(real_data):
+  folder = real_data / 'femnist_leaf' / 'train'
   users = {}
   for path in sorted(folder.glob('*.json.gz')):
     users |= readers.read_leaf(path)
@@ -213,9 +203,9 @@ def test_a_play(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_plays(data_dir):
+def test_real_plays(real_data):
   roles, characters = 0, 0
-  paths = sorted((data_dir / 'shakespeare' / 'plays').glob('*.txt'))
+  paths = sorted((real_data / 'shakespeare' / 'plays').glob('*.txt'))
   poems = []
   for path in paths:
     try:

@@ -1,8 +1,6 @@
 """Plays and authors: hand-made ones, of known lines, and the real."""
 
 import json
-import os
-import pathlib
 import zipfile
 
 import numpy as np
@@ -12,15 +10,6 @@ from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import catalog
 from fedavg_jax.data import texts
-
-
-@pytest.fixture
-def data_dir():
-  folder = pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent')
-  if not folder.is_dir():
-    pytest.skip('real data: FEDAVG_DATA names no folder')
-  return folder
-
 
 # One play in each of the three ways to print it, and a poem.
 INDENTED = """
@@ -219,18 +208,17 @@ def test_who_enters_and_leaves_is_nobodys(real_book):
 
 
 @pytest.fixture(scope='module')
-def real_book():
-  path = pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent')
-  path = path / 'shakespeare' / '100-0.zip'
+def real_book(real_data):
+  path = real_data / 'shakespeare' / '100-0.zip'
   if not path.is_file():
     pytest.skip('real data: FEDAVG_DATA names no folder with the book')
   return texts.read_complete_works(path)
 
 
 @pytest.mark.slow
-def test_the_real_book(data_dir):
+def test_the_real_book(real_data):
   """McMahan et al. have 1,146 roles, 3,564,579 and 870,014 characters."""
-  folder = data_dir / 'shakespeare'
+  folder = real_data / 'shakespeare'
   data = catalog.load_dataset('shakespeare', str(folder))
   roles = len(np.unique(data.owners))
   assert 1100 < roles < 1300
