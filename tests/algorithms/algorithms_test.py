@@ -18,7 +18,7 @@ from tests.testing import twin
 ETA = 0.3
 ROUNDS = 4
 SETTING = {'cohort_size': 3, 'epochs': 2, 'batch_size': 3, 'seed': 3}
-LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 2), (8, 2)]
+LAYOUTS = [(1, 1), (8, 2), (2, 1), (2, 2), (4, 2)]
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def scaffold_twin(world, weighting, server_rate):
 
 
 @pytest.mark.parametrize('weighting', rest_slow(1, ['examples', 'uniform']))
-@pytest.mark.parametrize(('lanes', 'num_devices'), LAYOUTS)
+@pytest.mark.parametrize(('lanes', 'num_devices'), rest_slow(2, LAYOUTS, True))
 def test_scaffold(uneven_examples, world, weighting, lanes, num_devices):
   params, c, c_i = scaffold_twin(world, weighting, server_rate=0.7)
   state, clients = engine(

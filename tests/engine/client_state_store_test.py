@@ -30,11 +30,11 @@ def states(own):
 @pytest.mark.parametrize(
   'changes',
   rest_slow(
-    3,
+    1,
     [
+      {'stream': True, 'on_nan': 'skip_client'},
       {},
       {'client_fraction': 1.0, 'batch_size': 0},
-      {'stream': True, 'on_nan': 'skip_client'},
       {'lanes': 1},
       {'client_fraction': 0.0},
       {'participation': fa.Participation(straggler_fraction=0.5)},

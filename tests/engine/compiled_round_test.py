@@ -34,7 +34,7 @@ def population(uneven_examples):
 
 @pytest.mark.parametrize('shuffle', SHUFFLES)
 @pytest.mark.parametrize('batch_size', [1, 3, 4, 0])
-@pytest.mark.parametrize('cohort_size', [1, 3, 5])
+@pytest.mark.parametrize('cohort_size', rest_slow(1, [3, 1, 5]))
 def test_numpy_twin_after_three_rounds(
   uneven_examples, population, shuffle, batch_size, cohort_size
 ):
@@ -76,7 +76,9 @@ def test_numpy_twin_after_three_rounds(
   assert_close(got, params, 1e-5)
 
 
-@pytest.mark.parametrize('sizes', [[23], [1, 22], [1, 7, 4, 9, 2], [1] * 23])
+@pytest.mark.parametrize(
+  'sizes', rest_slow(2, [[1, 7, 4, 9, 2], [23], [1, 22], [1] * 23])
+)
 def test_fedsgd_is_one_step_on_the_union_of_the_data(uneven_examples, sizes):
   """E = 1, B = inf, C = 1: w - eta * gradient, however the data is divided."""
   x, y, _ = uneven_examples
@@ -130,7 +132,8 @@ def test_reference_round(population, batch_size):
 
 
 @pytest.mark.parametrize(
-  ('lanes', 'num_devices'), [(1, 1), (2, 1), (2, 2), (5, 1), (6, 2), (8, 2)]
+  ('lanes', 'num_devices'),
+  rest_slow(2, [(2, 1), (8, 2), (1, 1), (2, 2), (5, 1), (6, 2)], True),
 )
 def test_lanes_and_devices_change_nothing(population, lanes, num_devices):
   """Vmapped equals one by one, also with idle lanes."""
@@ -144,7 +147,7 @@ def test_lanes_and_devices_change_nothing(population, lanes, num_devices):
 
 @pytest.mark.parametrize('widths', rest_slow(1, [(4, 3, 2, 1), (4, 1), (2, 1)]))
 @pytest.mark.parametrize('num_devices', rest_slow(1, [2, 1]))
-@pytest.mark.parametrize('batch_size', [1, 0])
+@pytest.mark.parametrize('batch_size', rest_slow(1, [1, 0]))
 def test_going_on_with_fewer_lanes_changes_nothing(
   population, widths, num_devices, batch_size
 ):
@@ -191,7 +194,7 @@ def test_idle_lanes_cannot_harm(population):
   """
   setting = {'cohort_size': 5, 'epochs': 1, 'batch_size': 3}
   plain, _ = run(population, **setting)
-  for lanes in (1, 4, 5, 8):
+  for lanes in (4, 8):
     got, told = run(
       population, lanes=lanes, algorithm=fedavg(nan_after(3)), **setting
     )
@@ -203,6 +206,7 @@ def test_idle_lanes_cannot_harm(population):
   assert not told[0].finite  # The optimizer is what it says it is.
 
 
+@pytest.mark.slow
 def test_client_optimizer_starts_anew_with_every_client(population):
   """One lane, momentum: as if every client had a lane of its own."""
   setting = {
@@ -395,7 +399,11 @@ def twin_without(bad, examples, *, epochs, sizes):
 
 @pytest.mark.parametrize(
   ('value', 'bad'),
-  [(np.nan, (0, 2)), (np.nan, (1, 3)), (np.inf, (0, 2)), (-np.inf, (4,))],
+  rest_slow(
+    1,
+    [(np.nan, (0, 2)), (np.nan, (1, 3)), (np.inf, (0, 2)), (-np.inf, (4,))],
+    several=True,
+  ),
 )
 @pytest.mark.parametrize(
   ('layout', 'weighting'),

@@ -39,7 +39,7 @@ def last(records):
   return record
 
 
-@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+@pytest.mark.parametrize('platform', rest_slow(1, ['gpu', 'cpu']))
 @pytest.mark.parametrize('batch_size', rest_slow(1, [4, 0]))
 def test_a_sweep_is_as_many_single_runs(
   uneven_examples, monkeypatch, platform, batch_size
@@ -133,6 +133,7 @@ def test_the_history_has_an_entry_for_each_value(uneven_examples):
   assert np.isfinite(history['train_loss'][1:, 0]).all()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_goes_on_keeps_who_was_at_the_target(uneven_examples):
   """Resumed in the very round in which one value reached it."""
   sweep = build(uneven_examples, sweep=ETAS, rounds_per_call=1)

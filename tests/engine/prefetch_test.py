@@ -29,7 +29,7 @@ def clients(uneven_examples):
 @pytest.mark.parametrize(
   'changes',
   rest_slow(
-    4,
+    2,
     [
       {'client_fraction': 1.0, 'batch_size': 0, 'micro_batch': 2},
       {'algorithm': fa.scaffold(0.1, 1.0)},
@@ -68,6 +68,7 @@ def test_same_bits_as_resident(clients, tmp_path, changes, augment):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_cohort_smaller_than_the_buffer(clients, tmp_path):
   """A trace: one, two and no clients in reach of a buffer for three."""
   trace = fa.Trace(

@@ -36,6 +36,7 @@ def make_simulation(**changes):
   return fa.build_simulation(model, clients, data.test, **(kwargs | changes))
 
 
+@pytest.mark.slow
 def test_run_tells_divergence():
   with pytest.raises(DivergedError, match='round 1'):
     fa.run(
@@ -209,7 +210,7 @@ def test_states_stay_valid_and_are_those_of_their_rounds():
     assert tested.accuracy == record.test_accuracy
 
 
-@pytest.mark.parametrize('per_call', [1, 4, 64])
+@pytest.mark.parametrize('per_call', rest_slow(1, [4, 1, 64]))
 def test_the_target_ends_a_run_in_the_middle_of_a_call(per_call):
   """No later round, done or in line, changes what is left."""
   simulation = make_simulation(rounds_per_call=per_call)
@@ -241,7 +242,7 @@ def test_the_initial_model_may_reach_the_target():
   assert len(records) == 1 or records[0].test_accuracy == 0
 
 
-@pytest.mark.parametrize('per_call', [1, 64])
+@pytest.mark.parametrize('per_call', rest_slow(1, [64, 1]))
 def test_divergence_in_the_middle_of_a_call(per_call):
   """The server's third update is infinite: two rounds stay done."""
 
@@ -263,7 +264,7 @@ def test_divergence_in_the_middle_of_a_call(per_call):
   assert tested.accuracy == records[2].test_accuracy
 
 
-@pytest.mark.parametrize('micro_batch', rest_slow(2, [7, 1000, 1, 50]))
+@pytest.mark.parametrize('micro_batch', rest_slow(1, [7, 1000, 1, 50]))
 def test_micro_batches_equal_the_full_batch(micro_batch):
   """B = inf in parts; the last part and the clients are uneven."""
   setting = {'batch_size': 0, 'epochs': 3, 'client_fraction': 1.0}
@@ -399,6 +400,7 @@ def test_a_client_with_nan_is_left_out_and_counted():
   assert records[-1].test_loss < records[0].test_loss
 
 
+@pytest.mark.slow
 def test_wanted_states_come_with_what_the_clients_keep():
   simulation = make_simulation(
     algorithm=fa.scaffold(0.1), rounds_per_call=4, client_fraction=0.3
@@ -419,7 +421,7 @@ def test_wanted_states_come_with_what_the_clients_keep():
     )
 
 
-@pytest.mark.parametrize('name', ALGORITHMS)
+@pytest.mark.parametrize('name', rest_slow(1, reversed(ALGORITHMS)))
 def test_stopping_between_calls(name):
   """What is at hand in the end can be gone on from, whatever was in line."""
   simulation = make_simulation(algorithm=ALGORITHMS[name], rounds_per_call=1)
@@ -438,7 +440,7 @@ def test_stopping_between_calls(name):
   ]
 
 
-@pytest.mark.parametrize('name', ALGORITHMS)
+@pytest.mark.parametrize('name', rest_slow(1, ALGORITHMS))
 @pytest.mark.parametrize('layout', rest_slow(1, [{'lanes': 6}, {'lanes': 1}]))
 def test_other_layouts_within_the_stated_tolerance(name, layout):
   """README: after a round no weight differs by more than 1e-6."""

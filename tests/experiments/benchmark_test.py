@@ -356,6 +356,7 @@ def test_accelerator_skips_what_it_has(tmp_path, monkeypatch):
   assert not out.exists()
 
 
+@pytest.mark.slow
 def test_accelerator_measures(monkeypatch):
   monkeypatch.setattr(accelerator, 'round', lambda seconds: 1, raising=False)
   found = accelerator.measure('flute_lr', {'lanes': 2})

@@ -425,6 +425,7 @@ def test_a_stop_between_the_crossing_and_the_papers_next_round(
   assert [r['curve'] for r in stopped] == [r['curve'] for r in plain]
 
 
+@pytest.mark.slow
 def test_fewer_rounds_than_were_run_cut_the_rows(tmp_path):
   """An interrupted sweep ends when less is asked for."""
   cell = digits_cell(target_accuracy=0.0, rounds=2000)

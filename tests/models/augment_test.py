@@ -23,6 +23,7 @@ def many(x):
   return np.asarray(jax.vmap(augment.tutorial, in_axes=(0, None))(KEYS, x))
 
 
+@pytest.mark.slow
 def test_it_is_a_crop_mirrored_lightened_and_stretched():
   """Undone: after a map a * x + b per channel it is a window of the image.
 
@@ -143,7 +144,7 @@ def params_after(simulation, rounds=2):
 @pytest.mark.parametrize(
   'kwargs',
   rest_slow(
-    2,
+    1,
     [
       {'lanes': 4, 'widths': (2, 1)},
       {'micro_batch': 2},

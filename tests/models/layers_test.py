@@ -11,6 +11,7 @@ import pytest
 from fedavg_jax.core import choices
 from fedavg_jax.engine import cost
 from fedavg_jax.models import layers
+from tests.testing import rest_slow
 
 METHODS = [m for m in choices.CONVOLUTIONS if m != 'lax']
 
@@ -43,7 +44,7 @@ def test_conv_matches_loops(method, size, k, padding):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize(('k', 'padding'), [(5, 2), (5, 1), (3, 0)])
+@pytest.mark.parametrize(('k', 'padding'), rest_slow(1, [(5, 1), (5, 2), (3, 0)], True))
 def test_conv_gradients_match_jax(method, k, padding):
   rng = np.random.default_rng(1)
   x = jnp.float32(rng.normal(size=(2, 8, 7, 3)))
@@ -63,7 +64,7 @@ def test_conv_gradients_match_jax(method, k, padding):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('clients', [1, 3])
+@pytest.mark.parametrize('clients', rest_slow(1, [3, 1]))
 @pytest.mark.parametrize('batched', [(0, 0), (None, 0), (0, None)])
 def test_conv_of_many_clients_is_one_by_one(method, clients, batched):
   """Forward and gradients, also with shared images or a shared kernel."""

@@ -9,6 +9,7 @@ import fedavg_jax as fa
 from fedavg_jax.contracts.model import num_parameters
 from fedavg_jax.core import choices
 from fedavg_jax.models import zoo
+from tests.testing import rest_slow
 
 
 def images(max_value=255.0):
@@ -64,7 +65,9 @@ def test_parameter_counts_of_the_paper(name, data, kwargs, expected):
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize('name', ['2nn', 'cnn', 'cnn_torch', 'cifar_cnn'])
+@pytest.mark.parametrize(
+  'name', rest_slow(1, ['2nn', 'cnn', 'cnn_torch', 'cifar_cnn'])
+)
 @pytest.mark.parametrize('pixels', choices.PIXELS)
 def test_a_model_scales_raw_pixels_itself(name, pixels):
   """Scaling inside equals scaling outside, in NumPy."""
@@ -212,6 +215,7 @@ def test_a_language_model_only_looks_back(name, data):
   assert np.abs(before[0, 5:] - after[0, 5:]).max(axis=1).min() > 1e-6
 
 
+@pytest.mark.slow
 def test_padding_takes_no_steps_and_changes_nothing():
   """A short line by itself, in a longer array, and beside a long line."""
   data = sequences(12, 258, 257)

@@ -161,6 +161,7 @@ def test_a_trace_is_part_of_the_data(repository, tmp_path):
   train.train(config, tmp_path / 'run', extend=True)
 
 
+@pytest.mark.slow
 def test_skipped_clients_are_not_in_the_mean(repository, tmp_path):
   config = load(
     repository,
@@ -313,6 +314,7 @@ KNOBS = {
 }
 
 
+@pytest.mark.slow
 def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
   """What `train` builds from a config in which everything is unusual."""
   seen = {}

@@ -15,6 +15,7 @@ from fedavg_jax.schedule.participation import Trace
 from fedavg_jax.schedule.participation import draw_clock
 from fedavg_jax.schedule.participation import read_trace
 from fedavg_jax.schedule.planning import Planner
+from tests.testing import rest_slow
 from tests.testing import rounds
 from tests.testing import twin
 
@@ -236,7 +237,7 @@ def test_lanes_do_not_change_who_is_late():
 
 @pytest.mark.parametrize('stragglers', ['keep', 'drop'])
 @pytest.mark.parametrize('batch_size', [1, 3, 0])
-@pytest.mark.parametrize('micro_batch', [0, 2])
+@pytest.mark.parametrize('micro_batch', rest_slow(1, [2, 0]))
 def test_numpy_twin_with_stragglers(
   uneven_examples, stragglers, batch_size, micro_batch
 ):

@@ -9,9 +9,19 @@ import pytest
 PROGRAMS = pathlib.Path(__file__).parent / 'programs'
 
 
-def rest_slow(fast: int, cases: Iterable[Any]) -> list[Any]:
-  """Cases of one parameter, of which all but the first few are slow."""
+def rest_slow(
+  fast: int, cases: Iterable[Any], several: bool = False
+) -> list[Any]:
+  """Marks all but the first few cases as slow.
+
+  Args:
+    fast: how many cases stay in the fast tier.
+    cases: values of a parameter, or of `several` at once as tuples.
+    several: whether a case has the values of several parameters.
+  """
   return [
-    case if i < fast else pytest.param(case, marks=pytest.mark.slow)
+    case
+    if i < fast
+    else pytest.param(*(case if several else [case]), marks=pytest.mark.slow)
     for i, case in enumerate(cases)
   ]
