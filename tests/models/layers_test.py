@@ -44,7 +44,9 @@ def test_conv_matches_loops(method, size, k, padding):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize(('k', 'padding'), rest_slow(1, [(5, 1), (5, 2), (3, 0)], True))
+@pytest.mark.parametrize(
+  ('k', 'padding'), rest_slow(1, [(5, 1), (5, 2), (3, 0)], True)
+)
 def test_conv_gradients_match_jax(method, k, padding):
   rng = np.random.default_rng(1)
   x = jnp.float32(rng.normal(size=(2, 8, 7, 3)))

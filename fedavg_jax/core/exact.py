@@ -1,0 +1,141 @@
+"""Numbers from outside arrive exactly, or are refused in one line.
+
+Labels, row numbers and inputs of any NumPy dtype enter here and nowhere else: a
+value is looked at before it is cast, because a cast wraps, cuts and rounds
+without a word.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.rows_on_disk import RowsOnDisk
+
+_MOST = 2**31 - 1
+# Types that JAX holds as they are; NumPy does not know the kind of bfloat16.
+_SMALL = ('b1', 'i1', 'i2', 'i4', 'u1', 'u2', 'u4', 'f2', 'f4', 'V2')
+
+
+def class_numbers(
+  y: Any,
+  name: str,
+  *,
+  num_classes: int | None = None,
+  ndim: int = 1,
+  least: int = 0,
+) -> np.ndarray:
+  """Turns class numbers into int32; every value stays what it is.
+
+  Args:
+    y: whole numbers of any NumPy dtype, floating ones included; an array of
+      int32 is returned as it is.
+    name: what the message calls them.
+    num_classes: they must be below it; None allows all that int32 can hold.
+    ndim: axes they must have, 1 for [n] and 2 for the positions of sequences.
+    least: the smallest that is allowed, -1 where a position may have no label.
+
+  Raises:
+    InputError: another shape, a value that is no whole number, or one that is
+      out of range.
+
+  >>> class_numbers(np.array([0, 255], np.uint8), 'y')
+  array([  0, 255], dtype=int32)
+  """
+  if isinstance(y, RowsOnDisk):  # Looked at when it was converted.
+    if y.ndim != ndim or y.dtype != np.int32:
+      raise InputError(f'{name}: must be int32 with {ndim} axes')
+    _in_range(y, name, num_classes, least)
+    return y  # pyrefly: ignore[bad-return]
+  y = _array(y, name)
+  if y.ndim != ndim:
+    shape = '[n]' if ndim == 1 else '[n, T]'
+    hint = ' (class numbers, not one-hot rows or a column)' if ndim == 1 else ''
+    raise InputError(
+      f'{name}: has the shape {list(y.shape)}, must have {shape}{hint}'
+    )
+  return whole_numbers(y, name, num_classes=num_classes, least=least)
+
+
+def whole_numbers(
+  values: Any, name: str, *, num_classes: int | None = None, least: int = 0
+) -> np.ndarray:
+  """Turns whole numbers of any shape into int32; as `class_numbers`."""
+  values = _array(values, name)
+  if values.dtype.kind not in 'biuf':
+    raise InputError(f'{name}: is {values.dtype}, must be whole numbers')
+  if values.dtype.kind == 'f':
+    wrong = ~np.isfinite(values)
+    wrong |= np.where(wrong, 0, values) != np.where(wrong, 0, np.trunc(values))
+    if wrong.any():
+      at = tuple(int(i) for i in np.argwhere(wrong)[0])
+      raise InputError(
+        f'{name}: holds {values[at]} at row {at[0] if at else 0}, must be whole'
+        ' numbers'
+      )
+  if values.size:
+    _in_range(values, name, num_classes, least)
+  return values if values.dtype == np.int32 else values.astype(np.int32)
+
+
+def inputs(x: Any, name: str) -> np.ndarray:
+  """Turns inputs into a type that JAX holds; every value stays what it is.
+
+  Integers of 64 bits become int32, floating-point numbers of 64 bits the
+  nearest float32; smaller types stay. What is on disk must have a smaller type.
+
+  Args:
+    x: [n, ...] real numbers.
+    name: what the message calls them.
+
+  Raises:
+    InputError: they have no rows axis, are no real numbers, or are too large
+      for the type they would become.
+  """
+  if isinstance(x, RowsOnDisk):
+    return x  # pyrefly: ignore[bad-return]
+  x = _array(x, name)
+  if not x.ndim:
+    raise InputError(f'{name}: is a single number, must have rows, [n, ...]')
+  if not x.dtype.isnative:  # Of another machine's byte order.
+    x = x.astype(x.dtype.newbyteorder('='))
+  if f'{x.dtype.kind}{x.dtype.itemsize}' in _SMALL and _is_number(x.dtype):
+    return x
+  if x.dtype.kind in 'iu':
+    if x.size:
+      _in_range(x, name, None, -_MOST - 1)
+    return x.astype(np.int32)
+  if x.dtype.kind != 'f':
+    raise InputError(f'{name}: is {x.dtype}, must be real numbers')
+  with np.errstate(over='ignore'):
+    small = x.astype(np.float32)
+  if (lost := np.isinf(small) & np.isfinite(x)).any():
+    at = tuple(int(i) for i in np.argwhere(lost)[0])
+    raise InputError(
+      f'{name}: holds {x[at]} at row {at[0]}, too large for float32'
+    )
+  return small
+
+
+def _is_number(dtype: np.dtype) -> bool:
+  return dtype.kind != 'V' or dtype.name == 'bfloat16'
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+  try:
+    return np.asarray(values)
+  except (ValueError, TypeError, OverflowError) as error:  # Ragged lists.
+    reason = str(error).splitlines()[0][:100]
+    raise InputError(f'{name}: is no array of numbers ({reason})') from error
+
+
+def _in_range(
+  values: Any, name: str, num_classes: int | None, least: int
+) -> None:
+  most = _MOST if num_classes is None else num_classes - 1
+  low, high = values.min(), values.max()
+  # Python compares whole numbers of any size; NumPy would cast them first.
+  if int(low) < least or int(high) > most:
+    raise InputError(
+      f'{name}: holds {int(low)} to {int(high)}, must lie in {least} .. {most}'
+    )
