@@ -4,6 +4,7 @@ import optax
 
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import Ended
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 
 
@@ -12,9 +13,13 @@ def clip_delta(algorithm: Algorithm, max_norm: float) -> Algorithm:
 
   The norm is over all arrays together. The algorithm then makes its message of
   the clipped delta.
+
+  Raises:
+    InputError: `max_norm` is not above 0.
   """
-  if not max_norm > 0:
-    raise InputError(f'max_norm = {max_norm}: must be greater than 0')
+  rules.check_real('max_norm', max_norm, 0, 1e30)
+  if max_norm == 0:
+    raise InputError('max_norm = 0: must be above 0')
   clip = optax.clip_by_global_norm(max_norm)
 
   def message(ended: Ended):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.core import rules
+from fedavg_jax.core.errors import InputError
 
 
 def fedavg(
@@ -50,9 +52,17 @@ def decayed_sgd(
 
   Args:
     learning_rate: eta of the first rounds.
-    factor: 1 keeps it.
-    rounds: from one decay to the next.
+    factor: in (0, 1]; 1 keeps it.
+    rounds: from one decay to the next, at least 1.
+
+  Raises:
+    InputError: a value breaks its rule.
   """
+  rules.check_rate('learning_rate', learning_rate)
+  rules.check_whole('rounds', rounds, 1)
+  rules.check_real('factor', factor, 0, 1)
+  if not factor:
+    raise InputError('factor = 0: must be above 0')
 
   def update(updates, state, params=None, **seen):
     del params

@@ -8,6 +8,7 @@ import optax
 
 from fedavg_jax.contracts.model import Params
 from fedavg_jax.core import choices
+from fedavg_jax.core import rules
 
 
 class AdaptiveState(NamedTuple):
@@ -33,14 +34,21 @@ def adaptive(
   Args:
     name: 'adagrad', 'yogi' or 'adam'.
     learning_rate: the server's.
-    b1: decay of the first moment.
-    b2: decay of the second; adagrad has none.
+    b1: decay of the first moment, in [0, 1).
+    b2: decay of the second, in [0, 1); adagrad has none.
     tau: the degree of adaptivity; larger is nearer to plain momentum.
 
   Returns:
     An optax transformation for `fedavg`.
+
+  Raises:
+    InputError: a value breaks its rule.
   """
   choices.check_choice('name', name, choices.SERVER_OPTIMIZERS[1:])
+  rules.check_rate('learning_rate', learning_rate)
+  rules.check_fraction('b1', b1)
+  rules.check_fraction('b2', b2)
+  rules.check_real('tau', tau, 1e-15, 1e15)
   second_moment = {
     'adagrad': lambda v, g2: v + g2,
     'yogi': lambda v, g2: v - (1 - b2) * g2 * jnp.sign(v - g2),

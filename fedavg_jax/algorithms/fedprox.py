@@ -5,6 +5,7 @@ import optax
 
 from fedavg_jax.algorithms.fedavg import fedavg
 from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.core import rules
 
 
 def fedprox(
@@ -17,7 +18,15 @@ def fedprox(
 
 
 def proximal(mu: float) -> optax.GradientTransformationExtraArgs:
-  """Adds the gradient of `mu / 2 * |y - x|^2` to a client's gradient."""
+  """Adds the gradient of `mu / 2 * |y - x|^2` to a client's gradient.
+
+  Args:
+    mu: in [0, 1e30].
+
+  Raises:
+    InputError: mu is out of range.
+  """
+  rules.check_real('mu', mu, 0, 1e30)
 
   def update(updates, state, params=None, **seen):
     updates = jax.tree.map(

@@ -9,6 +9,7 @@ import optax
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import Ended
 from fedavg_jax.contracts.model import Params
+from fedavg_jax.core import rules
 
 
 class ScaffoldServer(NamedTuple):
@@ -38,7 +39,12 @@ def scaffold(
 
   Returns:
     The algorithm; a client sends (delta, c_i+ - c_i) and keeps c_i.
+
+  Raises:
+    InputError: a learning rate is out of range.
   """
+  rules.check_rate('learning_rate', learning_rate)
+  rules.check_rate('server_learning_rate', server_learning_rate)
 
   def correct(updates, state, params=None, **seen):
     del params

@@ -1,12 +1,20 @@
 """The clients' examples, back to back in two arrays."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
+from fedavg_jax.core import exact
+from fedavg_jax.core import rules
+from fedavg_jax.core.errors import InputError
+
 # At positions of a sequence that have no label.
 NO_LABEL = -1
+# A stream of random numbers; planning.py has 1 and 2, sizes.py 4.
+_ORDER = 3
 
 
 class Examples(NamedTuple):
@@ -45,15 +53,93 @@ class Clients(NamedTuple):
     return np.diff(self.offsets)
 
 
-def build_clients(examples: Examples, parts: Sequence[np.ndarray]) -> Clients:
-  """Lays the examples of each part of a partition back to back."""
-  sizes = [len(part) for part in parts]
-  rows = np.concatenate(parts)
+def build_clients(
+  examples: Examples,
+  parts: Sequence[Any] | Mapping[Any, Any],
+  *,
+  seed: int | None = None,
+) -> Clients:
+  """Lays the examples of each part of a partition back to back.
+
+  Args:
+    examples: x [n, ...] real numbers, y [n, ...]; labels that are integers
+      become int32, other targets stay what they are.
+    parts: the rows of client k, whole numbers from 0 to n - 1, as an array or a
+      list, maybe empty; of a dictionary, clients are its values in their order.
+      No row may occur twice.
+    seed: draws a new order of every client's examples, the one that a run of
+      the command with this seed trains on; None keeps the order of the parts.
+
+  Raises:
+    InputError: a part holds something else, a row that there is not or one that
+      another part has; or x and y do not fit each other.
+
+  >>> examples = Examples(np.zeros((3, 2), np.float32), np.array([0, 1, 1]))
+  >>> build_clients(examples, [[2], [], [0, 1]]).num_examples
+  array([1, 0, 2])
+  """
+  x, y = exact.inputs(examples.x, 'x'), _targets(examples.y)
+  if len(x) != len(y):
+    raise InputError(f'examples: {len(x)} inputs, but {len(y)} labels')
+  values = parts.values() if isinstance(parts, Mapping) else parts
+  rows = [_rows(part, k, len(x)) for k, part in enumerate(values)]
+  if not rows:
+    raise InputError('parts: must hold at least one client')
+  _check_once(rows, len(x))
+  if seed is not None:
+    rules.check_seed(seed)
+    rows = [in_random_order(part, seed, k) for k, part in enumerate(rows)]
+  order = np.concatenate(rows)
   return Clients(
-    x=examples.x[rows],
-    y=examples.y[rows],
-    offsets=np.concatenate([[0], np.cumsum(sizes)]),
+    x=x[order],
+    y=y[order],
+    offsets=np.concatenate([[0], np.cumsum([len(part) for part in rows])]),
   )
+
+
+def in_random_order(part: np.ndarray, seed: int, client: int) -> np.ndarray:
+  """Draws the order of a client's rows, [n_k], as a function of both."""
+  # Apart from the stream `seed` of the division, and those of planning.py;
+  # never a trailing zero, which a short seed is padded with.
+  return np.random.default_rng([seed, _ORDER, client + 1]).permutation(part)
+
+
+def _targets(y: Any) -> np.ndarray:
+  """Turns integers into int32; other targets stay what they are."""
+  y = np.asarray(y)
+  if not y.ndim:
+    raise InputError('y: is a single number, must have rows, [n, ...]')
+  if y.dtype.kind in 'iub':
+    return exact.whole_numbers(y, 'y', least=NO_LABEL)
+  return exact.inputs(y, 'y')
+
+
+def _rows(part: Any, client: int, num_examples: int) -> np.ndarray:
+  rows = np.asarray(part)
+  if rows.size and (rows.ndim != 1 or rows.dtype.kind not in 'iu'):
+    raise InputError(
+      f'parts: client {client} has {rows.dtype} {list(rows.shape)}, must have'
+      ' the numbers of its rows, [n_k]'
+    )
+  if rows.size and (rows.min() < 0 or rows.max() >= num_examples):
+    raise InputError(
+      f'parts: client {client} has rows {rows.min()} to {rows.max()}, must be'
+      f' in [0, {num_examples - 1}]'
+    )
+  return rows.reshape(-1).astype(np.int64, copy=False)
+
+
+def _check_once(parts: Sequence[np.ndarray], num_examples: int) -> None:
+  rows = np.concatenate(parts)
+  counts = np.bincount(rows, minlength=num_examples)
+  if counts.size and counts.max() > 1:
+    row = int(counts.argmax())
+    owners = [k for k, part in enumerate(parts) if (part == row).any()]
+    whose = ' and '.join(map(str, owners[:2]))
+    raise InputError(
+      f'parts: row {row} occurs {counts[row]} times, in client {whose}; a row'
+      ' belongs to one client, once'
+    )
 
 
 def join(parts: Sequence[Examples]) -> Examples:

@@ -26,13 +26,14 @@ from fedavg_jax.contracts.model import Model
 from fedavg_jax.contracts.model import num_bytes
 from fedavg_jax.contracts.model import num_parameters
 from fedavg_jax.core import client_data
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.rows_on_disk import RowsOnDisk
 from fedavg_jax.engine import client_state_store
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import cost
 from fedavg_jax.engine import evaluation
+from fedavg_jax.engine import examples
 from fedavg_jax.engine import hyperparameter_axis
 from fedavg_jax.engine import layout
 from fedavg_jax.engine import prefetch
@@ -155,8 +156,8 @@ def build_simulation(
     InputError: a value breaks its rule, or a hook of the algorithm its form.
   """
   devices = list(jax.devices() if devices is None else devices)
-  if rounds_per_call < 0:
-    raise InputError(f'rounds_per_call = {rounds_per_call}: must be at least 0')
+  rules.check_seed(seed)
+  rules.check_whole('rounds_per_call', rounds_per_call, 0)
   planner = planning.Planner(
     num_examples=clients.num_examples,
     cohort_size=planning.cohort_size(clients.num_clients, client_fraction),
@@ -174,8 +175,11 @@ def build_simulation(
       f'rounds_per_call = {rounds_per_call}: must be 1 where examples or states'
       ' of clients stay on the host'
     )
+  params = examples.init_shapes(model, seed)
+  clients, test = examples.check(
+    model, params, clients, test, on_nan=on_nan, stream=stream
+  )
   loss_fn = losses.cross_entropy(model.apply)
-  params = jax.eval_shape(model.init, jax.random.key(seed))
   if sweep is not None:
     sweep = tuple(float(value) for value in sweep)
     if not sweep:
@@ -198,7 +202,6 @@ def build_simulation(
   planner = dataclasses.replace(
     planner, bytes_down=down, bytes_up=up, gathers=gathers
   )
-  _check_examples(model, params, clients, test, on_nan, stream)
   planner, why = layout.choose_lanes(
     lanes,
     planner,
@@ -341,9 +344,9 @@ def _compile(
   call = superstep.build_call(
     round_fn, evaluate, mesh, jax.P('lanes') if planner.streamed else jax.P()
   )
-  call = call.lower(going, states, kept, data, test_set, schedule).compile(
-    _COMPILER_OPTIONS.get(platform)
-  )
+  with examples.lowering(model, data.x.shape[1:]):
+    call = call.lower(going, states, kept, data, test_set, schedule)
+  call = call.compile(_COMPILER_OPTIONS.get(platform))
   evaluate = evaluate.lower(states.params, test_set).compile()
   return Simulation(
     init=init,
@@ -360,43 +363,6 @@ def _compile(
     with_lanes=with_lanes,
     sweep=sweep,
   )
-
-
-def _check_examples(model, params, clients, test, on_nan, stream) -> None:
-  """Raises InputError for values that would silently spoil what is learnt."""
-  logits = jax.eval_shape(
-    model.apply,
-    params,
-    jax.ShapeDtypeStruct((1, *clients.x.shape[1:]), clients.x.dtype),
-  )
-  for name, x, y in (('clients', *clients[:2]), ('test', *test)):
-    if len(x) != len(y):
-      raise InputError(f'{name}: {len(x)} inputs, but {len(y)} labels')
-    if not len(y):
-      raise InputError(f'{name}: holds no example, must hold at least one')
-    # Positions of sequences may have no label, examples must have one.
-    least = 0 if y.ndim == 1 else client_data.NO_LABEL
-    if y.min() < least or y.max() >= logits.shape[-1]:
-      raise InputError(
-        f'{name}.y: has labels {y.min()} to {y.max()}, the model knows 0 to'
-        f' {logits.shape[-1] - 1}'
-      )
-    if not np.issubdtype(x.dtype, np.floating) or isinstance(x, RowsOnDisk):
-      continue  # What is on disk was looked at when it was converted.
-    if stream and x is clients.x:
-      continue  # Streamed examples are looked at when they are trained on.
-    finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
-    row = int(finite.argmin())
-    if finite[row] or (name == 'clients' and on_nan == 'skip_client'):
-      continue
-    whose = ''
-    if name == 'clients':
-      k = int(np.searchsorted(clients.offsets, row, 'right')) - 1
-      whose = f" of client {k}; on_nan = 'skip_client' would leave it out"
-    raise InputError(
-      f'{name}.x: {int((~finite).sum())} examples are not finite, the first is'
-      f' row {row}{whose}'
-    )
 
 
 def _one(algorithm: Any, sweep) -> Algorithm:

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 
 from fedavg_jax.contracts.model import Model
 from fedavg_jax.core import choices
+from fedavg_jax.core import exact
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.rows_on_disk import RowsOnDisk
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.models import augment
 from fedavg_jax.models import layers
@@ -272,6 +274,13 @@ def build_model(
       f' {", ".join(_SEQUENCES if sequences else _IMAGES)} for the {kind} of'
       f' {data.name}'
     )
+  if sequences:
+    _check_tokens(data)
+  elif name != '2nn' and len(data.input_shape) != 3:
+    raise InputError(
+      f'model = {name!r}: needs images [n, H, W, C], those of {data.name} have'
+      f' the shape {["n", *data.input_shape]}'.replace("'n'", 'n')
+    )
   crops = augmentation == 'tutorial'
   if crops and (sequences or min(data.input_shape[:2]) < augment.CROP):
     raise InputError(
@@ -306,3 +315,13 @@ def build_model(
     return module.init(key, example)['params']
 
   return Model(name, init, apply, augment.tutorial if crops else None)
+
+
+def _check_tokens(data: Dataset) -> None:
+  """Raises InputError for tokens that an embedding would clip silently."""
+  for split, own in (('train', data.train), ('test', data.test)):
+    if isinstance(own.x, RowsOnDisk):
+      continue  # Looked at when it was converted.
+    exact.whole_numbers(
+      own.x, f'{data.name}: {split}.x', num_classes=data.num_classes
+    )

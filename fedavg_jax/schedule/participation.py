@@ -14,6 +14,7 @@ import pathlib
 import numpy as np
 
 from fedavg_jax.core import choices
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 
 # Streams of random numbers beside those of planning.py and partition/.
@@ -138,8 +139,21 @@ def draw_clock(
       receives fast sends fast.
     deadline: seconds, as in `Clock`.
     seed: of the draws.
+
+  Raises:
+    InputError: a value breaks its rule, which is that of the config's `clock`.
   """
-  rng = np.random.default_rng([seed, _CLOCK])
+  rules.check_whole('num_clients', num_clients, 1)
+  for name, value, low, high in (
+    ('examples_per_second', examples_per_second, 1e-12, 1e12),
+    ('speed_spread', speed_spread, 0, 10),
+    ('megabits_down', megabits_down, 0, 1e9),
+    ('megabits_up', megabits_up, 0, 1e9),
+    ('bandwidth_spread', bandwidth_spread, 0, 10),
+    ('deadline', deadline, 0, 1e9),
+  ):
+    rules.check_real(name, value, low, high)
+  rng = np.random.default_rng([rules.check_seed(seed), _CLOCK])
   speed, bandwidth = np.exp(
     rng.standard_normal((2, num_clients))
     * np.array([[speed_spread], [bandwidth_spread]])
@@ -185,20 +199,10 @@ class Participation:
 
   def check(self, num_clients: int) -> None:
     """Raises InputError where a value breaks its rule."""
-    for name, holds, rule in (
-      (
-        'unavailable_fraction',
-        0 <= self.unavailable_fraction < 1,
-        'must lie in [0, 1)',
-      ),
-      (
-        'straggler_fraction',
-        0 <= self.straggler_fraction <= 1,
-        'must lie in [0, 1]',
-      ),
-    ):
-      if not holds:
-        raise InputError(f'{name} = {getattr(self, name)!r}: {rule}')
+    rules.check_fraction('unavailable_fraction', self.unavailable_fraction)
+    rules.check_fraction(
+      'straggler_fraction', self.straggler_fraction, one=True
+    )
     choices.check_choice('stragglers', self.stragglers, choices.STRAGGLERS)
     weights = self.sampling_weights
     if weights is not None and (
@@ -211,12 +215,8 @@ class Participation:
         f'sampling_weights: must be {num_clients} finite numbers from 0, one'
         ' for each client, not all 0'
       )
-    trace = self.trace
-    if trace is not None and not 0 <= trace.client.max() < num_clients:
-      raise InputError(
-        f'trace: names client {trace.client.max()}; there are 0 to'
-        f' {num_clients - 1}'
-      )
+    if self.trace is not None:
+      _check_trace(self.trace, num_clients)
     if self.clock is not None:
       _check_clock(self.clock, num_clients)
 
@@ -278,6 +278,28 @@ EVERYBODY = Participation()
 def num_unavailable(num_clients: int, unavailable_fraction: float) -> int:
   """Clients that cannot be reached in a round, cut to a whole number."""
   return int(round(unavailable_fraction * num_clients, 6))
+
+
+def _check_trace(trace: Trace, num_clients: int) -> None:
+  columns = [
+    np.asarray(column) for column in (trace.client, trace.first, trace.last)
+  ]
+  if len({column.shape for column in columns}) > 1 or columns[0].ndim != 1:
+    raise InputError('trace: client, first and last must have one shape, [P]')
+  if not columns[0].size or any(
+    column.dtype.kind not in 'iu' for column in columns
+  ):
+    raise InputError('trace: must hold whole numbers, one period at least')
+  client, first, last = columns
+  if client.min() < 0 or client.max() >= num_clients:
+    raise InputError(
+      f'trace: names clients {client.min()} to {client.max()}; there are 0 to'
+      f' {num_clients - 1}'
+    )
+  if first.min() < 1 or (last < first).any():
+    raise InputError(
+      'trace: a period must begin in round 1 or later, and not end before'
+    )
 
 
 def _check_clock(clock: Clock, num_clients: int) -> None:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedavg_jax.core import choices
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.schedule.packing import pack
 from fedavg_jax.schedule.participation import EVERYBODY
@@ -87,8 +88,7 @@ def cohort_size(num_clients: int, client_fraction: float) -> int:
   >>> cohort_size(100, 0.29), cohort_size(100, 0.0)
   (29, 1)
   """
-  if not 0 <= client_fraction <= 1:
-    raise InputError(f'client_fraction = {client_fraction}: must lie in [0, 1]')
+  rules.check_fraction('client_fraction', client_fraction, one=True)
   return max(int(round(client_fraction * num_clients, 6)), 1)
 
 
@@ -162,6 +162,10 @@ class Planner:
       width = (max(self.lanes // self.num_devices, 1),)
       object.__setattr__(self, 'widths', width)
     number = len(self.num_examples)
+    rules.check_seed(self.seed)
+    for name in ('cohort_size', 'epochs', 'batch_size', 'micro_batch', 'lanes'):
+      low = int(name in ('cohort_size', 'epochs', 'lanes'))
+      rules.check_whole(name, getattr(self, name), low)
     self.participation.check(number)
     away = self.participation.unavailable_fraction
     reachable = number - num_unavailable(number, away)
@@ -176,18 +180,15 @@ class Planner:
         1 <= self.cohort_size <= reachable,
         f'must lie in [1, {reachable}], the clients in reach',
       ),
-      ('epochs', self.epochs >= 1, 'must be at least 1'),
       (
         'epochs',
         self.epochs * int(self.num_examples.sum()) < 2**31,
         'times all examples must stay below 2**31',
       ),
-      ('batch_size', self.batch_size >= 0, 'must be at least 0'),
-      ('micro_batch', self.micro_batch >= 0, 'must be at least 0'),
       (
         'lanes',
-        self.lanes >= 1 and self.lanes % self.num_devices == 0,
-        f'must be a positive multiple of num_devices = {self.num_devices}',
+        self.lanes % self.num_devices == 0,
+        f'must be a multiple of num_devices = {self.num_devices}',
       ),
       (
         'widths',

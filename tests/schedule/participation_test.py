@@ -483,7 +483,10 @@ def test_traffic_of_the_algorithms():
       Participation(sampling_weights=np.array([1, 1, 1, 1, np.nan])),
       'finite numbers',
     ),
-    (Participation(trace=trace_of((5, 1, 1))), 'client 5; there are 0 to 4'),
+    (
+      Participation(trace=trace_of((5, 1, 1))),
+      'clients 5 to 5; there are 0 to 4',
+    ),
     (
       Participation(
         clock=Clock(

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedavg_jax.core import client_data
+from fedavg_jax.core import exact
+from fedavg_jax.core import rules
 from fedavg_jax.data.partition.checks import check_clients
 from fedavg_jax.data.partition.checks import check_sizes
-
-# A stream of random numbers; planning.py has 1 and 2, sizes.py 4.
-_HOLD_OUT = 3
 
 
 def iid(
@@ -31,7 +31,9 @@ def iid(
     K index arrays.
   """
   check_clients(num_examples, num_clients)
-  order = np.random.default_rng(seed).permutation(num_examples)
+  order = np.random.default_rng(rules.check_seed(seed)).permutation(
+    num_examples
+  )
   if sizes is None:
     return np.array_split(order, num_clients)
   sizes = check_sizes(sizes, num_examples, num_clients)
@@ -47,6 +49,7 @@ def by_owner(owners: np.ndarray) -> list[np.ndarray]:
   Returns:
     K index arrays; K is the largest owner and one.
   """
+  owners = exact.class_numbers(owners, 'owners')
   order = np.argsort(owners, kind='stable')
   return np.split(order, np.cumsum(np.bincount(owners))[:-1])
 
@@ -59,14 +62,16 @@ def hold_out(
   Returns:
     What every client keeps, at least one example, because fraction < 1; and
     what it holds out, maybe none.
+
+  Raises:
+    InputError: the fraction is not in [0, 1), or the seed breaks its rule.
   """
+  rules.check_fraction('fraction', fraction)
+  rules.check_seed(seed)
   kept, held = [], []
   for client, part in enumerate(parts):
-    # Apart from the stream `seed` of the division, and those of planning.py;
-    # never a trailing zero, which a short seed is padded with.
-    rng = np.random.default_rng([seed, _HOLD_OUT, client + 1])
     number = int(round(fraction * len(part), 6))
-    part = rng.permutation(part)
+    part = client_data.in_random_order(part, seed, client)
     held.append(part[:number])
     kept.append(part[number:])
   return kept, held
@@ -76,6 +81,7 @@ def label_counts(
   labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int
 ) -> np.ndarray:
   """Examples of each label at each client, [K, num_classes]."""
+  labels = exact.class_numbers(labels, 'labels', num_classes=num_classes)
   return np.stack(
     [np.bincount(labels[part], minlength=num_classes) for part in parts]
   )

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedavg_jax.core import choices
+from fedavg_jax.core import exact
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data.partition.checks import check_clients
 from fedavg_jax.data.partition.checks import check_sizes
@@ -24,7 +26,7 @@ def shards(
   not divide the examples, shards differ in size by at most one.
 
   Args:
-    labels: [n] integers.
+    labels: [n] class numbers of any dtype.
     num_clients: K.
     shards_per_client: shards that each client gets.
     seed: decides which shards.
@@ -32,12 +34,11 @@ def shards(
   Returns:
     K index arrays.
   """
+  labels = exact.class_numbers(labels, 'labels')
   num_examples = len(labels)
   check_clients(num_examples, num_clients)
-  if shards_per_client < 1:
-    raise InputError(
-      f'shards_per_client = {shards_per_client}: must be at least 1'
-    )
+  rules.check_seed(seed)
+  rules.check_whole('shards_per_client', shards_per_client, 1)
   num_shards = num_clients * shards_per_client
   if num_shards > num_examples:
     raise InputError(
@@ -68,7 +69,7 @@ def dirichlet(
   Small alpha: few clients have most of a class, and sizes differ much.
 
   Args:
-    labels: [n] integers.
+    labels: [n] class numbers of any dtype.
     num_clients: K.
     alpha: one number for all clients, or K of them.
     min_size: examples that every client must have; the whole partition is drawn
@@ -87,8 +88,11 @@ def dirichlet(
   >>> sum(len(part) for part in parts)
   600
   """
+  labels = exact.class_numbers(labels, 'labels')
   num_examples = len(labels)
   check_clients(num_examples, num_clients)
+  rules.check_seed(seed)
+  rules.check_whole('min_size', min_size, 0)
   concentrations = _check_alpha(alpha, 'num_clients', num_clients)
   if not 0 <= min_size * num_clients <= num_examples:
     raise InputError(
@@ -129,7 +133,7 @@ def inner_dirichlet(
   proportions.
 
   Args:
-    labels: [n] integers.
+    labels: [n] class numbers of any dtype.
     sizes: [K] of the clients, which add up to n.
     alpha: one number for all classes, or one for each.
     seed: of the draws.
@@ -137,6 +141,8 @@ def inner_dirichlet(
   Returns:
     K index arrays.
   """
+  labels = exact.class_numbers(labels, 'labels')
+  rules.check_seed(seed)
   sizes = check_sizes(sizes, len(labels), len(sizes))
   rng = np.random.default_rng(seed)
   by_class = _by_class(labels, rng)
@@ -173,7 +179,7 @@ def pathological(
   """Each client has exactly so many classes; a class is shared out evenly.
 
   Args:
-    labels: [n] integers.
+    labels: [n] class numbers of any dtype.
     num_clients: K.
     classes_per_client: k. Every class has a client: where the draw leaves one
       without, it takes the place of one that has the most.
@@ -185,7 +191,10 @@ def pathological(
   Returns:
     K index arrays.
   """
+  labels = exact.class_numbers(labels, 'labels')
   check_clients(len(labels), num_clients)
+  rules.check_seed(seed)
+  rules.check_whole('classes_per_client', classes_per_client, 1)
   choices.check_choice(
     'class_assignment', assignment, choices.CLASS_ASSIGNMENTS
   )

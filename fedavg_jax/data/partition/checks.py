@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 
 
 def check_clients(num_examples: int, num_clients: int) -> None:
   """Raises InputError unless every client can have an example."""
+  rules.check_whole('num_clients', num_clients, -rules.MOST)
   if not 1 <= num_clients <= num_examples:
     raise InputError(
       f'num_clients = {num_clients}: must be at least 1 and at most'

@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from fedavg_jax.core import rules
 from fedavg_jax.core.choices import SIZE_LAWS
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data.partition.checks import check_clients
 from fedavg_jax.data.partition.checks import check_sizes
 from fedavg_jax.data.partition.checks import cut
 
-# A stream of random numbers; any_data.py has 3, participation.py 5 and 6.
+# A stream of random numbers; client_data.py has 3, participation.py 5 and 6.
 _SIZES = 4
 
 
@@ -43,6 +44,8 @@ def sizes(
         ' numbers with commas between them'
       ) from None
     return check_sizes(told, num_examples, num_clients)
+  rules.check_seed(seed)
+  rules.check_real('skew', skew, 0, 100)
   i = np.arange(1, num_clients + 1, dtype=np.float64)
   if law == 'log_normal':
     rng = np.random.default_rng([seed, _SIZES])

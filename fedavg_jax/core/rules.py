@@ -1,0 +1,84 @@
+"""Rules that a single number must keep, one line each where it does not.
+
+The command and the Python surface refuse the same values, in the same words.
+"""
+
+import math
+import numbers
+from typing import Any
+
+from fedavg_jax.core.errors import InputError
+
+MOST = 2**31 - 1
+# Wide, and well inside the normal numbers of float32.
+SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30
+
+
+def check_whole(name: str, value: Any, low: int, high: int = MOST) -> int:
+  """Returns a whole number between two, both included.
+
+  Args:
+    name: what the message calls it.
+    value: an int, or an integer of NumPy.
+    low: the smallest that is allowed.
+    high: the largest.
+
+  Raises:
+    InputError: it is no whole number, or out of range.
+  """
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    raise InputError(f'{name} = {value!r}: must be a whole number')
+  value = int(value)
+  if not low <= value <= high:
+    rule = (
+      f'at least {low}'
+      if high == MOST and value < low
+      else f'in [{low}, {high}]'
+    )
+    raise InputError(f'{name} = {value!r}: must be {rule}')
+  return value
+
+
+def check_seed(value: Any) -> int:
+  """Returns a seed; whole, from 0 to 2**31 - 1, as all parts of JAX take it.
+
+  >>> check_seed(7)
+  7
+  """
+  return check_whole('seed', value, 0)
+
+
+def check_real(name: str, value: Any, low: float, high: float) -> None:
+  """Makes sure that a number lies between two, both included.
+
+  Args:
+    name: what the message calls it.
+    value: a number; arrays of JAX, such as the values of a sweep under a trace,
+      are not looked at.
+    low: the smallest that is allowed.
+    high: the largest.
+
+  Raises:
+    InputError: it is not finite, or out of range.
+  """
+  if not isinstance(value, numbers.Real):
+    if hasattr(value, 'shape'):
+      return
+    raise InputError(f'{name} = {value!r}: must be a number')
+  number = float(value)
+  if not math.isfinite(number):
+    raise InputError(f'{name} = {value!r}: must be finite')
+  if not low <= number <= high:
+    raise InputError(f'{name} = {value!r}: must be in [{low:g}, {high:g}]')
+
+
+def check_rate(name: str, value: Any) -> None:
+  """Makes sure that a learning rate is in [1e-30, 1e30]."""
+  check_real(name, value, SMALLEST_RATE, LARGEST_RATE)
+
+
+def check_fraction(name: str, value: Any, *, one: bool = False) -> None:
+  """Makes sure that a number lies in [0, 1), or with `one` in [0, 1]."""
+  check_real(name, value, 0, 1)
+  if not one and isinstance(value, numbers.Real) and value == 1:
+    raise InputError(f'{name} = {value!r}: must be below 1')

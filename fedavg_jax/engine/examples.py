@@ -1,0 +1,197 @@
+"""Examples that enter the engine: they fit the model, or one line says why not.
+
+Nothing is cast before it was looked at; nothing is compiled before it fits.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedavg_jax.contracts.model import Model
+from fedavg_jax.core import client_data
+from fedavg_jax.core import exact
+from fedavg_jax.core.client_data import Clients
+from fedavg_jax.core.client_data import Examples
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.rows_on_disk import RowsOnDisk
+
+
+def init_shapes(model: Model, seed: int) -> Any:
+  """Traces `model.init`; raises InputError, one line, where that fails."""
+  try:
+    return jax.eval_shape(model.init, jax.random.key(seed))
+  except Exception as error:  # Of a person's own model, anything.
+    raise InputError(
+      f'model {model.name!r}: init(key) fails ({_reason(error)})'
+    ) from error
+
+
+def check(
+  model: Model,
+  params: Any,
+  clients: Clients,
+  test: Examples,
+  *,
+  on_nan: str,
+  stream: bool,
+) -> tuple[Clients, Examples]:
+  """Makes sure that examples are what the model and cross entropy can learn.
+
+  Args:
+    model: of the simulation.
+    params: its parameters, or their shapes.
+    clients: x [n, ...], y [n] class numbers or [n, T] of sequences; arrays that
+      are on a disk were looked at when they were converted.
+    test: of the same type, shape and form of labels.
+    on_nan: one of `choices.ON_NAN`.
+    stream: whether the clients' inputs are only read as they are trained on.
+
+  Returns:
+    Clients and test set in types that JAX holds, their labels in int32.
+
+  Raises:
+    InputError: names the array, the value and the rule.
+  """
+  labels = _label_axes(model, params, clients)
+  checked = []
+  for name, (x, y) in (('clients', clients[:2]), ('test', test)):
+    x = _inputs(x, f'{name}.x', stream and name == 'clients')
+    if len(x) != len(y):
+      raise InputError(f'{name}: {len(x)} inputs, but {len(y)} labels')
+    if not len(y):
+      raise InputError(f'{name}: holds no example, must hold at least one')
+    checked.append((x, y))
+  (x, y), (test_x, test_y) = checked
+  if x.dtype != test_x.dtype or x.shape[1:] != test_x.shape[1:]:
+    raise InputError(
+      f'test.x: is {_form(test_x)}, but clients.x {_form(x)}; must be alike'
+    )
+  y = _labels(y, 'clients.y', labels)
+  test_y = _labels(test_y, 'test.y', labels)
+  if not stream:  # Streamed examples are looked at when they are trained on.
+    _check_finite(x, clients.offsets, on_nan)
+  _check_finite(test_x, None, on_nan)
+  return clients._replace(x=x, y=y), Examples(test_x, test_y)
+
+
+@contextlib.contextmanager
+def lowering(model: Model, shape: Sequence[int]) -> Iterator[None]:
+  """Raises InputError where gradients of a model cannot be lowered to XLA.
+
+  A forward pass may have a shape where its gradient has none, as a convolution
+  of a single column.
+
+  Args:
+    model: that is compiled.
+    shape: of an example.
+  """
+  try:
+    yield
+  except ValueError as error:  # As MLIR's verifier ends in JAX.
+    if 'Cannot lower' not in str(error):
+      raise
+    raise InputError(
+      f'model {model.name!r}: cannot be trained on examples of shape'
+      f' {list(shape)} ({_reason(error)})'
+    ) from error
+
+
+def _label_axes(model: Model, params: Any, clients: Clients) -> tuple[int, ...]:
+  """Traces the model; returns the shape of an example's labels, and classes."""
+  inputs = clients.x
+  dtype = inputs.dtype
+  if dtype.kind in 'iuf' and dtype.itemsize == 8:  # As `exact.inputs` has it.
+    dtype = np.dtype(np.float32 if dtype.kind == 'f' else np.int32)
+  shape = (1, *inputs.shape[1:])
+  try:
+    logits = jax.eval_shape(
+      model.apply, params, jax.ShapeDtypeStruct(shape, dtype)
+    )
+  except Exception as error:  # Of a person's own model, anything.
+    raise InputError(
+      f'model {model.name!r}: cannot take examples of shape'
+      f' {list(shape[1:])} and type {dtype} ({_reason(error)})'
+    ) from error
+  if (
+    not hasattr(logits, 'shape')
+    or len(logits.shape) < 2
+    or logits.shape[0] != 1
+  ):
+    raise InputError(
+      f'model {model.name!r}: apply(params, x) must return logits'
+      f' [B, ..., classes], of one example it returns {_tree(logits)}'
+    )
+  if not jnp.issubdtype(logits.dtype, jnp.floating):
+    raise InputError(
+      f'model {model.name!r}: apply(params, x) must return floating-point'
+      f' logits, returns {logits.dtype}'
+    )
+  return logits.shape[1:]
+
+
+def _inputs(x: Any, name: str, stays_on_disk: bool) -> Any:
+  """Inputs in a type that JAX holds; arrays that are read later have one."""
+  if not stays_on_disk:
+    return exact.inputs(x, name)
+  if x.dtype.itemsize == 8:
+    raise InputError(
+      f'{name}: is {x.dtype}; must be of at most 32 bits where examples stay on'
+      ' the host'
+    )
+  return x
+
+
+def _labels(y: Any, name: str, axes: tuple[int, ...]) -> Any:
+  """Class numbers in int32, one for each of the model's logits."""
+  *positions, classes = axes
+  if tuple(y.shape[1:]) != tuple(positions):
+    raise InputError(
+      f'{name}: has the shape {["n", *y.shape[1:]]}, the model makes logits for'
+      f' {["n", *positions]}'.replace("'", '')
+    )
+  return exact.class_numbers(
+    y,
+    name,
+    num_classes=classes,
+    ndim=y.ndim,
+    # Positions of sequences may have no label, examples must have one.
+    least=client_data.NO_LABEL if positions else 0,
+  )
+
+
+def _check_finite(x: Any, offsets: np.ndarray | None, on_nan: str) -> None:
+  """Raises InputError for inputs that would silently spoil what is learnt."""
+  if not jnp.issubdtype(x.dtype, jnp.floating) or isinstance(x, RowsOnDisk):
+    return  # What is on disk was looked at when it was converted.
+  finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+  row = int(finite.argmin())
+  if finite[row] or (offsets is not None and on_nan == 'skip_client'):
+    return
+  whose = ''
+  if offsets is not None:
+    k = int(np.searchsorted(offsets, row, 'right')) - 1
+    whose = f" of client {k}; on_nan = 'skip_client' would leave it out"
+  raise InputError(
+    f'{"test" if offsets is None else "clients"}.x: {int((~finite).sum())}'
+    f' examples are not finite, the first is row {row}{whose}'
+  )
+
+
+def _form(array: Any) -> str:
+  return f'{array.dtype}{[*array.shape[1:]]}'
+
+
+def _tree(value: Any) -> str:
+  """What a function returns, in a few words."""
+  return str(jax.tree.map(lambda leaf: f'{leaf.dtype}{[*leaf.shape]}', value))
+
+
+def _reason(error: Exception) -> str:
+  """The first lines of what was raised, of which flax writes many."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return ' '.join(lines[:2])[:200] or type(error).__name__
