@@ -23,12 +23,14 @@ import optax
 from fedavg_jax.contracts import losses
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.model import Model
+from fedavg_jax.core import rules
 from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
+from fedavg_jax.engine import examples
 from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.schedule.participation import EVERYBODY
@@ -99,11 +101,12 @@ def build_client_tests(
     raise InputError(
       'holdout_fraction: leaves no client an example to be tested on'
     )
+  rules.check_whole('epochs', epochs, 0)
+  params = examples.init_shapes(model, planner.seed)
+  held = examples.check_held(model, params, held)
   dealt = evaluation.place_held_out(held, mesh)
   test_all = evaluation.build_evaluate_clients(model.apply, number, mesh)
-  test_all = test_all.lower(
-    jax.eval_shape(model.init, jax.random.key(0)), dealt
-  ).compile()
+  test_all = test_all.lower(params, dealt).compile()
   train_and_test = None
   if epochs and planner.streamed:
     raise InputError(

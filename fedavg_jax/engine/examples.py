@@ -79,6 +79,25 @@ def check(
   return clients._replace(x=x, y=y), Examples(test_x, test_y)
 
 
+def check_held(model: Model, params: Any, held: Clients) -> Clients:
+  """Does for what clients hold out what `check` does for the test set.
+
+  Args:
+    model: that is tested.
+    params: its parameters, or their shapes.
+    held: x [n, ...] and y [n] or [n, T], n at least 1.
+
+  Raises:
+    InputError: names the array, the value and the rule.
+  """
+  labels = _label_axes(model, params, held)
+  x = exact.inputs(held.x, 'held.x')
+  y = _labels(held.y, 'held.y', labels)
+  if len(x) != len(y):
+    raise InputError(f'held: {len(x)} inputs, but {len(y)} labels')
+  return held._replace(x=x, y=y)
+
+
 @contextlib.contextmanager
 def lowering(model: Model, shape: Sequence[int]) -> Iterator[None]:
   """Raises InputError where gradients of a model cannot be lowered to XLA.

@@ -189,3 +189,19 @@ def test_networks_of_images_need_images(name, shape):
   own_ = fa.Examples(np.zeros((3, *shape), np.uint8), np.zeros(3, np.int32))
   with pytest.raises(InputError, match=re.escape('needs images [n, H, W, C]')):
     fa.build_model(name, fa.Dataset('own', own_, own_, 10, 255.0))
+
+
+@pytest.mark.parametrize(
+  ('held', 'words'),
+  [
+    ((X, Y[:, None]), 'held.y: has the shape [n, 1]'),
+    ((X, Y + 1), 'held.y: holds 1 to 3'),
+    ((X[:3], Y), 'held: 3 inputs, but 4 labels'),
+    ((np.ones((4, 5)), Y), 'cannot take examples of shape [5]'),
+  ],
+)
+def test_what_clients_hold_out_keeps_the_same_rules(held, words):
+  model = linear()
+  own_ = fa.Clients(*held, np.array([0, 4]))
+  with pytest.raises(InputError, match=re.escape(words)):
+    examples.check_held(model, examples.init_shapes(model, 0), own_)
