@@ -66,7 +66,7 @@ CASES = {
   ),
   'decay to nothing': (
     lambda: fa.decayed_sgd(0.1, 0.0, rounds=1),
-    'factor = 0: must be above 0',
+    'factor = 0.0: must be above 0',
   ),
   'growth': (lambda: fa.decayed_sgd(0.1, 1.5, rounds=1), 'factor = 1.5'),
   'ascent': (lambda: fa.decayed_sgd(-0.1, 1, rounds=1), 'learning_rate = -0.1'),
@@ -90,7 +90,7 @@ CASES = {
   ),
   'clip nothing': (
     lambda: fa.clip_delta(fa.fedavg(SGD, SGD), 0.0),
-    'max_norm = 0: must be above 0',
+    'max_norm = 0.0: must be above 0',
   ),
   'adam rate': (
     lambda: fa.adaptive('adam', 0, b1=0.9, b2=0.9, tau=0.1),

@@ -5,7 +5,6 @@ import optax
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import Ended
 from fedavg_jax.core import rules
-from fedavg_jax.core.errors import InputError
 
 
 def clip_delta(algorithm: Algorithm, max_norm: float) -> Algorithm:
@@ -17,9 +16,7 @@ def clip_delta(algorithm: Algorithm, max_norm: float) -> Algorithm:
   Raises:
     InputError: `max_norm` is not above 0.
   """
-  rules.check_real('max_norm', max_norm, 0, 1e30)
-  if max_norm == 0:
-    raise InputError('max_norm = 0: must be above 0')
+  rules.check_positive('max_norm', max_norm, 1e30)
   clip = optax.clip_by_global_norm(max_norm)
 
   def message(ended: Ended):

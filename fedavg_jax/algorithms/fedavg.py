@@ -6,7 +6,6 @@ import optax
 
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.core import rules
-from fedavg_jax.core.errors import InputError
 
 
 def fedavg(
@@ -60,9 +59,7 @@ def decayed_sgd(
   """
   rules.check_rate('learning_rate', learning_rate)
   rules.check_whole('rounds', rounds, 1)
-  rules.check_real('factor', factor, 0, 1)
-  if not factor:
-    raise InputError('factor = 0: must be above 0')
+  rules.check_positive('factor', factor, 1)
 
   def update(updates, state, params=None, **seen):
     del params

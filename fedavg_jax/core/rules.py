@@ -72,6 +72,13 @@ def check_real(name: str, value: Any, low: float, high: float) -> None:
     raise InputError(f'{name} = {value!r}: must be in [{low:g}, {high:g}]')
 
 
+def check_positive(name: str, value: Any, high: float) -> None:
+  """Makes sure that a number lies above 0, and is at most `high`."""
+  check_real(name, value, 0, high)
+  if isinstance(value, numbers.Real) and value == 0:
+    raise InputError(f'{name} = {value!r}: must be above 0')
+
+
 def check_rate(name: str, value: Any) -> None:
   """Makes sure that a learning rate is in [1e-30, 1e30]."""
   check_real(name, value, SMALLEST_RATE, LARGEST_RATE)

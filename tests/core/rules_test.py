@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -40,5 +41,16 @@ def test_refusals(check, words):
 
 
 def test_values_of_a_sweep_are_not_looked_at():
-  """Arrays have a shape; under a trace they have no value yet."""
-  rules.check_rate('eta', np.zeros((3,)))
+  """Under a trace they have no value yet."""
+  traced = jax.eval_shape(
+    lambda eta: [
+      check('eta', eta) or eta
+      for check in (
+        rules.check_rate,
+        rules.check_fraction,
+        lambda name, value: rules.check_positive(name, value, 1),
+      )
+    ],
+    np.float32(-1),
+  )
+  assert len(traced) == 3
