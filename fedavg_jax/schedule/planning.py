@@ -48,8 +48,8 @@ class Plan(NamedTuple):
       A step that reads beyond a client's last one finds more rows of its own.
     start: [L, T] int32, position where the lane's examples of a step start.
     count: [L, T] int32, examples of the step; 0 means an idle lane.
-    batch: [L, T] int32, examples of the minibatch that the step belongs to,
-      where the step completes it; their negative where more of it follows.
+    batch: [L, T] int32, examples of the minibatch that the step belongs to.
+    completes: [L, T] bool, whether the step is the last of its minibatch.
     event: [D, S] int32, number of steps done when the device's s-th event
       happens, ascending.
     until: [D, W] int32, events that happen before the device goes on with
@@ -67,6 +67,7 @@ class Plan(NamedTuple):
   start: np.ndarray
   count: np.ndarray
   batch: np.ndarray
+  completes: np.ndarray
   event: np.ndarray
   until: np.ndarray
   ends: np.ndarray
@@ -322,9 +323,7 @@ class Planner:
       + self.bytes_up / clock.bytes_up_per_second[cohort]
     )
 
-  def _program(
-    self, client, completed
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def _program(self, client, completed) -> tuple[np.ndarray, ...]:
     return _client_steps(
       int(self.num_examples[client]),
       self.batch_examples,
@@ -387,13 +386,14 @@ class Planner:
         begin = loaded[device] if self.streamed else self._offsets[k]
         loaded[device] += self.num_examples[k]
         orders = self.epoch_orders(round_number, k)  # [E, n_k]
-        start, count, batch = programs[i]
+        start, count, batch, completes = programs[i]
         rows = begin + orders.ravel()
         plan.order[position : position + rows.size] = rows
         now = slice(t, t + start.size)
         plan.start[lane, now] = position + start
         plan.count[lane, now] = count
         plan.batch[lane, now] = batch
+        plan.completes[lane, now] = completes
         position += rows.size
         # A step reads on behind a short minibatch. Those losses are masked, but
         # zero times another client's Inf would be in the gradient: own rows.
@@ -482,6 +482,7 @@ class Planner:
       start=np.zeros((lanes, longest), np.int32),
       count=np.zeros((lanes, longest), np.int32),
       batch=np.zeros((lanes, longest), np.int32),
+      completes=np.zeros((lanes, longest), bool),
       event=np.zeros((devices, events), np.int32),
       until=np.zeros((devices, len(self.widths)), np.int32),
       ends=np.full((lanes, events), -1, np.int32),
@@ -493,8 +494,8 @@ class Planner:
 @functools.lru_cache(maxsize=4096)  # Many clients are of the same size.
 def _client_steps(
   size: int, width: int, rows: int, epochs: int, completed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Start, count and batch of every step of a client of `size` examples.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Start, count, batch and completes of each step of a client of `size`.
 
   Up to and with the step that completes so many minibatches.
   """
@@ -503,15 +504,17 @@ def _client_steps(
   inside = np.arange(0, width, rows)
   real = inside < batches  # The last minibatch may take fewer steps.
   counts = np.minimum(rows, batches - inside)
-  batches = np.where(inside + rows < batches, -batches, batches)
+  completes = np.tile((inside + rows >= batches)[real], epochs)
+  batches = np.broadcast_to(batches, real.shape)
   start = size * np.arange(epochs)[:, None] + (firsts + inside)[real]
   batch = np.tile(batches[real], epochs)
-  ends = np.flatnonzero(batch > 0)
+  ends = np.flatnonzero(completes)
   stop = int(ends[completed - 1]) + 1 if completed else 0
   return (
     start.ravel()[:stop],
     np.tile(counts[real], epochs)[:stop],
     batch[:stop],
+    completes[:stop],
   )
 
 

@@ -127,7 +127,7 @@ def read_back(planner, plan):
         count, batch = plan.count[lane, step], plan.batch[lane, step]
         assert 0 < count <= planner.step_examples
         parts.append(plan.order[plan.start[lane, step] :][:count])
-        if batch > 0:  # The last part of a minibatch.
+        if plan.completes[lane, step]:  # The last part of a minibatch.
           batches.append(np.concatenate(parts))
           assert len(batches[-1]) == batch
           parts = []

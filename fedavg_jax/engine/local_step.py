@@ -1,0 +1,245 @@
+"""What happens to ONE client: a step of its minibatch, and its message.
+
+Pure functions of named states, written for one lane; `client_round.py` vmaps
+them over the lanes.
+
+Shape letters: B examples of a step, N rows in the order of reading, L lanes of
+one device.
+"""
+
+import dataclasses
+from typing import Any
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.algorithm import Ended
+from fedavg_jax.contracts.losses import LossFn
+from fedavg_jax.contracts.model import Augment
+from fedavg_jax.core.client_data import Examples
+from fedavg_jax.engine.prefetch import Buffer
+
+# A plan is made in NumPy, and traced.
+Array = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """What stands in the program when a round is compiled.
+
+  Attributes:
+    loss_fn: losses of a batch under one client's model.
+    algorithm: such as `algorithms.fedavg`.
+    augment: changes an example whenever it is read; None changes nothing.
+    seed: of the keys that `augment` gets.
+    step_examples: B.
+    accumulates: whether a minibatch may take several steps.
+    skips_clients: whether a client that is not finite is left out.
+    widths: lanes that step together, descending; the others are idle by then.
+  """
+
+  loss_fn: LossFn
+  algorithm: Algorithm
+  augment: Augment | None
+  seed: int
+  step_examples: int
+  accumulates: bool
+  skips_clients: bool
+  widths: tuple[int, ...]
+
+
+class RoundContext(NamedTuple):
+  """What every client of a round begins with.
+
+  Attributes:
+    global_params: the global model.
+    opt_state: of a client's optimizer before its first step.
+    server: what the server keeps.
+    number: int32 scalar, the round's number, from 1.
+    key: of the round.
+  """
+
+  global_params: optax.Params
+  opt_state: Any
+  server: Any
+  number: jax.Array
+  key: jax.Array
+
+
+class LaneState(NamedTuple):
+  """What a lane knows of the client that it trains; stacked, [L, ...].
+
+  Attributes:
+    params: the client's model.
+    opt_state: of its optimizer.
+    grads: sum over the parts of a minibatch so far; () where it has one part.
+    client: what the client keeps, as it was when the round began.
+    updates: int32, local updates it has taken.
+    loss: float32, sum over the examples it has read.
+    examples: int32, how many these are.
+  """
+
+  params: optax.Params
+  opt_state: Any
+  grads: Any
+  client: Any
+  updates: jax.Array
+  loss: jax.Array
+  examples: jax.Array
+
+
+class Step(NamedTuple):
+  """A step of a lane, from the plan; stacked, [L].
+
+  Attributes:
+    start: int32, position in `Plan.order` of its first example.
+    count: int32, examples it reads; 0 where the lane is idle.
+    batch: int32, examples of the minibatch that it belongs to.
+    completes: bool, whether it is the last part of that minibatch.
+  """
+
+  start: Array
+  count: Array
+  batch: Array
+  completes: Array
+
+
+def round_context(training: Training, state: Any) -> RoundContext:
+  """Collects what every client of the round after a state begins with."""
+  number = state.round + 1
+  return RoundContext(
+    global_params=state.params,
+    opt_state=training.algorithm.client_optimizer.init(state.params),
+    server=state.server,
+    number=number,
+    key=jax.random.fold_in(jax.random.key(training.seed), number),
+  )
+
+
+def local_step(
+  training: Training,
+  context: RoundContext,
+  data: Examples | Buffer,
+  order: Array,
+  lane: LaneState,
+  step: Step,
+) -> LaneState:
+  """Takes one step of ONE lane, w <- w - eta * grad loss(w; b).
+
+  Args:
+    training: what is compiled in.
+    context: of the round.
+    data: examples, rows of which `order` counts.
+    order: [N] rows in the order of reading.
+    lane: before the step.
+    step: which examples it reads.
+  """
+  x, y, mask = read_examples(training, context, data, order, lane, step)
+  loss, grads = gradient(training.loss_fn, lane.params, x, y, mask, step.batch)
+  if training.accumulates:
+    grads = jax.tree.map(jnp.add, lane.grads, grads)
+  params, opt_state = client_update(training, context, lane, grads)
+  stepped = lane._replace(params=params, opt_state=opt_state)
+  if training.accumulates:
+    stepped = stepped._replace(grads=jax.tree.map(jnp.zeros_like, grads))
+    # In the middle of a minibatch its gradient alone has grown.
+    stepped = jax.tree.map(
+      lambda new, old: jnp.where(step.completes, new, old),
+      stepped,
+      lane._replace(grads=grads),
+    )
+  return stepped._replace(
+    updates=lane.updates + step.completes.astype(jnp.int32),
+    loss=lane.loss + loss,
+    examples=lane.examples + step.count,
+  )
+
+
+def read_examples(
+  training: Training,
+  context: RoundContext,
+  data: Examples | Buffer,
+  order: Array,
+  lane: LaneState,
+  step: Step,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Reads a step's examples of ONE lane: x [B, ...], y [B, ...], mask [B].
+
+  Rows behind the last one are the client's own too; mask is False there.
+  """
+  rows = lax.dynamic_slice_in_dim(order, step.start, training.step_examples)
+  x = data.x[rows]
+  if training.augment is not None:
+    # An example has the same keys wherever it is read from. A client reads a
+    # row once per epoch, each time after other updates.
+    numbers = data.row[rows] if isinstance(data, Buffer) else rows
+    key = jax.random.fold_in(context.key, lane.updates)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+    x = jax.vmap(training.augment)(keys, x)
+  return x, data.y[rows], jnp.arange(training.step_examples) < step.count
+
+
+def gradient(
+  loss_fn: LossFn,
+  params: optax.Params,
+  x: jax.Array,
+  y: jax.Array,
+  mask: jax.Array,
+  batch: Array,
+) -> tuple[jax.Array, optax.Params]:
+  """Returns the sum of the losses of a step, and its part of the gradient.
+
+  Args:
+    loss_fn: losses of a batch.
+    params: of one client.
+    x: [B, ...].
+    y: [B, ...].
+    mask: [B] bool, real examples.
+    batch: examples of the whole minibatch; the gradients of its parts add up to
+      that of its mean loss.
+  """
+
+  def share_of_mean_loss(params):
+    losses = jnp.where(mask, loss_fn(params, x, y), 0.0)
+    return jnp.sum(losses) / jnp.maximum(batch, 1).astype(losses.dtype)
+
+  share, grads = jax.value_and_grad(share_of_mean_loss)(params)
+  return share * batch.astype(share.dtype), grads
+
+
+def client_update(
+  training: Training, context: RoundContext, lane: LaneState, grads: Any
+) -> tuple[optax.Params, Any]:
+  """Applies ONE client's optimizer: new model and optimizer state."""
+  optimizer = optax.with_extra_args_support(training.algorithm.client_optimizer)
+  updates, opt_state = optimizer.update(
+    grads,
+    lane.opt_state,
+    lane.params,
+    client=lane.client,
+    global_params=context.global_params,
+    server=context.server,
+    round=context.number,
+  )
+  return optax.apply_updates(lane.params, updates), opt_state
+
+
+def client_message(
+  training: Training, context: RoundContext, lane: LaneState
+) -> tuple[Any, Any]:
+  """Returns what ONE client sends at its end, and what it keeps."""
+  return training.algorithm.message(
+    Ended(
+      delta=jax.tree.map(jnp.subtract, lane.params, context.global_params),
+      global_params=context.global_params,
+      server=context.server,
+      client=lane.client,
+      updates=jnp.maximum(lane.updates, 1),
+      round=context.number,
+    )
+  )
