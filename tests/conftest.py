@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -13,6 +14,14 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
 def pytest_configure(config):
+  """Prepares the process, and what it will start."""
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what runs in the background; commands would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  _share_compiled(config)
+
+
+def _share_compiled(config):
   """Lets all tests, workers and later runs share what XLA has compiled."""
   folder = config.rootpath / '.pytest_cache' / 'jax'
   jax.config.update('jax_compilation_cache_dir', str(folder))

@@ -12,16 +12,19 @@ words, mnist_writers) as `dataset` and `data_dir` of a config name them (of
 which all but leaf are read into memory first):
 
 * images: train/CLIENT/LABEL/ANY.png (or .jpg, ...), all of one size and mode,
-  and test/LABEL/ANY.png.
+  and test/LABEL/ANY.png; of 1 or 8 bits, or 16 bits of grey.
 * arrays: an .npz, or a folder of .npy files, with x, y, client (whose each row
   is, whole numbers), x_test and y_test.
 * generator: a function of yours, first -> (x [n, ...], y [n]) of client number
   `first`, then of the one after it, and so on; the same ones whenever it is
   called. Client -1 is the test set: function(-1) gives it first.
 
-The same command goes on where an earlier one was ended. A config then reads it
-with `dataset = 'stored'`, `data_dir = FOLDER`, `partition = 'natural'` and, to
-keep it out of memory, `examples_on = 'host'`.
+The same command resumes where an earlier one was ended, once the source has
+proved to be the one of what was written. The folder says which number each
+class (federation.json) and each client (clients-*-names.json) has.
+
+A config then reads it with `dataset = 'stored'`, `data_dir = FOLDER`,
+`partition = 'natural'` and, to keep it out of memory, `examples_on = 'host'`.
 """
 
 from collections.abc import Sequence
@@ -91,6 +94,7 @@ def _run() -> None:
       num_classes=source.num_classes,
       max_value=source.max_value,
       padding=source.padding,
+      classes=source.classes,
       source={'kind': kind, 'path': path},
       shard_bytes=flags.FLAGS.shard_mib << 20,
       wrote=wrote,

@@ -21,11 +21,12 @@ from fedavg_jax.core import choices
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import stored
+from fedavg_jax.data.data_dirs import shared_folder
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.data.images import load_cifar10
 from fedavg_jax.data.images import load_digits
 from fedavg_jax.data.images import load_mnist
-from fedavg_jax.data.natural import load_leaf
+from fedavg_jax.data.leaf import load_leaf
 from fedavg_jax.data.natural import load_shakespeare
 from fedavg_jax.data.natural import load_words
 
@@ -35,8 +36,10 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
 
   Args:
     name: one of `choices.DATASETS`.
-    data_dir: what holds it. For MNIST, Fashion-MNIST and CIFAR-10 a folder with
-      their original files, gzipped or not; empty to get them through
+    data_dir: what holds it; where it is empty, the data set's folder in
+      $FEDAVG_DATA, such as mnist/, if there is one. For MNIST, Fashion-MNIST
+      and CIFAR-10 a folder with their original files, gzipped or not; empty,
+      and nothing in $FEDAVG_DATA, gets them through
       tensorflow-datasets (kept in `tfds_dir()`). `mnist_writers`: a folder with
       MNIST's files and QMNIST's `qmnist-train-labels-idx2-int`. `leaf`: a
       folder with json in train/ and test/. `shakespeare`: Project Gutenberg's
@@ -49,6 +52,8 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
   choices.check_choice('dataset', name, choices.DATASETS)
   # Unlike Path.expanduser, leaves the home of nobody as it is.
   folder = pathlib.Path(os.path.expanduser(data_dir)) if data_dir else None
+  if folder is None:
+    folder = shared_folder(name)
   if name == 'digits':
     return load_digits()
   if name in ('mnist', 'fashion_mnist', 'mnist_writers'):
@@ -58,7 +63,7 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
   if folder is None or not folder.exists():
     raise InputError(
       f'data_dir = {data_dir!r}: must name what holds {name}; there is no such'
-      ' file or folder'
+      ' file or folder, and $FEDAVG_DATA has none'
     )
   return {
     'leaf': load_leaf,

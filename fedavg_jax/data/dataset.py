@@ -25,6 +25,7 @@ class Dataset(NamedTuple):
     clients: natural clients of a federation on disk, whose `train` is theirs.
     statistics: mean and standard deviation of all its pixels, in [0, 1].
     sha256: of all its files, in hexadecimal.
+    client_names: of the natural clients, in their order; () where unknown.
   """
 
   name: str
@@ -37,6 +38,7 @@ class Dataset(NamedTuple):
   clients: Clients | None = None
   statistics: tuple[float, float] | None = None
   sha256: str = ''
+  client_names: tuple[str, ...] = ()
 
   @property
   def input_shape(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from fedavg_jax.core import client_data
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import readers
+from fedavg_jax.data.data_dirs import did_you_mean
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.data.downloads import download
 from fedavg_jax.data.downloads import tfds_dir
@@ -44,7 +45,7 @@ def load_mnist(name: str, folder: pathlib.Path | None) -> Dataset:
     raise InputError(
       f'data_dir = {str(folder)!r}: {folder / _IDX_FILES[missing[0]][0]}[.gz]'
       ' is missing; put the four original IDX files there, or leave data_dir'
-      ' empty to download them'
+      f' empty to download them{did_you_mean(folder, files)}'
     )
   if missing:
     download(files, _addresses(files), tfds_dir())
@@ -83,13 +84,21 @@ def _writers(folder: pathlib.Path | None, labels: np.ndarray) -> np.ndarray:
 def _find_idx_files(
   folder: pathlib.Path,
 ) -> dict[tuple[str, str], pathlib.Path]:
-  """Those of the four IDX files that a folder has, as NAME or NAME.gz."""
-  return {
-    key: path
-    for key, (stem, _, _) in _IDX_FILES.items()
-    for path in (folder / f'{stem}.gz', folder / stem)
-    if path.is_file()
-  }
+  """Finds those of the four IDX files that a folder has.
+
+  As NAME or NAME.gz; as Kaggle's archives have them, with a dot before idx and
+  in folders of their own; and in raw/, where torchvision puts them.
+  """
+  found = {}
+  for key, (stem, _, _) in _IDX_FILES.items():
+    dotted = stem.replace('-idx', '.idx')
+    names = [stem, f'{stem}.gz', dotted, f'{dotted}.gz']
+    names += [f'{name}/{name}' for name in (stem, dotted)]
+    names += [f'{stem}/{dotted}', f'raw/{stem}', f'raw/{stem}.gz']
+    for name in reversed(names):
+      if (folder / name).is_file():
+        found[key] = folder / name
+  return found
 
 
 def _from_idx(name, paths) -> Dataset:
@@ -126,7 +135,7 @@ def load_cifar10(folder: pathlib.Path | None) -> Dataset:
       raise InputError(
         f'data_dir = {str(folder or "")!r}: {name} is missing; must name the'
         ' folder cifar-10-batches-bin, with its six files, or be empty to'
-        ' download them'
+        f' download them{did_you_mean(folder, "cifar10")}'
       )
     x, y = readers.read_cifar10(place / name)
     if len(y) != 10_000:

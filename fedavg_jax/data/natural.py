@@ -1,13 +1,13 @@
-"""Data sets with natural clients: users, roles of plays, authors."""
+"""Texts with natural clients: roles of plays, authors."""
 
 import pathlib
 
 from absl import logging
-import numpy as np
 
 from fedavg_jax.core import client_data
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.data import readers
+from fedavg_jax.core.folders import check_names
+from fedavg_jax.core.folders import entries
 from fedavg_jax.data import texts
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.data.dataset import number_owners
@@ -18,70 +18,17 @@ _LINE, _PHRASE = 80, 10
 _VOCABULARY, _MOST_WORDS, _TEST_AUTHORS = 10_000, 5000, 10
 
 
-def leaf_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
-  """The json of a split, 'train' or 'test', of LEAF's.
-
-  Raises:
-    InputError: there is none.
-  """
-  files = sorted(
-    path
-    for path in (folder / split).glob('*')
-    if path.name.endswith(('.json', '.json.gz'))
-  )
-  if not files:
-    raise InputError(
-      f'data_dir = {str(folder)!r}: {split}/ holds no json; must be a folder'
-      " of LEAF's, with train/ and test/"
-    )
-  return files
-
-
-def with_channels(x: np.ndarray) -> np.ndarray:
-  """LEAF's inputs [n, ...] as images [n, H, W, C]."""
-  shape = x.shape[1:]
-  if len(shape) == 1:  # Rows of pixels, most often of a square image.
-    side = int(np.sqrt(shape[0]))
-    shape = (side, side) if side**2 == shape[0] else (shape[0], 1)
-  if len(shape) == 2:
-    shape = (*shape, 1)
-  return x.reshape(len(x), *shape)
-
-
-def load_leaf(folder: pathlib.Path) -> Dataset:
-  """LEAF's users as clients: those with training examples, in their order."""
-  train, test = (
-    [
-      own
-      for file in leaf_files(folder, split)
-      for own in readers.read_leaf(file).values()
-      if len(own.y)
-    ]
-    for split in ('train', 'test')
-  )
-  shapes = {own.x.shape[1:] for own in train + test}
-  if not train or not test or len(shapes) > 1:
-    raise InputError(
-      f'data_dir = {str(folder)!r}: inputs have the shapes {sorted(shapes)};'
-      ' train and test must both have examples, of one shape'
-    )
-  joined = [client_data.join(split) for split in (train, test)]
-  return Dataset(
-    'leaf',
-    *(own._replace(x=with_channels(own.x)) for own in joined),
-    num_classes=int(max(own.y.max() for own in joined)) + 1,
-    max_value=1.0,
-    owners=number_owners(train),
-  )
-
-
 def load_shakespeare(path: pathlib.Path) -> Dataset:
   """Lines of the roles of plays that have two at least."""
-  parts = [
-    [texts.encode_lines(lines, _LINE) for lines in texts.split_lines(lines)]
-    for play in _plays(path).values()
-    for lines in play.values()
+  roles = {
+    f'{title}: {role}': lines
+    for title, play in _plays(path).items()
+    for role, lines in play.items()
     if len(lines) >= 2
+  }
+  parts = [
+    [texts.encode_lines(some, _LINE) for some in texts.split_lines(lines)]
+    for lines in roles.values()
   ]
   if not parts:
     raise InputError(f'{path}: no role has two lines')
@@ -94,6 +41,7 @@ def load_shakespeare(path: pathlib.Path) -> Dataset:
     max_value=1.0,
     owners=number_owners(train),
     padding=texts.PADDING,
+    client_names=tuple(roles),
   )
 
 
@@ -101,10 +49,16 @@ def _plays(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
   """The plays of the eBook, or of a folder with one in each file."""
   if path.is_file():
     return texts.read_complete_works(path)
-  files = sorted(path.glob('*.txt')) + sorted(path.glob('*.zip'))
+  files = [
+    file
+    for suffix in ('.txt', '.zip')
+    for file in entries(path)
+    if file.suffix.lower() == suffix
+  ]
   whole = [file for file in files if file.stem in ('100-0', 'pg100', '100')]
   if whole:
     return texts.read_complete_works(whole[0])
+  check_names([file.stem for file in files], f'{path}: plays')
   plays, poems = {}, []
   for file in files:
     try:
@@ -125,16 +79,25 @@ def _plays(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
 
 def load_words(path: pathlib.Path) -> Dataset:
   """Words of authors; every tenth in alphabetical order is tested on."""
-  authors = [words[:_MOST_WORDS] for words in texts.read_authors(path).values()]
+  authors = {
+    name: words[:_MOST_WORDS]
+    for name, words in texts.read_authors(path).items()
+  }
   every = min(_TEST_AUTHORS, len(authors))
-  test = authors[every - 1 :: every]
-  train = [words for i, words in enumerate(authors, 1) if i % every]
-  tokens = texts.vocabulary(train, _VOCABULARY)
-  parts = [
-    [texts.encode_words(words, tokens, _PHRASE) for words in split]
-    for split in (train, test)
-  ]
-  parts = [[own for own in split if len(own.y)] for split in parts]
+  test = [words for i, words in enumerate(authors.values(), 1) if not i % every]
+  train = {
+    name: words
+    for i, (name, words) in enumerate(authors.items(), 1)
+    if i % every
+  }
+  tokens = texts.vocabulary(train.values(), _VOCABULARY)
+  encoded = {
+    name: texts.encode_words(words, tokens, _PHRASE)
+    for name, words in train.items()
+  }
+  encoded = {name: own for name, own in encoded.items() if len(own.y)}
+  tested = [texts.encode_words(words, tokens, _PHRASE) for words in test]
+  parts = [list(encoded.values()), [own for own in tested if len(own.y)]]
   if not all(parts):
     raise InputError(f'{path}: must have two authors of two words at least')
   return Dataset(
@@ -143,4 +106,5 @@ def load_words(path: pathlib.Path) -> Dataset:
     num_classes=_VOCABULARY,
     max_value=1.0,
     owners=number_owners(parts[0]),
+    client_names=tuple(encoded),
   )

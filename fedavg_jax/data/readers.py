@@ -15,6 +15,7 @@ import numpy as np
 
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.folders import check_names
 
 GET_ANEW = 'copy or download the file again'
 
@@ -140,7 +141,11 @@ def read_leaf(path: pathlib.Path) -> dict[str, Examples]:
       shapes do not fit each other.
   """
   try:
-    tree = json.loads(read_bytes(path), parse_constant=_no_constant)
+    tree = json.loads(
+      read_bytes(path),
+      parse_constant=_no_constant,
+      object_pairs_hook=_no_duplicate,
+    )
   except (ValueError, RecursionError, MemoryError) as error:
     raise InputError(f'{path}: not JSON ({_first_line(error)})') from error
   keys = ('users', 'num_samples', 'user_data')
@@ -161,6 +166,7 @@ def read_leaf(path: pathlib.Path) -> dict[str, Examples]:
         f'{path}: user {user!r:.80} must be a name, once, with user_data'
       )
     examples[user] = _leaf_user(path, user, count, data[user])
+  check_names(list(examples), f'{path}: users')
   shapes = {e.x.shape[1:] for e in examples.values() if len(e.y)}
   if len(shapes) > 1:
     raise InputError(
@@ -268,6 +274,15 @@ def check_unpacked(path: pathlib.Path, content: bytes, limit: int) -> bytes:
 
 def _no_constant(name: str) -> Any:
   raise ValueError(f'{name} is no number of JSON')
+
+
+def _no_duplicate(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f'the key {twice!r:.80} occurs twice in an object')
+  return found
 
 
 def _first_line(error: Exception) -> str:

@@ -2,12 +2,13 @@
 
 import bisect
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
 import math
 import os
 import pathlib
+import stat
+import tokenize
 from typing import Any
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ import numpy as np
 
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
-
-AGAIN = 'copy it again, or convert again into a new folder'
+from fedavg_jax.data.description import AGAIN
+from fedavg_jax.data.description import FileInfo
 
 
 class Shards(RowsOnDisk):
@@ -112,35 +113,44 @@ class ShardFile(NamedTuple):
   dtype: np.dtype
 
 
-def open_shard(path: pathlib.Path, expected: Mapping[str, Any]) -> ShardFile:
-  """Looks at an array, which must be what was written, as its length tells."""
+def check_size(path: pathlib.Path, expected: FileInfo) -> None:
+  """Raises InputError where a file has another length, or is none."""
   try:
-    size = path.stat().st_size
-    if size != expected['bytes']:
-      raise InputError(
-        f'{path}: has {size:,} bytes, must have {expected["bytes"]:,}; {AGAIN}'
-      )
+    status = path.stat()
+  except FileNotFoundError:
+    raise InputError(f'{path}: is missing; {AGAIN}') from None
+  except OSError as error:
+    raise InputError(f'{path}: cannot be read ({error.strerror})') from error
+  if not stat.S_ISREG(status.st_mode):  # A pipe would never end.
+    raise InputError(f'{path}: must be a file; {AGAIN}')
+  if status.st_size != expected.bytes:
+    raise InputError(
+      f'{path}: has {status.st_size:,} bytes, must have {expected.bytes:,};'
+      f' {AGAIN}'
+    )
+
+
+def open_shard(path: pathlib.Path, expected: FileInfo) -> ShardFile:
+  """Looks at an array, which must be what was written, as its length tells."""
+  check_size(path, expected)
+  try:
     with open(path, 'rb') as file:
       version = np.lib.format.read_magic(file)
       if version != (1, 0):
         raise ValueError(f'a version {version} of .npy')
       shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
       offset = file.tell()
-  except FileNotFoundError:
-    raise InputError(f'{path}: is missing; {AGAIN}') from None
-  except (OSError, ValueError) as error:
-    if isinstance(error, InputError):
-      raise
+  # Of a damaged header, which NumPy reads as Python.
+  except (OSError, ValueError, SyntaxError, tokenize.TokenError) as error:
     reason = str(error).splitlines()[0][:100]
     raise InputError(f'{path}: cannot be read ({reason})') from error
-  if by_columns or [list(shape), dtype.str] != [
-    expected['shape'],
-    expected['dtype'],
-  ]:
+  if by_columns or (shape, dtype.str) != (expected.shape, expected.dtype):
     raise InputError(
-      f'{path}: is {dtype} {shape}, must be {expected["dtype"]}'
-      f' {expected["shape"]}; {AGAIN}'
+      f'{path}: is {dtype} {shape}, must be {expected.dtype}'
+      f' {expected.shape}; {AGAIN}'
     )
+  if offset + math.prod(shape) * dtype.itemsize != expected.bytes:
+    raise InputError(f'{path}: is shorter than its own header says; {AGAIN}')
   return ShardFile(path, offset, shape, dtype)
 
 

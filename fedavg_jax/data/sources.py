@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import importlib
 import itertools
 import pathlib
@@ -15,17 +16,20 @@ import numpy as np
 from fedavg_jax.core import client_data
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import array_files
 from fedavg_jax.data import catalog
-from fedavg_jax.data import natural
+from fedavg_jax.data import forms
+from fedavg_jax.data import image_folders
+from fedavg_jax.data import leaf
 from fedavg_jax.data import partition
-from fedavg_jax.data import readers
 from fedavg_jax.data.dataset import Dataset
+from fedavg_jax.data.shard_writer import Client
+from fedavg_jax.data.shard_writer import NamedExamples
 
 SOURCES = (
   *('leaf', 'shakespeare', 'words', 'mnist_writers'),
   *('images', 'arrays', 'generator'),
 )
-_IMAGES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.webp')
 
 
 class Source(NamedTuple):
@@ -38,14 +42,16 @@ class Source(NamedTuple):
     num_classes: labels are 0 .. num_classes - 1; None for those that there are.
     max_value: of a pixel.
     padding: of sequences.
+    classes: names of the labels; () where they have none.
   """
 
-  clients: Callable[[int], Iterable[Examples]]
+  clients: Callable[[int], Iterable[Client]]
   num_clients: int
   test: Examples
   num_classes: int | None
   max_value: float
   padding: int | None = None
+  classes: Sequence[str] = ()
 
 
 def open_source(kind: str, path: str) -> Source:
@@ -71,13 +77,13 @@ def open_source(kind: str, path: str) -> Source:
 
 
 def _dataset(dataset: Dataset) -> Source:
-  """A data set that fits into memory, by its natural clients."""
+  """Takes a data set that fits into memory by its natural clients."""
   assert dataset.owners is not None
   own = client_data.build_clients(
     dataset.train, partition.by_owner(dataset.owners)
   )
   return Source(
-    clients=lambda first: _rows(own, first),
+    clients=lambda first: _rows(own, first, dataset.client_names),
     num_clients=own.num_clients,
     test=dataset.test,
     num_classes=dataset.num_classes,
@@ -86,188 +92,125 @@ def _dataset(dataset: Dataset) -> Source:
   )
 
 
-def _rows(own: client_data.Clients, first: int) -> Iterator[Examples]:
+def _rows(
+  own: client_data.Clients, first: int, names: Sequence[str]
+) -> Iterator[Client]:
   for k in range(first, own.num_clients):
     mine = slice(*own.offsets[k : k + 2])
-    yield Examples(own.x[mine], own.y[mine])
+    client = Examples(own.x[mine], own.y[mine])
+    yield NamedExamples(*client, names[k]) if names else client
 
 
 def _leaf(folder: pathlib.Path) -> Source:
-  """LEAF's users, a file of json at a time."""
-  files = natural.leaf_files(folder, 'train')
-
-  def users(file: pathlib.Path) -> list[Examples]:
-    return [
-      Examples(natural.with_channels(own.x), own.y)
-      for own in readers.read_leaf(file).values()
-    ]
-
-  def clients(first: int) -> Iterator[Examples]:
-    return itertools.islice(
-      itertools.chain.from_iterable(map(users, files)), first, None
-    )
-
-  tests = [
-    own
-    for file in natural.leaf_files(folder, 'test')
-    for own in users(file)
-    if len(own.y)
-  ]
-  if len({own.x.shape[1:] for own in tests}) != 1:
-    raise InputError(
-      f'--path {folder}: the inputs of test/ must be some, of one shape'
-    )
+  """Reads LEAF's users a file of json at a time."""
+  test = leaf.read_test(folder)
   return Source(
-    clients=clients,
+    clients=lambda first: itertools.islice(
+      leaf.read_clients(folder), first, None
+    ),
     num_clients=0,
-    test=client_data.join(tests),
+    test=test,
     num_classes=None,
     max_value=1.0,
   )
 
 
 def _arrays(path: pathlib.Path) -> Source:
-  """Arrays by client; those of a folder are read as they are needed."""
-  names = ('x', 'y', 'client', 'x_test', 'y_test')
-  arrays: dict[str, Any] = {}
-  try:
-    if path.is_dir():
-      for name in names:
-        if (path / f'{name}.npy').is_file():
-          arrays[name] = np.load(
-            path / f'{name}.npy', mmap_mode='r', allow_pickle=False
-          )
-    else:
-      with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in names if name in file}
-  except (OSError, ValueError, TypeError) as error:
-    reason = str(error).splitlines()[0][:120]
-    raise InputError(f'--path {path}: cannot be read ({reason})') from error
-  if missing := [name for name in names if name not in arrays]:
-    raise InputError(f'--path {path}: lacks {", ".join(missing)}')
-  x, y, client, x_test, y_test = (arrays[name] for name in names)
-  if not len(x) == len(y) == len(client) or client.ndim != 1:
-    raise InputError(
-      f'--path {path}: {len(x)} rows of x, {len(y)} of y, client of shape'
-      f' {client.shape}; must be as many'
-    )
-  if client.dtype.kind not in 'iu' or y.dtype.kind not in 'iu':
-    raise InputError(
-      f'--path {path}: client is {client.dtype} and y {y.dtype}; must be whole'
-      ' numbers'
-    )
-  order = np.argsort(client, kind='stable')
-  _, begins = np.unique(client[order], return_index=True)
-  ends = np.append(begins[1:], len(order))
-
-  def clients(first: int) -> Iterator[Examples]:
-    for begin, end in zip(begins[first:], ends[first:], strict=True):
-      rows = np.sort(order[begin:end])
-      yield _plain(x[rows], y[rows])
-
+  own = array_files.open_arrays(path)
   return Source(
-    clients=clients,
-    num_clients=len(begins),
-    test=_plain(x_test, y_test),
+    clients=own.clients,
+    num_clients=len(own.begins),
+    test=own.test,
     num_classes=None,
-    max_value=255.0 if x.dtype == np.uint8 else 1.0,
-  )
-
-
-def _generator(path: str) -> Source:
-  """Clients that a function of the user makes."""
-  module, _, name = path.partition(':')
-  sys.path.insert(0, '')  # As python itself would find a script's neighbours.
-  try:
-    function = getattr(importlib.import_module(module), name)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise InputError(
-      f'--path {path}: must be module:function ({error})'
-    ) from error
-
-  def clients(first: int) -> Iterator[Examples]:
-    for own in function(first):
-      yield _plain(*own)
-
-  test = next(iter(clients(-1)))
-  return Source(
-    clients=clients,
-    num_clients=0,
-    test=test,
-    num_classes=None,
-    max_value=255.0 if test.x.dtype == np.uint8 else 1.0,
+    max_value=own.max_value,
   )
 
 
 def _images(folder: pathlib.Path) -> Source:
-  """Images by client and label."""
-  owners = sorted(p for p in (folder / 'train').glob('*') if p.is_dir())
-  labels = sorted(
-    {p.name for p in (folder / 'train').glob('*/*') if p.is_dir()}
-    | {p.name for p in (folder / 'test').glob('*') if p.is_dir()}
+  own = image_folders.open_images(folder)
+  return Source(
+    clients=own.clients,
+    num_clients=len(own.owners),
+    test=own.test,
+    num_classes=len(own.classes),
+    max_value=own.max_value,
+    classes=own.classes,
   )
-  owners = [own for own in owners if any(_files(own, labels))]
-  test = list(_files(folder / 'test', labels))
-  if not owners or not test:
-    raise InputError(
-      f'--path {folder}: must hold train/CLIENT/LABEL/ANY.png and'
-      ' test/LABEL/ANY.png'
-    )
+
+
+def _generator(path: str) -> Source:
+  """Takes clients that a function of the user makes."""
+  function = _function(path)
+  pairs = _pairs(function, path, -1)
+  (number, x, y) = next(pairs, (None, None, None))
+  if number is None:
+    raise InputError(f'--path {path}: gives nothing for -1, the test set')
+  test = forms.form(x, y, f'--path {path}: test set, client -1')
 
   def clients(first: int) -> Iterator[Examples]:
-    for own in owners[first:]:
-      yield _read_images(_files(own, labels), shape)
+    for k, x, y in _pairs(function, path, first):
+      where = f'--path {path}: client {k}'
+      if not len(y):
+        yield Examples(np.zeros((0, *test.examples.x.shape[1:])), np.zeros(0))
+        continue
+      own = forms.form(x, y, where)
+      forms.check_scale(own.max_value, test.max_value, where)
+      yield own.examples
 
-  shape = _read_images(test[:1], None).x.shape[1:]
   return Source(
     clients=clients,
-    num_clients=len(owners),
-    test=_read_images(test, shape),
-    num_classes=len(labels),
-    max_value=255.0,
+    num_clients=0,
+    test=test.examples,
+    num_classes=None,
+    max_value=test.max_value,
   )
 
 
-def _files(folder: pathlib.Path, labels) -> Iterator[tuple[pathlib.Path, int]]:
-  for label, name in enumerate(labels):
-    for path in sorted((folder / name).glob('*')):
-      if path.suffix.lower() in _IMAGES:
-        yield path, label
+def _function(path: str) -> Callable[[int], Any]:
+  """Imports module:function, which runs the module."""
+  module, _, name = path.partition(':')
+  sys.path.insert(0, '')  # As python itself would find a script's neighbours.
+  try:
+    function = getattr(importlib.import_module(module), name)
+  except (
+    Exception,
+    SystemExit,
+  ) as error:  # Of a person's own module, anything.
+    raise InputError(
+      f'--path {path}: must be module:function ({_reason(error)})'
+    ) from error
+  if not callable(function):
+    raise InputError(
+      f'--path {path}: {name} is {type(function).__name__}, must be a function'
+    )
+  return function
 
 
-def _read_images(files, shape: tuple[int, ...] | None) -> Examples:
-  """Images of one shape [H, W, C], all if it is not known yet."""
-  from PIL import Image  # Used here alone.
+def _pairs(
+  function: Callable[[int], Any], path: str, first: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+  """Calls a person's function; gives the number, x and y of each client."""
+  k = first
+  try:
+    for own in function(first):
+      if not isinstance(own, (tuple, list)) or len(own) != 2:
+        raise InputError(
+          f'--path {path}: client {k} is {type(own).__name__}, must be a pair'
+          ' of arrays, (x, y)'
+        )
+      x, y = map(np.asarray, own)
+      if not y.ndim:
+        raise InputError(f'--path {path}: client {k}: y must be an array, [n]')
+      yield k, x, y
+      k += 1
+  except (InputError, MemoryError, GeneratorExit):
+    raise
+  except (Exception, SystemExit) as error:  # Of a person's own code, anything.
+    raise InputError(
+      f'--path {path}: fails at client {k} ({_reason(error)})'
+    ) from error
 
-  x, y = [], []
-  for path, label in files:
-    try:
-      with Image.open(path) as image:
-        if image.mode not in ('L', 'RGB', 'RGBA'):
-          image = image.convert('L' if image.mode in ('1', 'I') else 'RGB')
-        pixels = np.asarray(image, np.uint8)
-    except (OSError, ValueError) as error:
-      raise InputError(
-        f'{path}: cannot be read as an image'
-        f' ({str(error).splitlines()[0][:100]})'
-      ) from error
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    if shape is not None and pixels.shape != shape:
-      raise InputError(
-        f'{path}: has the shape {pixels.shape}, others {shape}; must be one'
-      )
-    x.append(pixels)
-    y.append(label)
-  return Examples(np.stack(x), np.array(y, np.int32))
 
-
-def _plain(x: Any, y: Any) -> Examples:
-  """Examples in the types that a federation has; images with channels."""
-  x, y = np.asarray(x), np.asarray(y)
-  if x.dtype == np.float64:
-    x = x.astype(np.float32)
-  elif x.dtype.kind in 'iu' and x.dtype != np.uint8:
-    x = x.astype(np.int32)
-  if x.ndim == 3 and x.dtype != np.int32:
-    x = x[..., None]
-  return Examples(x, y.astype(np.int32))
+def _reason(error: BaseException) -> str:
+  text = f'{type(error).__name__}: {error}'.strip()
+  return text.splitlines()[0][:120]

@@ -1,14 +1,16 @@
 """A federation on disk, for populations that fit in no memory.
 
 A folder holds shards of whole clients, `clients-00000-x.npy`, `...-y.npy` and
-`...-sizes.npy`, the test set in `test-x.npy` and `test-y.npy`, and
-`federation.json` with what they must be. The arrays are plain .npy: NumPy reads
+`...-sizes.npy`, where the source names them `...-names.json`, the test set in
+`test-x.npy` and `test-y.npy`, and `federation.json` with what they must be and
+the names of the classes. The arrays are plain .npy: NumPy reads
 a client's rows with one seek and one read straight into an array, without
 decoding a record at a time, and any other program can read them too.
 
 `fedavg-jax convert` writes such folders.
 """
 
+from collections.abc import Sequence
 import hashlib
 import json
 import math
@@ -21,13 +23,16 @@ import numpy as np
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.data.shards import AGAIN
+from fedavg_jax.data.description import AGAIN
+from fedavg_jax.data.description import Description
+from fedavg_jax.data.description import FileInfo
+from fedavg_jax.data.description import Shard
+from fedavg_jax.data.description import read_description
 from fedavg_jax.data.shards import ShardFile
 from fedavg_jax.data.shards import Shards
+from fedavg_jax.data.shards import check_size
 from fedavg_jax.data.shards import open_shard
 
-VERSION = 1
-FORMAT = 'federation of fedavg_jax'
 FILE, JOURNAL, LOCK = 'federation.json', 'conversion.jsonl', '.lock'
 
 
@@ -60,43 +65,43 @@ def read(folder: pathlib.Path) -> Stored:
     InputError: a file is missing, cut short, of another version or not what
       was written, as far as its length tells; `verify` reads all.
   """
-  told = read_description(folder)
+  found = describe(folder)
   opened: dict[str, list[ShardFile]] = {'x': [], 'y': [], 'sizes': []}
-  for number, shard in enumerate(told['shards']):
-    for name, files in opened.items():
-      files.append(open_shard(folder / shard_name(number, name), shard[name]))
+  for number, shard in enumerate(found.shards):
+    files = shard.files()
+    for name, own in opened.items():
+      own.append(open_shard(folder / shard_name(number, name), files[name]))
   sizes = np.asarray(Shards(opened['sizes']))
+  if sizes.min() < 1:
+    raise InputError(
+      f'{folder}: a client has {sizes.min()} examples, must have one at least;'
+      f' {AGAIN}'
+    )
   x: Any = Shards(opened['x'])
-  y: Any = Shards(opened['y'], label_range(told['shards']))
+  y: Any = Shards(opened['y'], label_range(found.shards))
   if not len(x) == len(y) == sizes.sum():
     raise InputError(
       f'{folder / FILE}: {len(x)} inputs, {len(y)} labels and clients of'
       f' {sizes.sum()} examples; must be as many; {AGAIN}'
     )
-  count = len(x) * math.prod(x.shape[1:]) * told['max_value']
-  mean = sum(shard['sum'] for shard in told['shards']) / count
-  square = sum(shard['squares'] for shard in told['shards']) / count
-  variance = square / told['max_value'] - mean**2
+  count = len(x) * math.prod(x.shape[1:]) * found.max_value
+  mean = sum(shard.sum for shard in found.shards) / count
+  square = sum(shard.squares for shard in found.shards) / count
+  variance = square / found.max_value - mean**2
   clients = Clients(x, y, np.concatenate([[0], np.cumsum(sizes)]))
   tests = [
-    np.asarray(
-      Shards([open_shard(folder / f'test-{name}.npy', told['test'][name])])
-    )
-    for name in 'xy'
+    np.asarray(Shards([open_shard(folder / f'test-{name}.npy', file)]))
+    for name, file in (('x', found.test_x), ('y', found.test_y))
   ]
-  # Of the content, wherever it was made of.
-  content = {
-    k: v for k, v in told.items() if k not in ('source', 'shard_bytes')
-  }
-  written = json.dumps(content, sort_keys=True)
   return Stored(
     clients=clients,
     test=Examples(*tests),
-    num_classes=told['num_classes'],
-    max_value=told['max_value'],
-    padding=told['padding'],
+    num_classes=found.num_classes,
+    max_value=found.max_value,
+    padding=found.padding,
     statistics=(mean, max(variance, 0.0) ** 0.5),
-    sha256=hashlib.sha256(written.encode()).hexdigest(),
+    # Of the content, wherever it was made of.
+    sha256=hashlib.sha256(found.content.encode()).hexdigest(),
   )
 
 
@@ -106,49 +111,56 @@ def verify(folder: pathlib.Path) -> int:
   Raises:
     InputError: names the first one that is not what was written.
   """
-  told = read_description(folder)
+  found = describe(folder)
   expected = {
-    shard_name(number, name): shard[name]
-    for number, shard in enumerate(told['shards'])
-    for name in ('x', 'y', 'sizes')
-  } | {f'test-{name}.npy': told['test'][name] for name in 'xy'}
+    shard_name(number, name): file
+    for number, shard in enumerate(found.shards)
+    for name, file in shard.files().items()
+  } | {'test-x.npy': found.test_x, 'test-y.npy': found.test_y}
   for name, file in expected.items():
-    open_shard(folder / name, file)
-    if (found := sha256_of(folder / name)) != file['sha256']:
-      raise InputError(
-        f'{folder / name}: its SHA-256 is {found[:12]}..., was'
-        f' {file["sha256"][:12]}... when it was written; {AGAIN}'
-      )
+    _check_sha256(folder / name, file)
+  read(folder)
   return len(expected)
 
 
-def read_description(folder: pathlib.Path) -> dict[str, Any]:
-  """The content of federation.json."""
-  path = folder / FILE
-  if (folder / JOURNAL).exists() and not path.exists():
+def describe(folder: pathlib.Path) -> Description:
+  """Reads what a folder must hold; of a conversion that has ended."""
+  if (folder / JOURNAL).exists() and not (folder / FILE).exists():
     raise InputError(
-      f'{folder}: its conversion has not ended; the same command goes on'
+      f'{folder}: its conversion has not ended; the same command resumes it'
     )
-  try:
-    told = json.loads(path.read_text(encoding='utf-8'))
-    if told['format'] != FORMAT:
-      raise KeyError('format')
-    version = told['version']
-  except FileNotFoundError:
+  return read_description(folder / FILE)
+
+
+def client_names(folder: pathlib.Path) -> list[str]:
+  """Reads the names of all clients, in their order.
+
+  Returns:
+    A name per client; nothing where the source had none.
+
+  Raises:
+    InputError: a file is missing or not what was written.
+  """
+  names: list[str] = []
+  for number, shard in enumerate(describe(folder).shards):
+    if shard.names is None:
+      continue
+    path = folder / shard_name(number, 'names')
+    _check_sha256(path, shard.names)
+    names += json.loads(path.read_text(encoding='utf-8'))
+  return names
+
+
+def _check_sha256(path: pathlib.Path, expected: FileInfo) -> None:
+  if expected.dtype == 'json':
+    check_size(path, expected)
+  else:
+    open_shard(path, expected)
+  if (found := sha256_of(path)) != expected.sha256:
     raise InputError(
-      f'{path}: is missing; must be a folder that fedavg-jax convert'
-      ' has written'
-    ) from None
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(
-      f'{path}: is not of a federation ({type(error).__name__}); {AGAIN}'
-    ) from error
-  if version != VERSION:
-    raise InputError(
-      f'{path}: has format version {version!r}, this program reads {VERSION};'
-      ' convert again, or take the program that wrote it'
+      f'{path}: its SHA-256 is {found[:12]}..., was {expected.sha256[:12]}...'
+      f' when it was written; {AGAIN}'
     )
-  return told
 
 
 def sha256_of(path: pathlib.Path) -> str:
@@ -158,11 +170,11 @@ def sha256_of(path: pathlib.Path) -> str:
 
 
 def shard_name(number: int, name: str) -> str:
-  """The file of an array, x, y or sizes, of a shard."""
-  return f'clients-{number:05}-{name}.npy'
+  """The file of a shard: of an array, x, y or sizes, or of the names."""
+  return f'clients-{number:05}-{name}.{"json" if name == "names" else "npy"}'
 
 
-def label_range(shards) -> tuple[int, int]:
+def label_range(shards: Sequence[Shard]) -> tuple[int, int]:
   """The lowest and the highest label."""
-  lowest, highest = zip(*(shard['labels'] for shard in shards), strict=True)
+  lowest, highest = zip(*(shard.labels for shard in shards), strict=True)
   return min(lowest), max(highest)

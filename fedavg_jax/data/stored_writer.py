@@ -1,69 +1,99 @@
-"""Writes a federation to disk, shard by shard, and resumes where it ended."""
+"""Writes a federation to disk, shard by shard, and resumes where it ended.
+
+What is killed, or finds the disk full, resumes with the same call: first the
+source proves to be the one of all that was written. What fails on its data
+leaves nothing.
+"""
 
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
+import itertools
 import json
 import os
 import pathlib
 from typing import Any
+from typing import NamedTuple
 
 import filelock
 import numpy as np
 
-from fedavg_jax.core import client_data
 from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.files import whole
-from fedavg_jax.data.shards import Shards
-from fedavg_jax.data.shards import open_shard
+from fedavg_jax.core.folders import HeldFile
+from fedavg_jax.data.description import FORMAT
+from fedavg_jax.data.description import VERSION
+from fedavg_jax.data.description import Shard
+from fedavg_jax.data.description import parse_shard
+from fedavg_jax.data.description import shard_to_json
+from fedavg_jax.data.shard_writer import Client
+from fedavg_jax.data.shard_writer import NamedExamples
+from fedavg_jax.data.shard_writer import content_sha256
+from fedavg_jax.data.shard_writer import contents_of
+from fedavg_jax.data.shard_writer import write_file
+from fedavg_jax.data.shard_writer import write_shard
 from fedavg_jax.data.stored import FILE
-from fedavg_jax.data.stored import FORMAT
 from fedavg_jax.data.stored import JOURNAL
 from fedavg_jax.data.stored import LOCK
-from fedavg_jax.data.stored import VERSION
 from fedavg_jax.data.stored import label_range
-from fedavg_jax.data.stored import sha256_of
 from fedavg_jax.data.stored import shard_name
 
 SHARD_BYTES = 2**28
-_AT_A_TIME = 2**22  # Values that are converted to be added up.
+_TEST_FILES = ('test-x.npy', 'test-y.npy')
+
+
+class _Made(NamedTuple):
+  """A folder that this call writes to.
+
+  Attributes:
+    held: its lock file, which must stay the one of the path.
+    new: folders that this call has made, the deepest first.
+  """
+
+  held: HeldFile
+  new: Sequence[pathlib.Path]
 
 
 def write(
   folder: pathlib.Path,
-  clients: Callable[[int], Iterable[Examples]],
+  clients: Callable[[int], Iterable[Client]],
   test: Examples,
   *,
   num_classes: int | None,
   max_value: float,
   padding: int | None = None,
+  classes: Sequence[str] = (),
   source: Mapping[str, Any],
   shard_bytes: int = SHARD_BYTES,
   wrote: Callable[[int, int], None] = lambda clients, size: None,
 ) -> None:
-  """Writes a federation, or goes on with one where an earlier call was ended.
+  """Writes a federation, or resumes one where an earlier call was ended.
 
   Args:
     folder: a new one, or that of such a call.
     clients: number of a client -> the examples of it and of those after it,
       the same ones whenever it is called. Clients without any are left out.
     test: the central test set.
-    num_classes: as in `Stored`, like the next two; None for the labels that
-      there are.
+    num_classes: as in `Stored`, like the next two; None for the labels, and of
+      sequences the tokens, that there are.
     max_value: of a pixel.
     padding: of sequences.
-    source: JSON, what the clients come from; the same where a call goes on.
+    classes: names of the labels, in their order.
+    source: JSON, what the clients come from; the same where a call resumes.
     shard_bytes: after which a shard ends.
     wrote: called after each shard with all clients and bytes so far.
 
   Raises:
-    InputError: the folder has something else in it, or examples are not those
-      of one federation.
+    InputError: the folder has something else in it, or was replaced; or
+      examples are not those of one federation, and then nothing is left of it;
+      or the source is not the one of what was written, which stays.
   """
+  _check('the test set', test, num_classes)
   begin = {
     'format': FORMAT,
     'version': VERSION,
@@ -71,117 +101,200 @@ def write(
     'num_classes': num_classes,
     'max_value': max_value,
     'padding': padding,
+    'classes': list(classes) or None,
     'shard_bytes': shard_bytes,
+    'test': [content_sha256(array) for array in test],
   }
   begin = json.loads(json.dumps(begin))
-  with _alone(folder):
-    shards = _go_on(folder, begin)
-    if shards:
-      _check_source(folder, shards, clients)
-    done = [sum(shard[key] for shard in shards) for key in ('given', 'bytes')]
-    with open(folder / JOURNAL, 'a', encoding='utf-8') as journal:
-      if not (folder / JOURNAL).stat().st_size:
-        _line(journal, begin)
-      for part, given in _parts(clients(done[0]), shard_bytes):
-        shard = _write_shard(folder, len(shards), part, num_classes)
-        shard['given'] = given
-        _sync(folder)
-        _line(journal, shard)
-        shards.append(shard)
-        done = [done[0] + given, done[1] + shard['bytes']]
-        wrote(*done)
-    if not shards:
-      raise InputError(f'{folder}: there is no client with an example')
-    for shard in shards[1:]:
-      if any(_kind(shard[name]) != _kind(shards[0][name]) for name in 'xy'):
-        raise InputError(
-          f'{folder}: examples have the shapes and types'
-          f' {_kind(shards[0]["x"])} and {_kind(shard["x"])}; must be one'
-        )
-    _check('the test set', test, num_classes)
-    tests = {
-      name: _write(folder / f'test-{name}.npy', array)
-      for name, array in zip('xy', test, strict=True)
-    }
-    told = begin | {'shards': shards, 'test': tests}
-    if num_classes is None:
-      highest = max(label_range(shards)[1], int(test.y.max()))
-      told['num_classes'] = highest + 1
-    with whole(folder / FILE) as path, open(path, 'w') as file:
-      _line(file, told)
-    _sync(folder)
-    (folder / JOURNAL).unlink()
+  with _alone(folder) as made:
+    shards = _written(folder, begin)
+    given = iter(clients(0))
+    _prove(folder, shards, given)
+    try:
+      _write_shards(folder, made, begin, shards, given, test, wrote)
+      _write_end(folder, made, begin, shards, test)
+    except InputError:
+      _undo(folder, made)
+      raise
+
+
+def _write_shards(folder, made, begin, shards, given, test, wrote) -> None:
+  """Writes the shards that are missing, and a line of the journal for each."""
+  clients = sum(shard.given for shard in shards)
+  size = sum(shard.bytes for shard in shards)
+  with open(folder / JOURNAL, 'a', encoding='utf-8') as journal:
+    if not (folder / JOURNAL).stat().st_size:
+      _line(journal, begin)
+    known = begin['num_classes']
+    alike = _checked(given, test, known, clients)
+    for part, number in _parts(alike, begin['shard_bytes']):
+      made.held.check()
+      shard = write_shard(folder, len(shards), part, number)
+      _sync(folder)
+      _line(journal, shard_to_json(shard))
+      shards.append(shard)
+      clients, size = clients + number, size + shard.bytes
+      wrote(clients, size)
+  if not shards:
+    raise InputError(f'{folder}: there is no client with an example')
+
+
+def _write_end(folder, made, begin, shards, test) -> None:
+  """Writes the test set and, last of all, federation.json."""
+  made.held.check()
+  tests = {
+    name: write_file(folder / file, array)._asdict()
+    for name, file, array in zip('xy', _TEST_FILES, test, strict=True)
+  }
+  found = begin | {
+    'shards': list(map(shard_to_json, shards)),
+    'test': tests,
+  }
+  highest = max(label_range(shards)[1], int(test.y.max()))
+  if test.y.ndim > 1:
+    highest = max(highest, _highest_token(folder, found, shards, test))
+  if begin['num_classes'] is None:
+    found['num_classes'] = highest + 1
+  with whole(folder / FILE) as path, open(path, 'w', encoding='utf-8') as file:
+    _line(file, found)
+  _sync(folder)
+  (folder / JOURNAL).unlink()
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
+def _alone(folder: pathlib.Path) -> Iterator[_Made]:
   """Makes the folder, and sees that no other process writes to it."""
-  folder.mkdir(parents=True, exist_ok=True)
+  parents = [folder, *folder.parents]
+  new = list(itertools.takewhile(lambda path: not path.exists(), parents))
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except (FileExistsError, NotADirectoryError):
+    raise InputError(f'{folder}: must be a folder, is a file') from None
   try:
     with filelock.FileLock(folder / LOCK, timeout=0):
+      held = HeldFile(folder / LOCK, str(folder))
       names = {path.name for path in folder.iterdir()} - {LOCK}
       try:
         if FILE in names:
           raise InputError(
-            f'{folder}: holds a federation already; name a new folder, nothing'
-            ' is ever written over'
+            f'{folder}: holds a federation already; choose a new path, existing'
+            ' files are never overwritten'
           )
         if names and JOURNAL not in names:
-          raise InputError(f'{folder}: is not empty; name a new folder')
-        yield
+          raise InputError(f'{folder}: is not empty; choose a new path')
+        # A folder with a journal was made, or taken, by an earlier call.
+        yield _Made(held, [folder] if JOURNAL in names else new)
       finally:
-        (folder / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(InputError):
+          held.check()  # What is another's stays.
+          (folder / LOCK).unlink(missing_ok=True)
+        held.close()
+      return
   except filelock.Timeout:
     raise InputError(f'{folder}: another process writes to it') from None
 
 
-def _check_source(folder, shards, clients) -> None:
-  """Converts the last finished client again, which must be what it was."""
-  given = sum(shard['given'] for shard in shards)
-  last = open_shard(folder / shard_name(len(shards) - 1, 'x'), shards[-1]['x'])
-  for number in range(given - 1, -1, -1):
-    own = next(iter(clients(number)), None)
-    if own is None or len(own.y):
-      break
-  size = len(own.y) if own is not None else 0
-  rows = last.shape[0]
-  if own is None or not np.array_equal(
-    Shards([last])[max(rows - size, 0) : rows], own.x
-  ):
-    raise InputError(
-      f'{folder}: client {number} is not the one that was converted: the source'
-      ' has changed; name a new folder'
-    )
+def _undo(folder: pathlib.Path, made: _Made) -> None:
+  """Removes all that a conversion which failed on its data has written."""
+  try:
+    made.held.check()
+  except InputError:
+    return  # The folder is another's.
+  names = [*_TEST_FILES, FILE, JOURNAL]
+  for path in folder.iterdir():
+    if path.name in names or path.name.startswith('clients-'):
+      path.unlink()
+  (folder / LOCK).unlink(missing_ok=True)
+  for path in made.new:
+    with contextlib.suppress(OSError):  # Somebody else has put something there.
+      path.rmdir()
 
 
-def _go_on(folder: pathlib.Path, begin: dict[str, Any]) -> list[dict[str, Any]]:
-  """The shards that an earlier call has finished in the folder."""
+def _prove(
+  folder: pathlib.Path, shards: Sequence[Shard], given: Iterator[Client]
+) -> None:
+  """Reads the source of all shards again, which must be what was written."""
+  for number, shard in enumerate(shards):
+    part = [
+      own for own in itertools.islice(given, shard.given) if len(own.y) > 0
+    ]
+    found = dict.fromkeys(shard.files(), '')
+    with contextlib.suppress(ValueError):  # They do not even fit each other.
+      found = {
+        name: content_sha256(content)
+        for name, content in contents_of(part).items()
+      }
+    if any(
+      found.get(name) != file.sha256 for name, file in shard.files().items()
+    ):
+      first = sum(shard.given for shard in shards[:number])
+      raise InputError(
+        f'{folder}: clients {first} to {first + shard.given - 1} of the source'
+        ' are not those that were converted: it has changed; choose a new path,'
+        ' or put it back'
+      )
+
+
+def _written(folder: pathlib.Path, begin: dict[str, Any]) -> list[Shard]:
+  """Reads which shards an earlier call has finished in the folder."""
   journal = folder / JOURNAL
   if not journal.exists():
     return []
-  text = journal.read_text(encoding='utf-8')
-  whole_lines = text[: text.rfind('\n') + 1]
-  if whole_lines != text:  # Killed while it wrote a line.
-    with open(journal, 'r+b') as file:
-      file.truncate(len(whole_lines.encode()))
-  lines = [json.loads(line) for line in whole_lines.splitlines()]
+  content = journal.read_bytes()
+  complete = content[: content.rfind(b'\n') + 1]
+  try:
+    lines = [json.loads(line) for line in complete.splitlines()]
+    shards = list(map(parse_shard, lines[1:]))
+  except (ValueError, RecursionError) as error:
+    raise InputError(
+      f'{journal}: is not the journal of a conversion ({error}); choose a new'
+      ' path'
+    ) from None
   if lines and lines[0] != begin:
-    differ = [key for key in begin if lines[0].get(key) != begin[key]]
+    known = lines[0] if isinstance(lines[0], dict) else {}
+    differ = [key for key in begin if known.get(key) != begin[key]]
     raise InputError(
       f'{folder}: a conversion with another {", ".join(differ)} has begun here;'
-      ' name a new folder'
+      ' choose a new path'
     )
-  for number, shard in enumerate(lines[1:]):
-    for name in ('x', 'y', 'sizes'):
-      open_shard(folder / shard_name(number, name), shard[name])
-  return lines[1:]
+  for number, shard in enumerate(shards):
+    for name, file in shard.files().items():
+      path = folder / shard_name(number, name)
+      if not path.is_file() or path.stat().st_size != file.bytes:
+        raise InputError(f'{path}: is not what was written; choose a new path')
+  if complete != content:  # Killed while it wrote a line.
+    with open(journal, 'r+b') as file:
+      file.truncate(len(complete))
+  return shards
+
+
+def _checked(
+  given: Iterable[Client],
+  test: Examples,
+  num_classes: int | None,
+  first: int,
+) -> Iterator[Client]:
+  """Looks at each client before it is written; all must be as the test set."""
+  for number, own in enumerate(given, first):
+    if len(own.y):
+      what = f'client {number}'
+      if isinstance(own, NamedExamples):
+        what += f' ({own.name!r:.80})'
+      _check(what, Examples(own.x, own.y), num_classes)
+      if _kind(own) != _kind(test):
+        raise InputError(
+          f'{what}: has examples {_kind(own)}, the test set {_kind(test)}; must'
+          ' be of one shape and type'
+        )
+    yield own
 
 
 def _parts(
-  clients: Iterable[Examples], shard_bytes: int
-) -> Iterator[tuple[list[Examples], int]]:
+  clients: Iterable[Client], shard_bytes: int
+) -> Iterator[tuple[list[Client], int]]:
   """Shards of about so many bytes; how many clients were given for each."""
-  part, size, given = [], 0, 0
+  part: list[Client] = []
+  size, given = 0, 0
   for own in clients:
     given += 1
     if not len(own.y):
@@ -195,46 +308,14 @@ def _parts(
     yield part, given
 
 
-def _write_shard(folder, number, part, num_classes) -> dict[str, Any]:
-  """Writes one shard; returns what stands of it in federation.json."""
-  kinds = {(own.x.shape[1:], own.x.dtype, own.y.shape[1:]) for own in part}
-  if len(kinds) > 1:
-    raise InputError(
-      f'{folder}: examples have the shapes and types {sorted(map(str, kinds))};'
-      ' must be one'
-    )
-  own = client_data.join(part)
-  _check(f'shard {number}', own, num_classes)
-  sizes = np.array([len(client.y) for client in part], np.int64)
-  total, squares = _moments(own.x)
-  files = {
-    name: _write(folder / shard_name(number, name), array)
-    for name, array in (('x', own.x), ('y', own.y), ('sizes', sizes))
-  }
-  return {
-    **files,
-    'clients': len(part),
-    'bytes': own.x.nbytes + own.y.nbytes,
-    'sum': total,
-    'squares': squares,
-    'labels': [int(own.y.min()), int(own.y.max())],
-  }
-
-
-def _moments(x: np.ndarray) -> tuple[float, float]:
-  """Sums of all values and of their squares, exact of whole numbers."""
-  total, squares, values = 0, 0, x.reshape(-1)
-  for first in range(0, len(values), _AT_A_TIME):
-    some = values[first : first + _AT_A_TIME]
-    some = some.astype(np.float64 if x.dtype == np.float32 else np.int64)
-    total, squares = total + some.sum().item(), squares + (some @ some).item()
-  return total, squares
-
-
 def _check(what: str, own: Examples, num_classes: int | None) -> None:
   """Raises InputError for values that would silently spoil what is learnt."""
   if len(own.x) != len(own.y) or not len(own.y):
     raise InputError(f'{what}: {len(own.x)} inputs, but {len(own.y)} labels')
+  if not own.x[0].size:
+    raise InputError(
+      f'{what}: inputs have the shape {list(own.x.shape[1:])}, no value'
+    )
   least = 0 if own.y.ndim == 1 else NO_LABEL
   if own.y.dtype != np.int32 or own.x.dtype not in (
     np.uint8,
@@ -245,29 +326,31 @@ def _check(what: str, own: Examples, num_classes: int | None) -> None:
       f'{what}: x is {own.x.dtype} and y {own.y.dtype}; x must be uint8, int32'
       ' or float32, and y int32'
     )
-  if own.y.min() < least or own.y.max() >= (num_classes or 2**31):
+  most = (num_classes or 2**31 - 1) - 1
+  if own.y.min() < least or own.y.max() > most:
     raise InputError(
-      f'{what}: labels are {own.y.min()} to {own.y.max()}, must lie in 0 ..'
-      f' {(num_classes or 2**31) - 1}'
+      f'{what}: labels are {own.y.min()} to {own.y.max()}, must lie in {least}'
+      f' .. {most}'
     )
   if own.x.dtype == np.float32 and not np.isfinite(own.x).all():
     raise InputError(f'{what}: some inputs are not finite')
 
 
-def _write(path: pathlib.Path, array: np.ndarray) -> dict[str, Any]:
-  """Writes an array; returns what `open_shard` expects."""
-  with whole(path) as part:
-    with open(part, 'wb') as file:
-      np.save(file, np.ascontiguousarray(array))
-      file.flush()
-      os.fsync(file.fileno())
-    size, sha256 = part.stat().st_size, sha256_of(part)
-  return {
-    'shape': list(array.shape),
-    'dtype': array.dtype.str,
-    'bytes': size,
-    'sha256': sha256,
-  }
+def _highest_token(folder, found, shards, test) -> int:
+  """Raises InputError for tokens that a model would not know."""
+  inputs = [
+    np.load(folder / shard_name(number, 'x'), mmap_mode='r')
+    for number in range(len(shards))
+  ]
+  lowest = min(int(x.min()) for x in (test.x, *inputs))
+  highest = max(int(x.max()) for x in (test.x, *inputs))
+  most = (found['num_classes'] or 2**31 - 1) - 1
+  if lowest < 0 or highest > most:
+    raise InputError(
+      f'{folder}: tokens are {lowest} to {highest}, must lie in 0 .. {most}, as'
+      ' labels do'
+    )
+  return highest
 
 
 def _sync(folder: pathlib.Path) -> None:
@@ -286,5 +369,5 @@ def _line(journal, content) -> None:
   os.fsync(journal.fileno())
 
 
-def _kind(file: Mapping[str, Any]) -> Any:
-  return file['shape'][1:], file['dtype']
+def _kind(own: Client) -> str:
+  return f'{own.x.dtype}{[*own.x.shape[1:]]}, labels {[*own.y.shape[1:]]}'

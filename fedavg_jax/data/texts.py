@@ -18,9 +18,12 @@ import zlib
 
 import numpy as np
 
+from fedavg_jax.core import text
 from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.folders import check_names
+from fedavg_jax.core.folders import entries
 from fedavg_jax.data import readers
 
 # 256 bytes, the end of a line, and what lies behind it.
@@ -81,7 +84,7 @@ def read_complete_works(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
   Raises:
     InputError: the file cannot be read, has no contents, or no role speaks.
   """
-  lines = _text(path).translate(_PLAIN).splitlines()
+  lines = text.split_lines(_text(path).translate(_PLAIN))
   plays = {}
   for title, own in _works(path, lines):
     style = max(_STYLES, key=lambda style: _speeches(style, own))
@@ -177,7 +180,7 @@ def read_play(path: pathlib.Path) -> dict[str, list[str]]:
   Raises:
     InputError: the file cannot be read, is no text or has no roles.
   """
-  lines = _text(path).splitlines()
+  lines = text.split_lines(_text(path))
   title = next((line.strip() for line in lines if line.strip()), '')
   nobodys = (title, 'INDUCTION', 'PROLOGUE', 'EPILOGUE')
   begin = next(
@@ -259,27 +262,29 @@ def read_authors(path: pathlib.Path) -> dict[str, list[str]]:
   """
   texts: dict[str, list[str]] = {}
   if path.is_dir():
-    for file in sorted(path.glob('*.txt')):
-      texts[file.stem] = [_text(file)]
+    files = [file for file in entries(path) if file.suffix.lower() == '.txt']
+    check_names([file.stem for file in files], f'{path}: authors')
+    texts = {file.stem: [_text(file)] for file in files}
     if not texts:
       raise InputError(f'{path}: holds no AUTHOR.txt')
   else:
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(text.split_lines(_text(path)), 1):
       if not line.strip():
         continue
       try:
         post = json.loads(line)
-        author, text = post['author'], post['text']
-        if not isinstance(author, str) or not isinstance(text, str):
+        author, said = post['author'], post['text']
+        if not isinstance(author, str) or not isinstance(said, str):
           raise TypeError
       except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError(
           f'{path}: line {number} must be a JSON object with the strings author'
           ' and text'
         ) from None
-      texts.setdefault(author, []).append(text)
+      texts.setdefault(author, []).append(said)
     if not texts:
       raise InputError(f'{path}: holds no line')
+  check_names(list(texts), f'{path}: authors')
   words = {}
   for author in sorted(texts):
     plain = ' '.join(texts[author]).translate(_PLAIN).lower()
@@ -326,10 +331,10 @@ def encode_words(
   return Examples(x.reshape(n, length), y.reshape(n, length))
 
 
-def _outside_brackets(text: str, inside: bool) -> tuple[str, bool]:
+def _outside_brackets(line: str, inside: bool) -> tuple[str, bool]:
   """What of a line is in no brackets, and whether one is still open."""
   kept = []
-  for piece in re.split(r'([\[\]])', text):
+  for piece in re.split(r'([\[\]])', line):
     if piece in '[]' and piece:
       inside = piece == '['
     elif not inside:
@@ -347,13 +352,20 @@ def _text(path: pathlib.Path) -> str:
         limit = readers.unpacked_limit(len(content))
         with archive.open(name) as file:
           content = readers.check_unpacked(path, file.read(limit), limit)
-    return content.decode('utf-8-sig')
+    return text.decode(content)
   except InputError:
     raise
-  except UnicodeDecodeError as error:
-    raise InputError(f'{path}: not text in UTF-8 ({error.reason})') from error
+  except UnicodeError as error:
+    reason = getattr(error, 'reason', error)
+    raise InputError(
+      f'{path}: must be text in UTF-8, or begin with a byte order mark'
+      f' ({reason})'
+    ) from error
   # Of a damaged archive; RuntimeError of one with a password.
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+  except (
+    *(ValueError, OSError, EOFError, LookupError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+  ) as e:
     raise InputError(
       f'{path}: not an archive of one file ({e}); {readers.GET_ANEW}'
     ) from e

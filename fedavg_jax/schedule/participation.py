@@ -15,6 +15,7 @@ import numpy as np
 
 from fedavg_jax.core import choices
 from fedavg_jax.core import rules
+from fedavg_jax.core import text
 from fedavg_jax.core.errors import InputError
 
 # Streams of random numbers beside those of planning.py and partition/.
@@ -58,15 +59,18 @@ def read_trace(path: str | pathlib.Path, num_clients: int) -> Trace:
   names = ('client', 'first', 'last')
   rows = []
   try:
-    with open(path, newline='', encoding='utf-8') as file:
-      reader = csv.DictReader(file)
-      if tuple(reader.fieldnames or ()) != names:
-        raise InputError(
-          f'availability_trace {path}: line 1 must be {",".join(names)}'
-        )
-      for row in reader:
-        rows.append(_period(path, reader.line_num, row, num_clients))
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    if path.exists() and not path.is_file():  # A pipe would never end.
+      raise InputError(f'availability_trace {path}: must be a file')
+    lines = text.split_lines(text.decode(path.read_bytes()))
+    reader = csv.DictReader(lines, skipinitialspace=True)
+    if tuple(name.strip() for name in reader.fieldnames or ()) != names:
+      raise InputError(
+        f'availability_trace {path}: line 1 must be {",".join(names)}'
+      )
+    reader.fieldnames = names
+    for row in reader:
+      rows.append(_period(path, reader.line_num, row, num_clients))
+  except (OSError, UnicodeError, csv.Error) as error:
     reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
     raise InputError(
       f'availability_trace {path}: cannot be read ({reason})'

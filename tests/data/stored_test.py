@@ -21,6 +21,7 @@ from fedavg_jax.data import catalog
 from fedavg_jax.data import stored
 from fedavg_jax.data import stored_writer
 from fedavg_jax.data.dataset import in_memory
+from fedavg_jax.data.shard_writer import NamedExamples
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import run_config
@@ -59,7 +60,8 @@ def write(folder, parts, **changes):
 @pytest.mark.parametrize('shard_bytes', (1, 200, 10**6))
 def test_what_is_read_is_what_was_written(kind, shard_bytes, tmp_path):
   parts = examples(kind)
-  write(tmp_path / 'f', parts, shard_bytes=shard_bytes)
+  known = 90 if kind == 'tokens' else 4
+  write(tmp_path / 'f', parts, shard_bytes=shard_bytes, num_classes=known)
   own = stored.read(tmp_path / 'f')
   x, y = map(np.concatenate, zip(*parts, strict=True))
   np.testing.assert_array_equal(own.clients.num_examples, SIZES)
@@ -112,7 +114,7 @@ def test_a_conversion_that_was_ended_goes_on(tmp_path):
   with pytest.raises(InputError, match='with another source has begun here'):
     write(tmp_path / 'f', parts, source={'of': 'another'})
   write(tmp_path / 'f', parts)
-  assert asked[0] == 0 and asked[-1] > 0
+  assert set(asked) == {0}  # All of the source proves to be what it was.
   content = [
     {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
     for name in ('whole', 'f')
@@ -132,10 +134,79 @@ def test_a_source_that_has_changed_is_not_gone_on_with(tmp_path):
   parts = examples()
   with pytest.raises(RuntimeError):
     write(tmp_path / 'f', parts, wrote=stop_after(2))
-  for part in parts:
-    part.x[0] ^= 1
-  with pytest.raises(InputError, match='is not the one that was converted'):
-    write(tmp_path / 'f', parts)
+  before = listing(tmp_path)
+  test = Examples(*(array.copy() for array in parts[1]))
+  for change in (
+    lambda: np.bitwise_xor(parts[0].x, 1, out=parts[0].x),
+    lambda: np.subtract(3, parts[2].y, out=parts[2].y),  # Labels alone.
+    lambda: parts.__delitem__(2),
+    lambda: parts.insert(0, parts[0]),
+  ):
+    kept = [Examples(*(array.copy() for array in own)) for own in parts]
+    change()
+    with pytest.raises(InputError, match='of the source are not those that'):
+      write(tmp_path / 'f', parts, test=test)
+    assert listing(tmp_path) == before
+    parts[:] = kept
+  other = test._replace(y=3 - test.y)
+  with pytest.raises(InputError, match='with another test has begun here'):
+    write(tmp_path / 'f', parts, test=other)
+  assert listing(tmp_path) == before
+  write(tmp_path / 'f', parts, test=test)
+  same(tmp_path / 'f', [*parts, test])
+
+
+def listing(folder):
+  """Every file below a folder, and what it holds."""
+  return {p: p.is_file() and p.read_bytes() for p in folder.rglob('*')}
+
+
+@pytest.mark.parametrize('again', [False, True])
+def test_a_conversion_that_fails_on_its_data_leaves_nothing(tmp_path, again):
+  """Also where it was ended before, and resumed."""
+  parts = examples()
+  if again:
+    with pytest.raises(RuntimeError):
+      write(tmp_path / 'new' / 'f', parts, wrote=stop_after(1))
+  bad = [*parts[:-1], parts[-1]._replace(y=parts[-1].y + 9)]
+  with pytest.raises(InputError, match='client 6: labels are'):
+    write(tmp_path / 'new' / 'f', bad, test=parts[1])
+  assert not (tmp_path / 'new' / 'f').exists()
+  assert again or not listing(tmp_path)
+
+
+def test_a_bad_test_set_is_found_before_anything_is_written(tmp_path):
+  parts = examples()
+  bad = parts[1]._replace(y=parts[1].y + 9)
+  with pytest.raises(InputError, match='the test set: labels are'):
+    write(tmp_path / 'f', parts, test=bad)
+  assert not listing(tmp_path)
+
+
+def test_a_folder_that_was_replaced_is_left_alone(tmp_path):
+  """Somebody deletes it and begins anew, while this one is at work."""
+  folder = tmp_path / 'f'
+
+  def wrote(clients, size):
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / '.lock').touch()
+    (folder / 'theirs').touch()
+
+  with pytest.raises(InputError, match='was deleted or replaced by another'):
+    write(folder, examples(), wrote=wrote)
+  assert {p.name for p in folder.iterdir()} == {'.lock', 'theirs'}
+
+
+def test_names_are_written_and_verified(tmp_path):
+  named = [NamedExamples(*own, f'é{k}') for k, own in enumerate(examples())]
+  write(tmp_path / 'f', named, test=examples()[1], classes=['a', 'b', 'c', 'd'])
+  assert stored.client_names(tmp_path / 'f') == [own.name for own in named]
+  assert stored.describe(tmp_path / 'f').classes == ('a', 'b', 'c', 'd')
+  path = tmp_path / 'f' / 'clients-00000-names.json'
+  path.write_bytes(path.read_bytes().replace(b'0', b'1'))
+  with pytest.raises(InputError, match='names.json: its SHA-256 is'):
+    stored.client_names(tmp_path / 'f')
 
 
 def stop_after(number):
@@ -237,9 +308,9 @@ def test_what_is_damaged_is_told(name, harm, said, tmp_path):
 @pytest.mark.parametrize(
   'changes, said',
   [
-    ({'num_classes': 3}, 'labels are 0 to 3, must lie in 0 .. 2'),
+    ({'num_classes': 3}, 'labels are 1 to 3, must lie in 0 .. 2'),
     ({'parts': 'nan'}, 'some inputs are not finite'),
-    ({'parts': 'shape'}, 'must be one'),
+    ({'parts': 'shape'}, 'must be of one shape and type'),
     ({'parts': 'double'}, 'x is float64 and y int32'),
     ({'parts': 'none'}, 'there is no client with an example'),
   ],

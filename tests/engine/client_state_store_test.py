@@ -72,6 +72,7 @@ def test_on_the_host_as_on_the_devices(clients, changes, on_disk, tmp_path):
   assert any(np.any(leaf) for leaf in jax.tree.leaves(told[1][1]))
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_what_was_saved(clients, tmp_path):
   def build():
     return simulations.build(

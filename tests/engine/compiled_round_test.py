@@ -407,12 +407,16 @@ def twin_without(bad, examples, *, epochs, sizes):
 )
 @pytest.mark.parametrize(
   ('layout', 'weighting'),
-  [
-    ({'lanes': 1}, 'examples'),
-    ({'lanes': 2, 'num_devices': 2}, 'uniform'),
-    ({'lanes': 4, 'widths': (4, 2, 1)}, 'examples'),
-    ({'lanes': 5, 'micro_batch': 2}, 'uniform'),
-  ],
+  rest_slow(
+    2,
+    [
+      ({'lanes': 2, 'num_devices': 2}, 'uniform'),
+      ({'lanes': 4, 'widths': (4, 2, 1)}, 'examples'),
+      ({'lanes': 1}, 'examples'),
+      ({'lanes': 5, 'micro_batch': 2}, 'uniform'),
+    ],
+    several=True,
+  ),
 )
 def test_clients_that_are_not_finite_are_left_out(
   uneven_examples, population, value, bad, layout, weighting
@@ -545,7 +549,7 @@ def test_losses_that_are_finite_but_not_their_sum(population, on_nan):
   assert bool(told.finite) == (on_nan == 'skip_client') == bool(state.round)
 
 
-@pytest.mark.parametrize('cohort_size', [1, 5])
+@pytest.mark.parametrize('cohort_size', rest_slow(1, [5, 1]))
 def test_a_round_that_nobody_ends_changes_nothing(population, cohort_size):
   """Not even where the server's momentum would go on by itself."""
   server = optax.sgd(1.0, momentum=0.9)
@@ -568,14 +572,16 @@ def test_a_round_that_nobody_ends_changes_nothing(population, cohort_size):
   jax.tree.map(np.testing.assert_array_equal, before[1:], after[1:])
 
 
-def test_skipping_changes_no_bit_where_nobody_is_skipped(population):
+@pytest.mark.parametrize(
+  'algorithm', rest_slow(1, [algorithms.scaffold(LEARNING_RATE), fedavg()])
+)
+def test_skipping_changes_no_bit_where_nobody_is_skipped(population, algorithm):
   kwargs = {'cohort_size': 4, 'epochs': 2, 'batch_size': 4, 'lanes': 2}
-  for algorithm in (fedavg(), algorithms.scaffold(LEARNING_RATE)):
-    runs = [
-      run_states(population, 3, algorithm=algorithm, on_nan=on_nan, **kwargs)
-      for on_nan in choices.ON_NAN
-    ]
-    jax.tree.map(np.testing.assert_array_equal, *runs)
+  runs = [
+    run_states(population, 3, algorithm=algorithm, on_nan=on_nan, **kwargs)
+    for on_nan in choices.ON_NAN
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *runs)
 
 
 def test_one_bad_client_stops_a_round_that_does_not_skip(population):

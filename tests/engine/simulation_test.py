@@ -119,12 +119,13 @@ ALGORITHMS = {
 
 
 @pytest.mark.parametrize('name', rest_slow(1, reversed(ALGORITHMS)))
-def test_rounds_per_call_change_no_bit(name):
-  """Ten rounds one by one, by three, and all in one call."""
+@pytest.mark.parametrize('per_call', rest_slow(1, [3, 64]))
+def test_rounds_per_call_change_no_bit(name, per_call):
+  """Ten rounds one by one, by three, or all in one call."""
   runs = []
-  for per_call in (1, 3, 64):
+  for number in (1, per_call):
     simulation = make_simulation(
-      algorithm=ALGORITHMS[name], rounds_per_call=per_call
+      algorithm=ALGORITHMS[name], rounds_per_call=number
     )
     records = list(fa.simulate(simulation, rounds=10, eval_every=2))
     assert [r.round for r in records] == list(range(11))
@@ -440,8 +441,9 @@ def test_stopping_between_calls(name):
   ]
 
 
-@pytest.mark.parametrize('name', rest_slow(1, ALGORITHMS))
-@pytest.mark.parametrize('layout', rest_slow(1, [{'lanes': 6}, {'lanes': 1}]))
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ALGORITHMS)
+@pytest.mark.parametrize('layout', [{'lanes': 6}, {'lanes': 1}])
 def test_other_layouts_within_the_stated_tolerance(name, layout):
   """README: after a round no weight differs by more than 1e-6."""
   states = []

@@ -446,6 +446,7 @@ def test_fewer_rounds_than_were_run_cut_the_rows(tmp_path):
   assert row['rounds'] == 2 and len(row['curve']) == 3
 
 
+@pytest.mark.slow
 def test_stopped_right_after_it_has_saved(tmp_path, monkeypatch, capsys):
   """A checkpoint of every round: the last one is not written once more."""
   monkeypatch.setattr(sweeps, '_SECONDS_BETWEEN_SAVES', 0.0)

@@ -52,6 +52,7 @@ def scalars(folder):
   return found
 
 
+@pytest.mark.slow
 def test_csv_and_tensorboard_tell_what_the_lines_do(repository, tmp_path):
   config = load(
     repository, 'quickstart', rounds=6, eval_every=2, log='csv, tensorboard'

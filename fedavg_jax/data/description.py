@@ -1,0 +1,255 @@
+"""What federation.json says: typed, and checked before anything is believed.
+
+A file is copied, edited and cut; whatever stands in it, the answer is these
+types or one line.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import json
+import math
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+from fedavg_jax.core.client_data import NO_LABEL
+from fedavg_jax.core.errors import InputError
+
+VERSION = 1
+FORMAT = 'federation of fedavg_jax'
+AGAIN = 'copy it again, or convert again into a new folder'
+_MOST = 2**31 - 1
+# Types of numbers, as .npy names them.
+_INPUTS, _LABELS, _SIZES = ('|u1', '<i4', '<f4'), ('<i4',), ('<i8',)
+
+
+class FileInfo(NamedTuple):
+  """An .npy file, or one of JSON.
+
+  Attributes:
+    shape: of the array; of JSON the number of its entries alone.
+    dtype: as .npy names it; 'json' of JSON.
+    bytes: of the file.
+    sha256: of the file, in hexadecimal.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  bytes: int
+  sha256: str
+
+
+class Shard(NamedTuple):
+  """Some clients in a row.
+
+  Attributes:
+    x: inputs.
+    y: labels.
+    sizes: examples of each client.
+    names: of the clients; None where the source has none.
+    clients: how many.
+    given: clients that the source gave for it, empty ones included.
+    bytes: of inputs and labels.
+    sum: of all values of x.
+    squares: the sum of their squares.
+    labels: the lowest and the highest.
+  """
+
+  x: FileInfo
+  y: FileInfo
+  sizes: FileInfo
+  names: FileInfo | None
+  clients: int
+  given: int
+  bytes: int
+  sum: float
+  squares: float
+  labels: tuple[int, int]
+
+  def files(self) -> Mapping[str, FileInfo]:
+    """Names the files of the shard."""
+    found = {'x': self.x, 'y': self.y, 'sizes': self.sizes}
+    return found if self.names is None else found | {'names': self.names}
+
+
+class Description(NamedTuple):
+  """What a folder of a federation must hold.
+
+  Attributes:
+    num_classes: labels are 0 .. num_classes - 1.
+    max_value: the largest value that a pixel can have.
+    padding: token behind the end of a sequence, None where all are full.
+    classes: names of the labels; () where the source has none.
+    shards: of the clients.
+    test_x: inputs of the test set.
+    test_y: its labels.
+    content: the JSON of all of it, but of where it came from.
+  """
+
+  num_classes: int
+  max_value: float
+  padding: int | None
+  classes: tuple[str, ...]
+  shards: tuple[Shard, ...]
+  test_x: FileInfo
+  test_y: FileInfo
+  content: str
+
+
+def read_description(path: pathlib.Path) -> Description:
+  """Reads a federation.json.
+
+  Raises:
+    InputError: it is missing, of another version, or not what was written.
+  """
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+    if found['format'] != FORMAT:
+      raise KeyError('format')
+    version = found['version']
+  except FileNotFoundError:
+    raise InputError(
+      f'{path}: is missing; must be a folder that fedavg-jax convert'
+      ' has written'
+    ) from None
+  except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    raise InputError(
+      f'{path}: is not of a federation ({type(error).__name__}); {AGAIN}'
+    ) from error
+  if version != VERSION:
+    raise InputError(
+      f'{path}: has format version {version!r:.40}, this program reads'
+      f' {VERSION}; convert again, or take the program that wrote it'
+    )
+  try:
+    return _description(found)
+  except _WrongError as error:
+    raise InputError(f'{path}: {error}; {AGAIN}') from None
+
+
+def parse_shard(found: Any) -> Shard:
+  """Reads what a journal or a federation.json says of a shard.
+
+  Raises:
+    ValueError: something of it is not as it was written.
+  """
+  names = _get(found, 'names', lambda v: v is None or isinstance(v, dict), True)
+  labels = _get(found, 'labels', lambda v: isinstance(v, list) and len(v) == 2)
+  if not all(map(_is_whole(NO_LABEL, _MOST), labels)) or labels[0] > labels[1]:
+    raise _WrongError(f'labels = {labels!r:.60} must be two class numbers')
+  shard = Shard(
+    x=_file(found, 'x', _INPUTS),
+    y=_file(found, 'y', _LABELS),
+    sizes=_file(found, 'sizes', _SIZES),
+    names=None if names is None else _file(found, 'names', ('json',)),
+    clients=_get(found, 'clients', _is_whole(1)),
+    given=_get(found, 'given', _is_whole(1)),
+    bytes=_get(found, 'bytes', _is_whole(1)),
+    sum=_get(found, 'sum', _is_number),
+    squares=_get(found, 'squares', _is_number),
+    labels=(labels[0], labels[1]),
+  )
+  rows, clients = shard.x.shape[0], (shard.clients,)
+  names_shape = clients if shard.names is None else shard.names.shape
+  if shard.y.shape[0] != rows or not (
+    shard.sizes.shape == clients == names_shape
+  ):
+    raise _WrongError('the arrays of a shard have different lengths')
+  return shard
+
+
+def shard_to_json(shard: Shard) -> dict[str, Any]:
+  """Turns a shard into what `parse_shard` reads."""
+  found = shard._asdict()
+  for name, file in shard.files().items():
+    found[name] = file._asdict()
+  return found
+
+
+class _WrongError(ValueError):
+  """What is wrong with a value of federation.json."""
+
+
+def _description(found: Mapping[str, Any]) -> Description:
+  num_classes = _get(found, 'num_classes', _is_whole(1))
+  classes = _get(
+    found,
+    'classes',
+    lambda v: (
+      v is None
+      or (isinstance(v, list) and all(isinstance(name, str) for name in v))
+    ),
+    True,
+  )
+  shards = _get(found, 'shards', lambda v: isinstance(v, list) and len(v) > 0)
+  shards = tuple(map(parse_shard, shards))
+  test = _get(found, 'test', lambda v: isinstance(v, dict))
+  test_x, test_y = _file(test, 'x', _INPUTS), _file(test, 'y', _LABELS)
+  for shard in shards:
+    for one, other in ((shard.x, test_x), (shard.y, test_y)):
+      if one.dtype != other.dtype or one.shape[1:] != other.shape[1:]:
+        raise _WrongError('clients and test set have other shapes or types')
+    if shard.labels[1] >= num_classes:
+      raise _WrongError(
+        f'labels up to {shard.labels[1]} with num_classes = {num_classes}'
+      )
+  if test_x.shape[0] != test_y.shape[0]:
+    raise _WrongError('inputs and labels of the test set have other lengths')
+  content = {
+    k: v for k, v in found.items() if k not in ('source', 'shard_bytes')
+  }
+  return Description(
+    num_classes=num_classes,
+    max_value=_get(found, 'max_value', lambda v: _is_number(v) and v > 0),
+    padding=_get(
+      found, 'padding', lambda v: v is None or _is_whole(0, num_classes - 1)(v)
+    ),
+    classes=tuple(classes or ()),
+    shards=shards,
+    test_x=test_x,
+    test_y=test_y,
+    content=json.dumps(content, sort_keys=True),
+  )
+
+
+def _get(
+  found: Any, key: str, holds: Callable[[Any], bool], optional: bool = False
+) -> Any:
+  """Returns the value of a key, if it keeps its rule."""
+  if not isinstance(found, dict):
+    raise _WrongError(f'{found!r:.60} must be an object')
+  if key not in found and not optional:
+    raise _WrongError(f'{key} is missing')
+  value = found.get(key)
+  if not holds(value):
+    raise _WrongError(f'{key} = {value!r:.60} is not what was written')
+  return value
+
+
+def _file(found: Any, key: str, dtypes: tuple[str, ...]) -> FileInfo:
+  own = _get(found, key, lambda v: isinstance(v, dict))
+  shape = _get(
+    own,
+    'shape',
+    lambda v: (
+      isinstance(v, list) and len(v) > 0 and all(map(_is_whole(1, 2**62), v))
+    ),
+  )
+  return FileInfo(
+    shape=tuple(shape),
+    dtype=_get(own, 'dtype', lambda v: v in dtypes),
+    bytes=_get(own, 'bytes', _is_whole(1, 2**62)),
+    sha256=_get(own, 'sha256', lambda v: isinstance(v, str) and len(v) == 64),
+  )
+
+
+def _is_whole(low: int, high: int = _MOST) -> Callable[[Any], bool]:
+  return lambda v: (
+    isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
+  )
+
+
+def _is_number(value: Any) -> bool:
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    return False
+  return not isinstance(value, float) or math.isfinite(value)

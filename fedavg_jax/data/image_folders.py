@@ -1,0 +1,177 @@
+"""Images in folders, by client and label, with the values that they have.
+
+train/CLIENT/LABEL/ANY.png and test/LABEL/ANY.png; clients and labels are
+numbered in the natural order of their names.
+
+An image of 1 bit becomes 0 and 255, one of 8 bits stays what it is, with as
+many channels as it has; a palette gives its colours; 16 bits of grey become
+float32 whole numbers up to 65535. Other modes are refused: a conversion would
+clip or round them.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+from typing import NamedTuple
+import warnings
+
+import numpy as np
+
+from fedavg_jax.core.client_data import Examples
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.folders import check_names
+from fedavg_jax.core.folders import entries
+from fedavg_jax.core.folders import natural
+from fedavg_jax.data.shard_writer import NamedExamples
+
+_SUFFIXES = frozenset(
+  ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.webp')
+)
+
+
+class ImageFolders(NamedTuple):
+  """Images that are read when they are asked for.
+
+  Attributes:
+    owners: folders of the clients that have images.
+    classes: names of the labels.
+    shape: [H, W, C] of every image.
+    max_value: the largest value that a pixel can have.
+    test: the test set.
+  """
+
+  owners: Sequence[pathlib.Path]
+  classes: Sequence[str]
+  shape: tuple[int, ...]
+  max_value: float
+  test: Examples
+
+  def clients(self, first: int) -> Iterator[NamedExamples]:
+    """Reads client number `first`, then those after it."""
+    for own in self.owners[first:]:
+      files = _files(own, self.classes)
+      x, y = _read(files, self.shape, self.max_value)
+      yield NamedExamples(x, y, own.name)
+
+
+def open_images(folder: pathlib.Path) -> ImageFolders:
+  """Lists clients and classes, and reads the test set.
+
+  Raises:
+    InputError: there are none, an image lies where it belongs to nobody, or
+      images of the test set differ in shape or type.
+  """
+  owners = _folders(folder / 'train')
+  labels = {own.name for own in _folders(folder / 'test')}
+  for owner in owners:
+    labels |= {own.name for own in _folders(owner)}
+  classes = sorted(labels, key=natural)
+  check_names(classes, f'--path {folder}: classes')
+  check_names([own.name for own in owners], f'--path {folder}: clients')
+  owners = [own for own in owners if any(_files(own, classes))]
+  test = list(_files(folder / 'test', classes))
+  if not owners or not test:
+    raise InputError(
+      f'--path {folder}: must hold train/CLIENT/LABEL/ANY.png and'
+      ' test/LABEL/ANY.png'
+    )
+  pixels, max_value = read_image(test[0][0])
+  x, y = _read(test, pixels.shape, max_value)
+  return ImageFolders(owners, classes, pixels.shape, max_value, Examples(x, y))
+
+
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Lists the folders in a folder, in which an image would be nobody's."""
+  found = entries(folder)
+  for path in found:
+    if path.suffix.lower() in _SUFFIXES and not path.is_dir():
+      raise InputError(
+        f'{path}: must lie in train/CLIENT/LABEL or test/LABEL, which say whose'
+        ' it is and what'
+      )
+  return [path for path in found if path.is_dir()]
+
+
+def _files(
+  folder: pathlib.Path, classes: Sequence[str]
+) -> Iterator[tuple[pathlib.Path, int]]:
+  """Lists the images of a folder with their labels."""
+  for label, name in enumerate(classes):
+    for path in entries(folder / name):
+      if path.is_dir():
+        raise InputError(
+          f'{path}: is a folder where images are; they must lie in'
+          ' train/CLIENT/LABEL or test/LABEL itself'
+        )
+      if path.suffix.lower() in _SUFFIXES:
+        yield path, label
+
+
+def _read(files, shape: tuple[int, ...], max_value: float) -> Examples:
+  """Reads images that all have one shape [H, W, C] and one scale."""
+  x, y = [], []
+  for path, label in files:
+    pixels, largest = read_image(path)
+    if pixels.shape != shape or largest != max_value:
+      raise InputError(
+        f'{path}: has the shape {pixels.shape} and values up to {largest:g},'
+        f' others {shape} and {max_value:g}; must be one'
+      )
+    x.append(pixels)
+    y.append(label)
+  return Examples(np.stack(x), np.array(y, np.int32))
+
+
+def read_image(path: pathlib.Path) -> tuple[np.ndarray, float]:
+  """Reads an image, [H, W, C] uint8 or float32, and its largest value.
+
+  Raises:
+    InputError: it cannot be read, or some of its values would not arrive as
+      they are.
+  """
+  from PIL import Image  # Used here alone.
+
+  if not path.is_file():
+    raise InputError(f'{path}: must be a file')  # A pipe would never end.
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('error', Image.DecompressionBombWarning)
+      with Image.open(path) as image:
+        pixels, max_value = _pixels(path, image)
+  except InputError:
+    raise
+  except MemoryError:
+    raise
+  except Exception as error:  # Whatever a damaged file makes Pillow raise.
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise InputError(
+      f'{path}: cannot be read as an image ({reason[:100]})'
+    ) from error
+  return pixels.reshape(*pixels.shape[:2], -1), max_value
+
+
+def _pixels(path: pathlib.Path, image: Any) -> tuple[np.ndarray, float]:
+  mode, wide = image.mode, _is_wide(image)
+  if getattr(image, 'n_frames', 1) > 1:
+    raise InputError(f'{path}: has {image.n_frames} frames, must have one')
+  if mode in ('I;16', 'I;16L', 'I;16B', 'I;16N'):
+    return np.asarray(image).astype(np.float32), 65535.0
+  if wide or mode not in ('1', 'L', 'LA', 'RGB', 'RGBA', 'P', 'PA'):
+    raise InputError(
+      f'{path}: has the mode {mode}{" of 16 bits" if wide else ""}; must be of'
+      ' 1 or 8 bits (grey, colours, with or without alpha) or 16 bits of grey'
+    )
+  if mode in ('P', 'PA'):
+    clear = mode == 'PA' or 'transparency' in image.info
+    image = image.convert('RGBA' if clear else 'RGB')
+  pixels = np.asarray(image)
+  return pixels.astype(np.uint8) * (255 if mode == '1' else 1), 255.0
+
+
+def _is_wide(image: Any) -> bool:
+  """Tells whether Pillow would cut 16 bits of a colour to 8."""
+  return (
+    any('16' in str(tile[-1]) for tile in image.tile)
+    and image.mode[:4] != 'I;16'
+  )

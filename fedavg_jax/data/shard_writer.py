@@ -1,0 +1,131 @@
+"""The files of a shard: clients in a row, written and named by SHA-256."""
+
+from collections.abc import Sequence
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from fedavg_jax.core import client_data
+from fedavg_jax.core.client_data import Examples
+from fedavg_jax.core.files import whole
+from fedavg_jax.data.description import FileInfo
+from fedavg_jax.data.description import Shard
+from fedavg_jax.data.stored import sha256_of
+from fedavg_jax.data.stored import shard_name
+
+_AT_A_TIME = 2**22  # Values that are converted to be added up.
+
+
+class NamedExamples(NamedTuple):
+  """A client's examples, and who it is.
+
+  Attributes:
+    x: [n, ...] inputs.
+    y: [n] or [n, T] labels.
+    name: of the client in its source.
+  """
+
+  x: np.ndarray
+  y: np.ndarray
+  name: str
+
+
+Client = Examples | NamedExamples
+
+
+Client = Examples | NamedExamples
+
+
+def write_shard(
+  folder: pathlib.Path, number: int, part: Sequence[Client], given: int
+) -> Shard:
+  """Writes one shard; returns what stands of it in federation.json."""
+  contents = contents_of(part)
+  x, y = contents['x'], contents['y']
+  total, squares = _moments(x)
+  files = {
+    name: write_file(folder / shard_name(number, name), content)
+    for name, content in contents.items()
+  }
+  return Shard(
+    x=files['x'],
+    y=files['y'],
+    sizes=files['sizes'],
+    names=files.get('names'),
+    clients=len(part),
+    given=given,
+    bytes=x.nbytes + y.nbytes,
+    sum=total,
+    squares=squares,
+    labels=(int(y.min()), int(y.max())),
+  )
+
+
+def contents_of(part: Sequence[Client]) -> dict[str, Any]:
+  """Puts clients together: what the files of their shard hold, by name."""
+  own = client_data.join([Examples(client.x, client.y) for client in part])
+  found: dict[str, Any] = {
+    'x': own.x,
+    'y': own.y,
+    'sizes': np.array([len(client.y) for client in part], np.int64),
+  }
+  if isinstance(part[0], NamedExamples):
+    found['names'] = [getattr(client, 'name', '') for client in part]
+  return found
+
+
+def _moments(x: np.ndarray) -> tuple[float, float]:
+  """Sums of all values and of their squares, exact of whole numbers."""
+  total, squares, values = 0, 0, x.reshape(-1)
+  for first in range(0, len(values), _AT_A_TIME):
+    some = values[first : first + _AT_A_TIME]
+    some = some.astype(np.float64 if x.dtype == np.float32 else np.int64)
+    total, squares = total + some.sum().item(), squares + (some @ some).item()
+  return total, squares
+
+
+def write_file(path: pathlib.Path, content: Any) -> FileInfo:
+  """Writes an array, or names; returns what `open_shard` expects."""
+  with whole(path) as part:
+    with open(part, 'wb') as file:
+      _save(file, content)
+      file.flush()
+      os.fsync(file.fileno())
+    size, sha256 = part.stat().st_size, sha256_of(part)
+  if isinstance(content, list):
+    return FileInfo((len(content),), 'json', size, sha256)
+  return FileInfo(content.shape, content.dtype.str, size, sha256)
+
+
+def content_sha256(content: Any) -> str:
+  """SHA-256 of the file that `_write` would make."""
+  file = _Hash()
+  _save(file, content)
+  return file.hexdigest()
+
+
+def _save(file: Any, content: Any) -> None:
+  if isinstance(content, list):
+    file.write(json.dumps(content).encode())
+  else:
+    np.lib.format.write_array(
+      file, np.ascontiguousarray(content), version=(1, 0)
+    )
+
+
+class _Hash:
+  """A file that only takes the SHA-256 of what is written."""
+
+  def __init__(self):
+    self._sha256 = hashlib.sha256()
+
+  def write(self, content: bytes) -> None:
+    self._sha256.update(content)
+
+  def hexdigest(self) -> str:
+    return self._sha256.hexdigest()
