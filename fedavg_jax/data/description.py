@@ -252,4 +252,6 @@ def _is_whole(low: int, high: int = _MOST) -> Callable[[Any], bool]:
 def _is_number(value: Any) -> bool:
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     return False
-  return not isinstance(value, float) or math.isfinite(value)
+  return (
+    math.isfinite(value) if isinstance(value, float) else (abs(value) < 2**100)
+  )
