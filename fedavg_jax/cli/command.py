@@ -7,6 +7,7 @@ Ctrl-C and 143 for SIGTERM.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import io
 import itertools
 import os
 import pathlib
@@ -32,6 +33,8 @@ from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs.progress import say
 
 _FAILED, _BAD_INPUT, _DIVERGED, _SIGNAL = 1, 2, 3, 128
+# As JAX says it of a variable of the environment, when it is imported.
+_FLAG_OF_JAX = re.compile(r'Invalid value "(.*)" for JAX flag (\w+)')
 _HELP = ('-h', '-help', '--help', '--helpshort', '--helpfull')
 
 
@@ -74,6 +77,8 @@ def _check_file(source: str) -> None:
   path = pathlib.Path(source.split(':')[0])
   if path.is_file():
     return
+  if path.exists():
+    raise InputError(f'--config {source}: must be a file')
   hint = ''
   if path.stem in package_configs.names():
     hint = (
@@ -164,6 +169,10 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
     # Python would wait for the rounds in line, which nobody needs any more.
     os._exit(code)
   except Exception as error:
+    if wrong := _FLAG_OF_JAX.match(str(error)):
+      return _fail(
+        _BAD_INPUT, f'{wrong[2].upper()} = {wrong[1]}: JAX knows no such value'
+      )
     if not isinstance(error, _machine_errors()):
       raise
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -207,6 +216,9 @@ def parse_flags(argv: Sequence[str], module: types.ModuleType) -> Sequence[str]:
       # Closed by who has started us: no file of ours may take its number.
       os.dup2(os.open(os.devnull, os.O_WRONLY), number)
       setattr(sys, name, os.fdopen(number, 'w'))
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):  # A name may have any letters.
+      stream.reconfigure(errors='backslashreplace')
   logging.set_verbosity(logging.ERROR)  # What is wrong is told in one line.
   if any(word in _HELP for word in _before_dashes(argv)):
     say(_help(module))

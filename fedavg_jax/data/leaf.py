@@ -110,8 +110,7 @@ def read_test(folder: pathlib.Path) -> Examples:
   ]
   if len({own.x.shape[1:] for own in parts}) != 1:
     raise InputError(
-      f'data_dir = {str(folder)!r}: the inputs of test/ must be some, of one'
-      ' shape'
+      f'data_dir = {str(folder)!r}: test/ must have examples, of one shape'
     )
   joined = client_data.join(parts)
   return joined._replace(x=with_channels(joined.x))

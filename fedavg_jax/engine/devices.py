@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from fedavg_jax.core.errors import InputError
+
 
 def use_cpu_devices(number: int) -> None:
   """Gives each CPU core a virtual device of its own: before JAX starts.
@@ -24,6 +26,46 @@ def use_cpu_devices(number: int) -> None:
     return
   with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices.
     jax.config.update('jax_num_cpu_devices', number or num_cores())
+
+
+def check_jax() -> None:
+  """Makes sure that JAX has a device, and settings that rounds can have.
+
+  Raises:
+    InputError: `JAX_PLATFORMS` names what is not here, or JAX is set to compute
+      with 64 bits or without compiling.
+  """
+  config: Any = jax.config
+  if config.jax_enable_x64:
+    raise InputError(
+      'JAX_ENABLE_X64 = True: must be off; plans and models have 32 bits'
+    )
+  if config.jax_disable_jit:
+    raise InputError(
+      'JAX_DISABLE_JIT = True: must be off; a round is one compiled call'
+    )
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    reason = (str(error).strip() or 'no device of this kind').splitlines()[0]
+    raise InputError(
+      f'JAX_PLATFORMS = {config.jax_platforms!r}: cannot be used on this'
+      f' machine ({reason[:160]})'
+    ) from error
+
+
+def numerics() -> dict[str, Any]:
+  """Returns those settings of JAX, by name, that change what is computed."""
+  config: Any = jax.config
+  return {
+    name.upper(): getattr(config, name)
+    for name in (
+      'jax_default_prng_impl',
+      'jax_threefry_partitionable',
+      'jax_default_matmul_precision',
+      'jax_numpy_dtype_promotion',
+    )
+  }
 
 
 def num_cores() -> int:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import DivergedError
-from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import processes
@@ -112,8 +112,9 @@ def simulate(
   Yields:
     A record per round.
   """
-  if eval_every < 1:
-    raise InputError(f'eval_every = {eval_every}: must be at least 1')
+  rules.check_whole('rounds', rounds, 1)
+  rules.check_whole('eval_every', eval_every, 1)
+  rules.check_fraction('target_accuracy', target_accuracy, one=True)
 
   def evaluated(number):
     return number % eval_every == 0 or number == rounds
@@ -167,7 +168,11 @@ def simulate(
             going = going & (record.test_accuracy < target_accuracy)
         yield record
       return
-    except jax.errors.JaxRuntimeError as error:
+    # Not the type itself: a generator that is left alone ends when the
+    # interpreter does, and modules are gone by then.
+    except Exception as error:
+      if not isinstance(error, jax.errors.JaxRuntimeError):
+        raise
       if processes.several() or (done and jax.tree.leaves(client_states)):
         raise  # What the clients kept went with the call that failed.
       lanes = fewer_lanes(lanes, simulation.planner, error)

@@ -39,6 +39,7 @@ from fedavg_jax.engine import layout
 from fedavg_jax.engine import prefetch
 from fedavg_jax.engine import processes
 from fedavg_jax.engine import superstep
+from fedavg_jax.engine.devices import check_jax
 from fedavg_jax.schedule import planning
 from fedavg_jax.schedule.participation import EVERYBODY
 from fedavg_jax.schedule.participation import Participation
@@ -155,6 +156,7 @@ def build_simulation(
   Raises:
     InputError: a value breaks its rule, or a hook of the algorithm its form.
   """
+  check_jax()
   devices = list(jax.devices() if devices is None else devices)
   rules.check_seed(seed)
   rules.check_whole('rounds_per_call', rounds_per_call, 0)

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -24,7 +25,14 @@ import numpy as np
 from fedavg_jax.core.errors import InputError
 
 FOLDER = 'checkpoints'
-_ACCURACY = 'test_accuracy'
+_ACCURACY, _SAVED_AS = 'test_accuracy', 'saved_as'
+# Of a file that cannot be read now: whether it is damaged nobody knows.
+_UNREADABLE = frozenset(
+  (
+    *(errno.EACCES, errno.EPERM, errno.EBUSY, errno.EMFILE, errno.ENFILE),
+    *(errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ETIMEDOUT, errno.EAGAIN),
+  )
+)
 _NUMBER = re.compile(r'0|[1-9]\d{0,9}')
 # In the names of what is being written, and of what is being deleted.
 _ORBAX_PART, _DELETED = '.orbax-checkpoint-tmp', '.deleted'
@@ -74,7 +82,11 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     leaves = _leaves(tree)
-    told = told | {_ACCURACY: accuracy, 'paths': _paths(tree)}
+    told = told | {
+      _ACCURACY: accuracy,
+      'paths': _paths(tree),
+      _SAVED_AS: number,
+    }
     told['sha256'] = _seal(leaves, told)
     path = self._folder / str(number)
     args = ocp.args.Composite(
@@ -113,14 +125,18 @@ class Checkpoints:
 
     Raises:
       InputError: there are some, and none of them is whole.
+      OSError: one cannot be read now, which says nothing of what it holds.
     """
     whole, damaged = None, {}  # Number -> what is wrong.
     for number in _numbers(self._folder):
       try:
         whole = _read(self._checkpointer, self._folder / str(number))
         break
+      except MemoryError:
+        raise
       # Whatever a damaged file makes orbax, its storage or JSON raise.
       except Exception as error:
+        _check_readable(self._folder / str(number), error)
         damaged[number] = _reason(error)
     if damaged and not whole:
       raise InputError(
@@ -283,9 +299,31 @@ def _read(checkpointer, path: pathlib.Path) -> Checkpoint:
   )
   leaves = [restored['leaves'][name] for name in sorted(restored['leaves'])]
   told = restored['told']
+  if told.get(_SAVED_AS, number := int(path.name)) != number:
+    raise ValueError(f'it was saved as {told[_SAVED_AS]}, not as {number}')
   if _seal(leaves, told) != told['sha256']:
     raise ValueError('its SHA-256 is another one')
   return Checkpoint(leaves, told)
+
+
+def _check_readable(path: pathlib.Path, error: Exception) -> None:
+  """Raises OSError where a checkpoint could not be read, damaged or not.
+
+  Args:
+    path: of the checkpoint.
+    error: that reading it has raised.
+  """
+  for reason in _UNREADABLE:  # Storage raises its own types, with the text.
+    if os.strerror(reason) in str(error):
+      raise OSError(reason, os.strerror(reason), str(path)) from error
+  for file in sorted(path.rglob('*')):
+    try:
+      if file.is_file():
+        with open(file, 'rb') as own:
+          own.read(1)
+    except OSError as unreadable:
+      if unreadable.errno in _UNREADABLE:
+        raise unreadable from error
 
 
 def _seal(leaves: Sequence[np.ndarray], told: dict[str, Any]) -> str:

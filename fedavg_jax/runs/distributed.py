@@ -1,5 +1,7 @@
 """Joins the processes of a distributed run."""
 
+import contextlib
+import ipaddress
 import re
 import socket
 import time
@@ -37,8 +39,7 @@ def connect(
   """
   global _num_processes
   _num_processes = num_processes
-  if coordinator is not None and not re.fullmatch(r'.+:\d{1,5}', coordinator):
-    raise InputError(f'--coordinator {coordinator}: must be HOST:PORT')
+  host, port = _host_and_port(coordinator) if coordinator else ('', 0)
   if num_processes is not None and process_id is not None:
     if not 0 <= process_id < num_processes:
       raise InputError(
@@ -47,9 +48,11 @@ def connect(
       )
   if coordinator is not None and process_id:
     _reach(coordinator, connect_seconds)
+  bind = local_address(host) if process_id == 0 else None
   try:
     jax.distributed.initialize(
       coordinator_address=coordinator,
+      coordinator_bind_address=bind and f'{bind}:{port}',
       num_processes=num_processes,
       process_id=process_id,
       initialization_timeout=connect_seconds,
@@ -63,6 +66,43 @@ def connect(
       ' --coordinator, --num_processes and --process_id where no cluster tells'
       ' them'
     ) from error
+
+
+def _host_and_port(coordinator: str) -> tuple[str, int]:
+  found = re.fullmatch(r'([^\s/]+):(\d{1,5})', coordinator)
+  if not found or not 1 <= int(found[2]) <= 65535:
+    raise InputError(
+      f'--coordinator {coordinator}: must be HOST:PORT, with a port in 1 ..'
+      ' 65535'
+    )
+  return found[1].strip('[]'), int(found[2])
+
+
+def local_address(host: str) -> str | None:
+  """Returns the address to listen on, so that nobody else is listened to.
+
+  Args:
+    host: that the other processes name.
+
+  Returns:
+    Its address where that is one of this machine, IPv6 in brackets; None, which
+    is every interface, where it is not, or where a name of this machine means
+    only itself here (Debian's 127.0.1.1), but not to others.
+  """
+  try:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+  except (OSError, UnicodeError):
+    return None
+  for family, kind, protocol, _, (number, *_) in found:
+    address = str(number)
+    loops = ipaddress.ip_address(address).is_loopback
+    if loops and host not in ('localhost', address):
+      continue
+    with contextlib.suppress(OSError):
+      with socket.socket(family, kind, protocol) as own:
+        own.bind((address, 0))
+      return f'[{address}]' if ':' in address else address
+  return None
 
 
 def _reach(coordinator: str, seconds: float) -> None:

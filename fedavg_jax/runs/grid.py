@@ -16,6 +16,7 @@ import ml_collections
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.files import write_text
+from fedavg_jax.core.folders import HeldFile
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import train
 from fedavg_jax.runs.grid_jobs import MARK
@@ -67,10 +68,16 @@ def run_sweep(
     raise InputError(
       f'workdir = {workdir}: another process is at work in it'
     ) from None
-  with held:
+  with (
+    held,
+    contextlib.closing(
+      HeldFile(workdir.resolve() / '.lock', f'workdir = {workdir}')
+    ) as own,
+  ):
     told = {'format': FORMAT, 'config': base, 'runs': [job.key for job in jobs]}
     write_text(workdir / MARK, json.dumps(told, indent=1) + '\n')
     while group := next_group(jobs, workdir):
+      own.check()
       done = sum(map(is_over, jobs))
       say(
         f'{done} of {len(jobs)} runs are over; seed {group[0].seed},'
@@ -82,5 +89,6 @@ def run_sweep(
         # That one setting diverges is a result of the sweep.
         with contextlib.suppress(DivergedError):
           train.train(group[0].config, group[0].folder)
+    own.check()
     report(jobs, workdir)
   return jobs

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import urllib.parse
 import ml_collections
 import numpy as np
 
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import catalog
 from fedavg_jax.runs import population
@@ -28,6 +30,7 @@ TOGETHER = (
   'server.second_momentum',
   'server.adaptivity',
 )
+_MOST_RUNS = 100_000
 MARK, _PARTS = 'sweep.json', 'parts'
 _OVER = ('finished', 'target reached', 'diverged')
 
@@ -71,9 +74,12 @@ def plan_jobs(
   Raises:
     InputError: a key that does not exist, a value that breaks its rule.
   """
-  if seeds < 1:
-    raise InputError(f'--seeds {seeds}: must be at least 1')
   base = run_config.read(config)
+  if not 1 <= seeds <= rules.MOST - base['seed']:
+    raise InputError(
+      f'--seeds {seeds}: must be at least 1, and the last one, seed + {seeds} -'
+      f' 1, at most {rules.MOST}'
+    )
   known = dict(run_config.flatten(base))
   choices = []
   for key, texts in sorted(grid.items()):
@@ -87,6 +93,12 @@ def plan_jobs(
     if len(set(values)) < len(values):
       raise InputError(f'--grid {key}={",".join(texts)}: names a value twice')
     choices.append([(key, value) for value in values])
+  number = seeds * math.prod(map(len, choices))
+  if number > _MOST_RUNS:
+    raise InputError(
+      f'--grid and --seeds ask for {number:,} runs, must be at most'
+      f' {_MOST_RUNS:,}'
+    )
   return [
     _job(base, dict(setting), seed, workdir)
     for setting in itertools.product(*choices)

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.core.files import write_text
+from fedavg_jax.engine.devices import numerics
 from fedavg_jax.engine.devices import use_cpu_devices
 from fedavg_jax.engine.driver import simulate
 from fedavg_jax.engine.simulation import place
@@ -83,6 +84,7 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
       'round': 0,
       'lines': [[] for _ in jobs],
       'status': [''] * len(jobs),
+      'numerics': numerics(),
     }
     start, newest = None, saved.newest()
     if newest is not None:
@@ -90,6 +92,7 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
       start = resume.from_tree(
         place(checkpoint.restore(newest.leaves, like), simulation)
       )
+      resume.check_numerics(newest.told.get('numerics'), told['numerics'])
       told = newest.told
       say(f'  goes on after round {told["round"]}')
     last = _simulate(cfg, simulation, told, saved, start, stop)

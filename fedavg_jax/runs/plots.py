@@ -1,6 +1,9 @@
 """The pictures of runs. matplotlib is imported when one is drawn."""
 
+import contextlib
+import os
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -253,9 +256,23 @@ def draw_partition(
 
 def new_figure(width: float, height: float) -> Any:
   """An empty figure of so many inches, without a window."""
+  _import_matplotlib()
   from matplotlib.figure import Figure  # No pyplot: no global state, no window.
 
   return Figure(figsize=(width, height), layout='constrained')
+
+
+def _import_matplotlib() -> None:
+  """Imports it whatever MPLBACKEND names: no window of ours is opened."""
+  if 'matplotlib' in sys.modules:
+    return
+  backend = os.environ.pop('MPLBACKEND', '')
+  import matplotlib
+
+  if backend:
+    os.environ['MPLBACKEND'] = backend
+    with contextlib.suppress(ValueError):  # As it does itself, of a good one.
+      matplotlib.rcParams['backend'] = backend
 
 
 def _colors(number: int):

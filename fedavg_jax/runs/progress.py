@@ -15,7 +15,10 @@ _LONG_RUN_SECONDS = 60.0
 def say(text: str) -> None:
   """Prints a line. A run goes on where nobody reads it any more."""
   try:
-    print(text, flush=True)
+    try:
+      print(text, flush=True)
+    except UnicodeEncodeError:  # Of a name, on a terminal of plain ASCII.
+      print(text.encode('ascii', 'backslashreplace').decode(), flush=True)
   except BrokenPipeError:
     with open(os.devnull, 'w') as nobody:
       os.dup2(nobody.fileno(), sys.stdout.fileno())

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 import fedavg_jax
+from fedavg_jax.engine import devices
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import population
 from fedavg_jax.runs.builders import Federation
@@ -77,6 +78,7 @@ def to_begin(cfg: dict[str, Any], federation: Federation) -> dict[str, Any]:
     'config': cfg,
     'data_sha256': checkpoint.digest([*_content(federation), *test, *periods]),
     'test_sha256': checkpoint.digest([*test]),
+    'numerics': devices.numerics(),
     **environment(),
   }
 

@@ -117,7 +117,7 @@ def record_rounds(run: Run, folder: Workdir) -> dict[str, Any]:
   def by_time() -> bool:
     return bool(minutes and time.monotonic() - saved_at >= 60 * minutes)
 
-  folder.open_metrics()
+  folder.open_metrics()  # From here on the folder must stay this one.
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       contextlib.closing(

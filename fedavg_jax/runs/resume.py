@@ -45,6 +45,7 @@ def newest(
       f' {now["data_sha256"][:12]}...; bring the files back, or name a new'
       ' workdir'
     )
+  check_numerics(folder.began.get('numerics'), now['numerics'])
   with contextlib.closing(
     checkpoint.Checkpoints(folder.path, keep=1)  # It saves none.
   ) as checkpoints:
@@ -60,6 +61,17 @@ def newest(
   else:
     say(f'{folder.path}: ended before its first checkpoint, begins again')
   return saved
+
+
+def check_numerics(before: Any, now: dict[str, Any]) -> None:
+  """Raises InputError where JAX is set to compute something else."""
+  before = before if isinstance(before, dict) else {}
+  for name, value in now.items():
+    if before.get(name, value) != value:
+      raise InputError(
+        f'{name} = {value!r}: was {before[name]!r} when the run began, and'
+        ' decides what is computed; set it back, or choose a new workdir'
+      )
 
 
 def continued(

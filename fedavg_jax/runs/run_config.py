@@ -32,6 +32,14 @@ def _between(low, high, kind=float):
   return _Rule(kind, lambda v: low <= v <= high, f'must lie in [{low}, {high}]')
 
 
+def _zero_or(low, high):
+  return _Rule(
+    float,
+    lambda v: v == 0 or low <= v <= high,
+    f'must be 0, or in [{low:g}, {high:g}]',
+  )
+
+
 def _from(low, high=2**31 - 1):
   return _between(low, high, int)
 
@@ -87,10 +95,10 @@ _RULES: dict[str, _Rule] = {
   'server.momentum': _below_one,
   'server.second_momentum': _below_one,
   'server.adaptivity': _between(1e-15, 1e15),
-  'clock.examples_per_second': _between(0, 1e12),
+  'clock.examples_per_second': _zero_or(1e-12, 1e12),
   'clock.speed_spread': _between(0, 10),
-  'clock.megabits_down': _between(0, 1e9),
-  'clock.megabits_up': _between(0, 1e9),
+  'clock.megabits_down': _zero_or(1e-12, 1e9),
+  'clock.megabits_up': _zero_or(1e-12, 1e9),
   'clock.bandwidth_spread': _between(0, 10),
   'clock.deadline': _between(0, 1e9),
   'on_nan': _one_of(choices.ON_NAN),

@@ -25,6 +25,7 @@ import numpy as np
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.files import part_name
 from fedavg_jax.core.files import whole
+from fedavg_jax.core.folders import HeldFile
 
 _CONFIG, _METRICS, _SUMMARY, _LOCK = (
   'config.json',
@@ -84,6 +85,7 @@ class Workdir:
     self.path = path
     self.began: dict[str, Any] | None = None
     self._lock: filelock.BaseFileLock | None = None
+    self._held: HeldFile | None = None
     self._began_lock = False  # Whether its file was not there before.
     self._lines: BinaryIO | None = None
     # Of the lines of metrics.jsonl that stand.
@@ -94,8 +96,13 @@ class Workdir:
       raise InputError(
         f'workdir = {str(path)!a}: must be a name in UTF-8'
       ) from None
-    if os.path.lexists(path):
-      self._take()
+    try:  # What cannot be made is known before anything is compiled.
+      os.lstat(path)
+    except FileNotFoundError:
+      return
+    except (OSError, ValueError) as error:
+      raise self._unusable(error, 'made') from error
+    self._take()
 
   def __enter__(self) -> 'Workdir':
     return self
@@ -117,6 +124,7 @@ class Workdir:
     except OSError as error:
       raise self._unusable(error, 'written') from error
     self._lock = lock
+    self._held = HeldFile(self.path.resolve() / _LOCK, f'workdir = {self.path}')
     if _CONFIG in self._names():  # Another process may have been here.
       try:
         self.began = _read_json(self.path / _CONFIG)
@@ -172,6 +180,11 @@ class Workdir:
       raise self._unusable(error, 'made') from error
     self._take()
 
+  def check_held(self) -> None:
+    """Raises InputError where the path has become another's folder."""
+    if self._held is not None:
+      self._held.check()
+
   def check_metrics(self, seal: dict[str, Any]) -> None:
     """Makes sure that metrics.jsonl still begins as a checkpoint has seen it.
 
@@ -194,6 +207,7 @@ class Workdir:
 
   def open_metrics(self) -> None:
     """Opens metrics.jsonl behind the lines that stand; others are cut off."""
+    self.check_held()
     path = self.path / _METRICS
     self._lines = open(path, 'r+b' if path.exists() else 'xb')
     self._lines.seek(self._bytes)
@@ -202,6 +216,7 @@ class Workdir:
   def line(self, record: dict[str, Any]) -> None:
     """Appends a line to metrics.jsonl; it has left Python when this returns."""
     assert self._lines is not None
+    self.check_held()
     line = (_dumps(record) + '\n').encode()
     self._lines.write(line)
     self._lines.flush()
@@ -215,6 +230,7 @@ class Workdir:
   def sync(self) -> None:
     """Puts metrics.jsonl on disk, where a failing machine cannot lose it."""
     assert self._lines is not None
+    self.check_held()
     os.fsync(self._lines.fileno())
 
   def lines(self) -> list[dict[str, Any]]:
@@ -248,6 +264,7 @@ class Workdir:
   @contextlib.contextmanager
   def replacing(self, name: str) -> Iterator[pathlib.Path]:
     """A path to write a file to, which gets its name once it is whole."""
+    self.check_held()
     with whole(self.path / name) as part:
       yield part
 
@@ -258,13 +275,16 @@ class Workdir:
         self._lines.close()
     if self._lock is not None:
       if self.began is None and self._began_lock:
-        (self.path / _LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(InputError):  # What is another's stays.
+          self.check_held()
+          (self.path / _LOCK).unlink(missing_ok=True)
       self._lock.release()
+    if self._held is not None:
+      self._held.close()
 
-  def _unusable(self, error: OSError, done: str) -> InputError:
-    return InputError(
-      f'workdir = {self.path}: cannot be {done} ({error.strerror})'
-    )
+  def _unusable(self, error: Exception, done: str) -> InputError:
+    reason = getattr(error, 'strerror', None) or error
+    return InputError(f'workdir = {self.path}: cannot be {done} ({reason})')
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -144,16 +144,16 @@ def _until(records, target) -> list[dict[str, Any]] | None:
 
 def _spent(suffix: str, records) -> dict[str, Any]:
   """Sums of what rounds cost outside the device; None where there are none."""
-  names = ('bytes_down', 'bytes_up', 'simulated_seconds')
-  return {
-    f'{name}{suffix}': (
-      sum(record.get(name, 0) for record in records)
-      if records is not None
-      and (name != 'simulated_seconds' or name in records[-1])
-      else None
-    )
-    for name in names
-  }
+  spent = {}
+  for name in ('bytes_down', 'bytes_up', 'simulated_seconds'):
+    spent[f'{name}{suffix}'] = None
+    if records is not None and (
+      name != 'simulated_seconds' or name in records[-1]
+    ):
+      values = [record.get(name, 0) for record in records]
+      # A round that takes for ever stands as null.
+      spent[f'{name}{suffix}'] = None if None in values else sum(values)
+  return spent
 
 
 def to_line(record: Record, planner: planning.Planner) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import processes
+from fedavg_jax.engine.devices import check_jax
+from fedavg_jax.engine.devices import numerics
 from fedavg_jax.engine.devices import use_cpu_devices
 from fedavg_jax.engine.driver import DIVERGED
 from fedavg_jax.engine.simulation import place
@@ -69,6 +71,7 @@ def train(
   """
   cfg = run_config.read(config)
   use_cpu_devices(cfg['cpu_devices'])
+  check_jax()
   if processes.several():  # Or nobody is there to differ.
     processes.agree(_same_everywhere(cfg))
   workdir = pathlib.Path(processes.tell(str(workdir)))
@@ -181,6 +184,7 @@ def _same_everywhere(cfg: dict[str, Any]) -> dict[str, Any]:
     'the code of fedavg_jax, by SHA-256,': provenance.code_sha256(),
     **{f'the version of {name}': v for name, v in now['versions'].items()},
     'the kind of devices': now['device'],
+    **numerics(),
   }
 
 

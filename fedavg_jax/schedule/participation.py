@@ -151,8 +151,8 @@ def draw_clock(
   for name, value, low, high in (
     ('examples_per_second', examples_per_second, 1e-12, 1e12),
     ('speed_spread', speed_spread, 0, 10),
-    ('megabits_down', megabits_down, 0, 1e9),
-    ('megabits_up', megabits_up, 0, 1e9),
+    ('megabits_down', megabits_down or 1, 1e-12, 1e9),
+    ('megabits_up', megabits_up or 1, 1e-12, 1e9),
     ('bandwidth_spread', bandwidth_spread, 0, 10),
     ('deadline', deadline, 0, 1e9),
   ):
