@@ -262,23 +262,22 @@ def new_figure(width: float, height: float) -> Any:
   return Figure(figsize=(width, height), layout='constrained')
 
 
-def _import_matplotlib() -> None:
+def _import_matplotlib() -> Any:
   """Imports it whatever MPLBACKEND names: no window of ours is opened."""
-  if 'matplotlib' in sys.modules:
-    return
-  backend = os.environ.pop('MPLBACKEND', '')
+  backend = ''
+  if 'matplotlib' not in sys.modules:
+    backend = os.environ.pop('MPLBACKEND', '')
   import matplotlib
 
   if backend:
     os.environ['MPLBACKEND'] = backend
     with contextlib.suppress(ValueError):  # As it does itself, of a good one.
       matplotlib.rcParams['backend'] = backend
+  return matplotlib
 
 
 def _colors(number: int):
-  import matplotlib
-
-  return matplotlib.colormaps['tab10'](np.arange(number) % 10)
+  return _import_matplotlib().colormaps['tab10'](np.arange(number) % 10)
 
 
 def _focus(axes, accuracies: list[float], target: float) -> None:

@@ -1,0 +1,124 @@
+"""Settings of the environment: they work, or one line names them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.testing import PROGRAMS
+
+pytestmark = pytest.mark.slow
+
+
+def start(tmp_path, repository, *args, command=None, **environment):
+  config = repository / 'configs' / 'quickstart.py'
+  return subprocess.run(
+    command
+    or [
+      *(sys.executable, '-m', 'fedavg_jax', 'run', f'--config={config}'),
+      *('--config.rounds=1', '--config.num_clients=5', '--workdir=run', *args),
+    ],
+    cwd=tmp_path,
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    timeout=200,
+  )
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'words'),
+  [
+    ('JAX_ENABLE_X64', '1', 'JAX_ENABLE_X64 = True: must be off'),
+    ('JAX_DISABLE_JIT', '1', 'JAX_DISABLE_JIT = True: must be off'),
+    ('JAX_PLATFORMS', 'nonsense', "JAX_PLATFORMS = 'nonsense': cannot be used"),
+    ('JAX_PLATFORMS', 'rocm', "JAX_PLATFORMS = 'rocm': cannot be used"),
+    (
+      'JAX_DEFAULT_PRNG_IMPL',
+      'dice',
+      'JAX_DEFAULT_PRNG_IMPL = dice: JAX',
+    ),
+    ('JAX_NUM_CPU_DEVICES', 'two', 'JAX_NUM_CPU_DEVICES = two: JAX knows no'),
+  ],
+)
+def test_settings_of_jax_that_cannot_be(
+  name, value, words, tmp_path, repository
+):
+  process = start(tmp_path, repository, **{name: value})
+  assert process.returncode == 2
+  (line,) = process.stderr.splitlines()
+  assert line.startswith(f'error: {words}')
+  assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_change_bits_are_compared(tmp_path, repository):
+  process = start(tmp_path, repository, JAX_DEFAULT_PRNG_IMPL='rbg')
+  assert process.returncode == 0, process.stderr
+  more = ('--resume=extend', '--config.rounds=2')
+  process = start(tmp_path, repository, *more)
+  assert process.returncode == 2
+  (line,) = process.stderr.splitlines()
+  assert "JAX_DEFAULT_PRNG_IMPL = 'threefry2x32': was 'rbg' when" in line
+  process = start(tmp_path, repository, *more, JAX_DEFAULT_PRNG_IMPL='rbg')
+  assert process.returncode == 0, process.stderr
+
+
+def test_names_in_any_letters_on_a_terminal_of_ascii(tmp_path, repository):
+  process = start(
+    tmp_path,
+    repository,
+    '--workdir=é漢',
+    PYTHONIOENCODING='ascii',
+    LC_ALL='C',
+    MPLBACKEND='nonsense',
+  )
+  assert process.returncode == 0 and not process.stderr
+  assert '\\xe9\\u6f22' in process.stdout
+  assert (tmp_path / 'é漢' / 'curves.png').exists()
+
+
+def test_rounds_that_are_left_end_quietly(tmp_path, repository):
+  process = start(
+    tmp_path, repository, command=[sys.executable, PROGRAMS / 'left_early.py']
+  )
+  assert process.returncode == 0
+  assert process.stdout == 'left\n' and not process.stderr
+
+
+def test_few_open_files_are_enough_or_a_line(tmp_path, repository):
+  """As `ulimit -n` leaves them to many."""
+  config = repository / 'configs' / 'quickstart.py'
+  script = (
+    f'ulimit -n 64; exec {sys.executable} -m fedavg_jax run --config={config}'
+    ' --config.rounds=4 --config.checkpoint.rounds=1 --workdir=run'
+  )
+  process = start(tmp_path, repository, command=['bash', '-c', script])
+  assert process.returncode in (0, 1)
+  assert process.stderr.count('\n') <= 1 and 'Traceback' not in process.stderr
+  assert not list(tmp_path.rglob('*.damaged*'))
+
+
+def test_a_strict_umask(tmp_path, repository):
+  config = repository / 'configs' / 'quickstart.py'
+  script = (
+    f'umask 077; exec {sys.executable} -m fedavg_jax run --config={config}'
+    ' --config.rounds=2 --workdir=run'
+  )
+  process = start(tmp_path, repository, command=['bash', '-c', script])
+  assert process.returncode == 0, process.stderr
+  modes = {path.stat().st_mode & 0o077 for path in tmp_path.rglob('*')}
+  assert modes == {0}
+
+
+def test_a_full_standard_output(tmp_path, repository):
+  """A line about it, and what was trained is there."""
+  config = repository / 'configs' / 'quickstart.py'
+  script = (
+    f'exec {sys.executable} -m fedavg_jax run --config={config}'
+    ' --config.rounds=2 --workdir=run > /dev/full'
+  )
+  process = start(tmp_path, repository, command=['bash', '-c', script])
+  assert process.returncode in (0, 1, 120)
+  assert 'Traceback' not in process.stderr
+  assert process.stderr.count('\n') <= 2

@@ -1,0 +1,79 @@
+"""What is data in a folder, in which order, and whose the folder is."""
+
+import os
+import shutil
+
+import pytest
+
+from fedavg_jax.core import folders
+from fedavg_jax.core import text
+from fedavg_jax.core.errors import InputError
+
+
+def test_entries_are_data_in_natural_order(tmp_path):
+  for name in ('b10', 'b9', 'a', 'B1', '01', '1', 'é'):
+    (tmp_path / name).touch()
+  for name in ('.hidden', '._a', 'Thumbs.db', 'DESKTOP.INI', '__MACOSX'):
+    (tmp_path / name).touch()
+  (tmp_path / '@eaDir').mkdir()
+  (tmp_path / 'Icon\r').touch()
+  names = [path.name for path in folders.entries(tmp_path)]
+  assert names == ['01', '1', 'B1', 'a', 'b9', 'b10', 'é']
+  assert folders.entries(tmp_path / 'none') == []
+  assert folders.entries(tmp_path / 'a') == []
+
+
+def test_names_that_are_one():
+  folders.check_names(['a', 'A', 'b'], 'clients')
+  for names in (['a', 'a'], ['\u00e9', 'e\u0301']):
+    with pytest.raises(InputError, match='clients: .* are one name'):
+      folders.check_names(names, 'clients')
+
+
+def test_a_held_file_is_the_one_that_was_there(tmp_path):
+  path = tmp_path / 'f' / '.lock'
+  path.parent.mkdir()
+  path.touch()
+  held = folders.HeldFile(path, 'workdir = f')
+  held.check()
+  shutil.rmtree(path.parent)
+  with pytest.raises(InputError, match='workdir = f: was deleted or replaced'):
+    held.check()
+  path.parent.mkdir()
+  path.touch()  # The same name, another file.
+  with pytest.raises(InputError, match='was deleted or replaced'):
+    held.check()
+  held.close()
+  held.close()
+
+
+def test_a_folder_that_moved_is_not_the_one_of_its_path(tmp_path):
+  path = tmp_path / 'f' / '.lock'
+  path.parent.mkdir()
+  path.touch()
+  held = folders.HeldFile(path, 'f')
+  os.rename(tmp_path / 'f', tmp_path / 'g')
+  with pytest.raises(InputError):
+    held.check()
+  os.rename(tmp_path / 'g', tmp_path / 'f')
+  held.check()
+  held.close()
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32'])
+def test_text_with_a_mark(encoding):
+  assert text.decode('naïve 漢'.encode(encoding)) == 'naïve 漢'
+
+
+@pytest.mark.parametrize('content', [b'\xff', b'\xff\xfea', b'\xc3('])
+def test_bytes_that_are_no_text(content):
+  with pytest.raises(UnicodeError):
+    text.decode(content)
+
+
+def test_lines_end_in_three_ways_alone():
+  assert text.split_lines('a\nb\r\nc\rd') == ['a', 'b', 'c', 'd']
+  assert text.split_lines('a\n\n') == ['a', '']
+  assert text.split_lines('') == []
+  inside = 'a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029b'
+  assert text.split_lines(inside + '\n') == [inside]
