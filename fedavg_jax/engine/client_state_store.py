@@ -97,16 +97,17 @@ class _Rows:
     """Makes the file; what was never written must not be read."""
     self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
     self._shape, self._dtype, self._bytes = like.shape, like.dtype, like.nbytes
+    self._size = like.size
 
   def __getitem__(self, rows: np.ndarray) -> np.ndarray:
     read = np.empty((len(rows), *self._shape), self._dtype)
-    for i, into in zip(rows, read.reshape(len(rows), -1), strict=True):
+    for i, into in zip(rows, read.reshape(len(rows), self._size), strict=True):
       self._file.seek(int(i) * self._bytes)
       self._file.readinto(into.data)
     return read
 
   def __setitem__(self, rows: np.ndarray, new: np.ndarray) -> None:
-    new = np.ascontiguousarray(new).reshape(len(rows), -1)
+    new = np.ascontiguousarray(new).reshape(len(rows), self._size)
     for i, own in zip(rows, new, strict=True):
       self._file.seek(int(i) * self._bytes)
       if self._file.write(own.data) != self._bytes:

@@ -127,6 +127,20 @@ def test_those_that_never_took_part_cost_nothing(tmp_path):
   assert sum(on_disk) * 512 < 2**23
 
 
+@pytest.mark.parametrize('on_disk', [True, False])
+def test_before_anybody_took_part(tmp_path, on_disk):
+  """As a run that is stopped after round 0 saves it, and resumes."""
+  one = {'a': np.ones((2, 3), np.float32), 'b': np.float32(2)}
+  states = client_state_store.ClientStates(
+    one, 4, tmp_path if on_disk else None
+  )
+  saved = states.saved()
+  assert len(saved['clients']) == 0 and saved['states']['a'].shape == (0, 2, 3)
+  states.scatter(saved['clients'], saved['states'])
+  assert states.gather(np.array([1]))['a'].tolist() == [[[1] * 3] * 2]
+  assert len(states.clients) == 0
+
+
 def test_refusals(clients):
   with pytest.raises(InputError, match='rounds_per_call = 2: must be 1 where'):
     simulations.build(

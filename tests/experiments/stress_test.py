@@ -9,17 +9,23 @@ import pytest
 
 from experiments import checkout
 from experiments.stress import compare_commits
-from experiments.stress import kill
+from experiments.stress import kills
 from experiments.stress import long_run
 
 # One worker of the tests: several processes want all cores.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('processes')]
 
 
-def test_killed_runs_end_with_the_same_bits(capsys):
-  told = kill.trials(3, seed=1, settings=['SCAFFOLD'])
-  assert len(told) >= 3 and all(same for _, same in told)
-  assert 'killed' in capsys.readouterr().out
+def test_killed_commands_end_with_the_same_bits(capsys, tmp_path):
+  names = ['scaffold, uneven clients', 'convert arrays']
+  lines = kills.trials(names, 3, seed=1, out=tmp_path / 'kills.jsonl')
+  assert sum(len(line['kills']) for line in lines) >= 3
+  assert all(line['equal'] and not line['wrong'] for line in lines)
+  assert {line['setting'] for line in lines} == set(names)
+  # What is there is not done again.
+  again = kills.trials(names, 3, seed=1, out=tmp_path / 'kills.jsonl')
+  assert again == lines
+  assert ': equal' in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='no /proc')

@@ -1,5 +1,7 @@
 """Checkpoints: what is read is what was written, or it is not used."""
 
+import builtins
+import errno
 import json
 import os
 import pickle
@@ -261,3 +263,47 @@ def test_digest_sees_values_shapes_and_dtypes():
   assert checkpoint.digest([base[::-1]]) == checkpoint.digest(
     [base[::-1].copy()]
   )
+
+
+def test_a_checkpoint_under_another_number_is_not_used(tmp_path, caplog):
+  """What was saved after round 2 is not the state after round 4."""
+  save(tmp_path, [2, 3]).close()
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(folder / '2', folder / '4')
+  found = checkpoint.Checkpoints(tmp_path, keep=2).newest()
+  assert found.told['round'] == 3
+  assert 'it was saved as 2, not as 4' in caplog.text
+  assert kept(tmp_path) == ['2', '3', '4.damaged']
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EBUSY, errno.EIO])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, number):
+  """Never renamed: another moment, or another user, can read it."""
+  save(tmp_path, [2, 3]).close()
+  real = builtins.open
+  path = next((tmp_path / 'checkpoints' / '3').rglob('*')).parent
+
+  def refusing(file, *args, **kwargs):
+    if str(file).startswith(str(path)):
+      raise OSError(number, os.strerror(number), str(file))
+    return real(file, *args, **kwargs)
+
+  (tmp_path / 'checkpoints' / '3' / 'told' / 'metadata').write_text('{')
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+  monkeypatch.setattr(builtins, 'open', refusing)
+  with pytest.raises(OSError, match=os.strerror(number)):
+    checkpoints.newest()
+  monkeypatch.undo()
+  assert kept(tmp_path) == ['2', '3']
+
+
+def test_storage_that_runs_out_of_files_is_not_damage(tmp_path, monkeypatch):
+  save(tmp_path, [2, 3]).close()
+
+  def fails(*args):
+    raise ValueError(f'reading "x": {os.strerror(errno.EMFILE)}')
+
+  monkeypatch.setattr(checkpoint, '_read', fails)
+  with pytest.raises(OSError, match='Too many open files'):
+    checkpoint.Checkpoints(tmp_path, keep=2).newest()
+  assert kept(tmp_path) == ['2', '3']

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -170,3 +171,39 @@ def test_default_workdirs_differ(tmp_path, monkeypatch):
   second = run_dir.default_workdir('quickstart')
   assert first != second and first.name.endswith('_quickstart')
   assert first.parts[0] == 'outputs' and len(first.parts) == 3
+
+
+def replaced(folder):
+  """Somebody deletes the folder and begins another run under its name."""
+  shutil.rmtree(folder.path)
+  with begun(folder.path) as theirs:
+    theirs.line({'round': 0, 'theirs': True})
+  return {p.name: p.read_bytes() for p in folder.path.iterdir()}
+
+
+@pytest.mark.parametrize(
+  'write',
+  [
+    lambda folder: folder.line({'round': 1}),
+    lambda folder: folder.sync(),
+    lambda folder: folder.summary({'status': 'ours'}),
+    lambda folder: folder.config({'config': 'ours'}),
+    lambda folder: folder.open_metrics(),
+    lambda folder: folder.replacing('curves.png').__enter__(),
+  ],
+)
+def test_nothing_is_written_into_the_folder_of_another(tmp_path, write):
+  folder = begun(tmp_path / 'run')
+  folder.line({'round': 0})
+  theirs = replaced(folder)
+  with pytest.raises(InputError, match='was deleted or replaced by another'):
+    write(folder)
+  folder.close()
+  assert theirs == {p.name: p.read_bytes() for p in folder.path.iterdir()}
+
+
+@pytest.mark.parametrize('name', ['x' * 300, 'file/run', 'a\0b'])
+def test_a_folder_that_cannot_be_is_known_at_once(tmp_path, name):
+  (tmp_path / 'file').touch()
+  with pytest.raises(InputError, match='cannot be made'):
+    Workdir(tmp_path / name)
