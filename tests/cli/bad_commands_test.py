@@ -170,18 +170,6 @@ CASES = {
     ),
     'clock.megabits_up = 1e-320: must be 0, or in',
   ),
-  # Coordinators.
-  **{
-    f'run: coordinator {text}': (
-      (
-        'run',
-        *quickstart('--distributed', f'--coordinator={text}', '--workdir=new'),
-        *('--num_processes=2', '--process_id=0', '--connect_seconds=2'),
-      ),
-      f'--coordinator {text}: must be HOST:PORT',
-    )
-    for text in ('nonsense', 'localhost:99999', 'localhost:0', ':1', 'a/b:3')
-  },
   # Configs of the package.
   'config: no word': (('config', 'shw'), 'shw'),
   'config: no name': (('config', 'show'), 'config show'),
