@@ -36,7 +36,7 @@ def class_numbers(
     least: the smallest that is allowed, -1 where a position may have no label.
 
   Raises:
-    InputError: another shape, a value that is no whole number, or one that is
+    InputError: another shape, a value with a fraction, or one that is
       out of range.
 
   >>> class_numbers(np.array([0, 255], np.uint8), 'y')
@@ -126,7 +126,9 @@ def _array(values: Any, name: str) -> np.ndarray:
     return np.asarray(values)
   except (ValueError, TypeError, OverflowError) as error:  # Ragged lists.
     reason = str(error).splitlines()[0][:100]
-    raise InputError(f'{name}: is no array of numbers ({reason})') from error
+    raise InputError(
+      f'{name}: must be an array of numbers ({reason})'
+    ) from error
 
 
 def _in_range(

@@ -28,7 +28,7 @@ _LOWER = frozenset(name.lower() for name in _NOT_DATA)
 
 
 def entries(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Lists what a folder holds, in natural order, without what is no data.
+  """Lists what a folder holds, in natural order, and nothing of the system's.
 
   Hidden entries, resource forks, thumbnails and indexes of operating systems
   are left out. Numbers in names count as numbers: `client2` comes before
@@ -58,11 +58,8 @@ def natural(name: str) -> tuple:
   ['a', 'b9', 'b10']
   """
   parts = re.split(r'(\d+)', name)
-  # Of equal keys, such as 01 and 1, the text decides.
-  return (
-    *(int(part) if i % 2 else part for i, part in enumerate(parts)),
-    name,
-  )
+  # Texts at even places, numbers at odd ones; of 01 and 1 the text decides.
+  return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
 
 
 def check_names(names: list[str], what: str) -> None:
@@ -78,7 +75,7 @@ def check_names(names: list[str], what: str) -> None:
     if plain in seen:
       raise InputError(
         f'{what}: {seen[plain]!r:.80} and {name!r:.80} are one name; must be'
-        ' told apart'
+        ' different'
       )
     seen[plain] = name
 

@@ -24,7 +24,7 @@ def check_whole(name: str, value: Any, low: int, high: int = MOST) -> int:
     high: the largest.
 
   Raises:
-    InputError: it is no whole number, or out of range.
+    InputError: it is not whole, or out of range.
   """
   if isinstance(value, bool) or not isinstance(value, numbers.Integral):
     raise InputError(f'{name} = {value!r}: must be a whole number')

@@ -44,7 +44,7 @@ def form(x: Any, y: Any, name: str) -> Formed:
     name: what the message calls them.
 
   Raises:
-    InputError: a value would not arrive exactly, or there is no rule for it.
+    InputError: a value would not arrive exactly, or no rule is known for it.
 
   >>> form(np.array([[0, 200]]), [1], 'mine')[0].x
   array([[  0, 200]], dtype=uint8)

@@ -86,39 +86,35 @@ def test_rounds_that_are_left_end_quietly(tmp_path, repository):
   assert process.stdout == 'left\n' and not process.stderr
 
 
+def in_a_shell(tmp_path, repository, script):
+  """Runs a script in which RUN is the command."""
+  config = repository / 'configs' / 'quickstart.py'
+  run = (
+    f'{sys.executable} -m fedavg_jax run --config={config} --config.rounds=4'
+    ' --config.checkpoint.rounds=1 --workdir=run'
+  )
+  command = ['bash', '-c', script.replace('RUN', run)]
+  return start(tmp_path, repository, command=command)
+
+
 def test_few_open_files_are_enough_or_a_line(tmp_path, repository):
   """As `ulimit -n` leaves them to many."""
-  config = repository / 'configs' / 'quickstart.py'
-  script = (
-    f'ulimit -n 64; exec {sys.executable} -m fedavg_jax run --config={config}'
-    ' --config.rounds=4 --config.checkpoint.rounds=1 --workdir=run'
-  )
-  process = start(tmp_path, repository, command=['bash', '-c', script])
+  process = in_a_shell(tmp_path, repository, 'ulimit -n 64; exec RUN')
   assert process.returncode in (0, 1)
   assert process.stderr.count('\n') <= 1 and 'Traceback' not in process.stderr
   assert not list(tmp_path.rglob('*.damaged*'))
 
 
 def test_a_strict_umask(tmp_path, repository):
-  config = repository / 'configs' / 'quickstart.py'
-  script = (
-    f'umask 077; exec {sys.executable} -m fedavg_jax run --config={config}'
-    ' --config.rounds=2 --workdir=run'
-  )
-  process = start(tmp_path, repository, command=['bash', '-c', script])
+  process = in_a_shell(tmp_path, repository, 'umask 077; exec RUN')
   assert process.returncode == 0, process.stderr
   modes = {path.stat().st_mode & 0o077 for path in tmp_path.rglob('*')}
   assert modes == {0}
 
 
 def test_a_full_standard_output(tmp_path, repository):
-  """A line about it, and what was trained is there."""
-  config = repository / 'configs' / 'quickstart.py'
-  script = (
-    f'exec {sys.executable} -m fedavg_jax run --config={config}'
-    ' --config.rounds=2 --workdir=run > /dev/full'
-  )
-  process = start(tmp_path, repository, command=['bash', '-c', script])
+  """A line about it, and no traceback."""
+  process = in_a_shell(tmp_path, repository, 'exec RUN > /dev/full')
   assert process.returncode in (0, 1, 120)
   assert 'Traceback' not in process.stderr
   assert process.stderr.count('\n') <= 2

@@ -82,7 +82,7 @@ def test_inputs_keep_their_values(x):
     ([None], 'y: is object'),
     ([1 + 2j], 'y: is complex128'),
     (np.array(['2026-01-01'], 'M8[D]'), 'y: is datetime64'),
-    ([[1], [1, 2]], 'y: is no array of numbers'),
+    ([[1], [1, 2]], 'y: must be an array of numbers'),
   ],
 )
 def test_labels_that_are_refused(y, words):

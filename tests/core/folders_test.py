@@ -11,14 +11,14 @@ from fedavg_jax.core.errors import InputError
 
 
 def test_entries_are_data_in_natural_order(tmp_path):
-  for name in ('b10', 'b9', 'a', 'B1', '01', '1', 'é'):
+  for name in ('b10', 'b9', 'a', 'b', 'B1', '01', '1', 'é', 'b9c'):
     (tmp_path / name).touch()
   for name in ('.hidden', '._a', 'Thumbs.db', 'DESKTOP.INI', '__MACOSX'):
     (tmp_path / name).touch()
   (tmp_path / '@eaDir').mkdir()
   (tmp_path / 'Icon\r').touch()
   names = [path.name for path in folders.entries(tmp_path)]
-  assert names == ['01', '1', 'B1', 'a', 'b9', 'b10', 'é']
+  assert names == ['01', '1', 'B1', 'a', 'b', 'b9', 'b9c', 'b10', 'é']
   assert folders.entries(tmp_path / 'none') == []
   assert folders.entries(tmp_path / 'a') == []
 

@@ -496,7 +496,7 @@ def test_two_spellings_of_one_name(tmp_path):
   place = folders(tmp_path)
   for name in ('Jos\u00e9', 'Jose\u0301'):
     save(place / 'train' / name / 'cat' / '0.png', Image.new('L', (4, 4)))
-  refused('images', place, tmp_path, 'are one name; must be told apart')
+  refused('images', place, tmp_path, 'are one name; must be different')
 
 
 # LEAF and texts.

@@ -67,7 +67,7 @@ def test_inputs_of_64_bits_become_smaller(dtype):
 
 
 def test_labels_of_255_classes_train_as_others_do():
-  """An unsigned label of 255 is no missing one."""
+  """An unsigned label of 255 is a class, not a missing label."""
   model = linear(256)
   y = np.array([255, 254, 255, 3])
   runs = []
