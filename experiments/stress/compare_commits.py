@@ -29,7 +29,7 @@ from typing import NamedTuple
 from absl import logging
 
 from experiments import checkout
-from experiments.stress import kill
+from experiments.stress import kill_settings
 from experiments.stress import lost_process
 from fedavg_jax.cli import command
 from fedavg_jax.core.errors import InputError
@@ -178,7 +178,7 @@ def _lines_differ(pair: list[pathlib.Path], names: list[str]) -> str | None:
 
 def _arrays_differ(pair: list[pathlib.Path], names: list[str]) -> str | None:
   """Compares the last checkpoints of two runs."""
-  saved = [kill.last_checkpoint(folder) for folder in pair]
+  saved = [kill_settings.last_checkpoint(folder) for folder in pair]
   paths, others = ([*map('.'.join, each.told['paths'])] for each in saved)
   if paths != others:
     return _both('arrays of the checkpoint', [paths, others], names)
