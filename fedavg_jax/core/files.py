@@ -1,9 +1,29 @@
-"""Files that are never half written."""
+"""Files that are never half written, and files that cannot be read now."""
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 import pathlib
+
+# A disk, a network or a limit of the system: the file itself may be good.
+_MACHINE = frozenset(
+  (
+    *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM),
+    *(errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EAGAIN, errno.EINTR),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ECONNRESET),
+    *(errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH),
+  )
+)
+
+
+def is_of_machine(error: BaseException) -> bool:
+  """Tells whether another attempt may succeed with the same files.
+
+  Such an error is nobody's input: it ends with exit code 1, and what was done
+  before it stays.
+  """
+  return isinstance(error, OSError) and error.errno in _MACHINE
 
 
 @contextlib.contextmanager

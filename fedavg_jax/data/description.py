@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import json
 import math
+import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -83,7 +84,7 @@ class Description(NamedTuple):
     shards: of the clients.
     test_x: inputs of the test set.
     test_y: its labels.
-    content: the JSON of all of it, but of where it came from.
+    content: the JSON of all of it, but of where it came from and of names.
   """
 
   num_classes: int
@@ -102,6 +103,8 @@ def read_description(path: pathlib.Path) -> Description:
   Raises:
     InputError: it is missing, of another version, or not what was written.
   """
+  if os.path.lexists(path) and not path.is_file():  # A pipe would never end.
+    raise InputError(f'{path}: must be a file; {AGAIN}')
   try:
     found = json.loads(path.read_text(encoding='utf-8'))
     if found['format'] != FORMAT:
@@ -195,9 +198,16 @@ def _description(found: Mapping[str, Any]) -> Description:
       )
   if test_x.shape[0] != test_y.shape[0]:
     raise _WrongError('inputs and labels of the test set have other lengths')
+  # Names change nothing of what is learnt; federations without them agree.
   content = {
-    k: v for k, v in found.items() if k not in ('source', 'shard_bytes')
+    k: v
+    for k, v in found.items()
+    if k not in ('source', 'shard_bytes', 'classes')
   }
+  content['shards'] = [
+    {k: v for k, v in shard.items() if k != 'names'}
+    for shard in found['shards']
+  ]
   return Description(
     num_classes=num_classes,
     max_value=_get(found, 'max_value', lambda v: _is_number(v) and v > 0),

@@ -1,5 +1,6 @@
 """The files of a shard: clients in a row, written and named by SHA-256."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import hashlib
 import json
@@ -38,20 +39,30 @@ class NamedExamples(NamedTuple):
 Client = Examples | NamedExamples
 
 
-Client = Examples | NamedExamples
-
-
 def write_shard(
-  folder: pathlib.Path, number: int, part: Sequence[Client], given: int
+  folder: pathlib.Path,
+  number: int,
+  part: Sequence[Client],
+  given: int,
+  check: Callable[[], None],
 ) -> Shard:
-  """Writes one shard; returns what stands of it in federation.json."""
+  """Writes one shard; returns what stands of it in federation.json.
+
+  Args:
+    folder: of the federation.
+    number: of the shard.
+    part: its clients, one at least.
+    given: clients that the source gave for it, empty ones included.
+    check: raises InputError where the folder is not ours any more; called
+      before each file.
+  """
   contents = contents_of(part)
   x, y = contents['x'], contents['y']
   total, squares = _moments(x)
-  files = {
-    name: write_file(folder / shard_name(number, name), content)
-    for name, content in contents.items()
-  }
+  files = {}
+  for name, content in contents.items():
+    check()
+    files[name] = write_file(folder / shard_name(number, name), content)
   return Shard(
     x=files['x'],
     y=files['y'],

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from typing import Any
 from typing import NamedTuple
 
@@ -41,10 +42,16 @@ from fedavg_jax.data.stored import FILE
 from fedavg_jax.data.stored import JOURNAL
 from fedavg_jax.data.stored import LOCK
 from fedavg_jax.data.stored import label_range
+from fedavg_jax.data.stored import sha256_of
 from fedavg_jax.data.stored import shard_name
 
 SHARD_BYTES = 2**28
 _TEST_FILES = ('test-x.npy', 'test-y.npy')
+# What a conversion writes, by name; other files in its folder are a person's.
+_OURS = re.compile(
+  r'(\.part\.)?(clients-\d{5,}-((x|y|sizes)\.npy|names\.json)|test-[xy]\.npy'
+  rf'|{re.escape(FILE)}|{re.escape(JOURNAL)})'
+)
 
 
 class _Made(NamedTuple):
@@ -52,11 +59,11 @@ class _Made(NamedTuple):
 
   Attributes:
     held: its lock file, which must stay the one of the path.
-    new: folders that this call has made, the deepest first.
+    new: how many folders this call has made, of it and those above it.
   """
 
   held: HeldFile
-  new: Sequence[pathlib.Path]
+  new: int
 
 
 def write(
@@ -107,7 +114,9 @@ def write(
   }
   begin = json.loads(json.dumps(begin))
   with _alone(folder) as made:
-    shards = _written(folder, begin)
+    shards, new = _written(folder, begin)
+    # Who has begun the conversion has made the folders.
+    made = made._replace(new=made.new if new is None else new)
     given = iter(clients(0))
     _prove(folder, shards, given)
     try:
@@ -122,14 +131,16 @@ def _write_shards(folder, made, begin, shards, given, test, wrote) -> None:
   """Writes the shards that are missing, and a line of the journal for each."""
   clients = sum(shard.given for shard in shards)
   size = sum(shard.bytes for shard in shards)
+  made.held.check()
   with open(folder / JOURNAL, 'a', encoding='utf-8') as journal:
     if not (folder / JOURNAL).stat().st_size:
-      _line(journal, begin)
+      _line(journal, begin | {'folders_made': made.new})
     known = begin['num_classes']
     alike = _checked(given, test, known, clients)
     for part, number in _parts(alike, begin['shard_bytes']):
-      made.held.check()
-      shard = write_shard(folder, len(shards), part, number)
+      check = made.held.check
+      shard = write_shard(folder, len(shards), part, number, check)
+      check()
       _sync(folder)
       _line(journal, shard_to_json(shard))
       shards.append(shard)
@@ -141,11 +152,10 @@ def _write_shards(folder, made, begin, shards, given, test, wrote) -> None:
 
 def _write_end(folder, made, begin, shards, test) -> None:
   """Writes the test set and, last of all, federation.json."""
-  made.held.check()
-  tests = {
-    name: write_file(folder / file, array)._asdict()
-    for name, file, array in zip('xy', _TEST_FILES, test, strict=True)
-  }
+  tests = {}
+  for name, file, array in zip('xy', _TEST_FILES, test, strict=True):
+    made.held.check()
+    tests[name] = write_file(folder / file, array)._asdict()
   found = begin | {
     'shards': list(map(shard_to_json, shards)),
     'test': tests,
@@ -155,6 +165,7 @@ def _write_end(folder, made, begin, shards, test) -> None:
     highest = max(highest, _highest_token(folder, found, shards, test))
   if begin['num_classes'] is None:
     found['num_classes'] = highest + 1
+  made.held.check()
   with whole(folder / FILE) as path, open(path, 'w', encoding='utf-8') as file:
     _line(file, found)
   _sync(folder)
@@ -165,7 +176,7 @@ def _write_end(folder, made, begin, shards, test) -> None:
 def _alone(folder: pathlib.Path) -> Iterator[_Made]:
   """Makes the folder, and sees that no other process writes to it."""
   parents = [folder, *folder.parents]
-  new = list(itertools.takewhile(lambda path: not path.exists(), parents))
+  new = sum(1 for _ in itertools.takewhile(lambda p: not p.exists(), parents))
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except (FileExistsError, NotADirectoryError):
@@ -182,8 +193,7 @@ def _alone(folder: pathlib.Path) -> Iterator[_Made]:
           )
         if names and JOURNAL not in names:
           raise InputError(f'{folder}: is not empty; choose a new path')
-        # A folder with a journal was made, or taken, by an earlier call.
-        yield _Made(held, [folder] if JOURNAL in names else new)
+        yield _Made(held, new)
       finally:
         with contextlib.suppress(InputError):
           held.check()  # What is another's stays.
@@ -200,12 +210,11 @@ def _undo(folder: pathlib.Path, made: _Made) -> None:
     made.held.check()
   except InputError:
     return  # The folder is another's.
-  names = [*_TEST_FILES, FILE, JOURNAL]
   for path in folder.iterdir():
-    if path.name in names or path.name.startswith('clients-'):
+    if _OURS.fullmatch(path.name):
       path.unlink()
   (folder / LOCK).unlink(missing_ok=True)
-  for path in made.new:
+  for path in [folder, *folder.parents][: made.new]:
     with contextlib.suppress(OSError):  # Somebody else has put something there.
       path.rmdir()
 
@@ -215,15 +224,20 @@ def _prove(
 ) -> None:
   """Reads the source of all shards again, which must be what was written."""
   for number, shard in enumerate(shards):
+    for name, file in shard.files().items():
+      path = folder / shard_name(number, name)
+      if sha256_of(path) != file.sha256:
+        raise InputError(f'{path}: is not what was written; choose a new path')
     part = [
       own for own in itertools.islice(given, shard.given) if len(own.y) > 0
     ]
     found = dict.fromkeys(shard.files(), '')
-    with contextlib.suppress(ValueError):  # They do not even fit each other.
-      found = {
-        name: content_sha256(content)
-        for name, content in contents_of(part).items()
-      }
+    if len(part) == shard.clients:
+      with contextlib.suppress(ValueError):  # They do not even fit each other.
+        found = {
+          name: content_sha256(content)
+          for name, content in contents_of(part).items()
+        }
     if any(
       found.get(name) != file.sha256 for name, file in shard.files().items()
     ):
@@ -235,11 +249,20 @@ def _prove(
       )
 
 
-def _written(folder: pathlib.Path, begin: dict[str, Any]) -> list[Shard]:
-  """Reads which shards an earlier call has finished in the folder."""
+def _written(
+  folder: pathlib.Path, begin: dict[str, Any]
+) -> tuple[list[Shard], int | None]:
+  """Reads which shards an earlier call has finished in the folder.
+
+  Returns:
+    The shards, and how many folders that call has made; None where none of
+    its journal stands.
+  """
   journal = folder / JOURNAL
-  if not journal.exists():
-    return []
+  if not os.path.lexists(journal):
+    return [], None
+  if not journal.is_file():  # A pipe would never end.
+    raise InputError(f'{journal}: must be a file; choose a new path')
   content = journal.read_bytes()
   complete = content[: content.rfind(b'\n') + 1]
   try:
@@ -250,12 +273,14 @@ def _written(folder: pathlib.Path, begin: dict[str, Any]) -> list[Shard]:
       f'{journal}: is not the journal of a conversion ({error}); choose a new'
       ' path'
     ) from None
-  if lines and lines[0] != begin:
-    known = lines[0] if isinstance(lines[0], dict) else {}
+  known = lines[0] if lines and isinstance(lines[0], dict) else {}
+  new = known.pop('folders_made', 0)
+  if lines and known != begin:
     differ = [key for key in begin if known.get(key) != begin[key]]
+    what = ', '.join(differ) or 'journal'
     raise InputError(
-      f'{folder}: a conversion with another {", ".join(differ)} has begun here;'
-      ' choose a new path'
+      f'{folder}: a conversion with another {what} has begun here; choose a new'
+      ' path'
     )
   for number, shard in enumerate(shards):
     for name, file in shard.files().items():
@@ -265,7 +290,9 @@ def _written(folder: pathlib.Path, begin: dict[str, Any]) -> list[Shard]:
   if complete != content:  # Killed while it wrote a line.
     with open(journal, 'r+b') as file:
       file.truncate(len(complete))
-  return shards
+  if not lines:
+    return shards, None
+  return shards, new if isinstance(new, int) and new > 0 else 0
 
 
 def _checked(
@@ -276,7 +303,7 @@ def _checked(
 ) -> Iterator[Client]:
   """Looks at each client before it is written; all must be as the test set."""
   for number, own in enumerate(given, first):
-    if len(own.y):
+    if len(own.y) or len(own.x):
       what = f'client {number}'
       if isinstance(own, NamedExamples):
         what += f' ({own.name!r:.80})'
