@@ -28,6 +28,7 @@ A config then reads it with `dataset = 'stored'`, `data_dir = FOLDER`,
 """
 
 from collections.abc import Sequence
+import os
 import pathlib
 import sys
 
@@ -68,7 +69,7 @@ def _run() -> None:
   if flags.FLAGS.verify == '':
     raise InputError('--verify is empty: name the folder of a federation')
   if flags.FLAGS.verify is not None:
-    number = stored.verify(pathlib.Path(flags.FLAGS.verify))
+    number = stored.verify(command.read_path('verify', ''))
     say(f'{flags.FLAGS.verify}: all {number} files are what was written')
     return
   for flag in ('source', 'path', 'out'):
@@ -78,7 +79,7 @@ def _run() -> None:
   kind, path = str(flags.FLAGS.source), str(flags.FLAGS.path)
   source = open_source(kind, path)
   if kind != 'generator':
-    path = str(pathlib.Path(path).expanduser().resolve())
+    path = str(pathlib.Path(os.path.expanduser(path)).resolve())
   with tqdm(
     total=source.num_clients or None, unit=' clients', file=sys.stdout
   ) as bar:

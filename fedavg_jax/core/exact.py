@@ -47,7 +47,7 @@ def class_numbers(
       raise InputError(f'{name}: must be int32 with {ndim} axes')
     _in_range(y, name, num_classes, least)
     return y  # pyrefly: ignore[bad-return]
-  y = _array(y, name)
+  y = array(y, name)
   if y.ndim != ndim:
     shape = '[n]' if ndim == 1 else '[n, T]'
     hint = ' (class numbers, not one-hot rows or a column)' if ndim == 1 else ''
@@ -61,7 +61,7 @@ def whole_numbers(
   values: Any, name: str, *, num_classes: int | None = None, least: int = 0
 ) -> np.ndarray:
   """Turns whole numbers of any shape into int32; as `class_numbers`."""
-  values = _array(values, name)
+  values = array(values, name)
   if values.dtype.kind not in 'biuf':
     raise InputError(f'{name}: is {values.dtype}, must be whole numbers')
   if values.dtype.kind == 'f':
@@ -94,7 +94,7 @@ def inputs(x: Any, name: str) -> np.ndarray:
   """
   if isinstance(x, RowsOnDisk):
     return x  # pyrefly: ignore[bad-return]
-  x = _array(x, name)
+  x = array(x, name)
   if not x.ndim:
     raise InputError(f'{name}: is a single number, must have rows, [n, ...]')
   if not x.dtype.isnative:  # Of another machine's byte order.
@@ -121,7 +121,21 @@ def _is_number(dtype: np.dtype) -> bool:
   return dtype.kind != 'V' or dtype.name == 'bfloat16'
 
 
-def _array(values: Any, name: str) -> np.ndarray:
+def array(values: Any, name: str) -> np.ndarray:
+  """Turns lists, or another library's arrays, into one of NumPy's.
+
+  Args:
+    values: of any kind.
+    name: what the message calls them.
+
+  Raises:
+    InputError: their lengths differ, or some of them are masked: what lies
+      behind a mask is no value.
+  """
+  if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+    raise InputError(
+      f'{name}: has {np.ma.count_masked(values)} masked values, must have none'
+    )
   try:
     return np.asarray(values)
   except (ValueError, TypeError, OverflowError) as error:  # Ragged lists.

@@ -1,5 +1,6 @@
 """What a folder holds that a person put there, and a folder that is held."""
 
+from collections.abc import Sequence
 import os
 import pathlib
 import re
@@ -62,22 +63,25 @@ def natural(name: str) -> tuple:
   return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
 
 
-def check_names(names: list[str], what: str) -> None:
+def check_names(
+  names: Sequence[str], what: str, shown: Sequence[str] | None = None
+) -> None:
   """Raises InputError where two names are one to a reader.
 
   Args:
     names: of clients, say.
     what: what the message calls them.
+    shown: what the message calls each, where that is another, such as its file.
   """
   seen: dict[str, str] = {}
-  for name in names:
+  for name, own in zip(names, shown or names, strict=True):
     plain = unicodedata.normalize('NFC', name)
     if plain in seen:
       raise InputError(
-        f'{what}: {seen[plain]!r:.80} and {name!r:.80} are one name; must be'
+        f'{what}: {seen[plain]!r:.80} and {own!r:.80} are one name; must be'
         ' different'
       )
-    seen[plain] = name
+    seen[plain] = own
 
 
 class HeldFile:

@@ -7,6 +7,7 @@ unpickled, and nothing is allocated because a header says so.
 from collections.abc import Iterator
 import math
 import pathlib
+import struct
 import tokenize
 from typing import Any
 from typing import NamedTuple
@@ -17,7 +18,10 @@ import numpy as np
 
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.files import is_of_machine
+from fedavg_jax.core.folders import entries
 from fedavg_jax.data import forms
+from fedavg_jax.data.shard_writer import NamedExamples
 
 _NAMES = ('x', 'y', 'client', 'x_test', 'y_test')
 # What zipfile, zlib and NumPy raise for files that are damaged, or are no npz.
@@ -33,8 +37,11 @@ _DAMAGED = (
   OverflowError,
   zipfile.BadZipFile,
   zlib.error,
+  struct.error,
   tokenize.TokenError,
 )
+# Deflate packs 1,032 bytes into one at most; what promises more is a trap.
+_MOST_UNPACKED = 2000
 
 
 class ClientArrays(NamedTuple):
@@ -46,6 +53,7 @@ class ClientArrays(NamedTuple):
     y: [n, ...].
     order: [n] rows, client by client.
     begins: [K] where each client begins in `order`.
+    ids: [K] what the file calls each client.
     test: the test set.
     max_value: the largest value that a pixel can have.
   """
@@ -55,10 +63,11 @@ class ClientArrays(NamedTuple):
   y: np.ndarray
   order: np.ndarray
   begins: np.ndarray
+  ids: np.ndarray
   test: Examples
   max_value: float
 
-  def clients(self, first: int) -> Iterator[Examples]:
+  def clients(self, first: int) -> Iterator[NamedExamples]:
     """Reads client number `first`, then those after it."""
     ends = np.append(self.begins[1:], len(self.order))
     for k in range(first, len(self.begins)):
@@ -66,7 +75,7 @@ class ClientArrays(NamedTuple):
       where = f'{self.name}: client {k}'
       own = forms.form(self.x[rows], self.y[rows], where)
       forms.check_scale(own.max_value, self.max_value, where)
-      yield own.examples
+      yield NamedExamples(*own.examples, str(self.ids[k]))
 
 
 def open_arrays(path: pathlib.Path) -> ClientArrays:
@@ -97,63 +106,114 @@ def open_arrays(path: pathlib.Path) -> ClientArrays:
     raise InputError(f'--path {path}: holds no row, must hold one at least')
   test = forms.form(x_test, y_test, f'--path {path}: test set')
   order = np.argsort(client, kind='stable')
-  _, begins = np.unique(client[order], return_index=True)
+  ids, begins = np.unique(client[order], return_index=True)
   return ClientArrays(
     name=f'--path {path}',
     x=x,
     y=y,
     order=order,
     begins=begins,
+    ids=ids,
     test=test.examples,
     max_value=test.max_value,
   )
 
 
 def _from_folder(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  arrays = {}
-  for name in _NAMES:
-    path = folder / f'{name}.npy'
-    if not path.exists():
+  """Maps the .npy files of a folder, whatever case their names have."""
+  paths: dict[str, pathlib.Path] = {}
+  for path in entries(folder):
+    name = path.stem.lower()
+    if path.suffix.lower() != '.npy' or name not in _NAMES:
       continue
-    if not path.is_file():
-      raise InputError(f'{path}: must be a file')  # A pipe would never end.
-    try:
-      arrays[name] = np.load(path, mmap_mode='r', allow_pickle=False)
-    except _DAMAGED as error:
-      raise _damaged(path, error) from error
-  return arrays
+    if name in paths:
+      raise InputError(
+        f'--path {folder}: {paths[name].name} and {path.name} are both {name};'
+        ' must be one'
+      )
+    paths[name] = path
+  return {name: _map(path) for name, path in paths.items()}
+
+
+def _map(path: pathlib.Path) -> np.ndarray:
+  if not path.is_file():
+    raise InputError(f'{path}: must be a file')  # A pipe would never end.
+  try:
+    with open(path, 'rb') as file:
+      shape, by_columns, dtype = _header(file, path.name)
+      offset = file.tell()
+    holds = path.stat().st_size - offset
+    _check_length(path.name, shape, dtype, holds)
+    if not holds:
+      return np.zeros(shape, dtype)
+    order = 'F' if by_columns else 'C'
+    return np.memmap(path, dtype, 'r', offset, shape, order)
+  except _DAMAGED as error:
+    raise _damaged(path, error) from error
 
 
 def _from_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise InputError(f'--path {path}: must be a file or a folder')
+  arrays = {}
   try:
     with zipfile.ZipFile(path) as archive:
+      names = archive.namelist()
       for name in _NAMES:
-        if f'{name}.npy' in archive.namelist():
-          _check_member(archive, f'{name}.npy')
-    with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in _NAMES if name in file}
+        if (number := names.count(f'{name}.npy')) > 1:
+          raise ValueError(f'{name}.npy is in it {number} times')
+        if number:
+          arrays[name] = _unpack(archive, f'{name}.npy')
   except _DAMAGED as error:
     raise _damaged(f'--path {path}', error) from error
+  return arrays
 
 
-def _check_member(archive: zipfile.ZipFile, name: str) -> None:
-  """Raises ValueError where a header promises more than the archive holds."""
+def _unpack(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+  """Reads an array; nothing is allocated that the archive cannot hold."""
   with archive.open(name) as file:
-    major, _ = np.lib.format.read_magic(file)
-    read: Any = (
-      np.lib.format.read_array_header_1_0
-      if major == 1
-      else np.lib.format.read_array_header_2_0
+    shape, _, dtype = _header(file, name)
+    info = archive.getinfo(name)
+    _check_length(name, shape, dtype, info.file_size - file.tell())
+  packed, limit = info.compress_size, _MOST_UNPACKED * info.compress_size
+  if info.file_size > limit + 2**16:
+    raise ValueError(
+      f'{name} promises {info.file_size:,} bytes in {packed:,}, which cannot be'
     )
-    shape, _, dtype = read(file)
-    promised = file.tell() + math.prod(shape) * dtype.itemsize
-  holds = archive.getinfo(name).file_size
-  if not dtype.hasobject and promised != holds:
-    raise ValueError(f'{name} holds {holds:,} bytes, must hold {promised:,}')
+  with archive.open(name) as file:
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _damaged(where: Any, error: Exception) -> InputError:
+def _header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+  """Reads the header of an .npy file, which must be of real numbers."""
+  major, _ = np.lib.format.read_magic(file)
+  read: Any = {
+    1: np.lib.format.read_array_header_1_0,
+    2: np.lib.format.read_array_header_2_0,
+  }.get(major)
+  if read is None:
+    raise ValueError(f'{name} is of version {major} of .npy')
+  shape, by_columns, dtype = read(file)
+  if dtype.kind not in 'biuf':
+    raise ValueError(f'{name} holds {dtype}, must hold real numbers')
+  if not all(type(n) is int and n >= 0 for n in shape):
+    raise ValueError(f'{name} has the shape {shape}')
+  return shape, by_columns, dtype
+
+
+def _check_length(
+  name: str, shape: tuple[int, ...], dtype: np.dtype, holds: int
+) -> None:
+  """Raises ValueError where a header says another length than there is."""
+  promised = math.prod(shape) * dtype.itemsize
+  if promised != holds:
+    raise ValueError(
+      f'{name} holds {holds:,} bytes of values, must hold {promised:,}'
+    )
+
+
+def _damaged(where: Any, error: Exception) -> Exception:
+  if is_of_machine(error):
+    return error
   reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
   return InputError(f'{where}: cannot be read ({reason})')

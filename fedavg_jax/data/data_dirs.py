@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+from fedavg_jax.core.errors import InputError
+
 # Folders of a data set in $FEDAVG_DATA, the first that exists.
 _FOLDERS = {
   'mnist': ('mnist', 'MNIST'),
@@ -21,11 +23,19 @@ def shared_folder(name: str) -> pathlib.Path | None:
 
   MNIST by writer is $FEDAVG_DATA itself, where mnist/ and qmnist_writers/ lie
   side by side.
+
+  Raises:
+    InputError: the variable names no folder.
   """
   home = os.environ.get('FEDAVG_DATA')
-  if not home:
+  if not home or name not in (*_FOLDERS, 'mnist_writers'):
     return None
   folder = pathlib.Path(os.path.expanduser(home))
+  if not folder.is_dir():
+    raise InputError(
+      f'FEDAVG_DATA = {home!r}: must name a folder of data sets, or be unset;'
+      ' there is no such folder'
+    )
   if name == 'mnist_writers':
     return folder if (folder / 'qmnist_writers').is_dir() else None
   return _within(folder, name)

@@ -26,6 +26,7 @@ class Dataset(NamedTuple):
     statistics: mean and standard deviation of all its pixels, in [0, 1].
     sha256: of all its files, in hexadecimal.
     client_names: of the natural clients, in their order; () where unknown.
+    classes: names of the labels, in their order; () where unknown.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Dataset(NamedTuple):
   statistics: tuple[float, float] | None = None
   sha256: str = ''
   client_names: tuple[str, ...] = ()
+  classes: tuple[str, ...] = ()
 
   @property
   def input_shape(self) -> tuple[int, ...]:

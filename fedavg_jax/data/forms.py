@@ -49,7 +49,7 @@ def form(x: Any, y: Any, name: str) -> Formed:
   >>> form(np.array([[0, 200]]), [1], 'mine')[0].x
   array([[  0, 200]], dtype=uint8)
   """
-  x, y = np.asarray(x), np.asarray(y)
+  x, y = exact.array(x, f'{name}: x'), exact.array(y, f'{name}: y')
   if x.ndim < 2 or not x[:1].size:
     raise InputError(
       f'{name}: x has the shape {list(x.shape)}, must have rows of values,'

@@ -12,6 +12,7 @@ clip or round them.
 from collections.abc import Iterator
 from collections.abc import Sequence
 import pathlib
+import re
 from typing import Any
 from typing import NamedTuple
 import warnings
@@ -20,13 +21,27 @@ import numpy as np
 
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.files import is_of_machine
 from fedavg_jax.core.folders import check_names
 from fedavg_jax.core.folders import entries
 from fedavg_jax.core.folders import natural
 from fedavg_jax.data.shard_writer import NamedExamples
 
 _SUFFIXES = frozenset(
-  ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.webp')
+  (
+    *('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.gif'),
+    *('.tif', '.tiff', '.webp'),
+  )
+)
+# Pillow knows more, some of which start other programs.
+_FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'TIFF', 'WEBP')
+# Images of formats that are not read: to leave them out would be silent.
+_OTHER_SUFFIXES = frozenset(
+  (
+    *('.heic', '.heif', '.avif', '.jp2', '.j2k', '.jxl', '.ppm', '.pgm'),
+    *('.pbm', '.pnm', '.tga', '.ico', '.psd', '.dng', '.cr2', '.nef'),
+    *('.raw', '.svg', '.eps', '.dcm', '.exr', '.hdr', '.apng', '.npy'),
+  )
 )
 
 
@@ -85,7 +100,7 @@ def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
   """Lists the folders in a folder, in which an image would be nobody's."""
   found = entries(folder)
   for path in found:
-    if path.suffix.lower() in _SUFFIXES and not path.is_dir():
+    if _is_image(path) and not path.is_dir():
       raise InputError(
         f'{path}: must lie in train/CLIENT/LABEL or test/LABEL, which say whose'
         ' it is and what'
@@ -104,8 +119,17 @@ def _files(
           f'{path}: is a folder where images are; they must lie in'
           ' train/CLIENT/LABEL or test/LABEL itself'
         )
+      if path.suffix.lower() in _OTHER_SUFFIXES:
+        raise InputError(
+          f'{path}: must be one of {", ".join(sorted(_SUFFIXES))}; convert it'
+          ' first, or take it away'
+        )
       if path.suffix.lower() in _SUFFIXES:
         yield path, label
+
+
+def _is_image(path: pathlib.Path) -> bool:
+  return path.suffix.lower() in _SUFFIXES | _OTHER_SUFFIXES
 
 
 def _read(files, shape: tuple[int, ...], max_value: float) -> Examples:
@@ -136,14 +160,15 @@ def read_image(path: pathlib.Path) -> tuple[np.ndarray, float]:
     raise InputError(f'{path}: must be a file')  # A pipe would never end.
   try:
     with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # A line of ours is enough.
       warnings.simplefilter('error', Image.DecompressionBombWarning)
-      with Image.open(path) as image:
+      with Image.open(path, formats=_FORMATS) as image:
         pixels, max_value = _pixels(path, image)
-  except InputError:
-    raise
-  except MemoryError:
+  except (InputError, MemoryError):
     raise
   except Exception as error:  # Whatever a damaged file makes Pillow raise.
+    if is_of_machine(error):
+      raise
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise InputError(
       f'{path}: cannot be read as an image ({reason[:100]})'
@@ -152,10 +177,12 @@ def read_image(path: pathlib.Path) -> tuple[np.ndarray, float]:
 
 
 def _pixels(path: pathlib.Path, image: Any) -> tuple[np.ndarray, float]:
-  mode, wide = image.mode, _is_wide(image)
-  if getattr(image, 'n_frames', 1) > 1:
+  mode, wide = image.mode, _is_wide(image) and image.mode not in ('I', 'F')
+  # The further pictures of an MPO are the camera's previews of the first.
+  if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1:
     raise InputError(f'{path}: has {image.n_frames} frames, must have one')
-  if mode in ('I;16', 'I;16L', 'I;16B', 'I;16N'):
+  grey = mode in ('I;16', 'I;16L', 'I;16B', 'I;16N')
+  if grey or (mode == 'I' and image.format == 'PNG'):  # As Pillow 10 has it.
     return np.asarray(image).astype(np.float32), 65535.0
   if wide or mode not in ('1', 'L', 'LA', 'RGB', 'RGBA', 'P', 'PA'):
     raise InputError(
@@ -170,8 +197,13 @@ def _pixels(path: pathlib.Path, image: Any) -> tuple[np.ndarray, float]:
 
 
 def _is_wide(image: Any) -> bool:
-  """Tells whether Pillow would cut 16 bits of a colour to 8."""
-  return (
-    any('16' in str(tile[-1]) for tile in image.tile)
-    and image.mode[:4] != 'I;16'
-  )
+  """Tells whether Pillow would cut 16 bits, or stretch 5, to 8.
+
+  What a file holds is the first argument of its decoder, such as RGB;16B.
+  """
+  for tile in image.tile:
+    args = tile[-1]
+    first = args[0] if isinstance(args, tuple) and args else args
+    if isinstance(first, str) and re.search(r';(12|15|16|32)', first):
+      return True
+  return False

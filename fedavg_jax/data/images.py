@@ -53,12 +53,15 @@ def load_mnist(name: str, folder: pathlib.Path | None) -> Dataset:
   dataset = _from_idx(files, paths)
   if name == files:
     return dataset
-  owners = _writers(folder, dataset.train.y)
-  return dataset._replace(name=name, owners=owners)
+  ids, owners = _writers(folder, dataset.train.y)
+  names = tuple(str(writer) for writer in ids)
+  return dataset._replace(name=name, owners=owners, client_names=names)
 
 
-def _writers(folder: pathlib.Path | None, labels: np.ndarray) -> np.ndarray:
-  """Whose every training digit is; writers are numbered by their ids."""
+def _writers(
+  folder: pathlib.Path | None, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ids of the writers, in their order, and whose every training digit is."""
   places = [folder, folder / 'qmnist_writers'] if folder else []
   found = [
     path
@@ -77,8 +80,8 @@ def _writers(folder: pathlib.Path | None, labels: np.ndarray) -> np.ndarray:
       f"{found[0]}: its labels are not those of MNIST's training digits;"
       f' {readers.GET_ANEW}'
     )
-  _, owners = np.unique(writers, return_inverse=True)
-  return owners.astype(np.int32)
+  ids, owners = np.unique(writers, return_inverse=True)
+  return ids, owners.astype(np.int32)
 
 
 def _find_idx_files(

@@ -6,6 +6,7 @@ A user is one client, however many files of a split name it.
 from collections import Counter
 from collections.abc import Iterator
 import pathlib
+import re
 
 import numpy as np
 
@@ -36,6 +37,10 @@ def files_of(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
       f'data_dir = {str(folder)!r}: {split}/ holds no json; must be a folder'
       " of LEAF's, with train/ and test/"
     )
+  # Their users would be one client each, with every example twice.
+  stems = [re.sub(r'\.json(\.gz)?$', '', p.name, flags=re.I) for p in files]
+  names = [path.name for path in files]
+  check_names(stems, f'data_dir = {str(folder)!r}: files of {split}/', names)
   return files
 
 

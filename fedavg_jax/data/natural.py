@@ -21,7 +21,7 @@ _VOCABULARY, _MOST_WORDS, _TEST_AUTHORS = 10_000, 5000, 10
 def load_shakespeare(path: pathlib.Path) -> Dataset:
   """Lines of the roles of plays that have two at least."""
   roles = {
-    f'{title}: {role}': lines
+    (title, role): lines
     for title, play in _plays(path).items()
     for role, lines in play.items()
     if len(lines) >= 2
@@ -41,7 +41,7 @@ def load_shakespeare(path: pathlib.Path) -> Dataset:
     max_value=1.0,
     owners=number_owners(train),
     padding=texts.PADDING,
-    client_names=tuple(roles),
+    client_names=tuple(f'{title}: {role}' for title, role in roles),
   )
 
 
@@ -55,10 +55,18 @@ def _plays(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
     for file in entries(path)
     if file.suffix.lower() == suffix
   ]
-  whole = [file for file in files if file.stem in ('100-0', 'pg100', '100')]
+  whole = [
+    file for file in files if file.stem.lower() in ('100-0', 'pg100', '100')
+  ]
+  if len(whole) > 1:
+    raise InputError(
+      f'data_dir = {str(path)!r}: {whole[0].name} and {whole[1].name} are the'
+      ' same plays; name one of them'
+    )
   if whole:
     return texts.read_complete_works(whole[0])
-  check_names([file.stem for file in files], f'{path}: plays')
+  names = [file.name for file in files]
+  check_names([file.stem for file in files], f'{path}: plays', names)
   plays, poems = {}, []
   for file in files:
     try:
@@ -107,4 +115,5 @@ def load_words(path: pathlib.Path) -> Dataset:
     max_value=1.0,
     owners=number_owners(parts[0]),
     client_names=tuple(encoded),
+    classes=('<unknown>', *tokens),
   )

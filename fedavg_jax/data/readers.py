@@ -13,8 +13,10 @@ import zlib
 
 import numpy as np
 
+from fedavg_jax.core import exact
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.files import is_of_machine
 from fedavg_jax.core.folders import check_names
 
 GET_ANEW = 'copy or download the file again'
@@ -140,12 +142,9 @@ def read_leaf(path: pathlib.Path) -> dict[str, Examples]:
     InputError: the file cannot be read, is no such file, or its lengths and
       shapes do not fit each other.
   """
+  content = read_bytes(path)
   try:
-    tree = json.loads(
-      read_bytes(path),
-      parse_constant=_no_constant,
-      object_pairs_hook=_no_duplicate,
-    )
+    tree = parse_json(content)
   except (ValueError, RecursionError, MemoryError) as error:
     raise InputError(f'{path}: not JSON ({_first_line(error)})') from error
   keys = ('users', 'num_samples', 'user_data')
@@ -191,30 +190,29 @@ def _leaf_user(path, user, count, own) -> Examples:
       f'{where}: has {len(own["x"])} x and {len(own["y"])} y, num_samples says'
       f' {count!r:.20}; must be equal'
     )
-  arrays = []
-  for name, dtype, kinds in (
-    ('x', np.float32, {int, float}),
-    ('y', np.int64, {int}),
-  ):
-    other = _kinds(own[name]) - kinds
+  for name in 'xy':
+    other = _kinds(own[name]) - {int, float}
     if other:  # Of texts NumPy would make an array as wide as the longest.
       raise InputError(
         f'{where}: {name} holds {min(kind.__name__ for kind in other)}, must'
         f' hold {"whole numbers" if name == "y" else "numbers"}'
       )
-    try:
-      with np.errstate(over='ignore'):  # Told below.
-        arrays.append(np.asarray(own[name], dtype))
-    except (ValueError, OverflowError) as error:  # Ragged, or huge.
-      raise InputError(
-        f'{where}: {name} are not numbers of one shape ({_first_line(error)})'
-      ) from error
-  x, y = arrays
-  if y.ndim != 1 or (len(y) and not 0 <= y.min() <= y.max() < 2**31):
-    raise InputError(f'{where}: y must be labels from 0')
+  y = exact.class_numbers(own['y'], f'{where}: y')
+  try:
+    with np.errstate(over='ignore'):  # Told below.
+      x = np.asarray(own['x'], np.float32)
+  except (ValueError, OverflowError) as error:  # Ragged, or huge.
+    raise InputError(
+      f'{where}: x are not numbers of one shape ({_first_line(error)})'
+    ) from error
   if not np.isfinite(x).all():
     raise InputError(f'{where}: x are not finite in float32')
-  return Examples(x, y.astype(np.int32))
+  if len(x) and (x.ndim < 2 or not x.size):
+    raise InputError(
+      f'{where}: x has the shape {list(x.shape)}, must have rows of values,'
+      ' [n, ...]'
+    )
+  return Examples(x, y)
 
 
 def _kinds(value: Any) -> set[type]:
@@ -240,7 +238,7 @@ def read_bytes(path: pathlib.Path, most: int | None = None) -> bytes:
   try:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-      raise InputError(f'{path}: is no file')  # A pipe would never end.
+      raise InputError(f'{path}: must be a file')  # A pipe would never end.
     size = status.st_size if most is None else min(status.st_size, most)
     with open(path, 'rb') as file:
       zipped = file.read(2) == b'\x1f\x8b'
@@ -251,6 +249,8 @@ def read_bytes(path: pathlib.Path, most: int | None = None) -> bytes:
     with gzip.open(path) as file:
       content = file.read(limit if most is None else min(limit, most))
   except (OSError, EOFError, MemoryError, zlib.error) as error:
+    if is_of_machine(error):
+      raise
     raise InputError(
       f'{path}: cannot be read ({_first_line(error)}); {GET_ANEW}'
     ) from error
@@ -270,6 +270,18 @@ def check_unpacked(path: pathlib.Path, content: bytes, limit: int) -> bytes:
       f' {GET_ANEW}'
     )
   return content
+
+
+def parse_json(content: str | bytes) -> Any:
+  """Parses JSON as its standard has it, with every key once.
+
+  Raises:
+    ValueError: it is something else, such as NaN, or a key occurs twice in an
+      object: one of its values would be lost.
+  """
+  return json.loads(
+    content, parse_constant=_no_constant, object_pairs_hook=_no_duplicate
+  )
 
 
 def _no_constant(name: str) -> Any:

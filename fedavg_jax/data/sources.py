@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import importlib
 import itertools
+import os
 import pathlib
 import sys
 from typing import Any
@@ -14,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fedavg_jax.core import client_data
+from fedavg_jax.core import exact
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.files import is_of_machine
 from fedavg_jax.data import array_files
 from fedavg_jax.data import catalog
 from fedavg_jax.data import forms
@@ -64,7 +67,8 @@ def open_source(kind: str, path: str) -> Source:
     raise InputError(f'--source {kind}: must be one of {", ".join(SOURCES)}')
   if kind == 'generator':
     return _generator(path)
-  place = pathlib.Path(path).expanduser()
+  # Unlike Path.expanduser, leaves the home of nobody as it is.
+  place = pathlib.Path(os.path.expanduser(path))
   if not place.exists():
     raise InputError(f'--path {path}: there is no such file or folder')
   if kind == 'images':
@@ -89,6 +93,7 @@ def _dataset(dataset: Dataset) -> Source:
     num_classes=dataset.num_classes,
     max_value=dataset.max_value,
     padding=dataset.padding,
+    classes=dataset.classes,
   )
 
 
@@ -150,7 +155,7 @@ def _generator(path: str) -> Source:
   def clients(first: int) -> Iterator[Examples]:
     for k, x, y in _pairs(function, path, first):
       where = f'--path {path}: client {k}'
-      if not len(y):
+      if not len(y) and not x.size:
         yield Examples(np.zeros((0, *test.examples.x.shape[1:])), np.zeros(0))
         continue
       own = forms.form(x, y, where)
@@ -198,14 +203,20 @@ def _pairs(
           f'--path {path}: client {k} is {type(own).__name__}, must be a pair'
           ' of arrays, (x, y)'
         )
-      x, y = map(np.asarray, own)
+      where = f'--path {path}: client {k}'
+      x, y = (
+        exact.array(own[0], f'{where}: x'),
+        exact.array(own[1], f'{where}: y'),
+      )
       if not y.ndim:
-        raise InputError(f'--path {path}: client {k}: y must be an array, [n]')
+        raise InputError(f'{where}: y must be an array, [n]')
       yield k, x, y
       k += 1
   except (InputError, MemoryError, GeneratorExit):
     raise
   except (Exception, SystemExit) as error:  # Of a person's own code, anything.
+    if is_of_machine(error):
+      raise
     raise InputError(
       f'--path {path}: fails at client {k} ({_reason(error)})'
     ) from error

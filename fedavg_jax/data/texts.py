@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import io
-import json
 import pathlib
 import re
+import struct
 from typing import NamedTuple
 import zipfile
 import zlib
@@ -24,6 +24,7 @@ from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.folders import check_names
 from fedavg_jax.core.folders import entries
+from fedavg_jax.core.folders import is_data
 from fedavg_jax.data import readers
 
 # 256 bytes, the end of a line, and what lies behind it.
@@ -263,7 +264,8 @@ def read_authors(path: pathlib.Path) -> dict[str, list[str]]:
   texts: dict[str, list[str]] = {}
   if path.is_dir():
     files = [file for file in entries(path) if file.suffix.lower() == '.txt']
-    check_names([file.stem for file in files], f'{path}: authors')
+    names = [file.name for file in files]
+    check_names([file.stem for file in files], f'{path}: authors', names)
     texts = {file.stem: [_text(file)] for file in files}
     if not texts:
       raise InputError(f'{path}: holds no AUTHOR.txt')
@@ -272,14 +274,14 @@ def read_authors(path: pathlib.Path) -> dict[str, list[str]]:
       if not line.strip():
         continue
       try:
-        post = json.loads(line)
+        post = readers.parse_json(line)
         author, said = post['author'], post['text']
         if not isinstance(author, str) or not isinstance(said, str):
           raise TypeError
       except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError(
           f'{path}: line {number} must be a JSON object with the strings author'
-          ' and text'
+          ' and text, each once'
         ) from None
       texts.setdefault(author, []).append(said)
     if not texts:
@@ -346,9 +348,15 @@ def _text(path: pathlib.Path) -> str:
   """A text file, or the only one of a zip archive."""
   content = readers.read_bytes(path)
   try:
-    if content[:2] == b'PK':
+    if content[:4] in (b'PK\3\4', b'PK\5\6'):
       with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        (name,) = archive.namelist()
+        # What systems put into archives beside the file is nobody's.
+        (name,) = [
+          name
+          for name in archive.namelist()
+          if name[-1:] != '/'
+          and all(map(is_data, map(pathlib.Path, name.split('/'))))
+        ]
         limit = readers.unpacked_limit(len(content))
         with archive.open(name) as file:
           content = readers.check_unpacked(path, file.read(limit), limit)
@@ -364,7 +372,7 @@ def _text(path: pathlib.Path) -> str:
   # Of a damaged archive; RuntimeError of one with a password.
   except (
     *(ValueError, OSError, EOFError, LookupError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
   ) as e:
     raise InputError(
       f'{path}: not an archive of one file ({e}); {readers.GET_ANEW}'

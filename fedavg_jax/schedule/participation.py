@@ -9,7 +9,9 @@ Shape letters: K clients, m clients drawn, P periods of a trace.
 
 import csv
 import dataclasses
+import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from fedavg_jax.core import rules
 from fedavg_jax.core import text
 from fedavg_jax.core.errors import InputError
 
+# Of a trace.
+_COLUMNS = ['client', 'first', 'last']
+_WHOLE = re.compile(r'[+-]?[0-9]{1,18}')
 # Streams of random numbers beside those of planning.py and partition/.
 _STRAGGLERS, _CLOCK = 5, 6
 
@@ -46,7 +51,7 @@ class Trace:
 
 
 def read_trace(path: str | pathlib.Path, num_clients: int) -> Trace:
-  """Reads a CSV file with the columns client, first and last.
+  """Reads a CSV file with the columns client, first and last, and no other.
 
   Args:
     path: of the file; a line is a period in which a client is in reach.
@@ -55,22 +60,24 @@ def read_trace(path: str | pathlib.Path, num_clients: int) -> Trace:
   Raises:
     InputError: names the line that breaks a rule.
   """
-  path = pathlib.Path(path).expanduser()
-  names = ('client', 'first', 'last')
+  # Unlike Path.expanduser, leaves the home of nobody as it is.
+  path = pathlib.Path(os.path.expanduser(path))
   rows = []
   try:
     if path.exists() and not path.is_file():  # A pipe would never end.
       raise InputError(f'availability_trace {path}: must be a file')
     lines = text.split_lines(text.decode(path.read_bytes()))
-    reader = csv.DictReader(lines, skipinitialspace=True)
-    if tuple(name.strip() for name in reader.fieldnames or ()) != names:
+    reader = csv.reader(lines, skipinitialspace=True)
+    if [name.strip() for name in next(reader, [])] != _COLUMNS:
       raise InputError(
-        f'availability_trace {path}: line 1 must be {",".join(names)}'
+        f'availability_trace {path}: line 1 must be {",".join(_COLUMNS)}'
       )
-    reader.fieldnames = names
     for row in reader:
-      rows.append(_period(path, reader.line_num, row, num_clients))
-  except (OSError, UnicodeError, csv.Error) as error:
+      if any(map(str.strip, row)):
+        rows.append(_period(path, reader.line_num, row, num_clients))
+  except InputError:
+    raise
+  except (OSError, ValueError, csv.Error) as error:
     reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
     raise InputError(
       f'availability_trace {path}: cannot be read ({reason})'
@@ -83,13 +90,17 @@ def read_trace(path: str | pathlib.Path, num_clients: int) -> Trace:
   return Trace(client=client, first=first, last=last)
 
 
-def _period(path, line, row, num_clients) -> list[int]:
-  try:
-    client, first, last = (int(row[n]) for n in ('client', 'first', 'last'))
-  except (TypeError, ValueError):
+def _period(
+  path: pathlib.Path, line: int, row: list[str], num_clients: int
+) -> list[int]:
+  """Reads a line; Python's int would take 1_0 too, and any script's digits."""
+  values = [value.strip() for value in row]
+  if len(values) != len(_COLUMNS) or not all(map(_WHOLE.fullmatch, values)):
     raise InputError(
-      f'availability_trace {path}: line {line} must hold three whole numbers'
-    ) from None
+      f'availability_trace {path}: line {line} must hold three whole numbers,'
+      f' holds {",".join(row)!r:.60}'
+    )
+  client, first, last = map(int, values)
   if not 0 <= client < num_clients:
     raise InputError(
       f'availability_trace {path}: line {line} names client {client}; there are'

@@ -128,11 +128,17 @@ BAD_LEAF = {
   'ragged x': (with_user(x=[[1, 2], [1]]), 'x are not numbers of one shape'),
   'y of fractions': (
     with_user(y=[0.5, 1]),
-    'y holds float, must hold whole numbers',
+    'y: holds 0.5 at row 0, must be whole numbers',
   ),
-  'y below 0': (with_user(y=[-1, 1]), 'y must be labels from 0'),
-  'y too large': (with_user(y=[2**40, 1]), 'y must be labels from 0'),
-  'y of lists': (with_user(y=[[1], [1]]), 'y must be labels'),
+  'y below 0': (with_user(y=[-1, 1]), 'y: holds -1 to 1, must lie in 0'),
+  'y too large': (with_user(y=[2**40, 1]), 'y: holds 1 to 1099511627776'),
+  'y of lists': (with_user(y=[[1], [1]]), r'y: has the shape \[2, 1\]'),
+  'y of nothing exact': (
+    with_user(y=[2**70, 1]),
+    'y: is object, must be whole',
+  ),
+  'x of numbers': (with_user(x=[1, 2]), r'x has the shape \[2\], must have'),
+  'x of nothing': (with_user(x=[[], []]), r'x has the shape \[2, 0\]'),
   'two shapes': (with_user(x=[[1], [1]]), r'shapes \[\(1,\), \(2,\)\]'),
 }
 
