@@ -348,7 +348,7 @@ def test_bad_leaf_folders(tmp_path):
   with pytest.raises(InputError, match='shapes'):
     catalog.load_dataset('leaf', str(tmp_path))
   leaf(tmp_path, 'test', {'a': ([], [])})
-  with pytest.raises(InputError, match='both have examples'):
+  with pytest.raises(InputError, match='test/ must have examples'):
     catalog.load_dataset('leaf', str(tmp_path))
 
 
