@@ -76,7 +76,7 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.schedule.participation import Trace
   from fedavg_jax.schedule.participation import draw_clock
   from fedavg_jax.schedule.participation import read_trace
-  from fedavg_jax.schedule.planning import Plan
+  from fedavg_jax.schedule.plan import Plan
   from fedavg_jax.schedule.planning import Planner
 
 __all__ = [

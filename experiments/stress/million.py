@@ -53,17 +53,16 @@ def _draw(rng: np.random.Generator, number: int) -> Examples:
   return Examples(x, y)
 
 
-def generate(first: int, num_clients: int, mean: int) -> Iterator[Examples]:
-  """Clients from number `first` on; of 1 to 2 `mean` - 1 examples each."""
-  for block in range(first // _BLOCK, -(-num_clients // _BLOCK)):
+def generate(num_clients: int, mean: int) -> Iterator[Examples]:
+  """Gives clients of 1 to 2 `mean` - 1 examples each."""
+  for block in range(-(-num_clients // _BLOCK)):
     rng = np.random.default_rng([1, block])
     sizes = rng.integers(1, 2 * mean, _BLOCK)
     own = _draw(rng, int(sizes.sum()))
     ends = np.cumsum(sizes)
     for i in range(min(_BLOCK, num_clients - block * _BLOCK)):
-      if block * _BLOCK + i >= first:
-        mine = slice(ends[i] - sizes[i], ends[i])
-        yield Examples(own.x[mine], own.y[mine])
+      mine = slice(ends[i] - sizes[i], ends[i])
+      yield Examples(own.x[mine], own.y[mine])
 
 
 def write(folder: pathlib.Path, num_clients: int, mean: int) -> None:
@@ -76,7 +75,7 @@ def write(folder: pathlib.Path, num_clients: int, mean: int) -> None:
 
     stored_writer.write(
       folder,
-      lambda first: generate(first, num_clients, mean),
+      generate(num_clients, mean),
       _draw(np.random.default_rng(2), 2000),
       num_classes=_CLASSES,
       max_value=255.0,

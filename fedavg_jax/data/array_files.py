@@ -67,10 +67,10 @@ class ClientArrays(NamedTuple):
   test: Examples
   max_value: float
 
-  def clients(self, first: int) -> Iterator[NamedExamples]:
-    """Reads client number `first`, then those after it."""
+  def clients(self) -> Iterator[NamedExamples]:
+    """Reads one client after another."""
     ends = np.append(self.begins[1:], len(self.order))
-    for k in range(first, len(self.begins)):
+    for k in range(len(self.begins)):
       rows = np.sort(self.order[self.begins[k] : ends[k]])
       where = f'{self.name}: client {k}'
       own = forms.form(self.x[rows], self.y[rows], where)

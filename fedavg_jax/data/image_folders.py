@@ -62,9 +62,9 @@ class ImageFolders(NamedTuple):
   max_value: float
   test: Examples
 
-  def clients(self, first: int) -> Iterator[NamedExamples]:
-    """Reads client number `first`, then those after it."""
-    for own in self.owners[first:]:
+  def clients(self) -> Iterator[NamedExamples]:
+    """Reads one client after another."""
+    for own in self.owners:
       files = _files(own, self.classes)
       x, y = _read(files, self.shape, self.max_value)
       yield NamedExamples(x, y, own.name)

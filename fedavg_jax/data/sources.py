@@ -1,11 +1,9 @@
 """Where the clients of a federation on disk come from."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import importlib
-import itertools
 import os
 import pathlib
 import sys
@@ -36,10 +34,10 @@ SOURCES = (
 
 
 class Source(NamedTuple):
-  """Clients that can be read one after another, from any one on.
+  """Clients that are read one after another, once.
 
   Attributes:
-    clients: number of a client -> the examples of it and of those after it.
+    clients: gives the examples of each.
     num_clients: 0 where that is not known before.
     test: the central test set.
     num_classes: labels are 0 .. num_classes - 1; None for those that there are.
@@ -48,7 +46,7 @@ class Source(NamedTuple):
     classes: names of the labels; () where they have none.
   """
 
-  clients: Callable[[int], Iterable[Client]]
+  clients: Iterator[Client]
   num_clients: int
   test: Examples
   num_classes: int | None
@@ -87,7 +85,7 @@ def _dataset(dataset: Dataset) -> Source:
     dataset.train, partition.by_owner(dataset.owners)
   )
   return Source(
-    clients=lambda first: _rows(own, first, dataset.client_names),
+    clients=_rows(own, dataset.client_names),
     num_clients=own.num_clients,
     test=dataset.test,
     num_classes=dataset.num_classes,
@@ -97,10 +95,8 @@ def _dataset(dataset: Dataset) -> Source:
   )
 
 
-def _rows(
-  own: client_data.Clients, first: int, names: Sequence[str]
-) -> Iterator[Client]:
-  for k in range(first, own.num_clients):
+def _rows(own: client_data.Clients, names: Sequence[str]) -> Iterator[Client]:
+  for k in range(own.num_clients):
     mine = slice(*own.offsets[k : k + 2])
     client = Examples(own.x[mine], own.y[mine])
     yield NamedExamples(*client, names[k]) if names else client
@@ -110,9 +106,7 @@ def _leaf(folder: pathlib.Path) -> Source:
   """Reads LEAF's users a file of json at a time."""
   test = leaf.read_test(folder)
   return Source(
-    clients=lambda first: itertools.islice(
-      leaf.read_clients(folder), first, None
-    ),
+    clients=leaf.read_clients(folder),
     num_clients=0,
     test=test,
     num_classes=None,
@@ -123,7 +117,7 @@ def _leaf(folder: pathlib.Path) -> Source:
 def _arrays(path: pathlib.Path) -> Source:
   own = array_files.open_arrays(path)
   return Source(
-    clients=own.clients,
+    clients=own.clients(),
     num_clients=len(own.begins),
     test=own.test,
     num_classes=None,
@@ -134,7 +128,7 @@ def _arrays(path: pathlib.Path) -> Source:
 def _images(folder: pathlib.Path) -> Source:
   own = image_folders.open_images(folder)
   return Source(
-    clients=own.clients,
+    clients=own.clients(),
     num_clients=len(own.owners),
     test=own.test,
     num_classes=len(own.classes),
@@ -152,8 +146,8 @@ def _generator(path: str) -> Source:
     raise InputError(f'--path {path}: gives nothing for -1, the test set')
   test = forms.form(x, y, f'--path {path}: test set, client -1')
 
-  def clients(first: int) -> Iterator[Examples]:
-    for k, x, y in _pairs(function, path, first):
+  def clients() -> Iterator[Examples]:
+    for k, x, y in _pairs(function, path, 0):
       where = f'--path {path}: client {k}'
       if not len(y) and not x.size:
         yield Examples(np.zeros((0, *test.examples.x.shape[1:])), np.zeros(0))
@@ -163,7 +157,7 @@ def _generator(path: str) -> Source:
       yield own.examples
 
   return Source(
-    clients=clients,
+    clients=clients(),
     num_clients=0,
     test=test.examples,
     num_classes=None,

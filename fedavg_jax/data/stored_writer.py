@@ -68,7 +68,7 @@ class _Made(NamedTuple):
 
 def write(
   folder: pathlib.Path,
-  clients: Callable[[int], Iterable[Client]],
+  clients: Iterable[Client],
   test: Examples,
   *,
   num_classes: int | None,
@@ -83,8 +83,8 @@ def write(
 
   Args:
     folder: a new one, or that of such a call.
-    clients: number of a client -> the examples of it and of those after it,
-      the same ones whenever it is called. Clients without any are left out.
+    clients: examples of one after another, the same ones whenever a call
+      resumes. Clients without any are left out.
     test: the central test set.
     num_classes: as in `Stored`, like the next two; None for the labels, and of
       sequences the tokens, that there are.
@@ -117,7 +117,7 @@ def write(
     shards, new = _written(folder, begin)
     # Who has begun the conversion has made the folders.
     made = made._replace(new=made.new if new is None else new)
-    given = iter(clients(0))
+    given = iter(clients)
     _prove(folder, shards, given)
     try:
       _write_shards(folder, made, begin, shards, given, test, wrote)

@@ -32,7 +32,7 @@ from fedavg_jax.engine.local_step import client_message
 from fedavg_jax.engine.local_step import local_step
 from fedavg_jax.engine.local_step import round_context
 from fedavg_jax.engine.prefetch import Buffer
-from fedavg_jax.schedule.planning import Plan
+from fedavg_jax.schedule.plan import Plan
 
 
 class RoundSums(NamedTuple):

@@ -30,7 +30,7 @@ from fedavg_jax.engine.client_round import all_finite
 from fedavg_jax.engine.client_round import train_lanes
 from fedavg_jax.engine.client_round import where_lanes
 from fedavg_jax.engine.local_step import Training
-from fedavg_jax.schedule.planning import Plan
+from fedavg_jax.schedule.plan import Plan
 from fedavg_jax.schedule.planning import Planner
 
 _TINY = np.finfo(np.float32).tiny

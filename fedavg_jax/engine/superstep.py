@@ -23,7 +23,7 @@ from fedavg_jax.engine import processes
 from fedavg_jax.engine.compiled_round import PLAN_SPECS
 from fedavg_jax.engine.compiled_round import RoundMetrics
 from fedavg_jax.engine.evaluation import TestMetrics
-from fedavg_jax.schedule.planning import Plan
+from fedavg_jax.schedule.plan import Plan
 from fedavg_jax.schedule.planning import Planner
 
 

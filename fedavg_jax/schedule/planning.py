@@ -14,7 +14,6 @@ Shape letters: K clients, M cohort, L lanes (of all devices), D devices, T steps
 at most, S events at most, N positions in the order of reading, W widths.
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -26,53 +25,17 @@ import numpy as np
 from fedavg_jax.core import choices
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule.local_steps import client_steps
+from fedavg_jax.schedule.local_steps import count_steps
 from fedavg_jax.schedule.packing import pack
 from fedavg_jax.schedule.participation import EVERYBODY
 from fedavg_jax.schedule.participation import Participation
 from fedavg_jax.schedule.participation import num_unavailable
+from fedavg_jax.schedule.plan import Plan
 
 # One independent stream of random numbers for each purpose, beside those of
 # partition/ and participation.py.
 _COHORT, _ORDER = 1, 2
-
-
-class Plan(NamedTuple):
-  """One round as integers; lanes d * L/D ... belong to device d.
-
-  Attributes:
-    cohort: [M] int32, the clients of the round, or of a planner that gathers
-      what they keep, 0 .. M - 1.
-    share: [] float32, the cohort's part of the weight of all clients.
-    order: [N] int32, row of the clients' arrays, or of the round's buffer where
-      they are streamed, that is read at each position.
-      A step that reads beyond a client's last one finds more rows of its own.
-    start: [L, T] int32, position where the lane's examples of a step start.
-    count: [L, T] int32, examples of the step; 0 means an idle lane.
-    batch: [L, T] int32, examples of the minibatch that the step belongs to.
-    completes: [L, T] bool, whether the step is the last of its minibatch.
-    event: [D, S] int32, number of steps done when the device's s-th event
-      happens, ascending.
-    until: [D, W] int32, events that happen before the device goes on with
-      fewer lanes, the next of `Planner.widths`; the last entry counts them all.
-    ends: [L, S] int32, position in `cohort` of the client that the lane ends at
-      an event, else -1.
-    begins: [L, S + 1] int32, position in `cohort` of the client that the lane
-      begins before its first step (0) or after event s - 1, else -1.
-    weight: [L, S] float32, the ending client's weight in the cohort's mean.
-  """
-
-  cohort: np.ndarray
-  share: np.ndarray
-  order: np.ndarray
-  start: np.ndarray
-  count: np.ndarray
-  batch: np.ndarray
-  completes: np.ndarray
-  event: np.ndarray
-  until: np.ndarray
-  ends: np.ndarray
-  begins: np.ndarray
-  weight: np.ndarray
 
 
 def cohort_size(num_clients: int, client_fraction: float) -> int:
@@ -244,7 +207,7 @@ class Planner:
 
   def steps_of_round(self, round_number: int) -> np.ndarray:
     """Steps that each client of a round's cohort takes, [m]."""
-    return _steps(map(self._program, *self.work(round_number)))
+    return count_steps(map(self._program, *self.work(round_number)))
 
   def slots(self, round_number: int) -> np.ndarray:
     """Clients by their places in a plan, [M]; the last may train nothing."""
@@ -261,7 +224,7 @@ class Planner:
   def loads(self, round_number: int) -> list[np.ndarray]:
     """Clients that each device trains in a round, [D] of them in lane order."""
     cohort, completed = self.work(round_number)
-    lanes = self._deal(_steps(map(self._program, cohort, completed)))
+    lanes = self._deal(count_steps(map(self._program, cohort, completed)))
     width = self.widths[0]
     return [
       cohort[np.concatenate(lanes[d * width :][:width]).astype(np.int64)]
@@ -324,7 +287,7 @@ class Planner:
     )
 
   def _program(self, client, completed) -> tuple[np.ndarray, ...]:
-    return _client_steps(
+    return client_steps(
       int(self.num_examples[client]),
       self.batch_examples,
       self.step_examples,
@@ -368,7 +331,7 @@ class Planner:
     """The plan of one round; its shapes are the same for every round."""
     cohort, completed = self.work(round_number)
     programs = list(map(self._program, cohort, completed))
-    steps = _steps(programs)
+    steps = count_steps(programs)
     weights = self._weights[cohort] * (completed > 0)
     total = weights.sum()
     plan = self._empty()
@@ -489,35 +452,3 @@ class Planner:
       begins=np.full((lanes, events + 1), -1, np.int32),
       weight=np.zeros((lanes, events), np.float32),
     )
-
-
-@functools.lru_cache(maxsize=4096)  # Many clients are of the same size.
-def _client_steps(
-  size: int, width: int, rows: int, epochs: int, completed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Start, count, batch and completes of each step of a client of `size`.
-
-  Up to and with the step that completes so many minibatches.
-  """
-  firsts = np.arange(0, size, width)[:, None]  # Of each minibatch.
-  batches = np.minimum(width, size - firsts)
-  inside = np.arange(0, width, rows)
-  real = inside < batches  # The last minibatch may take fewer steps.
-  counts = np.minimum(rows, batches - inside)
-  completes = np.tile((inside + rows >= batches)[real], epochs)
-  batches = np.broadcast_to(batches, real.shape)
-  start = size * np.arange(epochs)[:, None] + (firsts + inside)[real]
-  batch = np.tile(batches[real], epochs)
-  ends = np.flatnonzero(completes)
-  stop = int(ends[completed - 1]) + 1 if completed else 0
-  return (
-    start.ravel()[:stop],
-    np.tile(counts[real], epochs)[:stop],
-    batch[:stop],
-    completes[:stop],
-  )
-
-
-def _steps(programs: Iterable[tuple[np.ndarray, ...]]) -> np.ndarray:
-  """Steps of each client's program, [m]."""
-  return np.array([len(start) for start, *_ in programs], np.int64)

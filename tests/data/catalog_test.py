@@ -200,6 +200,7 @@ def test_download_through_tensorflow_datasets(
 ):
   """The real download manager and the registered checksums; a local server."""
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  monkeypatch.delenv('FEDAVG_DATA', raising=False)
   first = catalog.load_dataset('mnist')
   assert len(server) == 4
   expected = catalog.load_dataset('mnist', str(mnist_dir))
@@ -214,6 +215,7 @@ def test_download_through_tensorflow_datasets(
 def test_a_wrong_checksum_is_told(server, tmp_path, monkeypatch):
   """MNIST's files under Fashion-MNIST's name and checksums."""
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  monkeypatch.delenv('FEDAVG_DATA', raising=False)
   with pytest.raises(InputError, match='fashion_mnist.*checksum') as info:
     catalog.load_dataset('fashion_mnist')
   assert '\n' not in str(info.value)
@@ -224,6 +226,7 @@ def test_no_network_is_told_at_once(tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
 
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  monkeypatch.delenv('FEDAVG_DATA', raising=False)
   monkeypatch.setattr(
     tfds.builder_cls('mnist'), 'URL', 'http://127.0.0.1:9/nobody/'
   )
@@ -246,6 +249,7 @@ def test_second_start_needs_neither_network_nor_tensorflow_datasets(
     [sys.executable, PROGRAMS / 'load_mnist.py'],
     env={
       'TFDS_DATA_DIR': str(tmp_path),
+      'FEDAVG_DATA': '',
       'PATH': '',
       'PYTHONPATH': str(REPOSITORY),
     },
@@ -348,7 +352,7 @@ def test_bad_leaf_folders(tmp_path):
   with pytest.raises(InputError, match='shapes'):
     catalog.load_dataset('leaf', str(tmp_path))
   leaf(tmp_path, 'test', {'a': ([], [])})
-  with pytest.raises(InputError, match='both have examples'):
+  with pytest.raises(InputError, match='test/ must have examples'):
     catalog.load_dataset('leaf', str(tmp_path))
 
 
@@ -383,6 +387,7 @@ def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(builder, 'url_infos', {url + archive.name: info})
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    monkeypatch.delenv('FEDAVG_DATA', raising=False)
     first = catalog.load_dataset('cifar10')
     again = catalog.load_dataset('cifar10')
     assert served == [f'/{archive.name}']

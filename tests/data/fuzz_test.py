@@ -67,7 +67,7 @@ def test_archives_of_arrays(tmp_path, compressed, changes, cut):
   path.write_bytes(changed(npz(compressed), changes, cut))
   own = answers(lambda: array_files.open_arrays(path))
   if own is not None:
-    answers(lambda: list(own.clients(0)))
+    answers(lambda: list(own.clients()))
 
 
 @given(CHANGES, CUTS)
@@ -84,7 +84,7 @@ def test_arrays_in_a_folder(tmp_path, changes, cut):
     (folder / f'{name}.npy').write_bytes(content)
   own = answers(lambda: array_files.open_arrays(folder))
   if own is not None:
-    answers(lambda: list(own.clients(0)))
+    answers(lambda: list(own.clients()))
 
 
 def picture(kind: str) -> bytes:
@@ -132,7 +132,12 @@ def federation(tmp_path_factory):
   path.write_bytes(npz(compressed=False))
   own = array_files.open_arrays(path)
   stored_writer.write(
-    folder, own.clients, own.test, num_classes=None, max_value=255.0, source={}
+    folder,
+    own.clients(),
+    own.test,
+    num_classes=None,
+    max_value=255.0,
+    source={},
   )
   return folder, json.loads((folder / 'federation.json').read_text())
 

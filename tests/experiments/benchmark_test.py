@@ -138,6 +138,7 @@ def test_the_engine_of_another_commit(clone, tmp_path):
   assert not list(tmp_path.glob('fedavg_jax-*'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('commit', ['nowhere', '', '--all'])
 def test_commits_that_are_none(clone, tmp_path, commit):
   process = subprocess.run(

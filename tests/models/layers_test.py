@@ -280,7 +280,8 @@ def test_lstm_gradients_are_those_of_the_numpy_twin(steps):
       np.testing.assert_allclose(got[n][index], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('clients', rest_slow(1, [3, 1]))
+@pytest.mark.slow
+@pytest.mark.parametrize('clients', [1, 3])
 def test_lstm_of_many_clients_is_one_by_one(clients):
   """Clients with lines of other lengths take as many steps as the longest."""
   rng = np.random.default_rng(9)

@@ -12,6 +12,7 @@ from tests.testing.run_folders import load
 pytestmark = pytest.mark.filterwarnings('default')
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_docs_are_the_command(repository, tmp_path):
   page = (repository / 'docs' / 'algorithms.md').read_text()
   (block,) = [
