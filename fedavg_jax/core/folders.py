@@ -47,6 +47,22 @@ def entries(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(filter(is_data, found), key=lambda path: natural(path.name))
 
 
+def find_file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+  """Finds a file, if need be by its name in other capitals.
+
+  Args:
+    folder: where it is.
+    name: of the file, below the folder.
+  """
+  path = folder / name
+  if path.is_file():
+    return path
+  for found in entries(path.parent):
+    if found.name.lower() == path.name.lower() and found.is_file():
+      return found
+  return None
+
+
 def is_data(path: pathlib.Path) -> bool:
   """Tells whether a name is one that a person gives to data."""
   return not path.name.startswith('.') and path.name.lower() not in _LOWER
@@ -73,15 +89,18 @@ def check_names(
     what: what the message calls them.
     shown: what the message calls each, where that is another, such as its file.
   """
-  seen: dict[str, str] = {}
+  seen: dict[str, tuple[str, str]] = {}
   for name, own in zip(names, shown or names, strict=True):
     plain = unicodedata.normalize('NFC', name)
     if plain in seen:
+      before, other = seen[plain]
+      # Two spellings in Unicode look alike; their numbers do not.
+      write = repr if before == name else ascii
       raise InputError(
-        f'{what}: {seen[plain]!r:.80} and {own!r:.80} are one name; must be'
+        f'{what}: {write(other):.80} and {write(own):.80} are one name; must be'
         ' different'
       )
-    seen[plain] = own
+    seen[plain] = name, own
 
 
 class HeldFile:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.data.readers import parse_json
 
 VERSION = 1
 FORMAT = 'federation of fedavg_jax'
@@ -106,7 +107,7 @@ def read_description(path: pathlib.Path) -> Description:
   if os.path.lexists(path) and not path.is_file():  # A pipe would never end.
     raise InputError(f'{path}: must be a file; {AGAIN}')
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    found = parse_json(path.read_text(encoding='utf-8'))
     if found['format'] != FORMAT:
       raise KeyError('format')
     version = found['version']

@@ -9,6 +9,7 @@ float32 whole numbers up to 65535. Other modes are refused: a conversion would
 clip or round them.
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import pathlib
@@ -45,28 +46,39 @@ _OTHER_SUFFIXES = frozenset(
 )
 
 
+class _Like(NamedTuple):
+  """What an image has, and all others must have.
+
+  Attributes:
+    path: of the image.
+    shape: [H, W, C].
+    max_value: the largest value that a pixel can have.
+  """
+
+  path: pathlib.Path
+  shape: tuple[int, ...]
+  max_value: float
+
+
 class ImageFolders(NamedTuple):
   """Images that are read when they are asked for.
 
   Attributes:
     owners: folders of the clients that have images.
     classes: names of the labels.
-    shape: [H, W, C] of every image.
-    max_value: the largest value that a pixel can have.
+    like: what all images have, as the first of the test set.
     test: the test set.
   """
 
   owners: Sequence[pathlib.Path]
   classes: Sequence[str]
-  shape: tuple[int, ...]
-  max_value: float
+  like: '_Like'
   test: Examples
 
   def clients(self) -> Iterator[NamedExamples]:
     """Reads one client after another."""
     for own in self.owners:
-      files = _files(own, self.classes)
-      x, y = _read(files, self.shape, self.max_value)
+      x, y = _read(_files(own, self.classes), self.like)
       yield NamedExamples(x, y, own.name)
 
 
@@ -92,8 +104,8 @@ def open_images(folder: pathlib.Path) -> ImageFolders:
       ' test/LABEL/ANY.png'
     )
   pixels, max_value = read_image(test[0][0])
-  x, y = _read(test, pixels.shape, max_value)
-  return ImageFolders(owners, classes, pixels.shape, max_value, Examples(x, y))
+  like = _Like(test[0][0], pixels.shape, max_value)
+  return ImageFolders(owners, classes, like, _read(test, like))
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -132,15 +144,15 @@ def _is_image(path: pathlib.Path) -> bool:
   return path.suffix.lower() in _SUFFIXES | _OTHER_SUFFIXES
 
 
-def _read(files, shape: tuple[int, ...], max_value: float) -> Examples:
-  """Reads images that all have one shape [H, W, C] and one scale."""
+def _read(files: Iterable[tuple[pathlib.Path, int]], like: _Like) -> Examples:
+  """Reads images that must have the shape and the scale of another."""
   x, y = [], []
   for path, label in files:
     pixels, largest = read_image(path)
-    if pixels.shape != shape or largest != max_value:
+    if pixels.shape != like.shape or largest != like.max_value:
       raise InputError(
         f'{path}: has the shape {pixels.shape} and values up to {largest:g},'
-        f' others {shape} and {max_value:g}; must be one'
+        f' {like.path} has {like.shape} and {like.max_value:g}; must be one'
       )
     x.append(pixels)
     y.append(label)

@@ -8,6 +8,7 @@ import numpy as np
 from fedavg_jax.core import client_data
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.folders import find_file
 from fedavg_jax.data import readers
 from fedavg_jax.data.data_dirs import did_you_mean
 from fedavg_jax.data.dataset import Dataset
@@ -99,8 +100,8 @@ def _find_idx_files(
     names += [f'{name}/{name}' for name in (stem, dotted)]
     names += [f'{stem}/{dotted}', f'raw/{stem}', f'raw/{stem}.gz']
     for name in reversed(names):
-      if (folder / name).is_file():
-        found[key] = folder / name
+      if path := find_file(folder, name):
+        found[key] = path
   return found
 
 

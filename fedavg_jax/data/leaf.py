@@ -126,12 +126,16 @@ def load_leaf(folder: pathlib.Path) -> Dataset:
   files_of(folder, 'train')  # Of two that are missing the first is named.
   test = read_test(folder)
   train = [own for own in read_clients(folder) if len(own.y)]
-  shapes = {own.x.shape[1:] for own in train} | {test.x.shape[1:]}
-  if not train or len(shapes) > 1:
+  if not train:
     raise InputError(
-      f'data_dir = {str(folder)!r}: inputs have the shapes {sorted(shapes)};'
-      ' train and test must both have examples, of one shape'
+      f'data_dir = {str(folder)!r}: train/ must have examples, as test/ has'
     )
+  for own in train:
+    if own.x.shape[1:] != test.x.shape[1:]:
+      raise InputError(
+        f'data_dir = {str(folder)!r}: user {own.name!r:.80} of train/ has the'
+        f' shape {own.x.shape[1:]}, test/ {test.x.shape[1:]}; must be one'
+      )
   examples = [Examples(own.x, own.y) for own in train]
   joined = client_data.join(examples)
   return Dataset(

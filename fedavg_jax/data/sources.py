@@ -132,7 +132,7 @@ def _images(folder: pathlib.Path) -> Source:
     num_clients=len(own.owners),
     test=own.test,
     num_classes=len(own.classes),
-    max_value=own.max_value,
+    max_value=own.like.max_value,
     classes=own.classes,
   )
 
