@@ -10,7 +10,7 @@ from fedavg_jax.data import stored
 from fedavg_jax.data import stored_writer
 
 
-def convert(kind, path, out):
+def convert(kind, path, out, **options):
   """Does what the command does, in this process."""
   source = sources.open_source(kind, str(path))
   stored_writer.write(
@@ -22,6 +22,7 @@ def convert(kind, path, out):
     padding=source.padding,
     classes=source.classes,
     source={'kind': kind, 'path': str(path)},
+    **options,
   )
   return stored.read(out)
 
