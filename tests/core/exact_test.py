@@ -106,3 +106,15 @@ def test_labels_that_are_refused(y, words):
 def test_inputs_that_are_refused(x, words):
   with pytest.raises(InputError, match=re.escape(words)):
     exact.inputs(x, 'x')
+
+
+@pytest.mark.parametrize('enter', [exact.class_numbers, exact.inputs])
+def test_what_lies_behind_a_mask_is_no_value(enter):
+  """NumPy would hand it on without a word."""
+  values = np.ma.masked_array([1, 2, 3], mask=[False, True, False])
+  with pytest.raises(
+    InputError, match='v: has 1 masked values, must have none'
+  ):
+    enter(values, 'v')
+  whole = np.ma.masked_array([1, 2, 3], mask=False)
+  assert enter(whole, 'v').tolist() == [1, 2, 3]

@@ -30,6 +30,24 @@ def test_names_that_are_one():
       folders.check_names(names, 'clients')
 
 
+def test_two_spellings_in_unicode_are_told_apart():
+  with pytest.raises(InputError, match=r"'\\xe9.txt' and 'e\\u0301.TXT' are"):
+    folders.check_names(
+      ['\u00e9', 'e\u0301'], 'clients', ['\u00e9.txt', 'e\u0301.TXT']
+    )
+
+
+def test_a_file_is_found_in_other_capitals(tmp_path):
+  (tmp_path / 'in').mkdir()
+  for name in ('A.GZ', 'b.gz', 'B.GZ'):
+    (tmp_path / 'in' / name).touch()
+  assert folders.find_file(tmp_path, 'in/a.gz').name == 'A.GZ'
+  assert folders.find_file(tmp_path, 'in/b.gz').name == 'b.gz'
+  assert folders.find_file(tmp_path, 'in/c.gz') is None
+  assert folders.find_file(tmp_path, 'in') is None
+  assert folders.find_file(tmp_path / 'none', 'c.gz') is None
+
+
 def test_a_held_file_is_the_one_that_was_there(tmp_path):
   path = tmp_path / 'f' / '.lock'
   path.parent.mkdir()

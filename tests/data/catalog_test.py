@@ -271,6 +271,26 @@ def test_checksums_that_tensorflow_datasets_registers(mnist_dir):
     assert hashlib.sha256(content).hexdigest() == info.checksum
 
 
+# Where data are.
+
+
+def test_the_environment_names_no_folder(monkeypatch, tmp_path):
+  """Not even a download is tried; data that need no folder do not ask."""
+  monkeypatch.setenv('FEDAVG_DATA', str(tmp_path / 'none'))
+  for name in ('mnist', 'cifar10', 'leaf', 'mnist_writers', 'words'):
+    with pytest.raises(InputError, match='FEDAVG_DATA = .*none.* must name a'):
+      catalog.load_dataset(name)
+  assert catalog.load_dataset('digits').name == 'digits'
+
+
+def test_files_in_capitals(made_dir):
+  expected = catalog.load_dataset('mnist', str(made_dir))
+  for path in list(made_dir.iterdir()):
+    path.rename(made_dir / path.name.upper())
+  found = catalog.load_dataset('mnist', str(made_dir))
+  np.testing.assert_array_equal(found.train.x, expected.train.x)
+
+
 # Natural clients.
 
 
@@ -285,6 +305,8 @@ def test_writers_of_mnist(data_dir, tmp_path):
   counts = np.bincount(data.owners)
   assert len(counts) == 539 and counts.sum() == 60_000
   assert (counts.min(), np.median(counts), counts.max()) == (19, 116, 131)
+  ids = np.array(data.client_names, int)  # Those of NIST.
+  assert (np.diff(ids) > 0).all() and len(ids) == 539
   plain = catalog.load_dataset('mnist', str(data_dir / 'mnist'))
   np.testing.assert_array_equal(data.train.x, plain.train.x)
   for file in FILES:
@@ -349,11 +371,35 @@ def test_bad_leaf_folders(tmp_path):
     catalog.load_dataset('leaf', str(tmp_path))
   leaf(tmp_path, 'train', {'a': ([[1.0] * 4], [1])})
   leaf(tmp_path, 'test', {'a': ([[1.0] * 5], [1])})
-  with pytest.raises(InputError, match='shapes'):
+  said = r"user 'a' of train/ has the shape \(2, 2, 1\), test/ \(5, 1, 1\)"
+  with pytest.raises(InputError, match=said):
     catalog.load_dataset('leaf', str(tmp_path))
   leaf(tmp_path, 'test', {'a': ([], [])})
   with pytest.raises(InputError, match='test/ must have examples'):
     catalog.load_dataset('leaf', str(tmp_path))
+
+
+def test_a_file_of_leaf_beside_its_archive_is_not_read_twice(tmp_path):
+  """The users of both would have every example twice."""
+  for split in ('train', 'test'):
+    leaf(tmp_path, split, {'a': ([[1.0] * 4], [1])})
+  path = tmp_path / 'train' / 'all.json'
+  (tmp_path / 'train' / 'all.JSON.gz').write_bytes(
+    gzip.compress(path.read_bytes())
+  )
+  said = "files of train/: 'all.JSON.gz' and 'all.json' are one name"
+  with pytest.raises(InputError, match=said):
+    catalog.load_dataset('leaf', str(tmp_path))
+  path.unlink()
+  assert catalog.load_dataset('leaf', str(tmp_path)).train.y.tolist() == [1]
+
+
+def test_labels_of_leaf_may_be_written_with_a_point(tmp_path):
+  leaf(tmp_path, 'train', {'a': ([[1.0] * 4] * 2, [1.0, 0])})
+  leaf(tmp_path, 'test', {'a': ([[1.0] * 4], [2.0])})
+  data = catalog.load_dataset('leaf', str(tmp_path))
+  assert data.train.y.tolist() == [1, 0] and data.num_classes == 3
+  assert data.train.y.dtype == np.int32
 
 
 # CIFAR-10 through tensorflow-datasets.

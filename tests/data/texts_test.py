@@ -277,6 +277,21 @@ def test_damaged_archives(tmp_path):
     texts.read_complete_works(path)
 
 
+def test_what_systems_put_into_an_archive_is_nobodys(tmp_path):
+  path = tmp_path / '100-0.zip'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('book/', '')
+    archive.writestr('book/100-0.txt', book())
+    archive.writestr('__MACOSX/book/._100-0.txt', b'\0\5\x16\7')
+    archive.writestr('book/.DS_Store', b'\0\0\0\1Bud1')
+  (tmp_path / '100-0.txt').write_text(book())
+  assert texts.read_complete_works(path) == texts.read_complete_works(
+    tmp_path / '100-0.txt'
+  )
+  with pytest.raises(InputError, match='100-0.txt and 100-0.zip are the same'):
+    catalog.load_dataset('shakespeare', str(tmp_path))
+
+
 # Words by author.
 
 
@@ -343,6 +358,14 @@ def test_an_author_counts_with_five_thousand_words_at_most(tmp_path):
     ('{"author": "a", "text": "b c"}\nx', 'line 2 must be a JSON object'),
     ('{"author": 3, "text": "b c"}', 'line 1 must be a JSON object'),
     ('{"author": "a", "text": "1 2 !"}', "author 'a' has no words"),
+    (
+      '{"author": "a", "author": "b", "text": "c"}',
+      'line 1 must be.*each once',
+    ),
+    (
+      '{"author": "a", "text": NaN, "text": "c"}',
+      'line 1 must be a JSON object',
+    ),
     ('{"author": "a", "text": "b c"}', 'must have two authors of two words'),
     ('{"author": "a", "text": "b"}\n{"author": "c", "text": "d"}', 'two words'),
   ],
@@ -361,3 +384,18 @@ def test_a_folder_without_authors_and_one_without_words(tmp_path):
   (tmp_path / 'ann.txt').write_text('')
   with pytest.raises(InputError, match="author 'ann' has no words"):
     texts.read_authors(tmp_path)
+
+
+def test_a_text_may_begin_with_the_letters_of_an_archive(tmp_path):
+  (tmp_path / 'ann.txt').write_text('PK was her name')
+  (tmp_path / 'bob.txt').write_text('or not')
+  assert texts.read_authors(tmp_path)['ann'] == ['pk', 'was', 'her', 'name']
+
+
+def test_the_words_of_the_tokens_are_told(tmp_path):
+  for author in ('a', 'b'):
+    (tmp_path / f'{author}.txt').write_text('to be or not to be')
+  data = catalog.load_dataset('words', str(tmp_path))
+  assert data.classes == ('<unknown>', 'be', 'to', 'not', 'or')
+  first = [data.classes[token] for token in data.train.x[0][:3]]
+  assert first == ['to', 'be', 'or']
