@@ -153,5 +153,12 @@ def _in_range(
   # Python compares whole numbers of any size; NumPy would cast them first.
   if int(low) < least or int(high) > most:
     raise InputError(
-      f'{name}: holds {int(low)} to {int(high)}, must lie in {least} .. {most}'
+      f'{name}: holds {_short(low)} to {_short(high)}, must lie in {least} ..'
+      f' {most}'
     )
+
+
+def _short(value: Any) -> str:
+  """Writes a whole number; of one with hundreds of digits the size."""
+  digits = str(int(value))
+  return digits if len(digits) < 25 else f'{value:g}'

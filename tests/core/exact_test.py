@@ -78,6 +78,7 @@ def test_inputs_keep_their_values(x):
     (np.array([2**64 - 1], 'u8'), '18446744073709551615'),
     ([-1], 'must lie in 0'),
     ([10**30], 'y: '),
+    ([1e300], 'y: holds 1e+300 to 1e+300, must lie in 0 .. 2147483647'),
     (['cat'], 'y: is <U3, must be whole numbers'),
     ([None], 'y: is object'),
     ([1 + 2j], 'y: is complex128'),
