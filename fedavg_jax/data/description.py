@@ -117,8 +117,11 @@ def read_description(path: pathlib.Path) -> Description:
       ' has written'
     ) from None
   except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    reason = type(error).__name__
+    if isinstance(error, ValueError):  # Of JSON, or of UTF-8.
+      reason = str(error).splitlines()[0][:100]
     raise InputError(
-      f'{path}: is not of a federation ({type(error).__name__}); {AGAIN}'
+      f'{path}: is not of a federation ({reason}); {AGAIN}'
     ) from error
   if version != VERSION:
     raise InputError(

@@ -1,6 +1,7 @@
 """The files of a shard: clients in a row, written and named by SHA-256."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import hashlib
 import json
@@ -57,12 +58,28 @@ def write_shard(
       before each file.
   """
   contents = contents_of(part)
-  x, y = contents['x'], contents['y']
-  total, squares = _moments(x)
   files = {}
   for name, content in contents.items():
     check()
     files[name] = write_file(folder / shard_name(number, name), content)
+  return _shard(part, given, contents, files)
+
+
+def expected_shard(part: Sequence[Client], given: int) -> Shard:
+  """Says what `write_shard` would, and writes nothing."""
+  contents = contents_of(part)
+  files = {name: content_info(content) for name, content in contents.items()}
+  return _shard(part, given, contents, files)
+
+
+def _shard(
+  part: Sequence[Client],
+  given: int,
+  contents: Mapping[str, Any],
+  files: Mapping[str, FileInfo],
+) -> Shard:
+  x, y = contents['x'], contents['y']
+  total, squares = _moments(x)
   return Shard(
     x=files['x'],
     y=files['y'],
@@ -107,17 +124,20 @@ def write_file(path: pathlib.Path, content: Any) -> FileInfo:
       _save(file, content)
       file.flush()
       os.fsync(file.fileno())
-    size, sha256 = part.stat().st_size, sha256_of(part)
+    return _info(content, part.stat().st_size, sha256_of(part))
+
+
+def content_info(content: Any) -> FileInfo:
+  """Says what `write_file` would, and writes nothing."""
+  file = _Hash()
+  _save(file, content)
+  return _info(content, file.bytes, file.hexdigest())
+
+
+def _info(content: Any, size: int, sha256: str) -> FileInfo:
   if isinstance(content, list):
     return FileInfo((len(content),), 'json', size, sha256)
   return FileInfo(content.shape, content.dtype.str, size, sha256)
-
-
-def content_sha256(content: Any) -> str:
-  """SHA-256 of the file that `_write` would make."""
-  file = _Hash()
-  _save(file, content)
-  return file.hexdigest()
 
 
 def _save(file: Any, content: Any) -> None:
@@ -130,13 +150,15 @@ def _save(file: Any, content: Any) -> None:
 
 
 class _Hash:
-  """A file that only takes the SHA-256 of what is written."""
+  """A file that only takes length and SHA-256 of what is written."""
 
   def __init__(self):
     self._sha256 = hashlib.sha256()
+    self.bytes = 0
 
   def write(self, content: bytes) -> None:
     self._sha256.update(content)
+    self.bytes += memoryview(content).nbytes
 
   def hexdigest(self) -> str:
     return self._sha256.hexdigest()

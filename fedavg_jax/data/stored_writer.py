@@ -34,8 +34,8 @@ from fedavg_jax.data.description import parse_shard
 from fedavg_jax.data.description import shard_to_json
 from fedavg_jax.data.shard_writer import Client
 from fedavg_jax.data.shard_writer import NamedExamples
-from fedavg_jax.data.shard_writer import content_sha256
-from fedavg_jax.data.shard_writer import contents_of
+from fedavg_jax.data.shard_writer import content_info
+from fedavg_jax.data.shard_writer import expected_shard
 from fedavg_jax.data.shard_writer import write_file
 from fedavg_jax.data.shard_writer import write_shard
 from fedavg_jax.data.stored import FILE
@@ -110,7 +110,7 @@ def write(
     'padding': padding,
     'classes': list(classes) or None,
     'shard_bytes': shard_bytes,
-    'test': [content_sha256(array) for array in test],
+    'test': [content_info(array).sha256 for array in test],
   }
   begin = json.loads(json.dumps(begin))
   with _alone(folder) as made:
@@ -231,16 +231,11 @@ def _prove(
     part = [
       own for own in itertools.islice(given, shard.given) if len(own.y) > 0
     ]
-    found = dict.fromkeys(shard.files(), '')
+    found = None
     if len(part) == shard.clients:
       with contextlib.suppress(ValueError):  # They do not even fit each other.
-        found = {
-          name: content_sha256(content)
-          for name, content in contents_of(part).items()
-        }
-    if any(
-      found.get(name) != file.sha256 for name, file in shard.files().items()
-    ):
+        found = expected_shard(part, shard.given)
+    if found != shard:
       first = sum(shard.given for shard in shards[:number])
       raise InputError(
         f'{folder}: clients {first} to {first + shard.given - 1} of the source'

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 from hypothesis import HealthCheck
 from hypothesis import given
@@ -168,3 +169,49 @@ def test_descriptions(federation, data, value):
   (folder / 'federation.json').write_text(json.dumps(found))
   answers(lambda: stored.read(folder))
   answers(lambda: stored.verify(folder))
+
+
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+  """A conversion that was ended behind its second shard."""
+  folder = tmp_path_factory.mktemp('journal') / 'f'
+  path = folder.parent / 'a.npz'
+  path.write_bytes(npz(compressed=False))
+
+  def ends(clients, size):
+    del size
+    if clients == 2:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    resume(folder, wrote=ends)
+  return folder
+
+
+def resume(folder, **options):
+  own = array_files.open_arrays(folder.parent / 'a.npz')
+  options = {'num_classes': 3, 'max_value': 255.0, 'source': {}} | options
+  stored_writer.write(folder, own.clients(), own.test, shard_bytes=1, **options)
+
+
+@given(CHANGES, CUTS)
+@BOUNDED
+def test_journals(tmp_path, killed, changes, cut):
+  """What resumes is the federation, or nothing has changed."""
+  folder = tmp_path / 'f'
+  shutil.rmtree(folder, ignore_errors=True)
+  shutil.copytree(killed, folder)
+  shutil.copy(killed.parent / 'a.npz', tmp_path)
+  path = folder / 'conversion.jsonl'
+  path.write_bytes(changed(path.read_bytes(), changes, cut))
+  before = {p.name: p.read_bytes() for p in folder.iterdir()}
+  answers(lambda: resume(folder))
+  if (folder / 'federation.json').exists():
+    assert stored.verify(folder) == 3 * 4 + 2
+    own = stored.read(folder)
+    assert own.clients.num_examples.tolist() == [2, 2, 2]
+    pixels = np.asarray(own.clients.x) / 255
+    np.testing.assert_allclose(own.statistics, (pixels.mean(), pixels.std()))
+    assert own.clients.y.max() == 2
+  else:
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

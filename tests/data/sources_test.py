@@ -631,7 +631,7 @@ def file_of(name, **changes):
     (tampered(num_classes=True), 'num_classes = True'),
     (tampered(num_classes=2), 'labels up to 2 with num_classes = 2'),
     (tampered(max_value=0), 'max_value = 0'),
-    (tampered(max_value=float('nan')), 'max_value = nan'),
+    (tampered(max_value=float('nan')), 'NaN is no number of JSON'),
     (tampered(padding=99), 'padding = 99'),
     (tampered(classes=[1]), 'classes = [1]'),
     (tampered(shards=[]), 'shards = []'),

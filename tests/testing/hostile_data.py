@@ -238,7 +238,7 @@ FEDERATIONS = {
   'a key twice': stored(
     _written('federation.json', b'{"format": 1, "format": 2}'),
     'federation.json',
-    'ValueError',
+    "'format' occurs twice",
   ),
   'shards of text': tampered(
     lambda f: f.update(shards='all'), "shards = 'all'"
