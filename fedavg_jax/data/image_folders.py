@@ -12,6 +12,9 @@ clip or round them.
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
+import logging
+import os
 import pathlib
 import re
 from typing import Any
@@ -171,8 +174,7 @@ def read_image(path: pathlib.Path) -> tuple[np.ndarray, float]:
   if not path.is_file():
     raise InputError(f'{path}: must be a file')  # A pipe would never end.
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # A line of ours is enough.
+    with _one_line():
       warnings.simplefilter('error', Image.DecompressionBombWarning)
       with Image.open(path, formats=_FORMATS) as image:
         pixels, max_value = _pixels(path, image)
@@ -186,6 +188,32 @@ def read_image(path: pathlib.Path) -> tuple[np.ndarray, float]:
       f'{path}: cannot be read as an image ({reason[:100]})'
     ) from error
   return pixels.reshape(*pixels.shape[:2], -1), max_value
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+  """Keeps Pillow and its libraries from saying what our line will say.
+
+  Pillow warns and logs; libtiff, which it reads TIFF with, writes of damaged
+  files straight to the process's stderr.
+  """
+  log = logging.getLogger('PIL')
+  level, stderr = log.level, -1
+  with contextlib.suppress(OSError):  # Where it is closed there is none.
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+  log.setLevel(logging.CRITICAL)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      yield
+  finally:
+    log.setLevel(level)
+    if stderr >= 0:
+      os.dup2(stderr, 2)
+      os.close(stderr)
 
 
 def _pixels(path: pathlib.Path, image: Any) -> tuple[np.ndarray, float]:

@@ -2,12 +2,14 @@
 
 import io
 import struct
+import sys
 import warnings
 
 import numpy as np
 from PIL import Image
 import pytest
 
+from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import image_folders
 from tests.testing.conversions import convert
 from tests.testing.conversions import refused
@@ -117,8 +119,8 @@ def test_an_image_of_another_format_at_another_level(where, tmp_path):
   refused('images', place, tmp_path, 'x.heic: must lie in train/CLIENT/LABEL')
 
 
-def test_pillow_says_nothing_beside_our_line(tmp_path, recwarn):
-  """It warns of damaged headers, on lines of its own."""
+def test_pillow_says_nothing_beside_our_line(tmp_path, recwarn, caplog, capfd):
+  """It warns and logs, and libtiff has lines of its own on stderr."""
   with warnings.catch_warnings():
     warnings.simplefilter('always')
     content = bytearray(tiff('<', 8, bytes([1, 2, 3, 4])))
@@ -126,3 +128,16 @@ def test_pillow_says_nothing_beside_our_line(tmp_path, recwarn):
     (tmp_path / 'a.tif').write_bytes(content)
     pixels, _ = image_folders.read_image(tmp_path / 'a.tif')
   assert pixels.ravel().tolist() == [1, 2, 3, 4] and not recwarn.list
+  noise = np.random.default_rng(0).integers(0, 256, (90, 90)).astype(np.uint8)
+  packed = as_bytes(Image.fromarray(noise), 'TIFF', compression='tiff_lzw')
+  (tmp_path / 'b.tif').write_bytes(packed[:200] + bytes(200) + packed[400:])
+  with pytest.raises(InputError, match='b.tif: cannot be read as an image'):
+    image_folders.read_image(tmp_path / 'b.tif')
+  many = bytearray(tiff('<', 8, bytes([1, 2, 3, 4])))
+  many[10 + 6 * 12 + 8] = 99  # Samples of a pixel.
+  (tmp_path / 'c.tif').write_bytes(many)
+  with pytest.raises(InputError, match='c.tif: cannot be read as an image'):
+    image_folders.read_image(tmp_path / 'c.tif')
+  assert capfd.readouterr() == ('', '') and not caplog.records
+  print('stderr is back', file=sys.stderr)
+  assert capfd.readouterr().err == 'stderr is back\n'
