@@ -130,7 +130,7 @@ def array(values: Any, name: str) -> np.ndarray:
 
   Raises:
     InputError: their lengths differ, or some of them are masked: what lies
-      behind a mask is no value.
+      behind a mask is not a value.
   """
   if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
     raise InputError(

@@ -199,7 +199,7 @@ def _leaf_user(path, user, count, own) -> Examples:
       )
   y = exact.class_numbers(own['y'], f'{where}: y')
   try:
-    with np.errstate(over='ignore'):  # Told below.
+    with np.errstate(over='ignore'):  # Refused below.
       x = np.asarray(own['x'], np.float32)
   except (ValueError, OverflowError) as error:  # Ragged, or huge.
     raise InputError(

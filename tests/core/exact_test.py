@@ -110,7 +110,7 @@ def test_inputs_that_are_refused(x, words):
 
 
 @pytest.mark.parametrize('enter', [exact.class_numbers, exact.inputs])
-def test_what_lies_behind_a_mask_is_no_value(enter):
+def test_what_lies_behind_a_mask_is_not_a_value(enter):
   """NumPy would hand it on without a word."""
   values = np.ma.masked_array([1, 2, 3], mask=[False, True, False])
   with pytest.raises(

@@ -30,7 +30,7 @@ def test_names_that_are_one():
       folders.check_names(names, 'clients')
 
 
-def test_two_spellings_in_unicode_are_told_apart():
+def test_two_spellings_in_unicode_look_different():
   with pytest.raises(InputError, match=r"'\\xe9.txt' and 'e\\u0301.TXT' are"):
     folders.check_names(
       ['\u00e9', 'e\u0301'], 'clients', ['\u00e9.txt', 'e\u0301.TXT']

@@ -392,7 +392,7 @@ def test_a_text_may_begin_with_the_letters_of_an_archive(tmp_path):
   assert texts.read_authors(tmp_path)['ann'] == ['pk', 'was', 'her', 'name']
 
 
-def test_the_words_of_the_tokens_are_told(tmp_path):
+def test_the_words_of_the_tokens_are_named(tmp_path):
   for author in ('a', 'b'):
     (tmp_path / f'{author}.txt').write_text('to be or not to be')
   data = catalog.load_dataset('words', str(tmp_path))
