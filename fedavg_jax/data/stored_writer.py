@@ -119,12 +119,24 @@ def write(
     made = made._replace(new=made.new if new is None else new)
     given = iter(clients)
     _prove(folder, shards, given)
+    _cut_torn_line(folder / JOURNAL)
     try:
       _write_shards(folder, made, begin, shards, given, test, wrote)
       _write_end(folder, made, begin, shards, test)
     except InputError:
       _undo(folder, made)
       raise
+
+
+def _cut_torn_line(journal: pathlib.Path) -> None:
+  """Removes the part of a line that a killed call has left."""
+  if not journal.exists():
+    return
+  content = journal.read_bytes()
+  complete = content.rfind(b'\n') + 1
+  if complete < len(content):
+    with open(journal, 'r+b') as file:
+      file.truncate(complete)
 
 
 def _write_shards(folder, made, begin, shards, given, test, wrote) -> None:
@@ -282,9 +294,6 @@ def _written(
       path = folder / shard_name(number, name)
       if not path.is_file() or path.stat().st_size != file.bytes:
         raise InputError(f'{path}: is not what was written; choose a new path')
-  if complete != content:  # Killed while it wrote a line.
-    with open(journal, 'r+b') as file:
-      file.truncate(len(complete))
   if not lines:
     return shards, None
   return shards, new if isinstance(new, int) and new > 0 else 0

@@ -7,8 +7,11 @@ import shutil
 
 import pytest
 
+from tests.testing import hostile_data
+from tests.testing import hostile_inputs
 from tests.testing.commands import CommandServer
-from tests.testing.hostile_inputs import CASES
+
+CASES = hostile_inputs.CASES | hostile_data.CASES
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +67,7 @@ def snapshot(folder):
 
 
 def test_there_are_enough():
-  assert len(CASES) >= 130
+  assert len(CASES) >= 250
   assert all(case.words and case.code for case in CASES.values())
 
 
