@@ -58,7 +58,7 @@ def sizes(parts):
   return {k: len(part) for k, part in enumerate(parts)}
 
 
-@pytest.mark.parametrize('mu', [0.0, 0.5, 2.0])
+@pytest.mark.parametrize('mu', rest_slow(1, [0.5, 0.0, 2.0]))
 def test_fedprox(uneven_examples, world, mu):
   """y <- y - eta (g + mu (y - x))."""
   x, y, parts, planner, params = world
@@ -94,7 +94,7 @@ def test_fedprox_has_its_closed_form():
   np.testing.assert_allclose(now['w'] - begin['w'], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['adagrad', 'yogi', 'adam'])
+@pytest.mark.parametrize('name', rest_slow(1, ['yogi', 'adagrad', 'adam']))
 def test_adaptive_server(uneven_examples, world, name):
   """Algorithm 2 of Reddi et al. 2021, without bias correction."""
   x, y, parts, planner, params = world
@@ -236,7 +236,7 @@ def test_scaffold_on_everyone_and_one_step_is_gradient_descent(
   close(state.params, params)
 
 
-@pytest.mark.parametrize('max_norm', [0.05, 0.4, 1e6])
+@pytest.mark.parametrize('max_norm', rest_slow(1, [0.4, 0.05, 1e6]))
 def test_clipped_delta(uneven_examples, world, max_norm):
   x, y, parts, planner, params = world
   clipped = 0

@@ -113,7 +113,7 @@ def test_one_client_is_plain_sgd(uneven_examples, population):
   assert_close(got, expected, 1e-6)
 
 
-@pytest.mark.parametrize('batch_size', [3, 0])
+@pytest.mark.parametrize('batch_size', rest_slow(1, [3, 0]))
 def test_reference_round(population, batch_size):
   round_fn, states, data, planner = make_engine(
     population, cohort_size=4, epochs=2, batch_size=batch_size, lanes=2
@@ -145,9 +145,10 @@ def test_lanes_and_devices_change_nothing(population, lanes, num_devices):
   assert told[-1].examples == told_one[-1].examples
 
 
-@pytest.mark.parametrize('widths', rest_slow(1, [(4, 3, 2, 1), (4, 1), (2, 1)]))
-@pytest.mark.parametrize('num_devices', rest_slow(1, [2, 1]))
-@pytest.mark.parametrize('batch_size', rest_slow(1, [1, 0]))
+@pytest.mark.slow
+@pytest.mark.parametrize('widths', [(4, 3, 2, 1), (4, 1), (2, 1)])
+@pytest.mark.parametrize('num_devices', [2, 1])
+@pytest.mark.parametrize('batch_size', [1, 0])
 def test_going_on_with_fewer_lanes_changes_nothing(
   population, widths, num_devices, batch_size
 ):
@@ -454,7 +455,9 @@ def test_clients_that_are_not_finite_are_left_out(
   assert told.examples == len(read)
 
 
-@pytest.mark.parametrize('what', ['message', 'what it keeps', 'update'])
+@pytest.mark.parametrize(
+  'what', rest_slow(1, ['update', 'message', 'what it keeps'])
+)
 def test_finite_data_and_a_client_that_is_not(
   uneven_examples, population, what
 ):

@@ -99,6 +99,7 @@ def test_a_value_that_diverges_ends_and_the_others_go_on(uneven_examples):
   assert not records[-1].examples[1] and records[-1].examples[0]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_from_a_state(uneven_examples):
   """The value that has ended before stays ended."""
   sweep = build(uneven_examples, sweep=(0.1, 1e20, 0.3), rounds_per_call=1)
@@ -114,6 +115,7 @@ def test_a_sweep_goes_on_from_a_state(uneven_examples):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_when_each_value_has_reached_the_target(uneven_examples):
   sweep = build(uneven_examples, sweep=ETAS)
   full = list(fa.simulate(sweep, rounds=30))
@@ -124,6 +126,7 @@ def test_a_sweep_ends_when_each_value_has_reached_the_target(uneven_examples):
   assert records[-1].round == expected
 
 
+@pytest.mark.slow
 def test_the_history_has_an_entry_for_each_value(uneven_examples):
   """Also where one of them has ended, and at round 0."""
   history = fa.run(build(uneven_examples, sweep=(0.1, 1e20)), rounds=3)

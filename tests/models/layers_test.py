@@ -93,7 +93,7 @@ def test_conv_of_many_clients_is_one_by_one(method, clients, batched):
       np.testing.assert_allclose(a[c], b, atol=1e-4)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', rest_slow(1, METHODS))
 def test_conv_under_two_vmaps(method):
   """A sweep around the clients."""
   rng = np.random.default_rng(3)

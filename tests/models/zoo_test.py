@@ -117,6 +117,7 @@ def test_cnn_is_the_network_that_the_paper_describes():
   np.testing.assert_allclose(model.apply(params, x), h, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_torch_like_weights_are_uniform_in_one_over_root_fan_in():
   params = zoo.build_model('cnn_torch', images()).init(jax.random.key(3))
   for name, fan_in in {

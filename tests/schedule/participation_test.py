@@ -272,7 +272,7 @@ def test_lanes_do_not_change_who_is_late():
 
 
 @pytest.mark.parametrize('stragglers', ['keep', 'drop'])
-@pytest.mark.parametrize('batch_size', [1, 3, 0])
+@pytest.mark.parametrize('batch_size', rest_slow(2, [3, 0, 1]))
 @pytest.mark.parametrize('micro_batch', rest_slow(1, [2, 0]))
 def test_numpy_twin_with_stragglers(
   uneven_examples, stragglers, batch_size, micro_batch
