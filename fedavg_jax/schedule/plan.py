@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     completes: [L, T] bool, whether the step is the last of its minibatch.
     event: [D, S] int32, number of steps done when the device's s-th event
       happens, ascending.
-    until: [D, W] int32, events that happen before the device goes on with
+    until: [D, W] int32, events that happen before the device continues with
       fewer lanes, the next of `Planner.widths`; the last entry counts them all.
     ends: [L, S] int32, position in `cohort` of the client that the lane ends at
       an event, else -1.
