@@ -41,6 +41,8 @@ from fedavg_jax.runs import provenance
 
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _MOST_SECONDS = 300
+# Of a conversion that was killed behind its last file: nothing is left to do.
+_OVER = 'holds a federation already'
 
 
 class Stage:
@@ -81,8 +83,7 @@ class Stage:
     begin = time.monotonic()
     process = self.start(name, folder)
     _, err = process.communicate(timeout=_MOST_SECONDS)
-    # A conversion that was killed behind its last file has nothing left to do.
-    if process.returncode and 'holds a federation already' not in err:
+    if process.returncode and _OVER not in err:
       raise RuntimeError(f'{name}: exit code {process.returncode}: {err}')
     return time.monotonic() - begin
 
@@ -115,7 +116,7 @@ def kill(
     process.kill()
     out, err = process.communicate()
     err += '\nwas not over after 60 s'
-  if process.returncode == 0:
+  if process.returncode == 0 or _OVER in err:
     return None
   return {
     'signal': signum.name,
