@@ -60,19 +60,23 @@ class Stage:
       folder / 'federation',
     ).communicate(timeout=_MOST_SECONDS)
 
-  def start(self, name: str, folder: pathlib.Path) -> subprocess.Popen:
+  def start(
+    self, name: str, folder: pathlib.Path, stderr: Any = subprocess.PIPE
+  ) -> subprocess.Popen:
     """Starts a command as a person would, at a terminal of its own."""
     setting = SETTINGS[name]
-    return self._process(setting.command, setting.args, folder)
+    return self._process(setting.command, setting.args, folder, stderr)
 
-  def _process(self, word, args, folder) -> subprocess.Popen:
+  def _process(
+    self, word, args, folder, stderr=subprocess.PIPE
+  ) -> subprocess.Popen:
     places = {'FOLDER': str(folder), 'DATA': str(self.folder)}
     for key, place in places.items():
       args = [arg.replace(key, place) for arg in args]
     return subprocess.Popen(
       [sys.executable, '-m', 'fedavg_jax', word, *args],
       stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
+      stderr=stderr,
       text=True,
       env=self._environment,
       cwd=self.folder,
@@ -103,7 +107,7 @@ def kill(
   works, share = rng.random() < 0.7, rng.random()
   wait = share * seconds
   if works:  # Most of a command is its start: wait until that is over.
-    while process.poll() is None and not _has_begun(folder):
+    while process.poll() is None and not has_begun(folder):
       time.sleep(0.002)
     wait = time.monotonic() - begin + share * seconds / 2
   while process.poll() is None and time.monotonic() - begin < wait:
@@ -126,7 +130,7 @@ def kill(
   }
 
 
-def _has_begun(folder: pathlib.Path) -> bool:
+def has_begun(folder: pathlib.Path) -> bool:
   """Tells whether a command has written something of its work."""
   return any(folder.glob('metrics.jsonl')) or any(
     path.name not in ('.lock', 'sweep.json') for path in folder.glob('*')
@@ -171,10 +175,10 @@ def trial(
 def trials(
   names: Sequence[str], kills: int, seed: int, out: pathlib.Path | None
 ) -> list[dict[str, Any]]:
-  """Kills so often in all; returns a line per command."""
-  lines = _earlier(out)
+  """Kills so often in all, each setting at least once; a line per command."""
+  lines = earlier(out)
   rng = random.Random(f'{seed} {len(lines)}')
-  facts = _facts()
+  now = facts()
   if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what runs in the background; commands would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -182,7 +186,9 @@ def trials(
     stage = Stage(pathlib.Path(temporary))
     expected, seconds = {}, {}
     number = len(lines)
-    while sum(len(line['kills']) for line in lines) < kills:
+    while sum(len(line['kills']) for line in lines) < kills or {
+      line['setting'] for line in lines
+    } < set(names):
       name = names[number % len(names)]
       number += 1
       if name not in expected:
@@ -194,9 +200,9 @@ def trials(
         continue  # It was over before its moment came.
       equal = SETTINGS[name].results(folder) == expected[name]
       lines.append(
-        {'setting': name, 'kills': done, 'equal': equal, 'wrong': wrong} | facts
+        {'setting': name, 'kills': done, 'equal': equal, 'wrong': wrong} | now
       )
-      _append(out, lines[-1])
+      append(out, lines[-1])
       moments = ', '.join(f'{k["signal"]} at {k["second"]} s' for k in done)
       said = 'equal' if equal else 'DIFFERS'
       print(
@@ -206,7 +212,16 @@ def trials(
   return lines
 
 
-def _facts() -> dict[str, Any]:
+def settings(text: str | None) -> list[str]:
+  """Reads names of settings, `a;b`; None means all of them."""
+  names = text.split(';') if text is not None else list(SETTINGS)
+  for name in names:
+    if name not in SETTINGS:
+      raise InputError(f'--settings {name}: must be some of {list(SETTINGS)}')
+  return names
+
+
+def facts() -> dict[str, Any]:
   """Returns what stands beside every line: versions, device, code."""
   now = provenance.environment()
   return {
@@ -215,7 +230,8 @@ def _facts() -> dict[str, Any]:
   }
 
 
-def _earlier(out: pathlib.Path | None) -> list[dict[str, Any]]:
+def earlier(out: pathlib.Path | None) -> list[dict[str, Any]]:
+  """Reads the lines that an earlier call has written."""
   if out is None or not out.exists():
     return []
   try:
@@ -224,7 +240,8 @@ def _earlier(out: pathlib.Path | None) -> list[dict[str, Any]]:
     raise InputError(f'--out {out}: cannot be read ({error})') from error
 
 
-def _append(out: pathlib.Path | None, line: dict[str, Any]) -> None:
+def append(out: pathlib.Path | None, line: dict[str, Any]) -> None:
+  """Writes a line behind the others, if there is a file."""
   if out is not None:
     with open(out, 'a', encoding='utf-8') as file:
       file.write(json.dumps(line) + '\n')
@@ -236,18 +253,11 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--seed', type=int, default=0, help='of the moments')
   parser.add_argument('--out', type=pathlib.Path, help='lines of JSON')
-  parser.add_argument(
-    '--settings', default=','.join(SETTINGS), help='some of them: a;b'
-  )
+  parser.add_argument('--settings', help='some of them: a;b')
   args = parser.parse_args()
   logging.set_verbosity(logging.ERROR)  # Orbax tells its life story.
   try:
-    names = list(SETTINGS)
-    if args.settings != ','.join(SETTINGS):
-      names = args.settings.split(';')
-    for name in names:
-      if name not in SETTINGS:
-        raise InputError(f'--settings {name}: must be some of {list(SETTINGS)}')
+    names = settings(args.settings)
     if args.kills < 1:
       raise InputError(f'--kills {args.kills}: must be at least 1')
     lines = trials(names, args.kills, args.seed, args.out)

@@ -31,6 +31,7 @@ from collections.abc import Sequence
 import os
 import pathlib
 import sys
+import time
 
 from absl import flags
 from tqdm import tqdm
@@ -42,6 +43,9 @@ from fedavg_jax.data import stored_writer
 from fedavg_jax.data.sources import SOURCES
 from fedavg_jax.data.sources import open_source
 from fedavg_jax.runs.progress import say
+
+
+_SECONDS_BETWEEN_LINES = 30.0  # Where a bar cannot be drawn.
 
 
 def define_flags() -> None:
@@ -80,13 +84,21 @@ def _run() -> None:
   source = open_source(kind, path)
   if kind != 'generator':
     path = str(pathlib.Path(os.path.expanduser(path)).resolve())
+  said_at = time.monotonic()
   with tqdm(
-    total=source.num_clients or None, unit=' clients', file=sys.stdout
+    total=source.num_clients or None,
+    unit=' clients',
+    file=sys.stdout,
+    disable=not sys.stdout.isatty(),
   ) as bar:
 
     def wrote(clients: int, size: int) -> None:
+      nonlocal said_at
       bar.set_postfix_str(f'{size / 2**30:.2f} GiB', refresh=False)
       bar.update(clients - bar.n)
+      if bar.disable and time.monotonic() - said_at > _SECONDS_BETWEEN_LINES:
+        said_at = time.monotonic()
+        say(f'{clients:,} clients, {size / 2**30:.2f} GiB')
 
     stored_writer.write(
       out,

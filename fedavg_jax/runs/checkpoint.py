@@ -6,6 +6,7 @@ else must be known and the SHA-256 of all of it: what is read is what was
 written, bit for bit, or it is not used. Nothing is ever unpickled.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import errno
@@ -15,6 +16,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from typing import Any
 from typing import NamedTuple
 
@@ -33,6 +35,8 @@ _UNREADABLE = frozenset(
     *(errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ETIMEDOUT, errno.EAGAIN),
   )
 )
+# Bytes of the names, shapes and JSON of a checkpoint, at most.
+_BESIDE_ARRAYS = 2**17
 _NUMBER = re.compile(r'0|[1-9]\d{0,9}')
 # In the names of what is being written, and of what is being deleted.
 _ORBAX_PART, _DELETED = '.orbax-checkpoint-tmp', '.deleted'
@@ -97,12 +101,14 @@ class Checkpoints:
     )
     try:
       self._folder.mkdir(exist_ok=True)
-      try:
-        self._checkpointer.save(path, args=args)
-      except TimeoutError:
-        # Orbax takes a clock that is set forward for minutes of waiting.
-        self._clear()
-        self._checkpointer.save(path, args=args, force=True)
+      _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
+      with _one_error():
+        try:
+          self._checkpointer.save(path, args=args)
+        except TimeoutError:
+          # Orbax takes a clock that is set forward for minutes of waiting.
+          self._clear()
+          self._checkpointer.save(path, args=args, force=True)
     except (OSError, ValueError) as error:  # Its storage raises ValueError.
       with contextlib.suppress(OSError):
         self._clear()  # Others may need the room.
@@ -245,6 +251,26 @@ def bytes_needed(tree: Any, number: int) -> int:
   """Room for checkpoints of a tree, or of its shapes, and for small files."""
   one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   return number * one + 2**20
+
+
+def _check_room(folder: pathlib.Path, num_bytes: int) -> None:
+  """Raises OSError where a disk has no room for arrays and what is beside."""
+  if shutil.disk_usage(folder).free < num_bytes + _BESIDE_ARRAYS:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+  """Keeps orbax's threads from printing what its call raises."""
+  verbosity, hook = logging.get_verbosity(), sys.excepthook
+  try:
+    logging.set_verbosity(logging.FATAL)
+    # By which storage prints what its own threads could not give to anybody.
+    sys.excepthook = lambda *raised: None
+    yield
+  finally:
+    logging.set_verbosity(verbosity)
+    sys.excepthook = hook
 
 
 def _checkpointer():

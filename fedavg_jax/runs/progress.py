@@ -5,6 +5,7 @@ import sys
 import time
 from typing import Any
 
+from absl import logging
 from tqdm import tqdm
 
 # However long a run, its log stays short.
@@ -13,15 +14,20 @@ _LONG_RUN_SECONDS = 60.0
 
 
 def say(text: str) -> None:
-  """Prints a line. A run goes on where nobody reads it any more."""
+  """Prints a line; where nobody can read it any more, work continues."""
   try:
     try:
       print(text, flush=True)
     except UnicodeEncodeError:  # Of a name, on a terminal of plain ASCII.
       print(text.encode('ascii', 'backslashreplace').decode(), flush=True)
-  except BrokenPipeError:
+  except OSError as error:
     with open(os.devnull, 'w') as nobody:
       os.dup2(nobody.fileno(), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):  # That one is meant.
+      logging.warning(
+        'standard output cannot be written (%s): what follows is not shown',
+        error.strerror,
+      )
 
 
 class Progress:
