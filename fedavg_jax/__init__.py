@@ -71,6 +71,8 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.engine.superstep import make_schedule
   from fedavg_jax.models.zoo import build_model
   from fedavg_jax.runs.checkpoint import load_params
+  from fedavg_jax.runs.run_config import RunConfig
+  from fedavg_jax.runs.run_config import default_config
   from fedavg_jax.schedule.participation import Clock
   from fedavg_jax.schedule.participation import Participation
   from fedavg_jax.schedule.participation import Trace
@@ -93,6 +95,7 @@ __all__ = [
   'cross_entropy',
   'Dataset',
   'decayed_sgd',
+  'default_config',
   'DivergedError',
   'draw_clock',
   'Ended',
@@ -123,6 +126,7 @@ __all__ = [
   'RoundMetrics',
   'run',
   'run_calls',
+  'RunConfig',
   'scaffold',
   'ServerState',
   'simulate',

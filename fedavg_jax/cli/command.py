@@ -30,6 +30,7 @@ from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import LostError
 from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.runs import config_text
 from fedavg_jax.runs.progress import say
 
 _FAILED, _BAD_INPUT, _DIVERGED, _SIGNAL = 1, 2, 3, 128
@@ -295,8 +296,8 @@ def _help(module: types.ModuleType) -> str:
       text += f'\n\n  --{flag.name}\n      {flag.help}{default}'
   if 'config' in flags.FLAGS:
     text += (
-      '\n\n  --config.KEY=VALUE\n      Any option of the config, such as'
-      ' --config.rounds=5.'
+      '\n\nOptions of the config, with the values of configs/default.py:\n\n'
+      + config_text.help_text()
     )
   return text
 

@@ -2,20 +2,26 @@
 
 fedavg-jax config list
 fedavg-jax config show quickstart
+fedavg-jax config show mnist_2nn:noniid
 fedavg-jax config copy quickstart mine.py
 
-A copy is yours to change: fedavg-jax run mine.py
+`show` prints every option with its meaning, as a config file; `copy` makes a
+copy of the file, which is yours to change: fedavg-jax run mine.py
 """
 
+import ast
 from collections.abc import Sequence
 import os
 import pathlib
+import runpy
 import shutil
 
 from fedavg_jax.cli import command
 from fedavg_jax.cli import package_configs
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.files import whole
+from fedavg_jax.runs import config_text
+from fedavg_jax.runs import run_config
 from fedavg_jax.runs.progress import say
 
 
@@ -44,14 +50,35 @@ def _run(action: str = '', *words: str) -> None:
     raise InputError(
       f'config {action}: needs a NAME of {", ".join(package_configs.names())}'
     )
-  path = package_configs.path(words[0])
   if action == 'show':
-    say(path.read_text(encoding='utf-8').rstrip())
+    say(_shown(words[0]))
     return
+  path = package_configs.path(words[0])
   copy = _new_file(words[1] if len(words) > 1 else path.name)
   with whole(copy) as part:
     shutil.copyfile(path, part)
   say(f'{copy} is yours: fedavg-jax run {copy}')
+
+
+def _shown(source: str) -> str:
+  """Returns a config with all its options, as the text of a file.
+
+  Args:
+    source: NAME or NAME:ARGUMENT of a config of the package.
+  """
+  name, colon, argument = source.partition(':')
+  path = package_configs.path(name)
+  module = runpy.run_path(str(path))
+  try:
+    given = module['get_config'](*[argument] * bool(colon))
+  except TypeError:
+    raise InputError(f'config {source}: takes no argument') from None
+  except ValueError as error:
+    raise InputError(f'config {source}: {error}') from None
+  text = path.read_text(encoding='utf-8')
+  last_line = ast.parse(text).body[0].end_lineno  # Of its docstring.
+  docstring = '\n'.join(text.splitlines()[:last_line])
+  return config_text.config_file(run_config.read(given), docstring).rstrip()
 
 
 def _new_file(name: str) -> pathlib.Path:

@@ -44,7 +44,6 @@ from fedavg_jax.data.sources import SOURCES
 from fedavg_jax.data.sources import open_source
 from fedavg_jax.runs.progress import say
 
-
 _SECONDS_BETWEEN_LINES = 30.0  # Where a bar cannot be drawn.
 
 

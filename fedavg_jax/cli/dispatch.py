@@ -7,7 +7,6 @@ Only the module of the command that is asked for is imported.
 """
 
 from collections.abc import Sequence
-import difflib
 import importlib
 import sys
 
@@ -15,6 +14,7 @@ from absl import app
 
 import fedavg_jax
 from fedavg_jax.cli import command
+from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.runs.progress import say
 
 COMMANDS = {
@@ -76,8 +76,7 @@ def _unknown(name: str) -> str:
   known = ', '.join(COMMANDS)
   if name.startswith('-'):
     return f'{name}: a command must stand before every flag: one of {known}'
-  close = difflib.get_close_matches(name, COMMANDS, 1)
-  hint = f'; did you mean {close[0]}?' if close else ''
+  hint = did_you_mean(name, COMMANDS)
   return f'command {name or repr(name)}: must be one of {known}{hint}'
 
 

@@ -1,10 +1,10 @@
 """The configs that come with the package, by their names."""
 
-import difflib
 import os
 import pathlib
 
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.suggest import did_you_mean
 
 _PACKAGE = pathlib.Path(__file__).parent.parent
 
@@ -52,9 +52,7 @@ def find(source: str) -> str:
 
 
 def _one_of(name: str) -> str:
-  close = difflib.get_close_matches(name, names(), 1)
-  hint = f'; did you mean {close[0]}?' if close else ''
-  return f'one of {", ".join(names())}{hint}'
+  return f'one of {", ".join(names())}{did_you_mean(name, names())}'
 
 
 def _folder() -> pathlib.Path:

@@ -36,7 +36,7 @@ def _run() -> None:
   config, name = command.read_config()
   path = command.new_file('picture', 'partition.png')
   cfg = run_config.read(config)
-  dataset = catalog.load_dataset(cfg['dataset'], cfg['data_dir'])
+  dataset = catalog.load_dataset(cfg.dataset, cfg.data_dir)
   clients = population.build_population(cfg, dataset)[0]
   counts = statistics.label_counts(clients, dataset.num_classes)
   lines = statistics.describe(counts)

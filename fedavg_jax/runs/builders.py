@@ -16,6 +16,7 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.engine.simulation import build_simulation
 from fedavg_jax.models import zoo
 from fedavg_jax.runs import population
+from fedavg_jax.runs.run_config import RunConfig
 
 
 class Federation(NamedTuple):
@@ -34,27 +35,27 @@ class Federation(NamedTuple):
   model: Model
 
 
-def prepare(cfg: dict[str, Any]) -> Federation:
+def prepare(cfg: RunConfig) -> Federation:
   """The data, the clients and the model that a checked config names."""
-  dataset = catalog.load_dataset(cfg['dataset'], cfg['data_dir'])
+  dataset = catalog.load_dataset(cfg.dataset, cfg.data_dir)
   clients, held = population.build_population(cfg, dataset)
   return Federation(
     dataset=dataset,
     clients=clients,
     held=held,
     model=zoo.build_model(
-      cfg['model'],
+      cfg.model,
       dataset,
-      pixels=cfg['pixels'],
-      augmentation=cfg['augmentation'],
-      convolution=cfg['convolution'],
-      precision=cfg['precision'],
+      pixels=cfg.pixels,
+      augmentation=cfg.augmentation,
+      convolution=cfg.convolution,
+      precision=cfg.precision,
     ),
   )
 
 
 def build(
-  cfg: dict[str, Any],
+  cfg: RunConfig,
   federation: Federation,
   algorithm: Any,
   *,
@@ -62,61 +63,61 @@ def build(
   sweep: Sequence[float] | None = None,
 ) -> Simulation:
   """Compiles what a checked config says; the rest as `build_simulation`."""
-  local, clients = cfg['client'], federation.clients
+  local, clients = cfg.client, federation.clients
   return build_simulation(
     federation.model,
     clients,
     federation.dataset.test,
-    client_fraction=cfg['client_fraction'],
+    client_fraction=cfg.client_fraction,
     participation=population.build_participation(cfg, clients.num_examples),
-    weighting=cfg['weighting'],
-    epochs=local['epochs'],
-    batch_size=local['batch_size'],
+    weighting=cfg.weighting,
+    epochs=local.epochs,
+    batch_size=local.batch_size,
     algorithm=algorithm,
     sweep=sweep,
-    on_nan=cfg['on_nan'],
-    shuffle=local['shuffle'],
-    seed=cfg['seed'],
+    on_nan=cfg.on_nan,
+    shuffle=local.shuffle,
+    seed=cfg.seed,
     lanes=lanes,
-    micro_batch=cfg['micro_batch'],
-    stream=cfg['examples_on'] == 'host',
-    keep_on_host=cfg['client_states_on'] != 'device',
-    rounds_per_call=cfg['rounds_per_call'],
+    micro_batch=cfg.micro_batch,
+    stream=cfg.examples_on == 'host',
+    keep_on_host=cfg.client_states_on != 'device',
+    rounds_per_call=cfg.rounds_per_call,
   )
 
 
-def build_algorithm(cfg: dict[str, Any]) -> Algorithm:
+def build_algorithm(cfg: RunConfig) -> Algorithm:
   """The algorithm that a checked config names."""
-  local, server = cfg['client'], cfg['server']
-  if cfg['algorithm'] == 'scaffold':
-    return algorithms.scaffold(local['learning_rate'], server['learning_rate'])
-  if server['optimizer'] == 'sgd':
+  local, server = cfg.client, cfg.server
+  if cfg.algorithm == 'scaffold':
+    return algorithms.scaffold(local.learning_rate, server.learning_rate)
+  if server.optimizer == 'sgd':
     server_optimizer = optax.sgd(
-      server['learning_rate'], momentum=server['momentum'] or None
+      server.learning_rate, momentum=server.momentum or None
     )
   else:
     server_optimizer = algorithms.adaptive(
-      server['optimizer'],
-      server['learning_rate'],
-      b1=server['momentum'],
-      b2=server['second_momentum'],
-      tau=server['adaptivity'],
+      server.optimizer,
+      server.learning_rate,
+      b1=server.momentum,
+      b2=server.second_momentum,
+      tau=server.adaptivity,
     )
   client_optimizer = build_client_optimizer(cfg)
-  if cfg['algorithm'] == 'fedprox':
+  if cfg.algorithm == 'fedprox':
     algorithm = algorithms.fedprox(
-      local['proximal'], client_optimizer, server_optimizer
+      local.proximal, client_optimizer, server_optimizer
     )
   else:
     algorithm = algorithms.fedavg(client_optimizer, server_optimizer)
-  if local['clip_norm']:
-    algorithm = algorithms.clip_delta(algorithm, local['clip_norm'])
+  if local.clip_norm:
+    algorithm = algorithms.clip_delta(algorithm, local.clip_norm)
   return algorithm
 
 
-def build_client_optimizer(cfg: dict[str, Any]) -> optax.GradientTransformation:
+def build_client_optimizer(cfg: RunConfig) -> optax.GradientTransformation:
   """The optimizer of a checked config's clients."""
-  local = cfg['client']
+  local = cfg.client
   return algorithms.decayed_sgd(
-    local['learning_rate'], local['decay'], local['decay_rounds']
+    local.learning_rate, local.decay, local.decay_rounds
   )

@@ -30,11 +30,12 @@ from fedavg_jax.runs.grid_jobs import plan_jobs
 from fedavg_jax.runs.grid_report import report
 from fedavg_jax.runs.grid_training import train_together
 from fedavg_jax.runs.progress import say
+from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import FORMAT
 
 
 def run_sweep(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict | RunConfig,
   grid: dict[str, list[str]],
   seeds: int,
   workdir: pathlib.Path,
@@ -54,8 +55,8 @@ def run_sweep(
     InputError: a key, a value, the data, a folder; nothing was run.
     StoppedError: a signal; the same call goes on.
   """
-  jobs = plan_jobs(config, grid, seeds, workdir)
   base = run_config.read(config)
+  jobs = plan_jobs(base, grid, seeds, workdir)
   if workdir.exists():
     earlier = earlier_jobs(workdir, base)
     known = [job.key for job in earlier]
@@ -74,7 +75,11 @@ def run_sweep(
       HeldFile(workdir.resolve() / '.lock', f'workdir = {workdir}')
     ) as own,
   ):
-    told = {'format': FORMAT, 'config': base, 'runs': [job.key for job in jobs]}
+    told = {
+      'format': FORMAT,
+      'config': base.to_dict(),
+      'runs': [job.key for job in jobs],
+    }
     write_text(workdir / MARK, json.dumps(told, indent=1) + '\n')
     while group := next_group(jobs, workdir):
       own.check()
@@ -88,7 +93,7 @@ def run_sweep(
       else:
         # That one setting diverges is a result of the sweep.
         with contextlib.suppress(DivergedError):
-          train.train(group[0].config, group[0].folder)
+          train.train(group[0].cfg, group[0].folder)
     own.check()
     report(jobs, workdir)
   return jobs

@@ -11,14 +11,16 @@ from typing import Any
 from typing import NamedTuple
 import urllib.parse
 
-import ml_collections
 import numpy as np
 
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.data import catalog
+from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import population
 from fedavg_jax.runs import run_config
+from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import check_format
 
 # Numbers that only the algorithm sees: plans do not depend on them.
@@ -41,15 +43,13 @@ class Job(NamedTuple):
   Attributes:
     setting: key -> value, what the grid says of it.
     seed: of the run.
-    config: the whole, a ConfigDict.
-    cfg: the same, checked.
+    cfg: the whole.
     folder: of the run.
   """
 
   setting: dict[str, Any]
   seed: int
-  config: ml_collections.ConfigDict
-  cfg: dict[str, Any]
+  cfg: RunConfig
   folder: pathlib.Path
 
   @property
@@ -64,7 +64,7 @@ class Job(NamedTuple):
 
 
 def plan_jobs(
-  config: ml_collections.ConfigDict,
+  base: RunConfig,
   grid: dict[str, list[str]],
   seeds: int,
   workdir: pathlib.Path,
@@ -74,8 +74,7 @@ def plan_jobs(
   Raises:
     InputError: a key that does not exist, a value that breaks its rule.
   """
-  base = run_config.read(config)
-  if not 1 <= seeds <= rules.MOST - base['seed']:
+  if not 1 <= seeds <= rules.MOST - base.seed:
     raise InputError(
       f'--seeds {seeds}: must be at least 1, and the last one, seed + {seeds} -'
       f' 1, at most {rules.MOST}'
@@ -87,7 +86,8 @@ def plan_jobs(
       raise InputError('--grid seed: the seeds are those of --seeds')
     if key not in known:
       raise InputError(
-        f'--grid {key}: there is no such key; known are {", ".join(known)}'
+        f'--grid {key}: there is no such key{did_you_mean(key, known)}; known'
+        f' are {", ".join(known)}'
       )
     values = [_value(key, text, known[key]) for text in texts]
     if len(set(values)) < len(values):
@@ -102,24 +102,21 @@ def plan_jobs(
   return [
     _job(base, dict(setting), seed, workdir)
     for setting in itertools.product(*choices)
-    for seed in range(base['seed'], base['seed'] + seeds)
+    for seed in range(base.seed, base.seed + seeds)
   ]
 
 
 def _job(base, setting, seed, workdir) -> Job:
   name = ','.join(f'{k}={v}' for k, v in setting.items()) or 'as it is'
-  config = ml_collections.ConfigDict(base)
-  config.update_from_flattened_dict(setting | {'seed': seed})
   return Job(
     setting,
     seed,
-    config,
-    run_config.read(config),
+    base.replace(setting | {'seed': seed}),
     workdir / urllib.parse.quote(name, safe='=,. ') / f'seed_{seed}',
   )
 
 
-def earlier_jobs(workdir: pathlib.Path, base: dict[str, Any]) -> list[Job]:
+def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
   """The runs that a sweep's folder already has, or is to have."""
   mark = workdir / MARK
   if not mark.is_file():
@@ -132,22 +129,17 @@ def earlier_jobs(workdir: pathlib.Path, base: dict[str, Any]) -> list[Job]:
   try:
     told = json.loads(mark.read_text())
     runs = [(dict(setting), int(seed)) for setting, seed in told['runs']]
-    began = dict(told['config'])
+    began = dict(told['config']) | {'seed': base.seed}
   except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
     raise InputError(
       f'{mark}: cannot be read ({error}); put it back, or name a new workdir'
     ) from error
   check_format(mark, told)
-  if began | {'seed': base['seed']} != base:
-    flat, now = dict(run_config.flatten(began)), run_config.flatten(base)
-    differ = [
-      f'{key} = {value!r} (was {flat.get(key)!r})'
-      for key, value in now
-      if flat.get(key) != value and key != 'seed'
-    ]
+  if differ := config_changes.differences(base, began):
     raise InputError(
       f'workdir = {workdir}: its sweep began with another config:'
-      f' {", ".join(differ[:8])}; take those values, or name a new workdir'
+      f' {config_changes.listed(differ)}; take those values, or name a new'
+      ' workdir'
     )
   return [_job(base, setting, seed, workdir) for setting, seed in runs]
 
@@ -162,7 +154,7 @@ def check_populations(jobs: Sequence[Job]) -> None:
     if text in seen or is_over(job):
       continue
     seen.add(text)
-    source = (cfg['dataset'], cfg['data_dir'])
+    source = (cfg.dataset, cfg.data_dir)
     if source not in data:
       data[source] = catalog.load_dataset(*source)
     sizes = [len(part) for part in population.divide(cfg, data[source])]
@@ -213,7 +205,7 @@ def _common(job: Job) -> dict[str, Any]:
     for key, value in run_config.flatten(job.cfg)
     if key not in TOGETHER
   }
-  if job.cfg['client_eval_every']:  # Of one model at a time.
+  if job.cfg.client_eval_every:  # Of one model at a time.
     rest['folder'] = str(job.folder)
   return rest
 

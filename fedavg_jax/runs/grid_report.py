@@ -19,7 +19,7 @@ def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
   runs: dict[str, list[compare.Run]] = {}
   for job in jobs:
     runs.setdefault(job.name, []).append(compare.read_run(job.folder))
-  target = jobs[0].cfg['target_accuracy']
+  target = jobs[0].cfg.target_accuracy
   rows = {
     name: [compare.row(run, target) for run in own]
     for name, own in runs.items()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import contextlib
-import copy
 import json
 import pathlib
 import shutil
@@ -48,11 +47,10 @@ def _algorithm(jobs: Sequence[Job]):
   }
 
   def algorithm(number):
-    cfg = copy.deepcopy(jobs[0].cfg)
-    for key, column in columns.items():
-      branch, name = key.split('.')
-      cfg[branch][name] = column[number.astype(jnp.int32)]
-    return builders.build_algorithm(cfg)
+    own = {
+      key: column[number.astype(jnp.int32)] for key, column in columns.items()
+    }
+    return builders.build_algorithm(jobs[0].cfg.replace(own))
 
   return algorithm
 
@@ -66,7 +64,7 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   write_text(folder / MARK, json.dumps([job.key for job in jobs]) + '\n')
   cfg = jobs[0].cfg
-  use_cpu_devices(cfg['cpu_devices'])
+  use_cpu_devices(cfg.cpu_devices)
   with (
     stop_on_signals() as stop,
     contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved,
@@ -76,7 +74,7 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
       cfg,
       federation,
       _algorithm(jobs),
-      lanes=cfg['lanes'],
+      lanes=cfg.lanes,
       sweep=range(len(jobs)),
     )
     # lines: of every run the lines of its metrics.jsonl; status: why it ended.
@@ -123,9 +121,9 @@ def _simulate(cfg, simulation, told, saved, start, stopping):
     return last
   for record in simulate(
     simulation,
-    rounds=cfg['rounds'],
-    eval_every=cfg['eval_every'],
-    target_accuracy=cfg['target_accuracy'],
+    rounds=cfg.rounds,
+    eval_every=cfg.eval_every,
+    target_accuracy=cfg.target_accuracy,
     start=start,
     wanted=due,
     stopping=stopping,
@@ -140,7 +138,7 @@ def _simulate(cfg, simulation, told, saved, start, stopping):
     if now - said_at > _SECONDS_BETWEEN_LINES and record.round:
       said_at = now
       best = max(lines[-1].get('test_accuracy', 0) for lines in told['lines'])
-      say(f'  round {record.round}/{cfg["rounds"]}  best {best:.4f}')
+      say(f'  round {record.round}/{cfg.rounds}  best {best:.4f}')
     if record.state is None or record.client_states is None:
       continue
     last, last_round = (record.state, record.client_states), record.round
@@ -173,9 +171,9 @@ def _add_line(cfg, simulation, record, g, lines) -> str:
   lines.append(summary.to_line(mine, simulation.planner))
   if not finite:
     return 'diverged'
-  if 0 < cfg['target_accuracy'] <= lines[-1].get('test_accuracy', -1.0):
+  if 0 < cfg.target_accuracy <= lines[-1].get('test_accuracy', -1.0):
     return 'target reached'
-  return 'finished' if record.round == cfg['rounds'] else ''
+  return 'finished' if record.round == cfg.rounds else ''
 
 
 def _write_run(job, federation, simulation, told, last, g) -> None:
@@ -210,7 +208,9 @@ def _write_run(job, federation, simulation, told, last, g) -> None:
       checkpoint.Checkpoints(folder.path, keep=1)
     ) as checkpoints:
       at_hand.save(folder, checkpoints)
-    for logger in loggers.open_loggers(job.cfg['log'], part, job.cfg, []):
+    for logger in loggers.open_loggers(
+      job.cfg.log, part, job.cfg.to_dict(), []
+    ):
       for each in (*before, line):
         logger.line(each)
       logger.close()

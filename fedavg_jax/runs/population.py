@@ -1,6 +1,6 @@
 """The clients that a config describes, and what they hold. NumPy only."""
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import partition
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.data.dataset import in_memory
+from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.schedule import participation
 
 # These look at labels; a sequence has many.
@@ -18,14 +19,14 @@ _BY_LABEL = ('shards', 'dirichlet', 'inner_dirichlet', 'pathological')
 
 
 def build_population(
-  cfg: dict[str, Any], dataset: Dataset
+  cfg: RunConfig, dataset: Dataset
 ) -> tuple[Clients, Clients]:
   """What every client of a checked config trains on, and what it holds out.
 
   Raises:
     InputError: as `divide`.
   """
-  stays_on_disk = cfg['partition'] == 'natural' and not cfg['holdout_fraction']
+  stays_on_disk = cfg.partition == 'natural' and not cfg.holdout_fraction
   if dataset.clients is not None and stays_on_disk:
     nothing = Clients(
       dataset.clients.x[:0],
@@ -35,22 +36,22 @@ def build_population(
     return dataset.clients, nothing
   dataset = in_memory(dataset)
   parts, held = partition.hold_out(
-    divide(cfg, dataset), fraction=cfg['holdout_fraction'], seed=cfg['seed']
+    divide(cfg, dataset), fraction=cfg.holdout_fraction, seed=cfg.seed
   )
   return build_clients(dataset.train, parts), build_clients(dataset.train, held)
 
 
-def divide(cfg: dict[str, Any], dataset: Dataset) -> list[np.ndarray]:
+def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
   """The partition that a checked config names: indices of training examples.
 
   Raises:
     InputError: the data have no such clients, or a value breaks a rule that
       depends on the data.
   """
-  labels, owners, seed = dataset.train.y, dataset.owners, cfg['seed']
+  labels, owners, seed = dataset.train.y, dataset.owners, cfg.seed
   natural = [] if owners is None else partition.by_owner(owners)
-  number = cfg['num_clients'] or len(natural)
-  kind = cfg['partition']
+  number = cfg.num_clients or len(natural)
+  kind = cfg.partition
   if not number:
     raise InputError(
       f'num_clients = 0: {dataset.name} has no natural clients; must be at'
@@ -67,58 +68,58 @@ def divide(cfg: dict[str, Any], dataset: Dataset) -> list[np.ndarray]:
     return partition.shards(
       labels,
       num_clients=number,
-      shards_per_client=cfg['shards_per_client'],
+      shards_per_client=cfg.shards_per_client,
       seed=seed,
     )
   if kind == 'dirichlet':
     return partition.dirichlet(
       labels,
       num_clients=number,
-      alpha=cfg['alpha'],
-      min_size=cfg['min_size'],
-      self_balancing=cfg['self_balancing'],
+      alpha=cfg.alpha,
+      min_size=cfg.min_size,
+      self_balancing=cfg.self_balancing,
       seed=seed,
     )
   if kind == 'pathological':
     return partition.pathological(
       labels,
       num_clients=number,
-      classes_per_client=cfg['classes_per_client'],
-      assignment=cfg['class_assignment'],
+      classes_per_client=cfg.classes_per_client,
+      assignment=cfg.class_assignment,
       seed=seed,
     )
   sizes = partition.sizes(
-    cfg['sizes'],
+    cfg.sizes,
     len(labels),
     num_clients=number,
-    skew=cfg['size_skew'],
+    skew=cfg.size_skew,
     seed=seed,
   )
   if kind == 'inner_dirichlet':
     return partition.inner_dirichlet(
-      labels, sizes=sizes, alpha=cfg['alpha'], seed=seed
+      labels, sizes=sizes, alpha=cfg.alpha, seed=seed
     )
   return partition.iid(len(labels), num_clients=number, seed=seed, sizes=sizes)
 
 
-def partition_name(cfg: dict[str, Any]) -> str:
+def partition_name(cfg: RunConfig) -> str:
   """A partition as one says it, such as 'dirichlet 0.5'."""
-  kind = cfg['partition']
+  kind = cfg.partition
   told = {
     'shards': 'shards_per_client',
     'dirichlet': 'alpha',
     'inner_dirichlet': 'alpha',
     'pathological': 'classes_per_client',
   }
-  text = f'{kind} {cfg[told[kind]]:g}' if kind in told else kind
-  if kind in ('iid', 'inner_dirichlet') and cfg['sizes'] != 'equal':
-    law = cfg['sizes'] if cfg['sizes'] in choices.SIZE_LAWS else 'given'
+  text = f'{kind} {getattr(cfg, told[kind]):g}' if kind in told else kind
+  if kind in ('iid', 'inner_dirichlet') and cfg.sizes != 'equal':
+    law = cfg.sizes if cfg.sizes in choices.SIZE_LAWS else 'given'
     text += f', {law} sizes'
   return text
 
 
 def build_participation(
-  cfg: dict[str, Any], num_examples: np.ndarray
+  cfg: RunConfig, num_examples: np.ndarray
 ) -> participation.Participation:
   """Who takes part, as a checked config says.
 
@@ -129,18 +130,20 @@ def build_participation(
   Raises:
     InputError: a trace that cannot be read, or names other clients.
   """
-  clock, trace = cfg['clock'], cfg['availability_trace']
+  clock, trace = cfg.clock, cfg.availability_trace
   return participation.Participation(
-    unavailable_fraction=cfg['unavailable_fraction'],
-    sampling_weights=num_examples if cfg['sampling'] == 'examples' else None,
+    unavailable_fraction=cfg.unavailable_fraction,
+    sampling_weights=num_examples if cfg.sampling == 'examples' else None,
     trace=(
       participation.read_trace(trace, len(num_examples)) if trace else None
     ),
-    straggler_fraction=cfg['straggler_fraction'],
-    stragglers=cfg['stragglers'],
+    straggler_fraction=cfg.straggler_fraction,
+    stragglers=cfg.stragglers,
     clock=(
-      participation.draw_clock(len(num_examples), **clock, seed=cfg['seed'])
-      if clock['examples_per_second']
+      participation.draw_clock(
+        len(num_examples), **dataclasses.asdict(clock), seed=cfg.seed
+      )
+      if clock.examples_per_second
       else None
     ),
   )

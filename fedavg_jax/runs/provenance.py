@@ -17,6 +17,7 @@ from fedavg_jax.engine import devices
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import population
 from fedavg_jax.runs.builders import Federation
+from fedavg_jax.runs.run_config import RunConfig
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
@@ -69,13 +70,13 @@ def _version(name: str) -> str:
     return 'not installed'
 
 
-def to_begin(cfg: dict[str, Any], federation: Federation) -> dict[str, Any]:
+def to_begin(cfg: RunConfig, federation: Federation) -> dict[str, Any]:
   """config.json of a run that begins here and now."""
   test, clients = federation.dataset.test, federation.clients
   trace = population.build_participation(cfg, clients.num_examples).trace
   periods = () if trace is None else (trace.client, trace.first, trace.last)
   return {
-    'config': cfg,
+    'config': cfg.to_dict(),
     'data_sha256': checkpoint.digest([*_content(federation), *test, *periods]),
     'test_sha256': checkpoint.digest([*test]),
     'numerics': devices.numerics(),

@@ -18,6 +18,7 @@ from fedavg_jax.runs import loggers
 from fedavg_jax.runs import plots
 from fedavg_jax.runs import resume
 from fedavg_jax.runs.progress import Progress
+from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.runs.summary import describe
 from fedavg_jax.runs.summary import end_status
@@ -37,7 +38,7 @@ class Run(NamedTuple):
     stopping: whether a signal has asked for an end.
   """
 
-  cfg: dict[str, Any]
+  cfg: RunConfig
   simulation: Simulation
   client_tests: Callable[[Any], client_evaluation.ClientTests] | None
   start: tuple[compiled_round.ServerState, Any] | None
@@ -46,14 +47,13 @@ class Run(NamedTuple):
 
   def saves(self, number: int) -> bool:
     """Whether a checkpoint is due after a round, by its number."""
-    every = self.cfg['checkpoint']['rounds']
+    every = self.cfg.checkpoint.rounds
     return bool(every and number and number % every == 0)
 
   def tests(self, number: int) -> bool:
     """Whether the clients' own tests are due after a round."""
     return self.client_tests is not None and (
-      number % self.cfg['client_eval_every'] == 0
-      or number == self.cfg['rounds']
+      number % self.cfg.client_eval_every == 0 or number == self.cfg.rounds
     )
 
   def rounds(
@@ -71,9 +71,9 @@ class Run(NamedTuple):
     cfg, record = self.cfg, None
     for record in simulate(
       self.simulation,
-      rounds=cfg['rounds'],
-      eval_every=cfg['eval_every'],
-      target_accuracy=cfg['target_accuracy'],
+      rounds=cfg.rounds,
+      eval_every=cfg.eval_every,
+      target_accuracy=cfg.target_accuracy,
       start=self.start,
       host_states=self.host_states,
       wanted=lambda number: self.saves(number) or self.tests(number),
@@ -82,7 +82,7 @@ class Run(NamedTuple):
     ):
       tests = None
       if self.client_tests and record.state is not None and record.finite:
-        reached = 0 < cfg['target_accuracy'] <= (record.test_accuracy or 0.0)
+        reached = 0 < cfg.target_accuracy <= (record.test_accuracy or 0.0)
         if reached or self.tests(record.round):
           tests = self.client_tests(record.state)
       yield record, tests
@@ -100,7 +100,7 @@ def follow_rounds(run: Run) -> dict[str, Any]:
 def record_rounds(run: Run, folder: Workdir) -> dict[str, Any]:
   """Runs until an end; however it ends, what was done is written."""
   cfg, simulation, start = run.cfg, run.simulation, run.start
-  minutes = cfg['checkpoint']['minutes']
+  minutes = cfg.checkpoint.minutes
   done = 0 if start is None else int(start[0].round)
   saved_round = None if start is None else done
   saved_at = time.monotonic()
@@ -109,9 +109,9 @@ def record_rounds(run: Run, folder: Workdir) -> dict[str, Any]:
   tests: client_evaluation.ClientTests | None = None  # The last ones.
   summary: dict[str, Any] = {}
   progress = Progress(
-    cfg['rounds'],
+    cfg.rounds,
     done=done,
-    may_end_sooner=cfg['target_accuracy'] > 0,
+    may_end_sooner=cfg.target_accuracy > 0,
   )
 
   def by_time() -> bool:
@@ -121,11 +121,11 @@ def record_rounds(run: Run, folder: Workdir) -> dict[str, Any]:
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       contextlib.closing(
-        checkpoint.Checkpoints(folder.path, keep=cfg['checkpoint']['keep'])
+        checkpoint.Checkpoints(folder.path, keep=cfg.checkpoint.keep)
       )
     )
     told_to = loggers.open_loggers(
-      cfg['log'], folder.path, cfg, before=folder.lines()
+      cfg.log, folder.path, cfg.to_dict(), before=folder.lines()
     )
     for logger in told_to:
       stack.callback(logger.close)

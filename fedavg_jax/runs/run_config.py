@@ -1,303 +1,496 @@
-"""Checks a config, once, before anything runs.
+"""The settings of a run, typed: their defaults, meanings and rules.
 
-Every knob stands in the config file; none is hidden in a default here.
+This is the one source: `configs/default.py` and the help of the command are
+made of it, `read` turns the config of a file into a `RunConfig`, and nothing
+behind it sees a dictionary. Letters are those of McMahan et al. (2017).
 """
 
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
-import math
+import dataclasses
 import re
 from typing import Any
-from typing import NamedTuple
 
 from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.runs import loggers
+from fedavg_jax.runs.config_option import ANYTHING
+from fedavg_jax.runs.config_option import BELOW_ONE
+from fedavg_jax.runs.config_option import RATE
+from fedavg_jax.runs.config_option import Options
+from fedavg_jax.runs.config_option import Rule
+from fedavg_jax.runs.config_option import at_least
+from fedavg_jax.runs.config_option import between
+from fedavg_jax.runs.config_option import fields
+from fedavg_jax.runs.config_option import flat_fields
+from fedavg_jax.runs.config_option import is_section
+from fedavg_jax.runs.config_option import is_traced
+from fedavg_jax.runs.config_option import one_of
+from fedavg_jax.runs.config_option import option
+from fedavg_jax.runs.config_option import section
+from fedavg_jax.runs.config_option import zero_or_between
 from fedavg_jax.schedule import participation
 from fedavg_jax.schedule import planning
 
-
-class _Rule(NamedTuple):
-  kind: type
-  holds: Callable[[Any], bool]
-  text: str
-
-
-def _one_of(names):
-  return _Rule(str, lambda v: v in names, f'must be one of {", ".join(names)}')
-
-
-def _between(low, high, kind=float):
-  return _Rule(kind, lambda v: low <= v <= high, f'must lie in [{low}, {high}]')
+_NUMBERS = re.compile(r'\s*\d+(\s*,\s*\d+)*\s*')
+_SIZES = Rule(
+  lambda value: (
+    value in choices.SIZE_LAWS or bool(_NUMBERS.fullmatch(str(value)))
+  ),
+  f'must be one of {", ".join(choices.SIZE_LAWS)}, or whole numbers with commas'
+  ' between them',
+  choices.SIZE_LAWS,
+)
+_YES_OR_NO = ANYTHING
 
 
-def _zero_or(low, high):
-  return _Rule(
-    float,
-    lambda v: v == 0 or low <= v <= high,
-    f'must be 0, or in [{low:g}, {high:g}]',
+@dataclasses.dataclass(frozen=True)
+class ClientConfig(Options):
+  """How a client trains."""
+
+  prefix = 'client.'
+
+  epochs: int = option(5, at_least(1), 'E: epochs over the local data a round.')
+  batch_size: int = option(
+    10, at_least(0), 'B: minibatch size; 0 is infinity, all local data at once.'
+  )
+  learning_rate: float = option(0.1, RATE, 'eta: learning rate.')
+  decay: float = option(
+    1.0,
+    Rule(lambda value: 0 < value <= 1, 'must lie in (0, 1]'),
+    'Factor of the learning rate, applied every decay_rounds rounds.',
+  )
+  decay_rounds: int = option(1, at_least(1), 'Rounds between two decays.')
+  shuffle: str = option(
+    'epoch',
+    one_of(choices.SHUFFLES),
+    "'epoch' reshuffles every epoch, 'round' keeps one order for all epochs.",
+  )
+  proximal: float = option(
+    0.01, between(0, 1e30), "mu of 'fedprox': weight of the proximal term."
+  )
+  clip_norm: float = option(
+    0.0, between(0, 1e30), 'Largest norm of a delta; 0 does not clip.'
   )
 
 
-def _from(low, high=2**31 - 1):
-  return _between(low, high, int)
+@dataclasses.dataclass(frozen=True)
+class ServerConfig(Options):
+  """How the server updates the global model."""
+
+  prefix = 'server.'
+
+  optimizer: str = option(
+    'sgd',
+    one_of(choices.SERVER_OPTIMIZERS),
+    'Optimizer on the mean delta: sgd, adagrad, adam or yogi.',
+  )
+  learning_rate: float = option(
+    1.0, RATE, 'Server learning rate; 1 with sgd and momentum 0 is FedAvg.'
+  )
+  momentum: float = option(
+    0.0, BELOW_ONE, 'Momentum of sgd; beta_1 of adagrad, adam and yogi.'
+  )
+  second_momentum: float = option(0.99, BELOW_ONE, 'beta_2 of adam and yogi.')
+  adaptivity: float = option(
+    0.001, between(1e-15, 1e15), 'tau of adagrad, adam and yogi.'
+  )
 
 
-_NUMBERS = re.compile(r'\s*\d+(\s*,\s*\d+)*\s*')
-_boolean = _Rule(bool, lambda v: True, '')
-_below_one = _Rule(float, lambda v: 0 <= v < 1, 'must lie in [0, 1)')
-# Wide, and well inside the normal numbers of float32.
-_rate = _between(1e-30, 1e30)
+@dataclasses.dataclass(frozen=True)
+class ClockConfig(Options):
+  """A simulated clock; it runs where examples_per_second is not 0."""
 
-_RULES: dict[str, _Rule] = {
-  'dataset': _one_of(choices.DATASETS),
-  'data_dir': _Rule(str, lambda v: True, ''),
-  'pixels': _one_of(choices.PIXELS),
-  'augmentation': _one_of(choices.AUGMENTATIONS),
-  'model': _one_of(choices.MODELS),
-  'convolution': _one_of(choices.CONVOLUTIONS),
-  'precision': _one_of(choices.PRECISIONS),
-  'partition': _one_of(choices.PARTITIONS),
-  'shards_per_client': _from(1),
-  'alpha': _between(1e-30, 1e30),
-  'min_size': _from(0),
-  'self_balancing': _boolean,
-  'classes_per_client': _from(1),
-  'class_assignment': _one_of(choices.CLASS_ASSIGNMENTS),
-  'sizes': _Rule(
-    str,
-    lambda v: v in choices.SIZE_LAWS or bool(_NUMBERS.fullmatch(v)),
-    f'must be one of {", ".join(choices.SIZE_LAWS)}, or whole numbers with'
-    ' commas between them',
-  ),
-  'size_skew': _between(0, 100),
-  'num_clients': _from(0),
-  'holdout_fraction': _below_one,
-  'client_fraction': _between(0, 1),
-  'unavailable_fraction': _below_one,
-  'availability_trace': _Rule(str, lambda v: True, ''),
-  'sampling': _one_of(choices.SAMPLINGS),
-  'straggler_fraction': _between(0, 1),
-  'stragglers': _one_of(choices.STRAGGLERS),
-  'weighting': _one_of(choices.WEIGHTINGS),
-  'algorithm': _one_of(choices.ALGORITHMS),
-  'client.epochs': _from(1),
-  'client.batch_size': _from(0),
-  'client.learning_rate': _rate,
-  'client.decay': _Rule(float, lambda v: 0 < v <= 1, 'must lie in (0, 1]'),
-  'client.decay_rounds': _from(1),
-  'client.shuffle': _one_of(choices.SHUFFLES),
-  'client.proximal': _between(0, 1e30),
-  'client.clip_norm': _between(0, 1e30),
-  'server.optimizer': _one_of(choices.SERVER_OPTIMIZERS),
-  'server.learning_rate': _rate,
-  'server.momentum': _below_one,
-  'server.second_momentum': _below_one,
-  'server.adaptivity': _between(1e-15, 1e15),
-  'clock.examples_per_second': _zero_or(1e-12, 1e12),
-  'clock.speed_spread': _between(0, 10),
-  'clock.megabits_down': _zero_or(1e-12, 1e9),
-  'clock.megabits_up': _zero_or(1e-12, 1e9),
-  'clock.bandwidth_spread': _between(0, 10),
-  'clock.deadline': _between(0, 1e9),
-  'on_nan': _one_of(choices.ON_NAN),
-  'rounds': _from(1),
-  'eval_every': _from(1),
-  'client_eval_every': _from(0),
-  'finetune_epochs': _from(0, 1000),
-  'target_accuracy': _between(0, 1),
-  'seed': _from(0),
-  'lanes': _from(0),
-  'micro_batch': _from(0),
-  'rounds_per_call': _from(0, 4096),
-  'cpu_devices': _from(0, 1024),
-  'examples_on': _one_of(choices.EXAMPLES_ON),
-  'client_states_on': _one_of(choices.CLIENT_STATES_ON),
-  'log': _Rule(str, lambda v: True, ''),
-  'checkpoint.rounds': _from(0),
-  'checkpoint.minutes': _between(0, 1e6),
-  'checkpoint.keep': _from(1, 1000),
-}
+  prefix = 'clock.'
 
-# That are told of two configs that differ.
-_MOST_KEYS = 8
-
-# Where files are: hosts may keep them in different places.
-PLACES = ('data_dir', 'availability_trace')
-# Where, how fast and how safely it is computed: the cohorts, the orders and,
-# but for rounding, the models stay the same.
-MACHINE_KEYS = (
-  'data_dir',
-  'lanes',
-  'micro_batch',
-  'rounds_per_call',
-  'cpu_devices',
-  'examples_on',
-  'log',
-  'checkpoint.rounds',
-  'checkpoint.minutes',
-  'checkpoint.keep',
-)
+  examples_per_second: float = option(
+    0.0,
+    zero_or_between(1e-12, 1e12),
+    'Training speed of the median client; 0 simulates no clock.',
+  )
+  speed_spread: float = option(
+    0.0, between(0, 10), 'Sigma of the log-normal speeds; 0 makes all alike.'
+  )
+  megabits_down: float = option(
+    0.0,
+    zero_or_between(1e-12, 1e9),
+    "Median client's download rate in Mbit/s; 0 takes no time.",
+  )
+  megabits_up: float = option(
+    0.0,
+    zero_or_between(1e-12, 1e9),
+    "Median client's upload rate in Mbit/s; 0 takes no time.",
+  )
+  bandwidth_spread: float = option(
+    0.0, between(0, 10), 'Sigma of the log-normal bandwidths.'
+  )
+  deadline: float = option(
+    0.0,
+    between(0, 1e9),
+    'Seconds after which a client is a straggler; 0 sets no deadline.',
+  )
 
 
-def read(config: Any) -> dict[str, Any]:
-  """A ConfigDict as a plain nested dict; raises as `check` does."""
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig(Options):
+  """When a run is saved."""
+
+  prefix = 'checkpoint.'
+
+  rounds: int = option(
+    0, at_least(0), 'Rounds between two checkpoints; 0 saves by time alone.'
+  )
+  minutes: float = option(
+    5.0,
+    between(0, 1e6),
+    'Minutes between two checkpoints; 0 saves by rounds alone.',
+  )
+  keep: int = option(
+    3, between(1, 1000), 'How many of the last checkpoints stay, with the best.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Options):
+  """All settings of a run.
+
+  >>> config = RunConfig(rounds=20, client=ClientConfig(epochs=1))
+  >>> config.client.epochs, config.client.batch_size
+  (1, 10)
+
+  Raises:
+    InputError: a value breaks its rule, or contradicts another one.
+  """
+
+  dataset: str = option(
+    'digits', one_of(choices.DATASETS), 'Data set; see docs/data.md.'
+  )
+  data_dir: str = option(
+    '',
+    ANYTHING,
+    'Folder or file of the data; empty searches, then downloads.',
+  )
+  pixels: str = option(
+    'unit',
+    one_of(choices.PIXELS),
+    "'unit' scales to [0, 1]; 'standard' to mean 0, std 1 over the training"
+    " set; 'image' to mean 0, std 1 of each image.",
+  )
+  augmentation: str = option(
+    'none',
+    one_of(choices.AUGMENTATIONS),
+    "'tutorial' crops to 24 x 24 and changes colours at random.",
+  )
+  model: str = option('2nn', one_of(choices.MODELS), 'Model; see docs/api.md.')
+  convolution: str = option(
+    'auto',
+    one_of(choices.CONVOLUTIONS),
+    "How convolutions are computed; 'auto' takes the fastest known.",
+  )
+  precision: str = option(
+    'float32',
+    one_of(choices.PRECISIONS),
+    "'bfloat16' computes products in bfloat16; weights stay float32.",
+  )
+
+  partition: str = option(
+    'shards',
+    one_of(choices.PARTITIONS),
+    "How the data are divided; 'natural' takes the clients of the data.",
+  )
+  shards_per_client: int = option(
+    2, at_least(1), "Of 'shards': 2 gives a client about two labels."
+  )
+  alpha: float = option(
+    0.5,
+    between(1e-30, 1e30),
+    "Concentration of 'dirichlet' and 'inner_dirichlet'; small is skewed.",
+  )
+  min_size: int = option(
+    10, at_least(0), "Fewest examples of a client in 'dirichlet'."
+  )
+  self_balancing: bool = option(
+    False,
+    _YES_OR_NO,
+    "Of 'dirichlet': a client with n / K examples gets no more.",
+  )
+  classes_per_client: int = option(
+    2, at_least(1), "Of 'pathological': labels of each client, exactly."
+  )
+  class_assignment: str = option(
+    'random',
+    one_of(choices.CLASS_ASSIGNMENTS),
+    "Of 'pathological': which client has which labels.",
+  )
+  sizes: str = option(
+    'equal',
+    _SIZES,
+    "Clients' sizes in 'iid' and 'inner_dirichlet': a law, or '600,300,...'.",
+  )
+  size_skew: float = option(
+    1.0, between(0, 100), 'Exponent of power_law, sigma of log_normal.'
+  )
+  num_clients: int = option(
+    50, at_least(0), "K: number of clients; 0 with partition 'natural'."
+  )
+  holdout_fraction: float = option(
+    0.0,
+    BELOW_ONE,
+    "Share of every client's examples that is kept for its own tests.",
+  )
+
+  client_fraction: float = option(
+    0.5,
+    between(0, 1),
+    'C: a cohort has max(int(C * K), 1) clients; 0 is one client.',
+  )
+  unavailable_fraction: float = option(
+    0.0, BELOW_ONE, 'Share of the clients out of reach in a round.'
+  )
+  availability_trace: str = option(
+    '',
+    ANYTHING,
+    'CSV file of when clients are in reach: client, first and last round.',
+  )
+  sampling: str = option(
+    'uniform',
+    one_of(choices.SAMPLINGS),
+    "'examples' draws clients in proportion to n_k; then weigh uniformly.",
+  )
+  straggler_fraction: float = option(
+    0.0, between(0, 1), 'Share of a cohort that does only a part of its work.'
+  )
+  stragglers: str = option(
+    'keep',
+    one_of(choices.STRAGGLERS),
+    "'keep' uses their partial work, as FedProx does; 'drop' loses it.",
+  )
+  weighting: str = option(
+    'examples',
+    one_of(choices.WEIGHTINGS),
+    "Weights of the mean: 'examples' is n_k, 'uniform' the same for all.",
+  )
+  algorithm: str = option(
+    'fedavg', one_of(choices.ALGORITHMS), 'Algorithm; see docs/algorithms.md.'
+  )
+  client: ClientConfig = section(ClientConfig)
+  server: ServerConfig = section(ServerConfig)
+  clock: ClockConfig = section(ClockConfig)
+
+  on_nan: str = option(
+    'stop',
+    one_of(choices.ON_NAN),
+    "Where a client's numbers are not finite: 'stop', or 'skip_client'.",
+  )
+  rounds: int = option(200, at_least(1), 'Number of communication rounds.')
+  eval_every: int = option(1, at_least(1), 'Rounds between two evaluations.')
+  client_eval_every: int = option(
+    0,
+    at_least(0),
+    "Rounds between two tests on the clients' held-out examples; 0: none.",
+  )
+  finetune_epochs: int = option(
+    0,
+    between(0, 1000),
+    'Local epochs before each client is tested a second time; 0: none.',
+  )
+  target_accuracy: float = option(
+    0.0,
+    between(0, 1),
+    'Test accuracy at which the run ends; 0 runs all rounds.',
+  )
+  seed: int = option(
+    0, at_least(0), 'Seed of partition, initial weights, cohorts and orders.'
+  )
+
+  lanes: int = option(
+    0,
+    at_least(0),
+    'Clients that train side by side, over all devices; 0 chooses.',
+  )
+  micro_batch: int = option(
+    0,
+    at_least(0),
+    'Largest number of examples in a step; larger B accumulates; 0 chooses.',
+  )
+  rounds_per_call: int = option(
+    0, between(0, 4096), 'Most rounds in one compiled call; 0 chooses.'
+  )
+  cpu_devices: int = option(
+    0, between(0, 1024), 'Virtual devices on CPU; 0 is one per core.'
+  )
+  examples_on: str = option(
+    'device',
+    one_of(choices.EXAMPLES_ON),
+    "'host' streams each cohort's examples to the device.",
+  )
+  client_states_on: str = option(
+    'device',
+    one_of(choices.CLIENT_STATES_ON),
+    "'host' or 'disk' streams what clients keep, as SCAFFOLD's do.",
+  )
+  log: str = option(
+    '', ANYTHING, 'Loggers beside metrics.jsonl: csv, tensorboard, wandb.'
+  )
+  checkpoint: CheckpointConfig = section(CheckpointConfig)
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    _check_contradictions(self)
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the settings as JSON has them, sections within."""
+    return dataclasses.asdict(self)
+
+  def replace(self, changes: Mapping[str, Any]) -> 'RunConfig':
+    """Returns the settings with others for some names, dots between parts.
+
+    >>> RunConfig().replace({'client.epochs': 1, 'rounds': 9}).client.epochs
+    1
+    """
+    own = {key: value for key, value in changes.items() if '.' not in key}
+    for field in filter(is_section, fields(self)):
+      inner = {
+        key.removeprefix(f'{field.name}.'): value
+        for key, value in changes.items()
+        if key.startswith(f'{field.name}.')
+      }
+      now = getattr(self, field.name)
+      own[field.name] = dataclasses.replace(now, **inner)
+    return dataclasses.replace(self, **own)
+
+
+def names() -> list[str]:
+  """Returns the names of all options, with dots between their parts."""
+  return [name for name, _ in flat_fields(RunConfig)]
+
+
+def read(config: Any) -> RunConfig:
+  """Turns a ConfigDict, or what `RunConfig` is already, into typed settings.
+
+  Raises:
+    InputError: a key is unknown, or a value breaks its rule.
+  """
+  if isinstance(config, RunConfig):
+    return config
   try:
-    return check(config.to_dict())
+    return from_dict(config.to_dict())
   except RecursionError:
     raise InputError('config: contains itself; must end') from None
 
 
-def check(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a config as a plain nested dict, if every key keeps its rule.
-
-  Args:
-    config: nested, such as `ConfigDict.to_dict()`.
+def from_dict(config: Mapping[str, Any]) -> RunConfig:
+  """Makes typed settings of nested dictionaries; what is missing has defaults.
 
   Raises:
-    InputError: a key is unknown or missing, or a value breaks its rule.
+    InputError: a key is unknown, or a value breaks its rule.
   """
-  flat = dict(flatten(config))
+  flat, known = dict(flatten(config)), names()
   for key in flat:
-    if key not in _RULES:
-      raise InputError(f'{key}: unknown key; known are {", ".join(_RULES)}')
-  for key, rule in _RULES.items():
-    if key not in flat:
-      raise InputError(f'{key}: missing in the config')
-    flat[key] = _checked(key, flat[key], rule)
-  if flat['num_clients']:
-    _check_cohort(flat)
-  if flat['partition'] == 'natural' and flat['num_clients']:
-    raise InputError(
-      f'num_clients = {flat["num_clients"]}: must be 0 with partition ='
-      " 'natural', where the data say how many there are"
-    )
-  if flat['clock.deadline'] and not flat['clock.examples_per_second']:
-    raise InputError(
-      f'clock.deadline = {flat["clock.deadline"]}: must be 0 without a clock,'
-      ' which clock.examples_per_second = 0 leaves out'
-    )
-  if flat['client_eval_every'] and not flat['holdout_fraction']:
-    raise InputError(
-      f'client_eval_every = {flat["client_eval_every"]}: tests on what clients'
-      ' hold out; holdout_fraction must be above 0'
-    )
-  if flat['finetune_epochs'] and not flat['client_eval_every']:
-    raise InputError(
-      f'finetune_epochs = {flat["finetune_epochs"]}: must be 0 without tests of'
-      ' clients, which client_eval_every = 0 leaves out'
-    )
-  for key, most, place in (
-    ('finetune_epochs', 0, 'examples_on'),
-    ('rounds_per_call', 1, 'examples_on'),
-    ('rounds_per_call', 1, 'client_states_on'),
-  ):
-    if flat[place] != 'device' and flat[key] > most:
+    if key not in known:
       raise InputError(
-        f'{key} = {flat[key]}: must be at most {most} with {place} ='
-        f" {flat[place]!r}, where a device has the cohort's alone"
+        f'{key}: unknown key{did_you_mean(key, known)}; known are'
+        f' {", ".join(known)}'
       )
-  loggers.check(flat['log'])
-  _check_scaffold(flat)
-  nested: dict[str, Any] = {}
-  for key, value in flat.items():
-    *parents, name = key.split('.')
-    inner = nested
-    for parent in parents:
-      inner = inner.setdefault(parent, {})
-    inner[name] = value
-  return nested
+  return RunConfig().replace(flat)
 
 
-def compare(now: Mapping[str, Any], began: Any, *, extend: bool) -> None:
-  """Makes sure that a run which goes on is the one that began.
+def default_config() -> Any:
+  """Returns every option with its default, as a config file starts with.
 
-  Args:
-    now: a checked config.
-    began: the config that the run began with.
-    extend: allows more rounds and other `MACHINE_KEYS`.
+  Returns:
+    An `ml_collections.ConfigDict`; a key that it does not have is an error.
 
-  Raises:
-    InputError: names the keys that differ, with both values.
+  >>> config = default_config()
+  >>> config.client.learning_rate = 0.05
+  >>> config.rounds
+  200
   """
-  if not isinstance(began, Mapping):
-    raise InputError('config.json: must hold the config of a run')
-  new, old = dict(flatten(now)), dict(flatten(began))
-  may_differ = ('rounds', *MACHINE_KEYS)
-  differ = {
-    key: f'{key} = {new.get(key)!r} (was {old.get(key)!r})'
-    for key in {**new, **old}
-    if (key not in new or key not in old or new[key] != old[key])
-    and not (extend and key in may_differ)
-  }
-  if differ:
-    told, more = list(differ.values()), len(differ) - _MOST_KEYS
-    raise InputError(
-      'config: differs from that of the run in the workdir: '
-      + ', '.join(told[:_MOST_KEYS] + [f'{more} more'] * (more > 0))
-      + '; take those values, or name a new workdir'
-      + (
-        '; --resume=extend allows it' if differ.keys() <= {*may_differ} else ''
-      )
-    )
-  rounds = old.get('rounds')
-  if not isinstance(rounds, int) or new['rounds'] < rounds:
-    raise InputError(
-      f'rounds = {new["rounds"]}: must be at least the {rounds!r} that the run'
-      ' began with'
-    )
+  import ml_collections
+
+  return ml_collections.ConfigDict(RunConfig().to_dict()).lock()
 
 
 def flatten(
-  config: Mapping[str, Any], prefix: str = ''
+  config: RunConfig | Mapping[str, Any], prefix: str = ''
 ) -> Iterator[tuple[str, Any]]:
-  """Keys with dots between their parts, and their values."""
-  for key, value in config.items():
+  """Yields names, with dots between their parts, and their values."""
+  content = config.to_dict() if isinstance(config, RunConfig) else config
+  for key, value in content.items():
     if isinstance(value, Mapping):
       yield from flatten(value, f'{prefix}{key}.')
     else:
       yield f'{prefix}{key}', value
 
 
-def _checked(key, value, rule):
-  fits = isinstance(value, rule.kind) or (
-    rule.kind is float and isinstance(value, int)
-  )
-  if not fits or (isinstance(value, bool) and rule.kind is not bool):
-    raise InputError(f'{key} = {value!r}: must be of type {rule.kind.__name__}')
-  value = rule.kind(value)
-  if rule.kind is float and not math.isfinite(value):
-    raise InputError(f'{key} = {value}: must be finite')
-  if not rule.holds(value):
-    raise InputError(f'{key} = {value!r}: {rule.text}')
-  return value
+def _check_contradictions(cfg: RunConfig) -> None:
+  """Raises InputError where two options contradict each other; names both."""
+  if any(is_traced(value) for _, value in flatten(cfg)):
+    return  # Of a sweep, whose runs were checked each.
+  if cfg.num_clients:
+    _check_cohort(cfg)
+  if cfg.partition == 'natural' and cfg.num_clients:
+    raise InputError(
+      f'num_clients = {cfg.num_clients}: must be 0 with partition ='
+      " 'natural', where the data say how many there are"
+    )
+  if cfg.clock.deadline and not cfg.clock.examples_per_second:
+    raise InputError(
+      f'clock.deadline = {cfg.clock.deadline}: must be 0 without a clock,'
+      ' which clock.examples_per_second = 0 leaves out'
+    )
+  if cfg.client_eval_every and not cfg.holdout_fraction:
+    raise InputError(
+      f'client_eval_every = {cfg.client_eval_every}: tests on what clients'
+      ' hold out; holdout_fraction must be above 0'
+    )
+  if cfg.finetune_epochs and not cfg.client_eval_every:
+    raise InputError(
+      f'finetune_epochs = {cfg.finetune_epochs}: must be 0 without tests of'
+      ' clients, which client_eval_every = 0 leaves out'
+    )
+  _check_placement(cfg)
+  loggers.check(cfg.log)
+  if cfg.algorithm == 'scaffold':
+    _check_scaffold(cfg)
 
 
-def _check_cohort(flat) -> None:
-  clients = flat['num_clients']
-  cohort = planning.cohort_size(clients, flat['client_fraction'])
-  away = participation.num_unavailable(clients, flat['unavailable_fraction'])
+def _check_cohort(cfg: RunConfig) -> None:
+  clients = cfg.num_clients
+  cohort = planning.cohort_size(clients, cfg.client_fraction)
+  away = participation.num_unavailable(clients, cfg.unavailable_fraction)
   if clients - away < cohort:
     raise InputError(
-      f'unavailable_fraction = {flat["unavailable_fraction"]}: leaves'
+      f'unavailable_fraction = {cfg.unavailable_fraction}: leaves'
       f' {clients - away} of num_clients = {clients} in reach, fewer than the'
       f' cohort of {cohort} that client_fraction ='
-      f' {flat["client_fraction"]} asks for'
+      f' {cfg.client_fraction} asks for'
     )
 
 
-def _check_scaffold(flat) -> None:
-  """SCAFFOLD is defined with plain SGD on both sides."""
-  if flat['algorithm'] != 'scaffold':
-    return
-  for key, plain in (
-    ('server.optimizer', 'sgd'),
-    ('server.momentum', 0),
-    ('client.clip_norm', 0),
-    ('client.decay', 1),
+def _check_placement(cfg: RunConfig) -> None:
+  for key, most, place in (
+    ('finetune_epochs', 0, 'examples_on'),
+    ('rounds_per_call', 1, 'examples_on'),
+    ('rounds_per_call', 1, 'client_states_on'),
   ):
-    if flat[key] != plain:
+    if getattr(cfg, place) != 'device' and getattr(cfg, key) > most:
       raise InputError(
-        f"{key} = {flat[key]!r}: must be {plain!r} with algorithm = 'scaffold'"
+        f'{key} = {getattr(cfg, key)}: must be at most {most} with {place} ='
+        f" {getattr(cfg, place)!r}, where a device has the cohort's alone"
+      )
+
+
+def _check_scaffold(cfg: RunConfig) -> None:
+  """SCAFFOLD is defined with plain SGD on both sides."""
+  for key, value, plain in (
+    ('server.optimizer', cfg.server.optimizer, 'sgd'),
+    ('server.momentum', cfg.server.momentum, 0),
+    ('client.clip_norm', cfg.client.clip_norm, 0),
+    ('client.decay', cfg.client.decay, 1),
+  ):
+    if value != plain:
+      raise InputError(
+        f"{key} = {value!r}: must be {plain!r} with algorithm = 'scaffold'"
       )

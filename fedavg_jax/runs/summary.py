@@ -14,12 +14,13 @@ from fedavg_jax.runs import plots
 from fedavg_jax.runs import population
 from fedavg_jax.runs import targets
 from fedavg_jax.runs.builders import Federation
+from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.schedule import planning
 
 
 def draw_population(
-  cfg: dict[str, Any], federation: Federation, folder: Workdir
+  cfg: RunConfig, federation: Federation, folder: Workdir
 ) -> None:
   """Writes partition.png."""
   with folder.replacing('partition.png') as path:
@@ -35,7 +36,7 @@ def draw_population(
 
 
 def finish(
-  cfg: dict[str, Any],
+  cfg: RunConfig,
   simulation: Simulation,
   folder: Workdir,
   lines: list[dict[str, Any]],
@@ -50,46 +51,46 @@ def finish(
       path,
       title=describe(cfg),
       records=lines,
-      target_accuracy=cfg['target_accuracy'],
+      target_accuracy=cfg.target_accuracy,
     )
   return summary
 
 
-def end_status(cfg: dict[str, Any], last: dict[str, Any], finite: bool) -> str:
+def end_status(cfg: RunConfig, last: dict[str, Any], finite: bool) -> str:
   """Why a run ended after the last line of its metrics.jsonl."""
   if not finite:
     return 'diverged'
-  if 0 < cfg['target_accuracy'] <= last.get('test_accuracy', -1.0):
+  if 0 < cfg.target_accuracy <= last.get('test_accuracy', -1.0):
     return 'target reached'
-  return 'finished' if last['round'] == cfg['rounds'] else 'interrupted'
+  return 'finished' if last['round'] == cfg.rounds else 'interrupted'
 
 
-def is_over(summary: dict[str, Any], cfg: dict[str, Any]) -> bool:
+def is_over(summary: dict[str, Any], cfg: RunConfig) -> bool:
   """Whether a run with this summary has nothing left to do."""
   told = ('final_test_accuracy', 'best_test_accuracy', 'rounds_per_second')
   if not all(isinstance(summary.get(key), float) for key in told):
     return False  # Not ours: it is made anew.
   status, rounds = summary.get('status'), summary.get('rounds')
   return status == 'target reached' or (
-    status == 'finished' and rounds == cfg['rounds']
+    status == 'finished' and rounds == cfg.rounds
   )
 
 
-def describe(cfg: dict[str, Any]) -> str:
+def describe(cfg: RunConfig) -> str:
   """One line that names a setting, with the paper's letters."""
-  local = cfg['client']
-  algorithm = '' if cfg['algorithm'] == 'fedavg' else f'{cfg["algorithm"]}, '
+  local = cfg.client
+  algorithm = '' if cfg.algorithm == 'fedavg' else f'{cfg.algorithm}, '
   return (
-    f'{algorithm}{cfg["model"]} on {cfg["dataset"]},'
-    f' {population.partition_name(cfg)}: K={cfg["num_clients"] or "natural"}'
-    f' C={cfg["client_fraction"]:g}'
-    f' E={local["epochs"]} B={local["batch_size"] or "inf"}'
-    f' lr={local["learning_rate"]:g}'
+    f'{algorithm}{cfg.model} on {cfg.dataset},'
+    f' {population.partition_name(cfg)}: K={cfg.num_clients or "natural"}'
+    f' C={cfg.client_fraction:g}'
+    f' E={local.epochs} B={local.batch_size or "inf"}'
+    f' lr={local.learning_rate:g}'
   )
 
 
 def summarize(
-  cfg: dict[str, Any],
+  cfg: RunConfig,
   simulation: Simulation,
   records: list[dict[str, Any]],
   status: str,
@@ -99,7 +100,7 @@ def summarize(
   tested = [r for r in records if 'test_accuracy' in r]
   rounds = [r['round'] for r in tested]
   accuracies = [r['test_accuracy'] for r in tested]
-  target = cfg['target_accuracy']
+  target = cfg.target_accuracy
   seconds = sum(r['seconds'] for r in records)
   planner = simulation.planner
   mean_examples = float(np.mean(planner.num_examples))

@@ -25,6 +25,7 @@ from fedavg_jax.engine.devices import use_cpu_devices
 from fedavg_jax.engine.driver import DIVERGED
 from fedavg_jax.engine.simulation import place
 from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import distributed
 from fedavg_jax.runs import provenance
 from fedavg_jax.runs import resume
@@ -39,6 +40,7 @@ from fedavg_jax.runs.provenance import to_begin
 from fedavg_jax.runs.recorder import Run
 from fedavg_jax.runs.recorder import follow_rounds
 from fedavg_jax.runs.recorder import record_rounds
+from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.runs.signals import stop_on_signals
 from fedavg_jax.runs.summary import describe
@@ -47,7 +49,7 @@ from fedavg_jax.runs.summary import is_over
 
 
 def train(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict | RunConfig,
   workdir: pathlib.Path,
   *,
   extend: bool = False,
@@ -59,7 +61,7 @@ def train(
     workdir: a new folder, or that of an interrupted run with the same config,
       which goes on to the same bits.
     extend: goes on with more rounds than the run in the folder had, and lets
-      `run_config.MACHINE_KEYS` be others.
+      `config_changes.MACHINE_KEYS` be others.
 
   Returns:
     The content of summary.json.
@@ -70,7 +72,7 @@ def train(
     StoppedError: SIGINT or SIGTERM; all that was done is kept.
   """
   cfg = run_config.read(config)
-  use_cpu_devices(cfg['cpu_devices'])
+  use_cpu_devices(cfg.cpu_devices)
   check_jax()
   if processes.several():  # Or nobody is there to differ.
     processes.agree(_same_everywhere(cfg))
@@ -105,19 +107,19 @@ def train(
       f' {simulation.compile_seconds:.1f} s'
     )
     client_tests = None
-    if cfg['client_eval_every']:
+    if cfg.client_eval_every:
       client_tests = client_evaluation.build_client_tests(
         federation.model,
         simulation,
         federation.held,
         finetune=build_client_optimizer(cfg),
-        epochs=cfg['finetune_epochs'],
+        epochs=cfg.finetune_epochs,
       )
     shapes = jax.eval_shape(simulation.init)
-    start, number = None, cfg['checkpoint']['keep'] + 2  # The best, a new one.
+    start, number = None, cfg.checkpoint.keep + 2  # The best, a new one.
     states = None  # Of clients, where they stay on the host.
     if simulation.host_states is not None:
-      on_disk = cfg['client_states_on'] == 'disk'
+      on_disk = cfg.client_states_on == 'disk'
       states = simulation.host_states(_scratch(folder) if on_disk else None)
     if goes_on:
       kept = states.shapes(number_saved) if states else shapes[1]
@@ -130,7 +132,7 @@ def train(
     # The folder: nothing of what is wrong above has left one.
     room = checkpoint.bytes_needed(shapes, number)
     if states is not None:  # Of those that can take part; once in the file.
-      most = min(planner.cohort_size * cfg['rounds'], len(planner.num_examples))
+      most = min(planner.cohort_size * cfg.rounds, len(planner.num_examples))
       room += checkpoint.bytes_needed(states.shapes(most), number + 1)
     processes.first(lambda: _begin(cfg, federation, folder, left, room))
     _say(f'workdir: {workdir}')
@@ -151,8 +153,8 @@ def train(
   if summary['status'] == 'diverged':
     raise DivergedError(
       f'round {summary["rounds"]}: {DIVERGED} (they are'
-      f' {cfg["client"]["learning_rate"]} and'
-      f' {cfg["server"]["learning_rate"]}); the'
+      f' {cfg.client.learning_rate} and'
+      f' {cfg.server.learning_rate}); the'
       f' model and metrics before it are kept in {workdir}'
     )
   if summary['status'] == 'interrupted':
@@ -170,13 +172,13 @@ def _say(text: str) -> None:
     say(text)
 
 
-def _same_everywhere(cfg: dict[str, Any]) -> dict[str, Any]:
+def _same_everywhere(cfg: RunConfig) -> dict[str, Any]:
   """What all processes of a run must have in common, before they have data."""
   now = provenance.environment()
   config = {
     f'config.{key}': value
     for key, value in run_config.flatten(cfg)
-    if key not in run_config.PLACES
+    if key not in config_changes.PLACES
   }
   return {
     '--num_processes': distributed.num_processes(),
@@ -189,12 +191,12 @@ def _same_everywhere(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open_folder(
-  workdir: pathlib.Path, cfg: dict[str, Any], extend: bool
+  workdir: pathlib.Path, cfg: RunConfig, extend: bool
 ) -> Workdir:
   folder = Workdir(workdir)
   if folder.began is not None:
     try:
-      run_config.compare(cfg, folder.began.get('config'), extend=extend)
+      config_changes.check_same(cfg, folder.began.get('config'), extend=extend)
     except InputError:
       folder.close()
       raise
@@ -225,12 +227,10 @@ class _Left:
     return self.lanes, True, self.saved.told.get('clients', 0)
 
 
-def _left(
-  folder: Workdir | None, cfg: dict[str, Any], now: dict[str, Any]
-) -> _Left:
+def _left(folder: Workdir | None, cfg: RunConfig, now: dict[str, Any]) -> _Left:
   """Reads what an interrupted run has left."""
   assert folder is not None
-  lanes = cfg['lanes']
+  lanes = cfg.lanes
   if folder.began is None:
     return _Left(now, None, lanes)
   saved = resume.newest(folder, now)
@@ -254,7 +254,7 @@ def _scratch(folder: Workdir | None) -> pathlib.Path:
 
 
 def _begin(
-  cfg: dict[str, Any],
+  cfg: RunConfig,
   federation: Federation,
   folder: Workdir | None,
   left: _Left | None,

@@ -7,16 +7,16 @@ import pytest
 
 import fedavg_jax
 from fedavg_jax.cli import dispatch
+from fedavg_jax.runs import run_config
 
 FLAGS = {
   'run': [
     *('config', 'workdir', 'resume', 'distributed', 'coordinator'),
     *('num_processes', 'process_id', 'connect_seconds', 'heartbeat_seconds'),
-    'config.KEY=VALUE',
   ],
-  'sweep': ['config', 'grid', 'seeds', 'workdir', 'config.KEY=VALUE'],
+  'sweep': ['config', 'grid', 'seeds', 'workdir'],
   'compare': ['target', 'picture'],
-  'partition': ['config', 'picture', 'config.KEY=VALUE'],
+  'partition': ['config', 'picture'],
   'convert': ['source', 'path', 'out', 'verify', 'shard_mib'],
   'config': [],
 }
@@ -43,7 +43,10 @@ def test_help_of_a_command(command, name):
   outcome = command(name, '--help')
   assert outcome[:3:2] == (0, '') and not outcome.jax
   assert f'fedavg-jax {name}' in outcome.out.split('\n\n')[1]
-  assert re.findall(r'^  --(\S+)$', outcome.out, re.M) == FLAGS[name]
+  assert re.findall(r'^  --([a-z_]+)$', outcome.out, re.M) == FLAGS[name]
+  listed = outcome.out.partition('Options of the config')[2]
+  options = re.findall(r'^  --config\.(\S+?)=', listed, re.M)
+  assert options == (run_config.names() if 'config' in FLAGS[name] else [])
   assert command('help', name) == command(name, '-h') == outcome
 
 
@@ -105,7 +108,10 @@ def test_earlier_commands_are_no_modules(name):
     ([], ['--config is missing', 'mnist_2nn', 'quickstart']),
     (['--config'], ['--config is missing']),
     (['--config=', '--config.rounds=2'], ['--config is missing']),
-    (['nonsense'], ['config nonsense', 'path of a file', 'cifar10, flower_']),
+    (
+      ['nonsense'],
+      ['config nonsense', 'path of a file', 'cifar10, default'],
+    ),
     (['quikstart'], ['config quikstart', 'did you mean quickstart?']),
     ([''], ["config ''", 'one of cifar10']),
     (['quickstart:fast'], ['quickstart.py:fast', 'takes no argument']),

@@ -6,6 +6,7 @@ import pytest
 
 from fedavg_jax.cli import package_configs
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import run_config
 
 
 @pytest.fixture
@@ -22,8 +23,13 @@ def test_list(command, known):
 def test_show(command, repository, known):
   for name in known:
     outcome = command('config', 'show', name)
+    assert outcome.code == 0 and not outcome.err and not outcome.jax
     text = (repository / 'configs' / f'{name}.py').read_text()
-    assert outcome == (0, text, '', False)
+    assert outcome.out.startswith(text[: text.index('import')])
+    for option in run_config.names():
+      assert f'\n  config.{option} = ' in outcome.out
+  outcome = command('config', 'show', 'mnist_2nn:noniid')
+  assert "config.partition = 'shards'\n" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -35,7 +41,9 @@ def test_show(command, repository, known):
     (['show'], ['config show: needs a NAME of cifar10']),
     (['show', ''], ["config ''", 'one of cifar10']),
     (['show', 'quikstart'], ['config quikstart', 'did you mean quickstart?']),
-    (['show', 'mnist_2nn:iid'], ['mnist_2nn:iid', 'did you mean mnist_2nn?']),
+    (['show', 'mnist_2nn:id'], ['mnist_2nn:id', 'use :iid or :noniid']),
+    (['show', 'quickstart:x'], ['quickstart:x', 'takes no argument']),
+    (['show', 'mnist2nn:iid'], ['mnist2nn', 'did you mean mnist_2nn?']),
     (['show', '../configs/quickstart'], ['one of cifar10']),
     (['show', 'theirs.py'], ['config theirs.py', 'one of cifar10']),
     (['show', 'quickstart', 'x'], ["'x' is one word too many"]),

@@ -98,7 +98,7 @@ def test_ten_lines_of_python(repository):
 
 
 def test_commands_name_files_and_keys_that_exist(repository):
-  config = (repository / 'configs' / 'mnist_cnn.py').read_text()
+  config = (repository / 'configs' / 'default.py').read_text()
   for page in (repository / 'README.md', *repository.glob('docs/*.md')):
     text = page.read_text()
     for content in re.findall(

@@ -62,7 +62,7 @@ def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
   assert len(jobs) == 8
   for i, job in enumerate((jobs[1], jobs[6])):
     alone = tmp_path / str(i)
-    train.train(job.config, alone)
+    train.train(job.cfg, alone)
     for own, other in zip(lines(job.folder), lines(alone), strict=True):
       assert own.keys() == other.keys()
       for key in own.keys() - {'seconds'}:
@@ -83,7 +83,7 @@ def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
     assert told['status'] == alike['status'] == 'finished'
     assert (job.folder / 'curves.png').exists()
     # The folder is a run's, and over.
-    assert train.train(job.config, job.folder) == told
+    assert train.train(job.cfg, job.folder) == told
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_every_key_that_goes_together_is_that_of_each_run(
   models = []
   for job in jobs:
     alone = tmp_path / str(job.setting[key])
-    train.train(job.config, alone)
+    train.train(job.cfg, alone)
     models.append([fa.load_params(path) for path in (job.folder, alone)])
 
   def distance(a, b):
@@ -266,7 +266,7 @@ def test_interrupted_and_resumed_to_the_same_lines(
   }
   resumed = grid.run_sweep(config, more, 1, own)
   assert began == [(True, 2)]  # The third one is trained by itself.
-  whole = {(j.name, j.cfg['seed']): j.folder for j in jobs}
+  whole = {(j.name, j.cfg.seed): j.folder for j in jobs}
   for job in resumed[:2]:
     other = whole[job.name, 0]
     assert without_times(lines(job.folder)) == without_times(lines(other))
@@ -287,7 +287,7 @@ def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
   for job, status in ((good, 'target reached'), (bad, 'diverged')):
     alone = tmp_path / status
     with contextlib.suppress(DivergedError):
-      train.train(job.config, alone)
+      train.train(job.cfg, alone)
     own, other = (
       json.loads((folder / 'summary.json').read_text())
       for folder in (job.folder, alone)

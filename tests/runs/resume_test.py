@@ -360,9 +360,7 @@ def test_a_config_of_an_older_version(repository, stopped):
   del content['config']['on_nan']
   content['config']['gone'] = 3
   (stopped / 'config.json').write_text(json.dumps(content))
-  with pytest.raises(
-    InputError, match=r"on_nan = 'stop' \(was None\).*gone = None \(was 3\)"
-  ):
+  with pytest.raises(InputError, match=r'gone = None \(was 3\)'):
     again(repository, stopped)
 
 

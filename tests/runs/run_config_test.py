@@ -1,13 +1,21 @@
 """What a config may say, and that every config of the repository says it."""
 
+import dataclasses
 import importlib.util
 
+import jax
+import numpy as np
 import pytest
 
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import config_option
+from fedavg_jax.runs import config_text
 from fedavg_jax.runs import run_config
+from fedavg_jax.runs.run_config import ClientConfig
+from fedavg_jax.runs.run_config import RunConfig
 
 CONFIGS = [
+  ('default', None),
   ('quickstart', None),
   ('mnist_2nn', 'iid'),
   ('mnist_2nn', 'noniid'),
@@ -41,8 +49,7 @@ def test_every_config_file_is_listed_here(repository):
 @pytest.mark.parametrize(('name', 'argument'), CONFIGS)
 def test_configs_keep_the_rules_and_have_every_key(repository, name, argument):
   given = load(repository, name, argument).to_dict()
-  checked = run_config.check(given)
-  assert checked == given
+  assert run_config.from_dict(given).to_dict() == given
 
 
 @pytest.mark.parametrize('name', ['mnist_2nn', 'mnist_cnn'])
@@ -117,7 +124,7 @@ def test_bad_values_are_told_with_key_value_and_rule(
     inner = inner[parent]
   inner[name] = value
   with pytest.raises(InputError) as info:
-    run_config.check(given)
+    run_config.from_dict(given)
   message = str(info.value)
   assert message.startswith(f'{key} = {value!r}: ') or message.startswith(
     f'{key} = {value}: '
@@ -125,19 +132,19 @@ def test_bad_values_are_told_with_key_value_and_rule(
   assert rule in message and '\n' not in message
 
 
-def test_unknown_and_missing_keys(quickstart):
+def test_unknown_keys_are_refused_and_missing_ones_have_defaults(quickstart):
   given = quickstart.to_dict()
   given['client']['momentum'] = 0.9
-  with pytest.raises(InputError, match='client.momentum: unknown key'):
-    run_config.check(given)
+  said = 'client.momentum: unknown key; did you mean server.momentum'
+  with pytest.raises(InputError, match=said):
+    run_config.from_dict(given)
   given = quickstart.to_dict()
   del given['server']['momentum']
-  with pytest.raises(InputError, match='server.momentum: missing'):
-    run_config.check(given)
+  assert run_config.from_dict(given).server.momentum == 0.0
   given = quickstart.to_dict()
   given['client'] = 3
   with pytest.raises(InputError, match='client'):
-    run_config.check(given)
+    run_config.from_dict(given)
 
 
 @pytest.mark.parametrize(
@@ -152,16 +159,16 @@ def test_the_cohort_must_be_in_reach(
   given['client_fraction'] = client_fraction
   given['unavailable_fraction'] = unavailable_fraction
   if fits:
-    run_config.check(given)
+    run_config.from_dict(given)
   else:
     with pytest.raises(InputError, match='unavailable_fraction.*fewer than'):
-      run_config.check(given)
+      run_config.from_dict(given)
 
 
 def test_whole_numbers_are_fine_for_fractions(quickstart):
   given = quickstart.to_dict()
   given['client_fraction'] = 1
-  assert isinstance(run_config.check(given)['client_fraction'], float)
+  assert isinstance(run_config.from_dict(given).client_fraction, float)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +182,51 @@ def test_whole_numbers_are_fine_for_fractions(quickstart):
 def test_scaffold_is_plain_sgd(quickstart, section, name, value):
   given = quickstart.to_dict()
   given['algorithm'] = 'scaffold'
-  run_config.check(given)
+  run_config.from_dict(given)
   given[section][name] = value
   with pytest.raises(InputError, match=f"{section}.{name} = .*'scaffold'"):
-    run_config.check(given)
+    run_config.from_dict(given)
+
+
+def test_default_config_is_generated(repository):
+  """As `python -m fedavg_jax.runs.config_text > configs/default.py` does."""
+  found = (repository / 'configs' / 'default.py').read_text()
+  assert found == config_text.default_file()
+
+
+def test_a_shown_config_is_the_config(repository, tmp_path):
+  given = run_config.read(load(repository, 'shakespeare', 'iid'))
+  path = tmp_path / 'shown.py'
+  path.write_text(config_text.config_file(given, '"""Shown."""'))
+  spec = importlib.util.spec_from_file_location('shown', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  assert run_config.read(module.get_config()) == given
+
+
+def test_every_option_has_a_meaning_and_a_rule_that_its_default_keeps():
+  for name, field in config_option.flat_fields(RunConfig):
+    about = field.metadata['about']
+    assert about.endswith('.') and len(about) > 10, name
+    assert config_option.checked(name, field.default, field) == field.default
+    assert f'--config.{name}=' in config_text.help_text()
+
+
+def test_settings_cannot_be_made_or_changed_wrongly():
+  with pytest.raises(InputError, match='^client.epochs = 0: must lie in'):
+    ClientConfig(epochs=0)
+  with pytest.raises(InputError, match='^client = 3: must be a ClientConfig'):
+    RunConfig(client=3)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    RunConfig().rounds = 3
+  with pytest.raises(
+    InputError, match=r"pixels = 'units'.*did you mean unit\?"
+  ):
+    RunConfig(pixels='units')
+  with pytest.raises(AttributeError, match='Did you mean "rounds"'):
+    run_config.default_config().round = 3
+  # Numbers of NumPy are numbers; what a sweep knows on the device passes.
+  assert RunConfig(rounds=np.int64(3)).rounds == 3
+  traced = []
+  jax.jit(lambda value: traced.append(ClientConfig(decay=value)))(0.5)
+  assert traced[0].epochs == 5

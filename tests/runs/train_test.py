@@ -16,6 +16,7 @@ from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import recorder
 from fedavg_jax.runs import train
+from fedavg_jax.runs.run_config import RunConfig
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 from tests.testing.run_folders import png_size
@@ -364,19 +365,16 @@ def message_of(algorithm, delta):
   return algorithm.message(ended)[0]
 
 
-def test_algorithms_from_configs(repository):
+def test_algorithms_from_configs():
   """Each knob of a config in what its algorithm does with plain numbers."""
   w = {'w': np.array([3.0, 4.0], np.float32)}
   zero = {'w': np.zeros(2, np.float32)}
 
   def build(**changes):
     return builders.build_algorithm(
-      load(
-        repository,
-        'quickstart',
-        **{'client.learning_rate': 0.03, 'server.learning_rate': 0.5},
-        **changes,
-      ).to_dict()
+      RunConfig().replace(
+        {'client.learning_rate': 0.03, 'server.learning_rate': 0.5} | changes
+      )
     )
 
   def server_step(algorithm, times=1):

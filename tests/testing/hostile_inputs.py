@@ -392,9 +392,10 @@ CONFIGS = {
   'argument': Case(
     ['--config={configs}/mnist_cnn.py:odd'], [':odd', ':noniid']
   ),
-  'key missing': changed_config('del config["seed"]', 'seed: missing'),
-  'branch missing': changed_config('del config["client"]', 'client.epochs'),
   'key too many': changed_config('config.lr = 1', 'lr: unknown key'),
+  'key mistyped': changed_config(
+    'config.round = 1', 'round: unknown key; did you mean rounds?'
+  ),
   'none': changed_config('config.rounds = None', 'rounds = None'),
   'bool': changed_config('config.rounds = True', 'rounds = True'),
   'list': changed_config('config.dataset = ("digits",)', "'dataset'"),

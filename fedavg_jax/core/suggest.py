@@ -1,0 +1,16 @@
+"""Suggests the word that a person may have meant."""
+
+from collections.abc import Iterable
+import difflib
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+  """Returns what a message may end with, empty where nothing is close.
+
+  >>> did_you_mean('mnits', ['mnist', 'digits'])
+  '; did you mean mnist?'
+  >>> did_you_mean('x', ['mnist'])
+  ''
+  """
+  close = difflib.get_close_matches(str(word), list(known), 1)
+  return f'; did you mean {close[0]}?' if close else ''

@@ -1,0 +1,167 @@
+"""An option of a config: its default, what it means, and its rule.
+
+The dataclasses of `run_config` are made of these, so that the rule, the default
+and the words about a value stand in one place.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from fedavg_jax.core import rules
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.suggest import did_you_mean
+
+
+class Rule(NamedTuple):
+  """What a value must keep.
+
+  Attributes:
+    holds: value -> whether it does.
+    text: the rule in words.
+    words: all that the value may be, where these are words.
+  """
+
+  holds: Callable[[Any], bool]
+  text: str
+  words: Sequence[str] = ()
+
+
+ANYTHING = Rule(lambda value: True, '')
+BELOW_ONE = Rule(lambda value: 0 <= value < 1, 'must lie in [0, 1)')
+
+
+def one_of(words: Sequence[str]) -> Rule:
+  """Makes the rule of a value that is one of some words."""
+  return Rule(
+    lambda value: value in words, f'must be one of {", ".join(words)}', words
+  )
+
+
+def between(low: float, high: float) -> Rule:
+  """Makes the rule of a number between two, both included."""
+  return Rule(
+    lambda value: low <= value <= high, f'must lie in [{low}, {high}]'
+  )
+
+
+def at_least(low: int) -> Rule:
+  """Makes the rule of a whole number that 32 bits hold."""
+  return between(low, rules.MOST)
+
+
+def zero_or_between(low: float, high: float) -> Rule:
+  """Makes the rule of a number that is 0 for none, or between two."""
+  return Rule(
+    lambda value: value == 0 or low <= value <= high,
+    f'must be 0, or in [{low:g}, {high:g}]',
+  )
+
+
+# Of learning rates.
+RATE = between(rules.SMALLEST_RATE, rules.LARGEST_RATE)
+
+
+def option(default: Any, rule: Rule, about: str) -> Any:
+  """Returns the field of a dataclass that is an option.
+
+  Args:
+    default: its value unless a config says another; it has the option's type.
+    rule: of its values.
+    about: what it means, in sentences, with its unit and the paper's letter.
+  """
+  return dataclasses.field(
+    default=default, metadata={'rule': rule, 'about': about}
+  )
+
+
+def section(options: type['Options']) -> Any:
+  """Returns the field of a dataclass that holds options of its own."""
+  return dataclasses.field(
+    default_factory=options, metadata={'section': options}
+  )
+
+
+class Options:
+  """A dataclass of options, which checks their values when it is made.
+
+  A subclass is a frozen dataclass whose fields are each made by `option`
+  or `section`. Its class attribute `prefix` stands before the names of its
+  fields in messages.
+  """
+
+  prefix = ''
+
+  def __post_init__(self) -> None:
+    for field in fields(self):
+      name, value = f'{self.prefix}{field.name}', getattr(self, field.name)
+      if kind := field.metadata.get('section'):
+        if not isinstance(value, kind):
+          raise InputError(f'{name} = {value!r}: must be a {kind.__name__}')
+      else:
+        object.__setattr__(self, field.name, checked(name, value, field))
+
+
+def fields(options: Any) -> tuple[dataclasses.Field, ...]:
+  """Returns the fields of options, of an object or its class."""
+  return dataclasses.fields(options)
+
+
+def is_section(field: dataclasses.Field) -> bool:
+  """Tells whether a field holds options of its own."""
+  return 'section' in field.metadata
+
+
+def is_traced(value: Any) -> bool:
+  """Tells whether a value is known only on the device, as those of a sweep."""
+  return hasattr(value, 'aval') and not isinstance(value, np.generic)
+
+
+def checked(name: str, value: Any, field: dataclasses.Field) -> Any:
+  """Returns the value of an option in the type of its default.
+
+  Args:
+    name: of the option, as a config has it.
+    value: what it was given; arrays of JAX are not looked at.
+    field: of the option.
+
+  Raises:
+    InputError: it is of another type, not finite, or breaks the rule.
+  """
+  if is_traced(value):
+    return value
+  if isinstance(value, np.generic):
+    value = value.item()
+  kind: Any = type(field.default)
+  rule = field.metadata['rule']
+  fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+  if not fits or (isinstance(value, bool) and kind is not bool):
+    raise InputError(f'{name} = {value!r}: must be of type {kind.__name__}')
+  try:
+    value = kind(value)
+  except OverflowError:
+    raise InputError(f'{name} = {value!r}: must be finite') from None
+  if kind is float and not math.isfinite(value):
+    raise InputError(f'{name} = {value}: must be finite')
+  if not rule.holds(value):
+    hint = did_you_mean(value, rule.words)
+    raise InputError(f'{name} = {value!r}: {rule.text}{hint}')
+  return value
+
+
+def flat_fields(
+  options: Any, prefix: str = ''
+) -> Iterator[tuple[str, dataclasses.Field]]:
+  """Yields every option of a class, with dots between the parts of its name."""
+  for field in fields(options):
+    if is_section(field):
+      inner = field.metadata['section']
+      yield from flat_fields(inner, f'{prefix}{field.name}.')
+    else:
+      yield f'{prefix}{field.name}', field

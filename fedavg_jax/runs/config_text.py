@@ -1,0 +1,77 @@
+"""Writes settings as a config file in which every option has its meaning.
+
+`configs/default.py` is what `default_file` returns; to write it anew:
+
+python -m fedavg_jax.runs.config_text > configs/default.py
+"""
+
+import dataclasses
+import textwrap
+
+from fedavg_jax.runs.config_option import flat_fields
+from fedavg_jax.runs.run_config import RunConfig
+from fedavg_jax.runs.run_config import flatten
+
+_WIDTH = 80
+_DEFAULT = '''"""Every option with its default; other files state what differs.
+
+It is generated from `fedavg_jax.runs.run_config`, do not edit it.
+
+python -m fedavg_jax.main --config configs/default.py
+"""'''
+
+
+def default_file() -> str:
+  """Returns the content of configs/default.py."""
+  return config_file(RunConfig(), _DEFAULT)
+
+
+def config_file(cfg: RunConfig, docstring: str) -> str:
+  """Returns the text of a config file that has every option.
+
+  Args:
+    cfg: the values.
+    docstring: of the file, quotes included.
+  """
+  lines = [
+    docstring,
+    '',
+    'import ml_collections',
+    '',
+    '',
+    'def get_config() -> ml_collections.ConfigDict:',
+    '  """Returns the settings."""',
+    '  config = ml_collections.ConfigDict()',
+  ]
+  values, section = dict(flatten(cfg)), ''
+  for name, field in flat_fields(RunConfig):
+    parent = name.rpartition('.')[0]
+    if parent != section and parent:
+      lines += ['', f'  config.{parent} = ml_collections.ConfigDict()']
+    section = parent
+    lines += ['', *_wrap(_about(field), '  # ')]
+    lines.append(f'  config.{name} = {values[name]!r}')
+  return '\n'.join([*lines, '  return config', ''])
+
+
+def help_text() -> str:
+  """Returns what `--help` says of every option."""
+  return '\n'.join(
+    '\n'.join([f'  --config.{name}={field.default!r}', *_wrap(_about(field))])
+    for name, field in flat_fields(RunConfig)
+  )
+
+
+def _about(field: dataclasses.Field) -> str:
+  words = field.metadata['rule'].words
+  return field.metadata['about'] + f' One of {", ".join(words)}.' * bool(words)
+
+
+def _wrap(text: str, indent: str = ' ' * 6) -> list[str]:
+  return textwrap.wrap(
+    text, _WIDTH, initial_indent=indent, subsequent_indent=indent
+  )
+
+
+if __name__ == '__main__':
+  print(default_file(), end='')
