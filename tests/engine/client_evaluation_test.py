@@ -12,6 +12,7 @@ import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.engine.evaluation import TestMetrics
+from tests.testing import covering
 from tests.testing import rest_slow
 from tests.testing import rounds
 from tests.testing import twin
@@ -70,9 +71,10 @@ def expected(params, x, y, held):
   return np.array(rows, float).T
 
 
-@pytest.mark.parametrize('epochs', rest_slow(1, [1, 0, 3]))
-@pytest.mark.parametrize('lanes', rest_slow(1, [2, 1]))
-@pytest.mark.parametrize('batch_size', rest_slow(1, [3, 0]))
+@pytest.mark.parametrize(
+  ('epochs', 'lanes', 'batch_size'),
+  rest_slow(1, covering([1, 0, 3, 1], [2, 1], [3, 3, 0, 0]), several=True),
+)
 def test_numpy_twin(divided, epochs, lanes, batch_size):
   x, y, kept, held = divided
   simulation, own = build(divided, lanes=lanes, batch_size=batch_size)

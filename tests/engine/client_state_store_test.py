@@ -10,6 +10,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_state_store
+from tests.testing import covering
 from tests.testing import rest_slow
 from tests.testing import simulations
 
@@ -28,20 +29,23 @@ def states(own):
 
 
 @pytest.mark.parametrize(
-  'changes',
+  ('on_disk', 'changes'),
   rest_slow(
     1,
-    [
-      {'stream': True, 'on_nan': 'skip_client'},
-      {},
-      {'client_fraction': 1.0, 'batch_size': 0},
-      {'lanes': 1},
-      {'client_fraction': 0.0},
-      {'participation': fa.Participation(straggler_fraction=0.5)},
-    ],
+    covering(
+      [True, False],
+      [
+        {'stream': True, 'on_nan': 'skip_client'},
+        {},
+        {'client_fraction': 1.0, 'batch_size': 0},
+        {'lanes': 1},
+        {'client_fraction': 0.0},
+        {'participation': fa.Participation(straggler_fraction=0.5)},
+      ],
+    ),
+    several=True,
   ),
 )
-@pytest.mark.parametrize('on_disk', rest_slow(1, (True, False)))
 def test_on_the_host_as_on_the_devices(clients, changes, on_disk, tmp_path):
   """Rounds overlap: who takes part in two in a row has the newest state."""
   told = []

@@ -10,6 +10,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import hyperparameter_axis
+from tests.testing import covering
 from tests.testing import rest_slow
 
 ETAS = (0.03, 0.1, 0.3)
@@ -39,8 +40,10 @@ def last(records):
   return record
 
 
-@pytest.mark.parametrize('platform', rest_slow(1, ['gpu', 'cpu']))
-@pytest.mark.parametrize('batch_size', rest_slow(1, [4, 0]))
+@pytest.mark.parametrize(
+  ('platform', 'batch_size'),
+  rest_slow(1, covering(['gpu', 'cpu'], [4, 0]), several=True),
+)
 def test_a_sweep_is_as_many_single_runs(
   uneven_examples, monkeypatch, platform, batch_size
 ):

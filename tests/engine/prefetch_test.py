@@ -11,6 +11,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import prefetch
+from tests.testing import covering
 from tests.testing import rest_slow
 from tests.testing import rounds
 from tests.testing.simulations import Watched
@@ -27,25 +28,28 @@ def clients(uneven_examples):
 
 
 @pytest.mark.parametrize(
-  'changes',
+  ('augment', 'changes'),
   rest_slow(
     1,
-    [
-      {'algorithm': fa.scaffold(0.1, 1.0)},
-      {'client_fraction': 1.0, 'batch_size': 0, 'micro_batch': 2},
-      {'on_nan': 'skip_client', 'weighting': 'uniform'},
-      {
-        'sweep': [0.1, 0.3],
-        'algorithm': lambda e: rounds.fedavg(optax.sgd(e)),
-      },
-      {},
-      {'lanes': 1},
-      {'client_fraction': 0.0},
-      {'participation': fa.Participation(straggler_fraction=0.5)},
-    ],
+    covering(
+      [None, noise],
+      [
+        {'algorithm': fa.scaffold(0.1, 1.0)},
+        {'client_fraction': 1.0, 'batch_size': 0, 'micro_batch': 2},
+        {'on_nan': 'skip_client', 'weighting': 'uniform'},
+        {
+          'sweep': [0.1, 0.3],
+          'algorithm': lambda e: rounds.fedavg(optax.sgd(e)),
+        },
+        {},
+        {'lanes': 1},
+        {'client_fraction': 0.0},
+        {'participation': fa.Participation(straggler_fraction=0.5)},
+      ],
+    ),
+    several=True,
   ),
 )
-@pytest.mark.parametrize('augment', rest_slow(1, [None, noise]))
 def test_same_bits_as_resident(clients, tmp_path, changes, augment):
   own = model(augment)
   resident = build(clients, own, **changes)

@@ -15,6 +15,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import simulation
 from fedavg_jax.engine import superstep
 from tests.testing import PROGRAMS
+from tests.testing import covering
 from tests.testing import rest_slow
 
 
@@ -118,8 +119,10 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize('name', rest_slow(1, reversed(ALGORITHMS)))
-@pytest.mark.parametrize('per_call', rest_slow(1, [3, 64]))
+@pytest.mark.parametrize(
+  ('name', 'per_call'),
+  rest_slow(1, covering(reversed(ALGORITHMS), [3, 64]), several=True),
+)
 def test_rounds_per_call_change_no_bit(name, per_call):
   """Ten rounds one by one, by three, or all in one call."""
   runs = []

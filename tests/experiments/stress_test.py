@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('processes')]
 
 def test_killed_commands_end_with_the_same_bits(capsys, tmp_path):
   names = ['scaffold, uneven clients', 'convert arrays']
-  lines = kills.trials(names, 3, seed=1, out=tmp_path / 'kills.jsonl')
-  assert sum(len(line['kills']) for line in lines) >= 3
+  lines = kills.trials(names, 2, seed=1, out=tmp_path / 'kills.jsonl')
+  assert sum(len(line['kills']) for line in lines) >= 2
   assert all(line['equal'] and not line['wrong'] for line in lines)
   assert {line['setting'] for line in lines} == set(names)
   # What is there is not done again.
-  again = kills.trials(names, 3, seed=1, out=tmp_path / 'kills.jsonl')
+  again = kills.trials(names, 2, seed=1, out=tmp_path / 'kills.jsonl')
   assert again == lines
   assert ': equal' in capsys.readouterr().out
 

@@ -51,18 +51,17 @@ def alone(tmp_path_factory):
   return _settings(1, tmp_path_factory.mktemp('alone'))
 
 
-@pytest.mark.parametrize('number', (2, 4))
-def test_several_processes_are_one(alone, number, tmp_path):
+def test_several_processes_are_one(alone, tmp_path):
   """C = 0 and 1, B = inf, SCAFFOLD, streams: the same within 1e-6."""
-  several = _settings(number, tmp_path)
-  assert several.keys() == alone.keys() if number == 2 else len(several) > 9
+  several = _settings(2, tmp_path)
+  assert several.keys() == alone.keys()
   for name in several.keys() - {'read'}:
     np.testing.assert_allclose(several[name], alone[name], atol=1e-6, rtol=1e-6)
     assert several[name].dtype == alone[name].dtype
   # Each process reads those that its own lanes train, or will in two rounds.
   rows = [int(several['read'])]
   rows += [int(np.load(path)['read']) for path in tmp_path.glob('*.npz.*.npz')]
-  assert len(rows) == number and max(rows) < alone['read']
+  assert len(rows) == 2 and max(rows) < alone['read']
 
 
 def test_one_dies_the_others_say_so_and_the_run_goes_on(tmp_path):

@@ -25,3 +25,18 @@ def rest_slow(
     else pytest.param(*(case if several else [case]), marks=pytest.mark.slow)
     for i, case in enumerate(cases)
   ]
+
+
+def covering(*parameters: Iterable[Any]) -> list[tuple[Any, ...]]:
+  """Pairs the values of several parameters so that each occurs.
+
+  For laws that hold whatever the pair: their product would prove little more.
+
+  >>> covering('abc', [1, 2])
+  [('a', 1), ('b', 2), ('c', 1)]
+  """
+  lists = [list(values) for values in parameters]
+  return [
+    tuple(values[i % len(values)] for values in lists)
+    for i in range(max(map(len, lists)))
+  ]
