@@ -13,17 +13,17 @@ import time
 from typing import Any
 
 import filelock
-import jax
 import numpy as np
 
 from experiments.paper import cells
 from experiments.paper import results
 import fedavg_jax as fa
-from fedavg_jax.engine.simulation import place
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import provenance
-from fedavg_jax.runs import resume
 from fedavg_jax.runs.progress import say
+from fedavg_jax.runs.snapshots import Snapshots
+from fedavg_jax.runs.snapshots import load
+from fedavg_jax.runs.snapshots import of
 
 # What a kill may cost, and how often somebody who watches is told.
 _SECONDS_BETWEEN_SAVES, _SECONDS_BETWEEN_LINES = 60.0, 30.0
@@ -110,17 +110,16 @@ def _run(
   start = None
   newest = saved.newest()
   if newest is not None and newest.told['data'] == sha256:
-    like = resume.to_tree(*jax.eval_shape(simulation.init))
-    start = resume.from_tree(
-      place(checkpoint.restore(newest.leaves, like), simulation)
-    )
+    start = load(newest, simulation)
     told = newest.told
     say(f'  goes on after round {told["round"]}')
   end = store.end(cell, seed)
   if start is not None and _is_over(cell, told, end):
     return _rows(cell, learning_rates, seed, told)
-  saved_at = said_at = time.monotonic()
-  at_hand, saved_round = None, told['round']
+  said_at = time.monotonic()
+  snapshots = Snapshots(
+    saved, seconds=_SECONDS_BETWEEN_SAVES, saved_round=told['round']
+  )
   for record in fa.simulate(
     simulation,
     rounds=cell.rounds,
@@ -142,12 +141,8 @@ def _run(
     if now - said_at > _SECONDS_BETWEEN_LINES:
       said_at = now
       say(f'  round {record.round}: {max(told["accuracy"][-1]):.4f}')
-    at_hand = record if record.state is not None else None
-    if at_hand and now - saved_at > _SECONDS_BETWEEN_SAVES:
-      _save(saved, at_hand, told)
-      saved_at, saved_round = now, record.round
-  if at_hand and at_hand.round != saved_round:
-    _save(saved, at_hand, told)
+    snapshots.hold(of(record, lambda: told))
+  snapshots.save()
   return None
 
 
@@ -161,12 +156,6 @@ def _is_over(cell: cells.Cell, told: dict[str, Any], end: int | None) -> bool:
     return False
   reached = np.array(told['accuracy'][-1]) >= cell.target_accuracy
   return bool((reached & alive).any()) and results.ends_at(cell, number)
-
-
-def _save(saved: checkpoint.Checkpoints, at_hand: fa.Record, told: Any) -> None:
-  assert at_hand.state is not None
-  tree = resume.to_tree(at_hand.state, at_hand.client_states)
-  saved.save(at_hand.round, tree, told, None)
 
 
 def _rows(cell, learning_rates, seed, told) -> list[dict[str, Any]]:

@@ -267,7 +267,7 @@ def main() -> None:
   good = [line for line in lines if line['equal'] and not line['wrong']]
   print(
     f'{number} kills of {len(lines)} commands: {len(good)} / {len(lines)}'
-    ' equal, nothing half written'
+    ' equal and nothing half written'
   )
   sys.exit(int(len(good) < len(lines)))
 

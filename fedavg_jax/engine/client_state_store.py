@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedavg_jax.engine import superstep
+
 
 class ClientStates:
   """The states of K clients; those that never took part cost nothing.
@@ -138,8 +140,8 @@ class Cohorts:
       place: puts arrays of the host on the devices.
     """
     self._states, self._place = states, place
-    # Asked for three times, and drawn of all clients.
-    self._clients = functools.lru_cache(maxsize=4)(clients)
+    # Drawn of all clients, and needed as long as a round is under way.
+    self._clients = functools.lru_cache(2 * superstep.CALLS_IN_FLIGHT)(clients)
     self._under_way: dict[int, Any] = {}
 
   def begin(self, number: int) -> Any:

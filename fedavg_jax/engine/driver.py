@@ -1,8 +1,9 @@
 """The rounds of a compiled federation, one after another.
 
-While a call of the device runs, the next one is planned and waits in line.
+While the devices work on a call, the next one is planned and begun.
 """
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 import concurrent.futures
@@ -29,8 +30,6 @@ from fedavg_jax.engine.simulation import place
 # A call is to take about this long: long beside the cost of a call, short for
 # somebody who watches.
 _CALL_SECONDS = 0.5
-_CALLS_IN_FLIGHT = 2
-_WAITER = concurrent.futures.ThreadPoolExecutor(1)
 _SECONDS_BETWEEN_LOOKS = 0.1  # At whether somebody wants to stop.
 
 DIVERGED = (
@@ -119,19 +118,11 @@ def simulate(
   def evaluated(number):
     return number % eval_every == 0 or number == rounds
 
-  begins = start is None
-  state, client_states = start or simulation.init()
-  if start is None and simulation.host_states is not None:
-    client_states = host_states or simulation.host_states()
-  if processes.several():  # Other processors round otherwise: one has drawn it.
-    state = collectives.copy(jax.device_get(state), state)
-  state = place(state, simulation)
-  if not isinstance(client_states, ClientStates):
-    client_states = place(client_states, simulation)
+  state, client_states = _first_states(simulation, start, host_states)
   done = int(np.max(state.round))
   tested = simulation.evaluate(state.params)
   lanes = simulation.planner.lanes
-  if begins:
+  if start is None:
     yield _record(0, state, client_states, lanes, None, tested, 0.0)
   # Of a sweep, those that have ended before are behind the others.
   going = np.asarray(jax.device_get(state.round)) == done
@@ -139,6 +130,9 @@ def simulate(
     going &= tested.accuracy < target_accuracy
   if not going.any():
     return
+  enough_correct = superstep.enough_correct(
+    target_accuracy, int(np.max(tested.count))
+  )
   while True:
     try:
       if lanes != simulation.planner.lanes:
@@ -154,9 +148,7 @@ def simulate(
         range(done + 1, rounds + 1),
         going=going,
         evaluated=evaluated,
-        enough_correct=superstep.enough_correct(
-          target_accuracy, int(np.max(tested.count))
-        ),
+        enough_correct=enough_correct,
         wanted=wanted,
         looking=looking,
         stopping=stopping,
@@ -176,6 +168,22 @@ def simulate(
       if processes.several() or (done and jax.tree.leaves(client_states)):
         raise  # What the clients kept went with the call that failed.
       lanes = fewer_lanes(lanes, simulation.planner, error)
+
+
+def _first_states(
+  simulation: Simulation,
+  start: tuple[compiled_round.ServerState, Any] | None,
+  host_states: ClientStates | None,
+) -> tuple[compiled_round.ServerState, Any]:
+  """Returns server state and client states of a run that begins or resumes."""
+  state, client_states = start or simulation.init()
+  if start is None and simulation.host_states is not None:
+    client_states = host_states or simulation.host_states()
+  if processes.several():  # Other processors round otherwise: one has drawn it.
+    state = collectives.copy(jax.device_get(state), state)
+  if not isinstance(client_states, ClientStates):
+    client_states = place(client_states, simulation)
+  return place(state, simulation), client_states
 
 
 def run_calls(
@@ -215,91 +223,205 @@ def run_calls(
   Yields:
     A record per round.
   """
-  keeps = bool(jax.tree.leaves(client_states))
-  cohorts, all_states = None, client_states
-  if isinstance(client_states, ClientStates):
-    cohorts = Cohorts(
-      client_states,
-      simulation.planner.slots,
-      lambda states: place(states, simulation),
-    )
-  alone = not processes.several()
-  agreed = superstep.Wishes()  # Of all processes, when they began a call.
-  going = np.ones(np.shape(state.round), bool) if going is None else going
-  in_flight: list[tuple] = []  # (numbers, evaluated, state, told)
-  draining = False  # Nothing more in line until a wanted state was given.
-  per_round = math.inf  # Seconds, once known.
-  asked = time.perf_counter()
-  while numbers or in_flight:
-    while numbers and len(in_flight) < _CALLS_IN_FLIGHT and not draining:
-      ours = superstep.Wishes(stopping(), looking(), per_round)
-      stop, look, seconds = ours if alone else agreed
-      if stop:
-        break
-      many = int(_CALL_SECONDS / seconds) if seconds else len(numbers)
-      many = min(max(many, 1), simulation.rounds_per_call)
-      if look:
-        many, draining = 1, True
-      for i, number in enumerate(numbers[:many]):
-        if wanted(number):
-          many, draining = i + 1, True
-          break
-      mine, numbers = numbers[:many], numbers[many:]
-      schedule = superstep.make_schedule(
-        simulation.planner,
-        mine,
-        simulation.rounds_per_call,
-        evaluated,
-        enough_correct,
-        ours,
-      )
-      if cohorts:
-        client_states = cohorts.begin(mine[0])
-      state, client_states, told = simulation.call(
-        going,
-        state,
-        client_states,
-        simulation.data(mine),
-        simulation.test,
-        superstep.place(schedule, simulation.mesh),
-      )
-      if cohorts:
-        cohorts.under_way(mine[0], client_states)
-        client_states = all_states
-      going = told.going
-      in_flight.append((mine, schedule.evaluate, state, told))
-    if not in_flight:
-      return  # Stopping.
-    mine, tests, state_then, told = in_flight.pop(0)
-    told = _fetch(told, lambda: alone and stopping() and not keeps)
-    if told is None:
+  calls = Calls(
+    simulation,
+    state,
+    client_states,
+    numbers,
+    superstep.Ends(evaluated, enough_correct),
+    going=going,
+    asked=Asked(wanted, looking, stopping),
+  )
+  while calls.fill():
+    ended = calls.wait()
+    if ended is None:
       return
-    if cohorts:
-      cohorts.end(mine[0])
-    agreed = told.wishes
-    draining = draining and bool(in_flight)
-    # Calls in line behind the end of all hand on what they are given.
-    gone = keeps and in_flight and np.any(told.going)
+    yield from calls.records(*ended)
+    if calls.over:
+      return
+
+
+class Call(NamedTuple):
+  """A call that has begun.
+
+  Attributes:
+    numbers: of its rounds.
+    tests: [R] bool, rounds after which the model is tested.
+    state: of the server after it, on the devices.
+    told: what it will return beside the states.
+  """
+
+  numbers: range
+  tests: np.ndarray
+  state: compiled_round.ServerState
+  told: superstep.Told
+
+
+class Asked(NamedTuple):
+  """What the caller of `run_calls` asks for, see there."""
+
+  wanted: Callable[[int], bool]
+  looking: Callable[[], bool]
+  stopping: Callable[[], bool]
+
+
+class Calls:
+  """The calls of a run: begun before the device needs them, then waited for.
+
+  Attributes:
+    numbers: of the rounds that are in no call yet.
+    in_flight: calls that have begun, the oldest first.
+    over: whether no value of a sweep, or not the only one, goes on.
+  """
+
+  def __init__(
+    self,
+    simulation: Simulation,
+    state: compiled_round.ServerState,
+    client_states: Any,
+    numbers: range,
+    ends: superstep.Ends,
+    *,
+    going: Any,
+    asked: Asked,
+  ):
+    """Begins no call yet; the arguments are those of `run_calls`."""
+    self.numbers, self.over = numbers, False
+    self.in_flight: collections.deque[Call] = collections.deque()
+    self._simulation, self._ends, self._asked = simulation, ends, asked
+    self._going = (
+      np.ones(np.shape(state.round), bool) if going is None else going
+    )
+    self._state, self._client_states = state, client_states
+    self._keeps = bool(jax.tree.leaves(client_states))
+    self._cohorts = None  # Where what clients keep stays on the host.
+    if isinstance(client_states, ClientStates):
+      self._cohorts = Cohorts(
+        client_states,
+        simulation.planner.slots,
+        lambda states: place(states, simulation),
+      )
+    self._alone = not processes.several()
+    self._agreed = superstep.Wishes()  # Of all processes, at the oldest call.
+    self._draining = False  # No further call until a wanted state was given.
+    self._seconds = math.inf  # Of a round, once known.
+    self._ended_at = time.perf_counter()
+    self._waiter = concurrent.futures.ThreadPoolExecutor(1)
+
+  def fill(self) -> bool:
+    """Begins calls until the devices have enough; False if there are none."""
+    while (
+      self.numbers
+      and len(self.in_flight) < superstep.CALLS_IN_FLIGHT
+      and not self._draining
+    ):
+      ours = superstep.Wishes(
+        self._asked.stopping(), self._asked.looking(), self._seconds
+      )
+      agreed = ours if self._alone else self._agreed
+      if agreed.stop:
+        break
+      many = self._rounds_of_next_call(agreed)
+      mine, self.numbers = self.numbers[:many], self.numbers[many:]
+      self._begin(mine, ours)
+    return bool(self.in_flight)
+
+  def _rounds_of_next_call(self, agreed: superstep.Wishes) -> int:
+    """Returns how many rounds it has; notes whether none may follow it yet."""
+    most = self._simulation.rounds_per_call
+    if agreed.look:
+      self._draining = True
+      most = 1
+    elif agreed.seconds:
+      most = min(max(int(_CALL_SECONDS / agreed.seconds), 1), most)
+    most = min(most, len(self.numbers))
+    for i, number in enumerate(self.numbers[:most]):
+      if self._asked.wanted(number):
+        self._draining = True
+        return i + 1
+    return most
+
+  def _begin(self, numbers: range, ours: superstep.Wishes) -> None:
+    """Plans a call and hands it to the devices."""
+    simulation = self._simulation
+    schedule = superstep.make_schedule(
+      simulation.planner,
+      numbers,
+      simulation.rounds_per_call,
+      self._ends.evaluated,
+      self._ends.enough_correct,
+      ours,
+    )
+    states = self._client_states
+    if self._cohorts:
+      states = self._cohorts.begin(numbers[0])
+    self._state, states, told = simulation.call(
+      self._going,
+      self._state,
+      states,
+      simulation.data(numbers),
+      simulation.test,
+      superstep.place(schedule, simulation.mesh),
+    )
+    if self._cohorts:
+      self._cohorts.under_way(numbers[0], states)
+    else:
+      self._client_states = states
+    self._going = told.going
+    self.in_flight.append(Call(numbers, schedule.evaluate, self._state, told))
+
+  def wait(self) -> tuple[Call, superstep.Told] | None:
+    """Waits for the oldest call.
+
+    Returns:
+      The call, and what it returned, on the host; None if the caller asked to
+      stop meanwhile and nothing of the call is needed.
+    """
+    call = self.in_flight.popleft()
+    told = self._fetch(call.told)
+    if told is None:
+      return None
+    if self._cohorts:
+      self._cohorts.end(call.numbers[0])
+    self._agreed = told.wishes
+    self._draining = self._draining and bool(self.in_flight)
+    self.over = not np.any(told.going)
     now = time.perf_counter()
-    done = int(told.num_rounds)
-    per_round = (now - asked) / max(done, 1)
-    asked = now
-    for i, number in enumerate(mine[:done]):
+    self._seconds = (now - self._ended_at) / max(int(told.num_rounds), 1)
+    self._ended_at = now
+    return call, told
+
+  def _fetch(self, told: superstep.Told) -> Any:
+    """Returns what a call returned, once it has ended; None if given up.
+
+    Another thread waits: this one, if it is the main one, takes signals.
+    """
+    fetched = self._waiter.submit(jax.device_get, told)
+    while not concurrent.futures.wait([fetched], _SECONDS_BETWEEN_LOOKS).done:
+      if self._alone and self._asked.stopping() and not self._keeps:
+        return None
+    return fetched.result()
+
+  def records(self, call: Call, told: superstep.Told) -> Iterator[Record]:
+    """Yields a record per round of a call that has ended."""
+    # A call that has begun meanwhile has taken what the clients keep; behind
+    # the end of all it hands on what it was given.
+    gone = self._keeps and self.in_flight and not self.over
+    last = int(told.num_rounds) - 1
+    for i, number in enumerate(call.numbers[: last + 1]):
       metrics, tested = jax.tree.map(
         lambda array, i=i: array[i], (told.rounds, told.tests)
       )
       yield _record(
         number,
-        state_then if i == done - 1 else None,
-        None if gone or i < done - 1 else client_states,
-        simulation.planner.lanes,
+        call.state if i == last else None,
+        None if gone or i < last else self._client_states,
+        self._simulation.planner.lanes,
         metrics,
         # A round that is not finite left the model of the one before.
-        tested if tests[i] and np.any(metrics.finite) else None,
-        per_round,
+        tested if call.tests[i] and np.any(metrics.finite) else None,
+        self._seconds,
       )
-    if not np.any(told.going):
-      return
 
 
 def run(
@@ -328,18 +450,6 @@ def run(
     name: np.array(np.broadcast_arrays(*values))
     for name, values in history.items()
   }
-
-
-def _fetch(told: Any, give_up: Callable[[], bool]) -> Any:
-  """What a call tells, once it has ended; None if it gave up before.
-
-  Another thread waits: this one, if it is the main one, takes signals.
-  """
-  fetched = _WAITER.submit(jax.device_get, told)
-  while not concurrent.futures.wait([fetched], _SECONDS_BETWEEN_LOOKS).done:
-    if give_up():
-      return None
-  return fetched.result()
 
 
 def _record(

@@ -23,7 +23,7 @@ from fedavg_jax.core.rows_on_disk import RowsOnDisk
 from fedavg_jax.schedule.planning import Planner
 
 # Rounds that are read before they are asked for.
-_AHEAD = 2
+AHEAD = 2
 
 
 class Buffer(NamedTuple):
@@ -84,21 +84,21 @@ class Stream:
       if device.process_index == jax.process_index()
     ]
     self._loading: dict[int, concurrent.futures.Future] = {}
-    self._pool = concurrent.futures.ThreadPoolExecutor(_AHEAD)
+    self._pool = concurrent.futures.ThreadPoolExecutor(AHEAD)
     # Host memory that is read into, again and again. Not on a CPU: there an
     # array may be the memory that it was made of.
     self._reuses = mesh.devices.flat[0].platform != 'cpu'
     self._free: queue.SimpleQueue = queue.SimpleQueue()
-    for _ in range(_AHEAD):
+    for _ in range(AHEAD):
       self._free.put(self._host_buffers())
 
   def __call__(self, numbers: Sequence[int]) -> Any:
     """The buffer of a call's only round; begins to read the next ones."""
     (number,) = numbers
     for later in [n for n in self._loading if n != number]:
-      if not number < later <= number + _AHEAD:
+      if not number < later <= number + AHEAD:
         self._loading.pop(later).cancel()  # Of rounds that never came.
-    for n in range(number, number + _AHEAD + 1):
+    for n in range(number, number + AHEAD + 1):
       if n not in self._loading:
         self._loading[n] = self._pool.submit(self._load, n)
     begin = time.perf_counter()

@@ -46,8 +46,8 @@ from fedavg_jax.schedule.participation import Participation
 
 # Of a call at most: rounds, and bytes of their plans.
 _MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
-# That have their data on a device at most, the one that is being read included.
-_CALLS_IN_LINE = 4
+# That have their data on a device at most: begun, and read ahead.
+_CALLS_WITH_DATA = superstep.CALLS_IN_FLIGHT + prefetch.AHEAD
 # Rows of a step unless told otherwise, where a minibatch has more.
 _MICRO_BATCH = 256
 # XLA:CPU finds more arrays of a loop that it can update in place: a CNN step is
@@ -204,6 +204,10 @@ def build_simulation(
   planner = dataclasses.replace(
     planner, bytes_down=down, bytes_up=up, gathers=gathers
   )
+  # Clients whose states are on the devices.
+  kept = clients.num_clients
+  if gathers:
+    kept = _CALLS_WITH_DATA * planner.cohort_size
   planner, why = layout.choose_lanes(
     lanes,
     planner,
@@ -212,9 +216,7 @@ def build_simulation(
     lane_bytes=together
     * _lane_bytes(loss_fn, one, model.augment, params, planner, clients),
     other_bytes=_data_bytes(clients, planner)
-    + len(sweep or (0,))
-    * (_CALLS_IN_LINE * planner.cohort_size if gathers else clients.num_clients)
-    * state_bytes,
+    + len(sweep or (0,)) * kept * state_bytes,
   )
   logging.info('%d lanes: %s', planner.lanes, why)
   if widths is not None:
@@ -440,4 +442,4 @@ def _data_bytes(clients, planner) -> int:
   """Of examples, on a device: all of them, or what calls in line read."""
   if not planner.streamed:
     return clients.x.nbytes + clients.y.nbytes
-  return _CALLS_IN_LINE * num_bytes(prefetch.shapes(clients, planner))
+  return _CALLS_WITH_DATA * num_bytes(prefetch.shapes(clients, planner))

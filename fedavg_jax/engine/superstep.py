@@ -26,6 +26,21 @@ from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.schedule.plan import Plan
 from fedavg_jax.schedule.planning import Planner
 
+# Begun at once: one that the devices work on, and one behind it.
+CALLS_IN_FLIGHT = 2
+
+
+class Ends(NamedTuple):
+  """When a model is tested, and what ends a run.
+
+  Attributes:
+    evaluated: round number -> whether its model is tested.
+    enough_correct: ends after a round with so many correct test examples.
+  """
+
+  evaluated: Callable[[int], bool]
+  enough_correct: float = math.inf
+
 
 class Wishes(NamedTuple):
   """What a process wants of the calls to come, or the most that any wants.

@@ -1,5 +1,6 @@
 """Builds what a config names: data, clients, model, algorithm, simulation."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from fedavg_jax.contracts.model import Model
 from fedavg_jax.core import client_data
 from fedavg_jax.data import catalog
 from fedavg_jax.data.dataset import Dataset
+from fedavg_jax.engine import client_evaluation
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.engine.simulation import build_simulation
 from fedavg_jax.models import zoo
@@ -120,4 +122,19 @@ def build_client_optimizer(cfg: RunConfig) -> optax.GradientTransformation:
   local = cfg.client
   return algorithms.decayed_sgd(
     local.learning_rate, local.decay, local.decay_rounds
+  )
+
+
+def build_client_tests(
+  cfg: RunConfig, federation: Federation, simulation: Simulation
+) -> Callable[[Any], client_evaluation.ClientTests] | None:
+  """Builds the tests on what clients hold out, None where there are none."""
+  if not cfg.client_eval_every:
+    return None
+  return client_evaluation.build_client_tests(
+    federation.model,
+    simulation,
+    federation.held,
+    finetune=build_client_optimizer(cfg),
+    epochs=cfg.finetune_epochs,
   )

@@ -17,7 +17,6 @@ from fedavg_jax.core.files import write_text
 from fedavg_jax.engine.devices import numerics
 from fedavg_jax.engine.devices import use_cpu_devices
 from fedavg_jax.engine.driver import simulate
-from fedavg_jax.engine.simulation import place
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import loggers
@@ -33,6 +32,10 @@ from fedavg_jax.runs.grid_jobs import parts_of
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.runs.signals import stop_on_signals
+from fedavg_jax.runs.snapshots import Snapshot
+from fedavg_jax.runs.snapshots import Snapshots
+from fedavg_jax.runs.snapshots import load
+from fedavg_jax.runs.snapshots import of
 
 _SECONDS_BETWEEN_SAVES, _SECONDS_BETWEEN_LINES = 60.0, 10.0
 
@@ -86,14 +89,14 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
     }
     start, newest = None, saved.newest()
     if newest is not None:
-      like = resume.to_tree(*jax.eval_shape(simulation.init))
-      start = resume.from_tree(
-        place(checkpoint.restore(newest.leaves, like), simulation)
-      )
+      start = load(newest, simulation)
       resume.check_numerics(newest.told.get('numerics'), told['numerics'])
       told = newest.told
       say(f'  goes on after round {told["round"]}')
-    last = _simulate(cfg, simulation, told, saved, start, stop)
+    snapshots = Snapshots(
+      saved, seconds=_SECONDS_BETWEEN_SAVES, saved_round=told['round']
+    )
+    last = _simulate(cfg, simulation, told, snapshots, start, stop)
     if '' in told['status']:
       raise StoppedError(
         f'round {told["round"]} is saved; the same command with --workdir'
@@ -108,24 +111,18 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
     folder.parent.rmdir()
 
 
-def _simulate(cfg, simulation, told, saved, start, stopping):
-  """Runs to the end, or until it is to stop; the last state at hand."""
-  saved_at = said_at = time.monotonic()
-  last, last_round, saved_round = start, told['round'], told['round']
-
-  def due(number):
-    del number
-    return time.monotonic() - saved_at > _SECONDS_BETWEEN_SAVES
-
+def _simulate(cfg, simulation, told, snapshots, start, stopping):
+  """Runs to the end, or until it is to stop; returns the last state."""
+  said_at = time.monotonic()
   if '' not in told['status']:
-    return last
+    return start
   for record in simulate(
     simulation,
     rounds=cfg.rounds,
     eval_every=cfg.eval_every,
     target_accuracy=cfg.target_accuracy,
     start=start,
-    wanted=due,
+    wanted=lambda number: snapshots.due(),
     stopping=stopping,
   ):
     told['round'] = record.round
@@ -139,16 +136,11 @@ def _simulate(cfg, simulation, told, saved, start, stopping):
       said_at = now
       best = max(lines[-1].get('test_accuracy', 0) for lines in told['lines'])
       say(f'  round {record.round}/{cfg.rounds}  best {best:.4f}')
-    if record.state is None or record.client_states is None:
-      continue
-    last, last_round = (record.state, record.client_states), record.round
-    if due(record.round):
-      saved.save(record.round, resume.to_tree(*last), told, None)
-      saved_at, saved_round = time.monotonic(), record.round
-  assert last_round == told['round']  # A call ends with what it leaves.
-  if last is not start and last_round != saved_round:
-    saved.save(last_round, resume.to_tree(*last), told, None)
-  return last
+    snapshots.hold(of(record, lambda: told))
+  snapshots.save()
+  last = snapshots.held
+  assert last is not None  # A call ends with what it leaves.
+  return last.state, last.client_states
 
 
 def _add_line(cfg, simulation, record, g, lines) -> str:
@@ -196,18 +188,24 @@ def _write_run(job, federation, simulation, told, last, g) -> None:
     seal = folder.seal()
     folder.line(line)
     diverged = status == 'diverged'
-    at_hand = resume.AtHand(
+    beside = {
+      'round': line['round'] - diverged,
+      'lanes': simulation.planner.lanes,
+      'metrics': seal if diverged else folder.seal(),
+    }
+    snapshot = Snapshot(
       round=line['round'] - diverged,
       state=state,
       client_states=client_states,
-      seal=seal if diverged else folder.seal(),
-      lanes=simulation.planner.lanes,
+      beside=lambda: beside,
       accuracy=None if diverged else line.get('test_accuracy'),
     )
     with contextlib.closing(
       checkpoint.Checkpoints(folder.path, keep=1)
     ) as checkpoints:
-      at_hand.save(folder, checkpoints)
+      folder.sync()
+      snapshot.save(checkpoints)
+    folder.mark_saved()
     for logger in loggers.open_loggers(
       job.cfg.log, part, job.cfg.to_dict(), []
     ):

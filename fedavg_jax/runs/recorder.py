@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
-import time
 from typing import Any
 from typing import NamedTuple
 
@@ -16,10 +15,11 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import plots
-from fedavg_jax.runs import resume
 from fedavg_jax.runs.progress import Progress
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
+from fedavg_jax.runs.snapshots import Snapshot
+from fedavg_jax.runs.snapshots import Snapshots
 from fedavg_jax.runs.summary import describe
 from fedavg_jax.runs.summary import end_status
 from fedavg_jax.runs.summary import finish
@@ -98,83 +98,141 @@ def follow_rounds(run: Run) -> dict[str, Any]:
 
 
 def record_rounds(run: Run, folder: Workdir) -> dict[str, Any]:
-  """Runs until an end; however it ends, what was done is written."""
-  cfg, simulation, start = run.cfg, run.simulation, run.start
-  minutes = cfg.checkpoint.minutes
-  done = 0 if start is None else int(start[0].round)
-  saved_round = None if start is None else done
-  saved_at = time.monotonic()
-  at_hand: resume.AtHand | None = None
-  finite, ended = True, False
-  tests: client_evaluation.ClientTests | None = None  # The last ones.
-  summary: dict[str, Any] = {}
-  progress = Progress(
-    cfg.rounds,
-    done=done,
-    may_end_sooner=cfg.target_accuracy > 0,
-  )
+  """Runs until an end; however it ends, what was done is written.
 
-  def by_time() -> bool:
-    return bool(minutes and time.monotonic() - saved_at >= 60 * minutes)
+  Returns:
+    The content of summary.json.
+  """
+  with Recorder(run, folder) as recorder:
+    for record, tests in run.rounds(recorder.snapshots.due):
+      recorder.take(record, tests)
+    recorder.ended = True
+  return recorder.summary
 
-  folder.open_metrics()  # From here on the folder must stay this one.
-  with contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(
-      contextlib.closing(
-        checkpoint.Checkpoints(folder.path, keep=cfg.checkpoint.keep)
+
+class Recorder:
+  """Writes what the rounds of a run give into its folder.
+
+  Attributes:
+    snapshots: the states to resume from.
+    ended: whether the last round has come, and nothing has failed.
+    summary: the content of summary.json, once all is written.
+  """
+
+  def __init__(self, run: Run, folder: Workdir):
+    """Opens the files of a run.
+
+    Args:
+      run: what the rounds are made of.
+      folder: of the run, begun.
+    """
+    cfg = run.cfg
+    done = None if run.start is None else int(run.start[0].round)
+    self._run, self._folder = run, folder
+    self._tests: client_evaluation.ClientTests | None = None  # The last ones.
+    self._finite, self._lanes = True, run.simulation.planner.lanes
+    self.ended, self.summary = False, {}
+    folder.open_metrics()  # From here on the folder must stay this one.
+    with contextlib.ExitStack() as stack:
+      checkpoints = checkpoint.Checkpoints(
+        folder.path, keep=cfg.checkpoint.keep
+      )
+      stack.callback(checkpoints.close)
+      self.snapshots = Snapshots(
+        checkpoints,
+        seconds=60 * cfg.checkpoint.minutes,
+        rounds=cfg.checkpoint.rounds,
+        saved_round=done,
+        before=folder.sync,  # Never behind a checkpoint that has sealed it.
+        after=folder.mark_saved,
+      )
+      self._loggers = loggers.open_loggers(
+        cfg.log, folder.path, cfg.to_dict(), before=folder.lines()
+      )
+      for logger in self._loggers:
+        stack.callback(logger.close)
+      self._progress = Progress(
+        cfg.rounds, done=done or 0, may_end_sooner=cfg.target_accuracy > 0
+      )
+      self._open = stack.pop_all()
+
+  def __enter__(self) -> 'Recorder':
+    return self
+
+  def take(
+    self, record: Record | None, tests: client_evaluation.ClientTests | None
+  ) -> None:
+    """Writes the line of a round, and a checkpoint where one is due.
+
+    Args:
+      record: as `Run.rounds` yields it.
+      tests: of the clients, None where there were none.
+    """
+    self._tests = tests or self._tests
+    if record is None:
+      return
+    folder, before = self._folder, self._folder.seal()
+    self._finite = record.finite
+    line = to_line(record, self._run.simulation.planner)
+    if tests is not None:
+      line |= client_evaluation.line(tests)
+    folder.line(line)
+    for logger in self._loggers:
+      logger.line(line)
+    self._progress.update(line)
+    if record.state is None or record.client_states is None:
+      return
+    # A round that is not finite leaves everything as it was before it.
+    number, seal = record.round, folder.seal()
+    if not record.finite:
+      number, seal = number - 1, before
+    self._lanes = record.lanes
+    self.snapshots.hold(
+      Snapshot(
+        round=number,
+        state=record.state,
+        client_states=record.client_states,
+        beside=lambda: beside(number, record, seal),
+        accuracy=record.test_accuracy if record.finite else None,
+        changes=getattr(record.client_states, 'changes', 0),
       )
     )
-    told_to = loggers.open_loggers(
-      cfg.log, folder.path, cfg.to_dict(), before=folder.lines()
-    )
-    for logger in told_to:
-      stack.callback(logger.close)
-    try:
-      for record, tested in run.rounds(by_time):
-        tests = tested or tests
-        if record is None:
-          continue
-        before = folder.seal()
-        line, finite = to_line(record, simulation.planner), record.finite
-        if tested is not None:
-          line |= client_evaluation.line(tested)
-        folder.line(line)
-        for logger in told_to:
-          logger.line(line)
-        progress.update(line)
-        if record.state is None or record.client_states is None:
-          continue
-        at_hand = resume.AtHand(
-          # A round that is not finite leaves everything as it was before it.
-          round=record.round if finite else record.round - 1,
-          state=record.state,
-          client_states=record.client_states,
-          changes=getattr(record.client_states, 'changes', 0),
-          seal=folder.seal() if finite else before,
-          lanes=record.lanes,
-          accuracy=record.test_accuracy if finite else None,
+
+  def __exit__(self, *raised: object) -> None:
+    """Saves what is held and writes what stands beside the lines."""
+    self._progress.close()
+    with self._open:
+      self.snapshots.save()
+    if lines := self._folder.lines():
+      self._write(lines)
+
+  def _write(self, lines: list[dict[str, Any]]) -> None:
+    """Writes tables and pictures, the summary last."""
+    cfg, simulation, folder = self._run.cfg, self._run.simulation, self._folder
+    if (tests := self._tests) is not None:
+      with folder.replacing('clients.csv') as path:
+        client_evaluation.write_csv(
+          path, simulation.planner.num_examples, tests
         )
-        due = by_time() or run.saves(at_hand.round)
-        if at_hand.round != saved_round and due:
-          saved_round = at_hand.round  # Tried once, should it fail.
-          at_hand.save(folder, checkpoints)
-          saved_at = time.monotonic()
-      ended = True
-    finally:
-      progress.close()
-      if at_hand and at_hand.is_there() and at_hand.round != saved_round:
-        at_hand.save(folder, checkpoints)
-      if lines := folder.lines():
-        lanes = at_hand.lanes if at_hand else simulation.planner.lanes
-        status = end_status(cfg, lines[-1], finite) if ended else 'failed'
-        summary = finish(cfg, simulation, folder, lines, status, lanes)
-        if tests is not None:
-          with folder.replacing('clients.csv') as path:
-            client_evaluation.write_csv(
-              path, simulation.planner.num_examples, tests
-            )
-          with folder.replacing('clients.png') as path:
-            plots.draw_clients(
-              path, title=describe(cfg), records=lines, tests=tests
-            )
-  return summary
+      with folder.replacing('clients.png') as path:
+        plots.draw_clients(
+          path, title=describe(cfg), records=lines, tests=tests
+        )
+    status = (
+      end_status(cfg, lines[-1], self._finite) if self.ended else 'failed'
+    )
+    self.summary = finish(cfg, simulation, folder, lines, status, self._lanes)
+
+
+def beside(number: int, record: Record, seal: dict[str, Any]) -> dict[str, Any]:
+  """Returns what a checkpoint of a run holds beside its arrays.
+
+  Args:
+    number: of the round that it is after.
+    record: of that round, or of the one behind it that was not finite.
+    seal: of metrics.jsonl up to the round.
+  """
+  found = {'round': number, 'lanes': record.lanes, 'metrics': seal}
+  if isinstance(record.client_states, ClientStates):
+    found['clients'] = len(record.client_states.clients)
+  return found

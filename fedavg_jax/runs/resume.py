@@ -1,22 +1,16 @@
-"""What a run is resumed from: its checkpoint, its lines, its machine."""
+"""What a run resumes from: its checkpoint, its lines, its machine."""
 
 import contextlib
 from typing import Any
-from typing import NamedTuple
 
 from absl import logging
-import jax
 
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.engine import compiled_round
-from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import Workdir
 
-# In config.json: whether there was a checkpoint, and what else must be the same
-# for the same bits.
-_SAVED = 'saved'
+# In config.json, what must be the same for the same bits.
 _SAME_BITS = (
   *('versions', 'machine', 'processor'),
   *('platform', 'device', 'num_devices', 'num_processes'),
@@ -53,7 +47,7 @@ def newest(
   if saved is not None:
     folder.check_metrics(saved.told['metrics'])
     say(f'{folder.path}: goes on after round {saved.told["round"]}')
-  elif folder.began.get(_SAVED):
+  elif folder.has_saved():
     raise InputError(
       f'{folder.path / checkpoint.FOLDER}: the checkpoints are gone; put them'
       ' back, or name a new workdir'
@@ -107,64 +101,3 @@ def continued(
     here = {key: now[key] for key in _SAME_BITS}
     continued['resumed'] = [*resumed, {'round': number, **here}]
   return continued, not changed
-
-
-def to_tree(state: compiled_round.ServerState, client_states: Any) -> Any:
-  """What a checkpoint holds."""
-  if isinstance(client_states, ClientStates):
-    client_states = client_states.saved()
-  return state._asdict() | {'clients': client_states}
-
-
-def from_tree(tree: Any) -> tuple[compiled_round.ServerState, Any]:
-  """What was saved, from what a checkpoint holds."""
-  clients = tree['clients']
-  server = {name: tree[name] for name in compiled_round.ServerState._fields}
-  return compiled_round.ServerState(**server), clients
-
-
-class AtHand(NamedTuple):
-  """The last state that a run could be resumed from.
-
-  Attributes:
-    round: that it is after.
-    state: of the server.
-    client_states: of all clients, on the devices or the host.
-    seal: of metrics.jsonl, up to this round.
-    lanes: of all devices.
-    accuracy: of its model, None where it was not tested.
-    changes: that the clients' states had seen, on the host.
-  """
-
-  round: int
-  state: compiled_round.ServerState
-  client_states: Any
-  seal: dict[str, Any]
-  lanes: int
-  accuracy: float | None
-  changes: int = 0
-
-  def is_there(self) -> bool:
-    """Whether what the clients keep has not gone into a call meanwhile."""
-    if isinstance(self.client_states, ClientStates):
-      return self.client_states.changes == self.changes
-    return not any(
-      leaf.is_deleted() for leaf in jax.tree.leaves(self.client_states)
-    )
-
-  def save(self, folder: Workdir, checkpoints: checkpoint.Checkpoints) -> None:
-    """Writes a checkpoint, behind the lines that it seals."""
-    folder.sync()  # Never behind a checkpoint that has sealed it.
-    tree = to_tree(self.state, self.client_states)
-    told = {'round': self.round, 'lanes': self.lanes, 'metrics': self.seal}
-    if isinstance(self.client_states, ClientStates):
-      told['clients'] = len(tree['clients']['clients'])
-    checkpoints.save(
-      self.round,
-      tree,
-      told,
-      self.accuracy,
-    )
-    assert folder.began is not None
-    if not folder.began.get(_SAVED):
-      folder.config(folder.began | {_SAVED: True})

@@ -37,6 +37,8 @@ _CONFIG, _METRICS, _SUMMARY, _LOCK = (
 
 # Of config.json; a folder of another one is refused.
 FORMAT = 2
+# In config.json, once there was a checkpoint: then none is no new beginning.
+_SAVED = 'saved'
 
 
 def check_format(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -243,6 +245,16 @@ class Workdir:
     content = content | {'format': FORMAT}
     self._json(_CONFIG, content)
     self.began = content
+
+  def has_saved(self) -> bool:
+    """Tells whether the run has had a checkpoint."""
+    return bool(self.began and self.began.get(_SAVED))
+
+  def mark_saved(self) -> None:
+    """Notes in config.json that the run has had a checkpoint."""
+    assert self.began is not None
+    if not self.has_saved():
+      self.config(self.began | {_SAVED: True})
 
   def summary(self, content: dict[str, Any]) -> None:
     """Writes summary.json."""

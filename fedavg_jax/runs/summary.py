@@ -43,9 +43,11 @@ def finish(
   status: str,
   lanes: int,
 ) -> dict[str, Any]:
-  """Writes summary.json and curves.png; returns the summary."""
+  """Writes curves.png, then summary.json; returns the summary.
+
+  The summary comes last: a run that has one has all its files.
+  """
   summary = summarize(cfg, simulation, lines, status, lanes)
-  folder.summary(summary)
   with folder.replacing('curves.png') as path:
     plots.draw_curves(
       path,
@@ -53,6 +55,7 @@ def finish(
       records=lines,
       target_accuracy=cfg.target_accuracy,
     )
+  folder.summary(summary)
   return summary
 
 

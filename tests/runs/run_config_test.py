@@ -11,7 +11,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import config_option
 from fedavg_jax.runs import config_text
 from fedavg_jax.runs import run_config
-from fedavg_jax.runs.run_config import ClientConfig
+from fedavg_jax.runs.config_sections import ClientConfig
 from fedavg_jax.runs.run_config import RunConfig
 
 CONFIGS = [

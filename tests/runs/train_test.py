@@ -13,10 +13,13 @@ import fedavg_jax as fa
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.engine import client_evaluation
 from fedavg_jax.runs import builders
-from fedavg_jax.runs import recorder
+from fedavg_jax.runs import loggers
+from fedavg_jax.runs import plots
 from fedavg_jax.runs import train
 from fedavg_jax.runs.run_config import RunConfig
+from fedavg_jax.runs.run_dir import Workdir
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 from tests.testing.run_folders import png_size
@@ -183,20 +186,35 @@ def test_tests_of_clients_lost_by_a_kill_are_made_again(
     repository,
     'quickstart',
     **{'rounds': 4, 'holdout_fraction': 0.2, 'client_eval_every': 2},
-    **{'checkpoint.rounds': 4},
+    **{'checkpoint.rounds': 4, 'log': 'csv'},
   )
-  with monkeypatch.context() as patch:
 
-    def dies(*args):
-      raise MemoryError('killed')
+  def dies(*args, **kwargs):
+    raise MemoryError('killed')
 
-    patch.setattr(recorder, 'finish', dies)
-    with pytest.raises(MemoryError):
-      train.train(config, tmp_path / 'run')
-  assert not (tmp_path / 'run' / 'clients.csv').exists()
+  # One after the other, in the order in which they are written.
+  for owner, name, not_there in (
+    (loggers._Csv, 'close', 'metrics.csv'),
+    (client_evaluation, 'write_csv', 'clients.csv'),
+    (plots, 'draw_clients', 'clients.png'),
+    (plots, 'draw_curves', 'curves.png'),
+    (Workdir, 'summary', 'summary.json'),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(owner, name, dies)
+      with pytest.raises(MemoryError):
+        train.train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run' / not_there).exists()
+    assert not (tmp_path / 'run' / 'summary.json').exists()
   train.train(config, tmp_path / 'run')
-  assert (tmp_path / 'run' / 'clients.csv').exists()
-  assert (tmp_path / 'run' / 'clients.png').exists()
+  train.train(config, tmp_path / 'alone')
+  for folder in ('run', 'alone'):
+    names = {path.name for path in (tmp_path / folder).iterdir()}
+    assert names == {
+      *('.lock', 'checkpoints', 'clients.csv', 'clients.png', 'config.json'),
+      *('curves.png', 'metrics.csv', 'metrics.jsonl', 'partition.png'),
+      'summary.json',
+    }
 
 
 def test_stops_at_the_target(repository, tmp_path):
