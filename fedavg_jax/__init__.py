@@ -9,9 +9,10 @@ From Python, in the order of use:
 ...     data.train.y, num_clients=30, shards_per_client=2, seed=0)
 >>> clients = fa.build_clients(data.train, parts)
 >>> model = fa.build_model('2nn', data)
+>>> federation = fa.Federation(
+...     clients, data.test, client_fraction=0.2, epochs=5, batch_size=10)
 >>> simulation = fa.build_simulation(
-...     model, clients, data.test, client_fraction=0.2, epochs=5, batch_size=10,
-...     algorithm=fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)))
+...     model, federation, fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)))
 >>> history = fa.run(simulation, rounds=10)
 >>> bool(history['test_accuracy'][-1] > 0.6)
 True
@@ -66,8 +67,13 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.engine.driver import run
   from fedavg_jax.engine.driver import run_calls
   from fedavg_jax.engine.driver import simulate
+  from fedavg_jax.engine.options import Execution
+  from fedavg_jax.engine.options import Federation
+  from fedavg_jax.engine.options import Placement
   from fedavg_jax.engine.simulation import Simulation
   from fedavg_jax.engine.simulation import build_simulation
+  from fedavg_jax.engine.simulation import build_sweep
+  from fedavg_jax.engine.simulation import lower_simulation
   from fedavg_jax.engine.superstep import make_schedule
   from fedavg_jax.models.zoo import build_model
   from fedavg_jax.runs.checkpoint import load_params
@@ -89,6 +95,7 @@ __all__ = [
   'build_reference_round',
   'build_round',
   'build_simulation',
+  'build_sweep',
   'Clients',
   'clip_delta',
   'Clock',
@@ -100,7 +107,9 @@ __all__ = [
   'draw_clock',
   'Ended',
   'Examples',
+  'Execution',
   'fedavg',
+  'Federation',
   'fedprox',
   'init_client_states',
   'init_state',
@@ -108,11 +117,13 @@ __all__ = [
   'lane_mesh',
   'load_dataset',
   'load_params',
+  'lower_simulation',
   'make_schedule',
   'Model',
   'Participation',
   'partition',
   'place_examples',
+  'Placement',
   'Plan',
   'Planner',
   'proximal',

@@ -56,12 +56,12 @@ CHECKS: dict[str, dict[str, Any]] = {
   },
   '2nn, scaffold': {'model': '2nn', 'algorithm': 'scaffold'},
   '2nn, a sweep': {'model': '2nn', 'sweep': (0.05, 0.1, 0.2)},
-  '2nn, streamed': {'model': '2nn', 'stream': True},
+  '2nn, streamed': {'model': '2nn', 'examples_on': 'host'},
   '2nn, all devices': {'model': '2nn', 'all_devices': True},
   '2nn, all devices, streamed': {
     'model': '2nn',
     'all_devices': True,
-    'stream': True,
+    'examples_on': 'host',
     'algorithm': 'scaffold',
   },
   'char_lstm': {'model': 'char_lstm'},
@@ -122,23 +122,33 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
     cohort=len(UNEVEN),
   )
   data, clients = workloads.make_data(workload)
-  settings: dict[str, Any] = {'epochs': 2, 'batch_size': 10} | kwargs
-  algorithm: Any = ALGORITHMS[settings.pop('algorithm', 'fedavg')]
-  if 'sweep' in settings:
-
-    def algorithm(rate):
-      return fa.fedavg(optax.sgd(rate), optax.sgd(1.0))
-
-  simulation = fa.build_simulation(
-    workloads.make_model(workload, data, convolution=convolution),
+  settings: dict[str, Any] = {'batch_size': 10} | kwargs
+  name, values = settings.pop('algorithm', 'fedavg'), settings.pop('sweep', ())
+  placement = fa.Placement(examples_on=settings.pop('examples_on', 'device'))
+  federation = fa.Federation(
     clients,
     data.test,
-    algorithm=algorithm,
     client_fraction=1.0,
-    lanes=lanes,
-    devices=devices,
-    **settings,
+    epochs=2,
+    batch_size=settings.pop('batch_size'),
   )
+  options: Any = {
+    'execution': fa.Execution(lanes=lanes, devices=devices, **settings),
+    'placement': placement,
+  }
+  own = workloads.make_model(workload, data, convolution=convolution)
+  if values:
+    simulation = fa.build_sweep(
+      own,
+      federation,
+      lambda rate: fa.fedavg(optax.sgd(rate), optax.sgd(1.0)),
+      values,
+      **options,
+    )
+  else:
+    simulation = fa.build_simulation(
+      own, federation, ALGORITHMS[name], **options
+    )
   # One beginning for both: devices draw weights with other roundings.
   state, client_states = simulation.init()
   begin = begin or jax.device_get(state)
@@ -164,7 +174,7 @@ def check(name: str) -> dict[str, Any]:
   plain = {
     k: v
     for k, v in kwargs.items()
-    if k not in ('widths', 'micro_batch', 'stream')
+    if k not in ('widths', 'micro_batch', 'examples_on')
   }
   with jax.default_matmul_precision('highest'):
     begin, expected = one_round(

@@ -67,24 +67,28 @@ def build(
   def algorithm(rate):
     return fa.fedavg(optax.sgd(rate), optax.sgd(1.0))
 
-  rate, rates = workload.learning_rate, None
-  if options.get('sweep'):
-    rates = (rate * np.geomspace(0.5, 1.0, options['sweep'])).tolist()
-  simulation = fa.build_simulation(
-    model,
+  rate = workload.learning_rate
+  federation = fa.Federation(
     clients,
     data.test,
-    algorithm=algorithm if rates else algorithm(rate),
-    sweep=rates,
     client_fraction=workload.cohort / len(workload.sizes),
     epochs=workload.epochs,
     batch_size=workload.batch,
     weighting=workload.weighting,
+  )
+  execution = fa.Execution(
     lanes=number,
     widths=widths,
     devices=jax.devices()[: options.get('devices')],
   )
-  return simulation, model
+  if options.get('sweep'):
+    rates = (rate * np.geomspace(0.5, 1.0, options['sweep'])).tolist()
+    return fa.build_sweep(
+      model, federation, algorithm, rates, execution=execution
+    ), model
+  return fa.build_simulation(
+    model, federation, algorithm(rate), execution=execution
+  ), model
 
 
 def describe(

@@ -45,14 +45,15 @@ def run(algorithm: fa.Algorithm, rounds: int) -> float:
   parts = fa.partition.shards(
     data.train.y, num_clients=50, shards_per_client=2, seed=0
   )
-  simulation = fa.build_simulation(
-    fa.build_model('2nn', data),
+  federation = fa.Federation(
     fa.build_clients(data.train, parts),
     data.test,
-    algorithm=algorithm,
     client_fraction=0.5,
     epochs=5,
     batch_size=10,
+  )
+  simulation = fa.build_simulation(
+    fa.build_model('2nn', data), federation, algorithm
   )
   history = fa.run(simulation, rounds=rounds, eval_every=rounds)
   return history['test_accuracy'][-1]

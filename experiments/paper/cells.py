@@ -231,14 +231,13 @@ def build(
   pipeline = {}
   if cell.model == 'cifar_cnn':
     pipeline = {'pixels': 'image', 'augmentation': 'tutorial'}
-  return fa.build_simulation(
-    fa.build_model(cell.model, dataset, **pipeline),
+  federation = fa.Federation(
     clients,
     dataset.test if cell.measured == 'test' else dataset.train,
-    algorithm=algorithm,
-    sweep=learning_rates,
     client_fraction=fraction,
     epochs=cell.E,
     batch_size=0 if math.isinf(cell.B) else int(cell.B),
     seed=seed,
   )
+  model = fa.build_model(cell.model, dataset, **pipeline)
+  return fa.build_sweep(model, federation, algorithm, learning_rates)

@@ -52,15 +52,18 @@ def parents(dataset: fa.Dataset, seed: int, *, shared: bool) -> list[Any]:
   samples = np.split(order[: 2 * EXAMPLES], 2)
   trained = []
   for number, sample in enumerate(samples):
-    simulation = fa.build_simulation(
-      fa.build_model('2nn', dataset),
+    federation = fa.Federation(
       fa.build_clients(dataset.train, [sample]),
       dataset.test,
-      algorithm=fa.fedavg(optax.sgd(RATE), optax.sgd(1.0)),
       client_fraction=1.0,
       epochs=EPOCHS,
       batch_size=BATCH,
       seed=2 * seed if shared else 2 * seed + number,
+    )
+    simulation = fa.build_simulation(
+      fa.build_model('2nn', dataset),
+      federation,
+      fa.fedavg(optax.sgd(RATE), optax.sgd(1.0)),
     )
     *_, record = fa.simulate(simulation, rounds=1, eval_every=1)
     assert record.state is not None

@@ -85,14 +85,13 @@ def watch_devices(rounds: int) -> list[tuple[int, int, int]]:
   data = fa.load_dataset('digits')
   parts = fa.partition.iid(1500, num_clients=50, seed=0)
   clients = fa.build_clients(data.train, parts)
+  federation = fa.Federation(
+    clients, data.test, client_fraction=0.5, epochs=1, batch_size=10
+  )
   simulation = fa.build_simulation(
     fa.build_model('2nn', data),
-    clients,
-    data.test,
-    algorithm=fa.fedavg(optax.sgd(0.1), optax.sgd(1.0, momentum=0.5)),
-    client_fraction=0.5,
-    epochs=1,
-    batch_size=10,
+    federation,
+    fa.fedavg(optax.sgd(0.1), optax.sgd(1.0, momentum=0.5)),
   )
   told = []
   for record in fa.simulate(simulation, rounds=rounds):

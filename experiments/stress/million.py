@@ -122,16 +122,18 @@ def measure(
   algorithm = fa.fedavg(optax.sgd(0.05), optax.sgd(1.0))
   if scaffold:
     model, algorithm = _logistic_regression(), fa.scaffold(0.05)
-  simulation = fa.build_simulation(
-    model,
+  federation = fa.Federation(
     own.clients,
     own.test,
-    algorithm=algorithm,
     client_fraction=cohort / own.clients.num_clients,
     epochs=epochs,
     batch_size=10,
-    stream=True,
-    keep_on_host=scaffold,
+  )
+  placement = fa.Placement(
+    examples_on='host', client_states_on='host' if scaffold else 'device'
+  )
+  simulation = fa.build_simulation(
+    model, federation, algorithm, placement=placement
   )
   ready = time.perf_counter() - begin
   planning, drawing = [], []

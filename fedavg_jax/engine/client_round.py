@@ -76,7 +76,7 @@ def train_lanes(
   Returns:
     The device's sums.
   """
-  context = round_context(training, state)
+  context = round_context(training, state, plan.seed)
   lanes = empty_lanes(training, context, client_states, plan.start.shape[0])
   lanes = start_clients(
     context, lanes, plan.begins[:, 0] >= 0, plan, 0, client_states

@@ -37,7 +37,7 @@ _TINY = np.finfo(np.float32).tiny
 
 # Where a plan's arrays live: each device has its own lanes' part of them.
 PLAN_SPECS = Plan._make(
-  jax.P() if name in ('cohort', 'share', 'order') else jax.P('lanes')
+  jax.P() if name in ('cohort', 'share', 'order', 'seed') else jax.P('lanes')
   for name in Plan._fields
 )
 
@@ -147,7 +147,6 @@ def build_round(
     loss_fn=loss_fn,
     algorithm=algorithm,
     augment=augment,
-    seed=planner.seed,
     step_examples=planner.step_examples,
     accumulates=planner.accumulates,
     skips_clients=on_nan == 'skip_client',

@@ -76,10 +76,13 @@ def num_cores() -> int:
 
 
 def free_bytes(device: jax.Device) -> int | None:
-  """Free memory of a device, None where it does not say."""
+  """Free memory of a device, None where it does not say or is not here."""
   if device.platform == 'cpu':
     return _free_host_bytes()
-  stats = device.memory_stats()
+  try:
+    stats = device.memory_stats()
+  except jax.errors.JaxRuntimeError:  # Of a topology without its devices.
+    return None
   if not stats or 'bytes_limit' not in stats:
     return None
   return stats['bytes_limit'] - stats['bytes_in_use']

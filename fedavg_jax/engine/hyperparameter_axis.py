@@ -1,67 +1,166 @@
-"""The same federation with several values of one number, in the same calls.
+"""A federation with one algorithm, or with several that differ in one number.
 
 A plan does not depend on a learning rate, so G learning rates read the same
 examples in the same order: one more `vmap` around the round, and each value's
-model is the one that it would have by itself.
+model is the one that it would have by itself. `Single` and `Sweep` have the
+same methods, so that nothing else asks which of them it has.
 
 Shape letter: G values.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
+from typing import Protocol
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine.compiled_round import RoundMetrics
 
+# (state, client_states, data, plan) -> (state, client_states, metrics).
+RoundFn = Callable[..., tuple[Any, Any, RoundMetrics]]
 
-def build_round(
-  make_round: Callable, values: Sequence[float], platform: str
-) -> Callable:
-  """One round of every value that goes on; the others stay as they are.
 
-  Args:
-    make_round: value, a float32 scalar -> (state, client_states, data, plan) ->
-      (state, client_states, metrics).
+class Trained(Protocol):
+  """The algorithms that a call trains."""
+
+  @property
+  def first(self) -> Algorithm:
+    """The algorithm, of a sweep that of its first value."""
+
+  @property
+  def values(self) -> tuple[float, ...] | None:
+    """The values of a sweep, None for a single algorithm."""
+
+  @property
+  def going(self) -> np.ndarray:
+    """Which of them go on before round 1: [] or [G] bool, all of them."""
+
+  def init(self, init_of: Callable[[Algorithm], Any]) -> Any:
+    """Returns `init_of` of each algorithm, of a sweep stacked, [G, ...]."""
+
+  def round(
+    self, round_of: Callable[[Algorithm], RoundFn], platform: str
+  ) -> Callable:
+    """Returns `round_fn(going, state, client_states, data, plan)`."""
+
+  def evaluate(self, evaluate: Callable, platform: str) -> Callable:
+    """Returns `evaluate(params, test)` of each algorithm's model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Single:
+  """One algorithm."""
+
+  first: Algorithm
+  values: None = None
+
+  @property
+  def going(self) -> np.ndarray:
+    return np.ones((), bool)
+
+  def init(self, init_of: Callable[[Algorithm], Any]) -> Any:
+    return init_of(self.first)
+
+  def round(
+    self, round_of: Callable[[Algorithm], RoundFn], platform: str
+  ) -> Callable:
+    del platform
+    round_one = round_of(self.first)
+
+    def round_fn(going, *args):
+      del going  # Or the call would have ended.
+      return round_one(*args)
+
+    return round_fn
+
+  def evaluate(self, evaluate: Callable, platform: str) -> Callable:
+    del platform
+    return evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """An algorithm for each of several values, in the same calls.
+
+  Attributes:
+    algorithm_of: value, a float32 scalar that may be traced -> its algorithm.
     values: [G].
-    platform: of the devices. On a CPU the values take turns, which is as fast
-      as all together and costs nothing for those that have ended.
-
-  Returns:
-    `round_fn(going [G], state, client_states, data, plan)`, states and metrics
-    with a leading axis [G].
   """
 
-  def nothing():
-    """What a value tells that has ended."""
-    none = jnp.zeros((), jnp.int32)
-    return RoundMetrics(jnp.float32(jnp.nan), none, none, jnp.array(False))
+  algorithm_of: Callable[[jax.Array], Algorithm]
+  values: tuple[float, ...]
 
-  def round_fn(going, state, client_states, data, plan):
-    def one(value, going, state, client_states):
-      return lax.cond(
-        going,
-        lambda: make_round(value)(state, client_states, data, plan),
-        lambda: (state, client_states, nothing()),
-      )
+  def __post_init__(self) -> None:
+    if not self.values:
+      raise InputError('values = (): must hold at least one value')
 
-    return over(one, platform)(
-      jnp.asarray(values, jnp.float32), going, state, client_states
+  @property
+  def first(self) -> Algorithm:
+    return self.algorithm_of(jnp.float32(self.values[0]))
+
+  @property
+  def going(self) -> np.ndarray:
+    return np.ones(len(self.values), bool)
+
+  def init(self, init_of: Callable[[Algorithm], Any]) -> Any:
+    # What a server begins with may depend on the value, as FedAdam's does.
+    return _stack(
+      [init_of(self.algorithm_of(jnp.float32(value))) for value in self.values]
     )
 
-  return round_fn
+  def round(
+    self, round_of: Callable[[Algorithm], RoundFn], platform: str
+  ) -> Callable:
+    """One round of every value that goes on; the others stay as they are.
+
+    On a CPU the values take turns, which is as fast as all together and costs
+    nothing for those that have ended.
+    """
+
+    def round_fn(going, state, client_states, data, plan):
+      def one(value, going, state, client_states):
+        return lax.cond(
+          going,
+          lambda: round_of(self.algorithm_of(value))(
+            state, client_states, data, plan
+          ),
+          lambda: (state, client_states, _no_metrics()),
+        )
+
+      return over(one, platform)(
+        jnp.asarray(self.values, jnp.float32), going, state, client_states
+      )
+
+    return round_fn
+
+  def evaluate(self, evaluate: Callable, platform: str) -> Callable:
+    @jax.jit
+    def evaluate_all(params, test):
+      return over(lambda one: evaluate(one, test), platform)(params)
+
+    return evaluate_all
 
 
 def over(fn: Callable, platform: str) -> Callable:
-  """The function over the leading axis [G] of all that it takes."""
+  """Returns the function over the leading axis [G] of all that it takes."""
   if platform != 'cpu':
     return jax.vmap(fn)
   return lambda *trees: lax.map(lambda one: fn(*one), trees)
 
 
-def stack(trees: Sequence[Any]) -> Any:
-  """One tree of all, with a leading axis [G]."""
+def _no_metrics() -> RoundMetrics:
+  """Returns the metrics of a value that has ended."""
+  none = jnp.zeros((), jnp.int32)
+  return RoundMetrics(jnp.float32(jnp.nan), none, none, jnp.array(False))
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+  """Returns one tree of all, with a leading axis [G]."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

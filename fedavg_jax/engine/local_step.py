@@ -36,7 +36,6 @@ class Training:
     loss_fn: losses of a batch under one client's model.
     algorithm: such as `algorithms.fedavg`.
     augment: changes an example whenever it is read; None changes nothing.
-    seed: of the keys that `augment` gets.
     step_examples: B.
     accumulates: whether a minibatch may take several steps.
     skips_clients: whether a client that is not finite is left out.
@@ -46,7 +45,6 @@ class Training:
   loss_fn: LossFn
   algorithm: Algorithm
   augment: Augment | None
-  seed: int
   step_examples: int
   accumulates: bool
   skips_clients: bool
@@ -109,15 +107,21 @@ class Step(NamedTuple):
   completes: Array
 
 
-def round_context(training: Training, state: Any) -> RoundContext:
-  """Collects what every client of the round after a state begins with."""
+def round_context(training: Training, state: Any, seed: Array) -> RoundContext:
+  """Collects what every client of the round after a state begins with.
+
+  Args:
+    training: what is compiled in.
+    state: of the server.
+    seed: [] int32, of the run; its bits are those of a Python integer.
+  """
   number = state.round + 1
   return RoundContext(
     global_params=state.params,
     opt_state=training.algorithm.client_optimizer.init(state.params),
     server=state.server,
     number=number,
-    key=jax.random.fold_in(jax.random.key(training.seed), number),
+    key=jax.random.fold_in(jax.random.key(seed), number),
   )
 
 

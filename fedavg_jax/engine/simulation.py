@@ -26,7 +26,6 @@ from fedavg_jax.contracts.model import Model
 from fedavg_jax.contracts.model import num_bytes
 from fedavg_jax.contracts.model import num_parameters
 from fedavg_jax.core import client_data
-from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_state_store
 from fedavg_jax.engine import collectives
@@ -34,27 +33,26 @@ from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import cost
 from fedavg_jax.engine import evaluation
 from fedavg_jax.engine import examples
-from fedavg_jax.engine import hyperparameter_axis
 from fedavg_jax.engine import layout
 from fedavg_jax.engine import prefetch
 from fedavg_jax.engine import processes
+from fedavg_jax.engine import program
 from fedavg_jax.engine import superstep
 from fedavg_jax.engine.devices import check_jax
+from fedavg_jax.engine.hyperparameter_axis import Single
+from fedavg_jax.engine.hyperparameter_axis import Sweep
+from fedavg_jax.engine.hyperparameter_axis import Trained
+from fedavg_jax.engine.options import Execution
+from fedavg_jax.engine.options import Federation
+from fedavg_jax.engine.options import Placement
+from fedavg_jax.engine.options import check_calls
+from fedavg_jax.models import layers
 from fedavg_jax.schedule import planning
-from fedavg_jax.schedule.participation import EVERYBODY
-from fedavg_jax.schedule.participation import Participation
 
-# Of a call at most: rounds, and bytes of their plans.
-_MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
 # That have their data on a device at most: begun, and read ahead.
 _CALLS_WITH_DATA = superstep.CALLS_IN_FLIGHT + prefetch.AHEAD
 # Rows of a step unless told otherwise, where a minibatch has more.
 _MICRO_BATCH = 256
-# XLA:CPU finds more arrays of a loop that it can update in place: a CNN step is
-# 8 % faster, one of the 2NN 5 %.
-_COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
-  'cpu': {'xla_cpu_copy_insertion_use_region_analysis': True}
-}
 
 
 class Simulation(NamedTuple):
@@ -74,7 +72,7 @@ class Simulation(NamedTuple):
     compile_seconds: what compiling took, by the wall clock.
     why_lanes: one line, why the planner has the lanes it has.
     with_lanes: number of lanes -> the same federation with other lanes.
-    sweep: the values of a sweep, None for a single experiment.
+    sweep: the values of a sweep, None for a single algorithm.
     host_states: where clients' states stay on the host, a function that makes
       them anew, optionally in a file of some folder; `init` then has none.
   """
@@ -96,59 +94,20 @@ class Simulation(NamedTuple):
 
 def build_simulation(
   model: Model,
-  clients: client_data.Clients,
-  test: client_data.Examples,
+  federation: Federation,
+  algorithm: Algorithm,
   *,
-  algorithm: Algorithm | Callable[[jax.Array], Algorithm],
-  client_fraction: float,
-  epochs: int,
-  batch_size: int,
-  participation: Participation = EVERYBODY,
-  weighting: str = 'examples',
-  on_nan: str = 'stop',
-  shuffle: str = 'epoch',
-  seed: int = 0,
-  lanes: int = 0,
-  widths: Sequence[int] | None = None,
-  micro_batch: int = 0,
-  rounds_per_call: int = 0,
-  devices: Sequence[jax.Device] | None = None,
-  sweep: Sequence[float] | None = None,
-  stream: bool = False,
-  keep_on_host: bool = False,
+  execution: Execution = Execution(),  # noqa: B008 (they are frozen)
+  placement: Placement = Placement(),  # noqa: B008
 ) -> Simulation:
   """Compiles a federation for the devices at hand.
 
   Args:
     model: from `zoo.build_model`, or your own pair of init and apply.
-    clients: the population, from `client_data.build_clients`.
-    test: the central test set.
-    algorithm: such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`; of a sweep, a
-      function that makes one of a value.
-    client_fraction: C; the cohort is max(int(C * K), 1) clients.
-    epochs: E.
-    batch_size: B, 0 for all local examples in one step.
-    participation: who can be drawn, stragglers, and how fast clients are.
-    weighting: one of `choices.WEIGHTINGS`.
-    on_nan: one of `choices.ON_NAN`.
-    shuffle: one of `choices.SHUFFLES`.
-    seed: of initial weights, cohorts and orders.
-    lanes: clients that train side by side, on all devices together; 0 chooses.
-      Never changes what is computed, but for rounding.
-    widths: lanes of a device that step together, the first of them all, the
-      next once the others are idle; chosen if left out.
-    micro_batch: examples of a step at most; a larger minibatch takes several
-      steps and one update. 0 chooses.
-    rounds_per_call: at most; 0 chooses, and fewer where rounds are long.
-    devices: to run on; all of JAX's default backend if left out.
-    sweep: runs the federation with each of these values at once; all begin with
-      the same weights and read the same examples.
-    stream: keeps on the devices only what a round's cohort holds, read ahead by
-      threads, one round a call; the clients' arrays may be memory maps. The
-      same bits as without.
-    keep_on_host: keeps what clients keep, such as SCAFFOLD's control variates,
-      on the host; the devices have the cohort's alone, one round a call. The
-      same bits as without.
+    federation: who trains on what, how much, and how cohorts are drawn.
+    algorithm: such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`.
+    execution: lanes, devices, rounds per call.
+    placement: whether examples and client states stay on the host.
 
   Returns:
     A `Simulation`.
@@ -156,226 +115,288 @@ def build_simulation(
   Raises:
     InputError: a value breaks its rule, or a hook of the algorithm its form.
   """
+  if not isinstance(algorithm, Algorithm):
+    raise InputError(
+      'algorithm: must be an Algorithm, such as fa.fedavg(...); a function that'
+      ' makes one of a value is for build_sweep'
+    )
+  trained = Single(algorithm)
+  return _build(_Parts(model, federation, trained, execution, placement))
+
+
+def build_sweep(
+  model: Model,
+  federation: Federation,
+  algorithm_of: Callable[[jax.Array], Algorithm],
+  values: Sequence[float],
+  *,
+  execution: Execution = Execution(),  # noqa: B008 (they are frozen)
+  placement: Placement = Placement(),  # noqa: B008
+) -> Simulation:
+  """Compiles a federation that runs with several values at once.
+
+  All begin with the same weights and read the same examples; each value's model
+  is the one that it would have by itself.
+
+  Args:
+    model: as in `build_simulation`.
+    federation: as in `build_simulation`.
+    algorithm_of: makes the algorithm of a value, a float32 scalar.
+    values: [G], such as learning rates.
+    execution: as in `build_simulation`.
+    placement: as in `build_simulation`; what clients keep is on the devices.
+
+  Returns:
+    A `Simulation` whose records have an entry per value.
+
+  Raises:
+    InputError: as `build_simulation`, or there is no value.
+  """
+  trained = Sweep(algorithm_of, tuple(float(value) for value in values))
+  return _build(_Parts(model, federation, trained, execution, placement))
+
+
+def lower_simulation(
+  model: Model,
+  federation: Federation,
+  algorithm: Algorithm,
+  *,
+  execution: Execution = Execution(),  # noqa: B008 (they are frozen)
+  placement: Placement = Placement(),  # noqa: B008
+) -> program.Program:
+  """Lays a federation out and places nothing: its devices need not be here.
+
+  Args:
+    model: as in `build_simulation`.
+    federation: as in `build_simulation`.
+    algorithm: as in `build_simulation`.
+    execution: its devices may be those of `jax.experimental.topologies`.
+    placement: as in `build_simulation`.
+
+  Returns:
+    A program, whose `lower()` gives what XLA compiles for these devices, and
+    `export(platform)` what it gets for another platform.
+  """
+  trained = Single(algorithm)
+  laid_out = _lay_out(_Parts(model, federation, trained, execution, placement))
+  return laid_out.program(laid_out.planner)
+
+
+class _Parts(NamedTuple):
+  """What a simulation is made of, as it was given."""
+
+  model: Model
+  federation: Federation
+  trained: Trained
+  execution: Execution
+  placement: Placement
+
+
+class _LaidOut(NamedTuple):
+  """A federation whose examples fit the model, with lanes for its devices.
+
+  Attributes:
+    parts: with checked examples.
+    planner: with lanes.
+    devices: that may be used.
+    why: one line about the lanes.
+  """
+
+  parts: _Parts
+  planner: planning.Planner
+  devices: tuple[jax.Device, ...]
+  why: str
+
+  def program(self, planner: planning.Planner) -> program.Program:
+    """Returns the program with the lanes of a planner."""
+    mesh = compiled_round.lane_mesh(self.devices[: planner.num_devices])
+    most = self.parts.execution.rounds_per_call
+    if planner.streamed or planner.gathers:
+      most = 1
+    return program.Program(
+      model=self.parts.model,
+      federation=self.parts.federation,
+      trained=self.parts.trained,
+      planner=planner,
+      mesh=mesh,
+      platform=self.devices[0].platform,
+      rounds_per_call=most or program.rounds_per_call(planner),
+    )
+
+
+def _lay_out(parts: _Parts) -> _LaidOut:
+  """Checks that all fits together, and chooses the lanes."""
   check_jax()
-  devices = list(jax.devices() if devices is None else devices)
-  rules.check_seed(seed)
-  rules.check_whole('rounds_per_call', rounds_per_call, 0)
+  model, federation, trained, execution, placement = parts
+  check_calls(execution, placement)
+  devices = execution.devices
+  devices = tuple(jax.devices() if devices is None else devices)
+  stream = placement.examples_on == 'host'
+  params = examples.init_shapes(model, federation.seed)
+  with layers.for_platform(devices[0].platform):
+    clients, test = examples.check(
+      model,
+      params,
+      federation.clients,
+      federation.test,
+      on_nan=federation.on_nan,
+      stream=stream,
+    )
+  federation = dataclasses.replace(federation, clients=clients, test=test)
+  algorithm = trained.first
+  check_algorithm(algorithm, params)
+  down, up = traffic(algorithm, params)
+  state_bytes = num_bytes(jax.eval_shape(algorithm.client_init, params))
+  gathers = placement.client_states_on == 'host' and state_bytes > 0
+  if gathers and trained.values is not None:
+    raise InputError('client_states_on: must be on the devices in a sweep')
   planner = planning.Planner(
     num_examples=clients.num_examples,
-    cohort_size=planning.cohort_size(clients.num_clients, client_fraction),
-    participation=participation,
-    epochs=epochs,
-    batch_size=batch_size,
-    micro_batch=micro_batch or _MICRO_BATCH,
-    shuffle=shuffle,
-    weighting=weighting,
-    seed=seed,
+    cohort_size=planning.cohort_size(
+      clients.num_clients, federation.client_fraction
+    ),
+    participation=federation.participation,
+    epochs=federation.epochs,
+    batch_size=federation.batch_size,
+    micro_batch=execution.micro_batch or _MICRO_BATCH,
+    shuffle=federation.shuffle,
+    weighting=federation.weighting,
+    seed=federation.seed,
     streamed=stream,
+    bytes_down=down,
+    bytes_up=up,
+    gathers=gathers,
   )
-  if (stream or keep_on_host) and rounds_per_call > 1:
-    raise InputError(
-      f'rounds_per_call = {rounds_per_call}: must be 1 where examples or states'
-      ' of clients stay on the host'
-    )
-  params = examples.init_shapes(model, seed)
-  clients, test = examples.check(
-    model, params, clients, test, on_nan=on_nan, stream=stream
-  )
-  loss_fn = losses.cross_entropy(model.apply)
-  if sweep is not None:
-    sweep = tuple(float(value) for value in sweep)
-    if not sweep:
-      raise InputError('sweep = (): must hold at least one value')
-  elif not isinstance(algorithm, Algorithm):
-    raise InputError('algorithm: must be an Algorithm where there is no sweep')
-  one = _one(algorithm, sweep)
-  together = 1  # Experiments that train side by side.
-  if sweep is not None and devices[0].platform != 'cpu':
-    together = len(sweep)
-  check_algorithm(one, params)
-  down, up = traffic(one, params)
-  state_bytes = num_bytes(jax.eval_shape(one.client_init, params))
-  gathers = keep_on_host and state_bytes > 0
-  if gathers and sweep is not None:
-    raise InputError(
-      'keep_on_host, or client_states_on of a config: must not be asked of a'
-      ' sweep'
-    )
-  planner = dataclasses.replace(
-    planner, bytes_down=down, bytes_up=up, gathers=gathers
-  )
+  parts = parts._replace(federation=federation)
+  with layers.for_platform(devices[0].platform):
+    planner, why = _choose_lanes(parts, planner, devices, params, state_bytes)
+  logging.info('%d lanes: %s', planner.lanes, why)
+  if execution.widths is not None:
+    planner = dataclasses.replace(planner, widths=tuple(execution.widths))
+  return _LaidOut(parts, planner, devices, why)
+
+
+def _choose_lanes(
+  parts: _Parts,
+  planner: planning.Planner,
+  devices: Sequence[jax.Device],
+  params: Any,
+  state_bytes: int,
+) -> tuple[planning.Planner, str]:
+  """Chooses lanes by what they need, and what a device has."""
+  clients, trained = parts.federation.clients, parts.trained
+  algorithms = len(trained.values or (0,))
+  # Those that train side by side; on a CPU they take turns.
+  together = 1 if devices[0].platform == 'cpu' else algorithms
   # Clients whose states are on the devices.
   kept = clients.num_clients
-  if gathers:
+  if planner.gathers:
     kept = _CALLS_WITH_DATA * planner.cohort_size
-  planner, why = layout.choose_lanes(
-    lanes,
+  lane_bytes = _lane_bytes(parts.model, trained.first, params, planner, clients)
+  return layout.choose_lanes(
+    parts.execution.lanes,
     planner,
     devices,
     num_weights=together * num_parameters(params),
-    lane_bytes=together
-    * _lane_bytes(loss_fn, one, model.augment, params, planner, clients),
-    other_bytes=_data_bytes(clients, planner)
-    + len(sweep or (0,)) * kept * state_bytes,
+    lane_bytes=together * lane_bytes,
+    other_bytes=_data_bytes(clients, planner) + algorithms * kept * state_bytes,
   )
-  logging.info('%d lanes: %s', planner.lanes, why)
-  if widths is not None:
-    planner = dataclasses.replace(planner, widths=tuple(widths))
+
+
+def _build(parts: _Parts) -> Simulation:
+  """Compiles; with fewer lanes where the devices have no memory for them."""
+  laid_out = _lay_out(parts)
+  clients, test = (
+    laid_out.parts.federation.clients,
+    laid_out.parts.federation.test,
+  )
 
   @functools.cache  # Fewer lanes find the data where it is.
   def on_devices(number: int):
-    mesh = compiled_round.lane_mesh(devices[:number])
+    mesh = compiled_round.lane_mesh(laid_out.devices[:number])
     data: Any = None
-    if not stream:
+    if not laid_out.planner.streamed:
       x, y = map(np.asarray, clients[:2])  # Read, where they are on disk.
       data = compiled_round.place_examples(x, y, mesh)
-    return mesh, data, evaluation.place_test_set(test, mesh)
+    return data, evaluation.place_test_set(test, mesh)
 
   def with_lanes(lanes: int, why: str) -> Simulation:
-    laid_out = planner
+    planner = laid_out.planner
     if lanes != planner.lanes:
-      laid_out = layout.lay_out(planner, lanes, min(planner.num_devices, lanes))
-    mesh, data, test_set = on_devices(laid_out.num_devices)
-    if stream:
-      data = prefetch.shapes(clients, laid_out)
-      source = prefetch.Stream(clients, laid_out, mesh)
-    else:
-      source = functools.partial(_resident, data)
+      planner = layout.lay_out(planner, lanes, min(planner.num_devices, lanes))
+    own = laid_out.program(planner)
+    data, test_set = on_devices(planner.num_devices)
+    source: Any = functools.partial(_resident, data)
+    if planner.streamed:
+      source = prefetch.Stream(clients, planner, own.mesh)
     return _compile(
-      model,
-      loss_fn,
-      algorithm,
-      laid_out,
-      mesh,
-      (source, data, test_set),
-      on_nan=on_nan,
-      sweep=sweep,
-      rounds_per_call=1 if stream or gathers else rounds_per_call,
+      own,
+      source,
+      data,
+      test_set,
       why_lanes=why,
       with_lanes=lambda fewer: with_lanes(fewer, 'memory holds no more'),
     )
 
-  lanes = planner.lanes
+  lanes, why = laid_out.planner.lanes, laid_out.why
   while True:
     try:
       return with_lanes(lanes, why)
     except jax.errors.JaxRuntimeError as error:
-      lanes, why = fewer_lanes(lanes, planner, error), 'memory holds no more'
+      lanes = fewer_lanes(lanes, laid_out.planner, error)
+      why = 'memory holds no more'
 
 
 def _compile(
-  model,
-  loss_fn,
-  algorithm,
-  planner,
-  mesh,
-  data_on_devices,
+  own: program.Program,
+  source: Callable[[Sequence[int]], Any],
+  data: client_data.Examples | None,
+  test_set: client_data.Examples,
   *,
-  on_nan,
-  sweep,
-  rounds_per_call,
-  why_lanes,
-  with_lanes,
+  why_lanes: str,
+  with_lanes: Callable[[int], Simulation],
 ) -> Simulation:
   """Compiles once what serves every round."""
-  source, data, test_set = data_on_devices
-  seed, num_clients = planner.seed, len(planner.num_examples)
-  platform = mesh.devices.flat[0].platform
-
-  def init_of(algorithm):
-    params = model.init(jax.random.key(seed))
-    return (
-      compiled_round.init_state(params, algorithm, mesh),
-      ()
-      if planner.gathers
-      else compiled_round.init_client_states(
-        params, algorithm, num_clients, mesh
-      ),
-    )
-
-  def host_states(folder=None):
-    return client_state_store.ClientStates(
-      algorithm.client_init(model.init(jax.random.key(seed))),
-      num_clients,
-      folder,
-    )
-
-  def init():
-    if sweep is None:
-      return init_of(algorithm)
-    # What a server begins with may depend on the value, as FedAdam's does.
-    return hyperparameter_axis.stack(
-      [init_of(algorithm(jnp.float32(value))) for value in sweep]
-    )
-
-  if not rounds_per_call:
-    plan_bytes = sum(array.nbytes for array in planner(1))
-    rounds_per_call = min(_MOST_ROUNDS, _MOST_PLAN_BYTES // plan_bytes)
-    rounds_per_call = max(1, rounds_per_call)
+  going, states, kept, shapes, _, schedule = own.arguments()
   start = time.perf_counter()
-
-  def make_round(algorithm):
-    return compiled_round.build_round(
-      loss_fn, algorithm, planner, mesh, on_nan, model.augment
+  call = own.compile(
+    (
+      going,
+      states,
+      kept,
+      shapes if data is None else data,
+      test_set,
+      superstep.place(schedule, own.mesh),
     )
-
-  test_one = evaluation.build_evaluate(model.apply, mesh)
-  if sweep is None:
-    round_one, evaluate = make_round(algorithm), test_one
-
-    def round_fn(going, *args):
-      del going  # Or the call would have ended.
-      return round_one(*args)
-
-  else:
-    round_fn = hyperparameter_axis.build_round(
-      lambda value: make_round(algorithm(value)), sweep, platform
-    )
-
-    @jax.jit
-    def evaluate(params, test):
-      return hyperparameter_axis.over(
-        lambda one: test_one(one, test), platform
-      )(params)
-
-  states, kept = jax.eval_shape(init)
-  if planner.gathers:
-    kept = host_states().shapes(planner.cohort_size)['states']
-  going = np.ones(() if sweep is None else len(sweep), bool)
-  schedule = superstep.place(
-    superstep.make_schedule(planner, [1], rounds_per_call, lambda _: True), mesh
   )
-  call = superstep.build_call(
-    round_fn, evaluate, mesh, jax.P('lanes') if planner.streamed else jax.P()
-  )
-  with examples.lowering(model, data.x.shape[1:]):
-    call = call.lower(going, states, kept, data, test_set, schedule)
-  call = call.compile(_COMPILER_OPTIONS.get(platform))
-  evaluate = evaluate.lower(states.params, test_set).compile()
+  with layers.for_platform(own.platform):
+    evaluate = own.evaluate().lower(states.params, test_set).compile()
   return Simulation(
-    init=init,
-    host_states=host_states if planner.gathers else None,
-    planner=planner,
+    init=own.init,
+    host_states=own.host_states if own.planner.gathers else None,
+    planner=own.planner,
     call=call,
-    rounds_per_call=rounds_per_call,
+    rounds_per_call=own.rounds_per_call,
     data=source,
-    mesh=mesh,
+    mesh=own.mesh,
     test=test_set,
     evaluate=lambda params: jax.device_get(evaluate(params, test_set)),
     compile_seconds=time.perf_counter() - start,
     why_lanes=why_lanes,
     with_lanes=with_lanes,
-    sweep=sweep,
+    sweep=own.trained.values,
   )
 
 
-def _one(algorithm: Any, sweep) -> Algorithm:
-  """The algorithm, of a sweep with its first value."""
-  return algorithm if sweep is None else algorithm(jnp.float32(sweep[0]))
-
-
-def _lane_bytes(loss_fn, algorithm, augment, params, planner, clients) -> int:
-  """About what a lane needs: models, their states, one step's results."""
+def _lane_bytes(
+  model: Model,
+  algorithm: Algorithm,
+  params: Any,
+  planner: planning.Planner,
+  clients: client_data.Clients,
+) -> int:
+  """Estimates what a lane needs: models, their states, one step's results."""
+  loss_fn, augment = losses.cross_entropy(model.apply), model.augment
 
   def gradient(params, x, y):
     if augment is not None:

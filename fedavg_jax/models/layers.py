@@ -16,6 +16,9 @@ Shape letters: B batch, H, W image, C input channels, O output channels, k
 kernel size; I, O inputs and outputs of a matrix product.
 """
 
+from collections.abc import Iterator
+import contextlib
+import contextvars
 import functools
 
 import jax
@@ -23,6 +26,28 @@ from jax import lax
 import jax.numpy as jnp
 
 from fedavg_jax.core import choices
+
+# Of the devices that a model is traced for, where that is known.
+_PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar('platform')
+
+
+@contextlib.contextmanager
+def for_platform(platform: str) -> Iterator[None]:
+  """Traces models for devices of some kind, which need not be here.
+
+  Args:
+    platform: 'cpu', 'gpu' or 'tpu', as `jax.Device.platform` says it.
+  """
+  token = _PLATFORM.set(platform)
+  try:
+    yield
+  finally:
+    _PLATFORM.reset(token)
+
+
+def _platform() -> str:
+  """Returns the kind of the devices, where nobody has said it JAX's first."""
+  return _PLATFORM.get('') or jax.devices()[0].platform
 
 
 def conv2d(
@@ -41,7 +66,7 @@ def conv2d(
     [B, H + 2 * padding - k + 1, W + 2 * padding - k + 1, O].
   """
   if method == 'auto':
-    method = 'canonical' if jax.default_backend() == 'cpu' else 'patches'
+    method = 'canonical' if _platform() == 'cpu' else 'patches'
   if method == 'lax':
     return _lax_conv(x, kernel, padding=padding)
   choices.check_choice('method', method, choices.CONVOLUTIONS)
@@ -66,7 +91,7 @@ def _matmul_fwd(x, kernel):
 def _matmul_bwd(residuals, g):
   x, kernel = residuals
   dx = lax.dot_general(g, kernel, (((1,), (1,)), ((), ())))
-  if jax.default_backend() == 'cpu':
+  if _platform() == 'cpu':
     # First whoever reads the kernel, then its gradient and so its update: or
     # XLA would copy the kernel in every step, to update it in place.
     dx, g = lax.optimization_barrier((dx, g))

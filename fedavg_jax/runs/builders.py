@@ -1,7 +1,6 @@
 """Builds what a config names: data, clients, model, algorithm, simulation."""
 
 from collections.abc import Callable
-from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -14,6 +13,9 @@ from fedavg_jax.core import client_data
 from fedavg_jax.data import catalog
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import client_evaluation
+from fedavg_jax.engine.options import Execution
+from fedavg_jax.engine.options import Federation
+from fedavg_jax.engine.options import Placement
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.engine.simulation import build_simulation
 from fedavg_jax.models import zoo
@@ -21,7 +23,7 @@ from fedavg_jax.runs import population
 from fedavg_jax.runs.run_config import RunConfig
 
 
-class Federation(NamedTuple):
+class Prepared(NamedTuple):
   """What a config's run is made of, before anything is compiled.
 
   Attributes:
@@ -37,11 +39,11 @@ class Federation(NamedTuple):
   model: Model
 
 
-def prepare(cfg: RunConfig) -> Federation:
+def prepare(cfg: RunConfig) -> Prepared:
   """The data, the clients and the model that a checked config names."""
   dataset = catalog.load_dataset(cfg.dataset, cfg.data_dir)
   clients, held = population.build_population(cfg, dataset)
-  return Federation(
+  return Prepared(
     dataset=dataset,
     clients=clients,
     held=held,
@@ -56,35 +58,46 @@ def prepare(cfg: RunConfig) -> Federation:
   )
 
 
-def build(
-  cfg: RunConfig,
-  federation: Federation,
-  algorithm: Any,
-  *,
-  lanes: int,
-  sweep: Sequence[float] | None = None,
-) -> Simulation:
-  """Compiles what a checked config says; the rest as `build_simulation`."""
-  local, clients = cfg.client, federation.clients
-  return build_simulation(
-    federation.model,
+def federate(cfg: RunConfig, prepared: Prepared) -> Federation:
+  """Returns who trains on what, as a config says it."""
+  clients, local = prepared.clients, cfg.client
+  return Federation(
     clients,
-    federation.dataset.test,
+    prepared.dataset.test,
     client_fraction=cfg.client_fraction,
-    participation=population.build_participation(cfg, clients.num_examples),
-    weighting=cfg.weighting,
     epochs=local.epochs,
     batch_size=local.batch_size,
-    algorithm=algorithm,
-    sweep=sweep,
-    on_nan=cfg.on_nan,
+    participation=population.build_participation(cfg, clients.num_examples),
+    weighting=cfg.weighting,
     shuffle=local.shuffle,
+    on_nan=cfg.on_nan,
     seed=cfg.seed,
+  )
+
+
+def execution(cfg: RunConfig, *, lanes: int) -> Execution:
+  """Returns how a config is computed, with lanes of its own or a run's."""
+  return Execution(
     lanes=lanes,
     micro_batch=cfg.micro_batch,
-    stream=cfg.examples_on == 'host',
-    keep_on_host=cfg.client_states_on != 'device',
     rounds_per_call=cfg.rounds_per_call,
+  )
+
+
+def placement(cfg: RunConfig) -> Placement:
+  """Returns where a config has the data of clients; disks are the host's."""
+  states_on = 'device' if cfg.client_states_on == 'device' else 'host'
+  return Placement(examples_on=cfg.examples_on, client_states_on=states_on)
+
+
+def build(cfg: RunConfig, prepared: Prepared, *, lanes: int) -> Simulation:
+  """Compiles what a config says."""
+  return build_simulation(
+    prepared.model,
+    federate(cfg, prepared),
+    build_algorithm(cfg),
+    execution=execution(cfg, lanes=lanes),
+    placement=placement(cfg),
   )
 
 
@@ -126,15 +139,15 @@ def build_client_optimizer(cfg: RunConfig) -> optax.GradientTransformation:
 
 
 def build_client_tests(
-  cfg: RunConfig, federation: Federation, simulation: Simulation
+  cfg: RunConfig, prepared: Prepared, simulation: Simulation
 ) -> Callable[[Any], client_evaluation.ClientTests] | None:
   """Builds the tests on what clients hold out, None where there are none."""
   if not cfg.client_eval_every:
     return None
   return client_evaluation.build_client_tests(
-    federation.model,
+    prepared.model,
     simulation,
-    federation.held,
+    prepared.held,
     finetune=build_client_optimizer(cfg),
     epochs=cfg.finetune_epochs,
   )

@@ -17,6 +17,7 @@ from fedavg_jax.core.files import write_text
 from fedavg_jax.engine.devices import numerics
 from fedavg_jax.engine.devices import use_cpu_devices
 from fedavg_jax.engine.driver import simulate
+from fedavg_jax.engine.simulation import build_sweep
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import loggers
@@ -72,13 +73,14 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
     stop_on_signals() as stop,
     contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved,
   ):
-    federation = builders.prepare(cfg)
-    simulation = builders.build(
-      cfg,
-      federation,
+    prepared = builders.prepare(cfg)
+    simulation = build_sweep(
+      prepared.model,
+      builders.federate(cfg, prepared),
       _algorithm(jobs),
-      lanes=cfg.lanes,
-      sweep=range(len(jobs)),
+      range(len(jobs)),
+      execution=builders.execution(cfg, lanes=cfg.lanes),
+      placement=builders.placement(cfg),
     )
     # lines: of every run the lines of its metrics.jsonl; status: why it ended.
     told: dict[str, Any] = {
@@ -105,7 +107,7 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
       )
     for g, job in enumerate(jobs):
       if not is_over(job):  # A kill may have come between them.
-        _write_run(job, federation, simulation, told, last, g)
+        _write_run(job, prepared, simulation, told, last, g)
   shutil.rmtree(folder)
   with contextlib.suppress(OSError):  # Other groups have theirs.
     folder.parent.rmdir()
@@ -168,7 +170,7 @@ def _add_line(cfg, simulation, record, g, lines) -> str:
   return 'finished' if record.round == cfg.rounds else ''
 
 
-def _write_run(job, federation, simulation, told, last, g) -> None:
+def _write_run(job, prepared, simulation, told, last, g) -> None:
   """The folder of run g, as if it had been trained by itself.
 
   It gets its name once it is whole.
@@ -180,8 +182,8 @@ def _write_run(job, federation, simulation, told, last, g) -> None:
   shutil.rmtree(part, ignore_errors=True)  # Of a process that was killed.
   with Workdir(part) as folder:
     folder.begin(room=checkpoint.bytes_needed((state, client_states), 2))
-    folder.config(provenance.to_begin(job.cfg, federation))
-    summary.draw_population(job.cfg, federation, folder)
+    folder.config(provenance.to_begin(job.cfg, prepared))
+    summary.draw_population(job.cfg, prepared, folder)
     folder.open_metrics()
     for told_before in before:
       folder.line(told_before)

@@ -16,7 +16,7 @@ import fedavg_jax
 from fedavg_jax.engine import devices
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import population
-from fedavg_jax.runs.builders import Federation
+from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.run_config import RunConfig
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
@@ -70,24 +70,24 @@ def _version(name: str) -> str:
     return 'not installed'
 
 
-def to_begin(cfg: RunConfig, federation: Federation) -> dict[str, Any]:
+def to_begin(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
   """config.json of a run that begins here and now."""
-  test, clients = federation.dataset.test, federation.clients
+  test, clients = prepared.dataset.test, prepared.clients
   trace = population.build_participation(cfg, clients.num_examples).trace
   periods = () if trace is None else (trace.client, trace.first, trace.last)
   return {
     'config': cfg.to_dict(),
-    'data_sha256': checkpoint.digest([*_content(federation), *test, *periods]),
+    'data_sha256': checkpoint.digest([*_content(prepared), *test, *periods]),
     'test_sha256': checkpoint.digest([*test]),
     'numerics': devices.numerics(),
     **environment(),
   }
 
 
-def _content(federation: Federation) -> Sequence[np.ndarray]:
+def _content(prepared: Prepared) -> Sequence[np.ndarray]:
   """Arrays that differ where clients do; those on disk tell their SHA-256."""
-  clients = federation.clients
-  if federation.dataset.clients is clients:
-    sha256 = bytes.fromhex(federation.dataset.sha256)
+  clients = prepared.clients
+  if prepared.dataset.clients is clients:
+    sha256 = bytes.fromhex(prepared.dataset.sha256)
     return [np.frombuffer(sha256, np.uint8), clients.offsets]
   return clients

@@ -22,7 +22,7 @@ from fedavg_jax.engine.simulation import place
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import resume
-from fedavg_jax.runs.builders import Federation
+from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.recorder import Run
 from fedavg_jax.runs.recorder import follow_rounds
 from fedavg_jax.runs.recorder import record_rounds
@@ -153,7 +153,7 @@ class SharedFolder(contextlib.AbstractContextManager):
     return simulation.host_states(pathlib.Path(beside))
 
   def begin(
-    self, federation: Federation, simulation: Simulation, left: Left
+    self, prepared: Prepared, simulation: Simulation, left: Left
   ) -> None:
     """Writes what the folder has before the first round.
 
@@ -161,16 +161,16 @@ class SharedFolder(contextlib.AbstractContextManager):
       InputError: it cannot be made, or has no room for the checkpoints.
     """
     room = _room(self._cfg, simulation, left)
-    processes.first(lambda: self._begin(federation, room))
+    processes.first(lambda: self._begin(prepared, room))
 
-  def _begin(self, federation: Federation, room: int) -> None:
+  def _begin(self, prepared: Prepared, room: int) -> None:
     own = self._own
     assert own is not None
     own.begin(room=room)
     if self._began != own.began:
       own.config(self._began)
     if not (own.path / 'partition.png').exists():
-      draw_population(self._cfg, federation, own)
+      draw_population(self._cfg, prepared, own)
 
   def record(self, run: Run) -> dict[str, Any]:
     """Runs until an end and keeps what it gives; returns the summary."""

@@ -13,14 +13,14 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import plots
 from fedavg_jax.runs import population
 from fedavg_jax.runs import targets
-from fedavg_jax.runs.builders import Federation
+from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.schedule import planning
 
 
 def draw_population(
-  cfg: RunConfig, federation: Federation, folder: Workdir
+  cfg: RunConfig, prepared: Prepared, folder: Workdir
 ) -> None:
   """Writes partition.png."""
   with folder.replacing('partition.png') as path:
@@ -28,10 +28,10 @@ def draw_population(
       path,
       title=describe(cfg),
       counts=statistics.label_counts(
-        client_data.first(federation.clients, plots.MOST_CLIENTS),
-        federation.dataset.num_classes,
+        client_data.first(prepared.clients, plots.MOST_CLIENTS),
+        prepared.dataset.num_classes,
       ),
-      num_clients=federation.clients.num_clients,
+      num_clients=prepared.clients.num_clients,
     )
 
 

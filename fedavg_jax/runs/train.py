@@ -21,9 +21,8 @@ from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import distributed
 from fedavg_jax.runs import provenance
 from fedavg_jax.runs import run_config
-from fedavg_jax.runs.builders import Federation
+from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.builders import build
-from fedavg_jax.runs.builders import build_algorithm
 from fedavg_jax.runs.builders import build_client_tests
 from fedavg_jax.runs.builders import prepare
 from fedavg_jax.runs.progress import say
@@ -73,18 +72,17 @@ def train(
       return summary
 
     # Data, divided among the clients, and a model; what a run has left of it.
-    federation = processes.together(lambda: prepare(cfg))
-    left = folder.read(to_begin(cfg, federation))
+    prepared = processes.together(lambda: prepare(cfg))
+    left = folder.read(to_begin(cfg, prepared))
 
     # Optimizers, compiled round, tests of clients.
-    algorithm = build_algorithm(cfg)
-    simulation = build(cfg, federation, algorithm, lanes=left.lanes)
-    _say(_layout(cfg, federation, simulation))
-    client_tests = build_client_tests(cfg, federation, simulation)
+    simulation = build(cfg, prepared, lanes=left.lanes)
+    _say(_layout(cfg, prepared, simulation))
+    client_tests = build_client_tests(cfg, prepared, simulation)
 
     # The folder: nothing of what is wrong above has left one.
     start, states = folder.start(simulation, left)
-    folder.begin(federation, simulation, left)
+    folder.begin(prepared, simulation, left)
     _say(f'workdir: {folder.path}')
 
     # The rounds.
@@ -112,15 +110,13 @@ def _check_end(
     )
 
 
-def _layout(
-  cfg: RunConfig, federation: Federation, simulation: Simulation
-) -> str:
+def _layout(cfg: RunConfig, prepared: Prepared, simulation: Simulation) -> str:
   """Says what runs, and how it lies on the devices."""
   planner = simulation.planner
   platform = simulation.mesh.devices.flat[0].platform
   return (
     f'{describe(cfg)}\n{planner.cohort_size} of'
-    f' {federation.clients.num_clients} clients a round in {planner.lanes}'
+    f' {prepared.clients.num_clients} clients a round in {planner.lanes}'
     f' lane(s) on {planner.num_devices} {platform} device(s)'
     f'{processes.describe()}: {simulation.why_lanes}\ncompiled in'
     f' {simulation.compile_seconds:.1f} s'

@@ -52,6 +52,7 @@ class Plan(NamedTuple):
     begins: [L, S + 1] int32, position in `cohort` of the client that the lane
       begins before its first step (0) or after event s - 1, else -1.
     weight: [L, S] float32, the ending client's weight in the cohort's mean.
+    seed: [] int32, of the run; what is random on the device comes from it.
   """
 
   cohort: np.ndarray
@@ -66,3 +67,4 @@ class Plan(NamedTuple):
   ends: np.ndarray
   begins: np.ndarray
   weight: np.ndarray
+  seed: np.ndarray

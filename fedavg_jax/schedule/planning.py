@@ -451,4 +451,5 @@ class Planner:
       ends=np.full((lanes, events), -1, np.int32),
       begins=np.full((lanes, events + 1), -1, np.int32),
       weight=np.zeros((lanes, events), np.float32),
+      seed=np.array(self.seed, np.int32),
     )

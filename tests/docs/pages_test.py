@@ -145,7 +145,13 @@ def test_site_builds_without_a_warning(repository, tmp_path):
   )
   assert process.returncode == 0, process.stderr
   api = (tmp_path / 'site' / 'api.html').read_text()
-  for name in ('build_simulation', 'dirichlet', 'Participation', 'fedprox'):
+  for name in (
+    'build_simulation',
+    'build_sweep',
+    'dirichlet',
+    'Participation',
+    'fedprox',
+  ):
     assert 'fedavg_jax.' in api and name in api
 
 

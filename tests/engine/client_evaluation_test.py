@@ -15,6 +15,7 @@ from fedavg_jax.engine.evaluation import TestMetrics
 from tests.testing import covering
 from tests.testing import rest_slow
 from tests.testing import rounds
+from tests.testing import simulations
 from tests.testing import twin
 
 ETA = rounds.LEARNING_RATE
@@ -47,7 +48,7 @@ def build(divided, **changes):
     **{'client_fraction': 0.4, 'epochs': 1, 'batch_size': 3, 'seed': 5},
     'algorithm': rounds.fedavg(),
   }
-  simulation = fa.build_simulation(
+  simulation = simulations.build_simulation(
     model(),
     fa.build_clients(examples, kept),
     fa.Examples(x[kept[1]], y[kept[1]]),
@@ -145,7 +146,7 @@ def test_sequences_count_their_labels():
   always_one = fa.Model('one', lambda key: {'b': jnp.array([0.0, 2.0])}, apply)
   examples = fa.Examples(x, y)
   clients = fa.build_clients(examples, [np.array([0, 1]), np.array([2, 3])])
-  simulation = fa.build_simulation(
+  simulation = simulations.build_simulation(
     always_one,
     clients,
     examples,

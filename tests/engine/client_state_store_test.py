@@ -35,7 +35,7 @@ def states(own):
     covering(
       [True, False],
       [
-        {'stream': True, 'on_nan': 'skip_client'},
+        {'examples_on': 'host', 'on_nan': 'skip_client'},
         {},
         {'client_fraction': 1.0, 'batch_size': 0},
         {'lanes': 1},
@@ -54,7 +54,7 @@ def test_on_the_host_as_on_the_devices(clients, changes, on_disk, tmp_path):
       clients,
       simulations.model(),
       algorithm=fa.scaffold(0.1, 1.0),
-      keep_on_host=on_host,
+      client_states_on='host' if on_host else 'device',
       **changes,
     )
     options = {}
@@ -84,7 +84,7 @@ def test_it_goes_on_from_what_was_saved(clients, tmp_path):
       simulations.model(),
       algorithm=fa.scaffold(0.1, 1.0),
       client_fraction=0.2,
-      keep_on_host=True,
+      client_states_on='host',
     )
 
   *_, whole = fa.simulate(build(), rounds=6)
@@ -146,25 +146,25 @@ def test_before_anybody_took_part(tmp_path, on_disk):
 
 
 def test_refusals(clients):
-  with pytest.raises(InputError, match='rounds_per_call = 2: must be 1 where'):
+  with pytest.raises(InputError, match='rounds_per_call = 2: must be 1 with'):
     simulations.build(
       clients,
       simulations.model(),
       algorithm=fa.scaffold(0.1, 1.0),
-      keep_on_host=True,
+      client_states_on='host',
       rounds_per_call=2,
     )
-  with pytest.raises(InputError, match='must not be asked of a sweep'):
+  with pytest.raises(InputError, match='on the devices in a sweep'):
     simulations.build(
       clients,
       simulations.model(),
       algorithm=lambda eta: fa.scaffold(eta, 1.0),
       sweep=[0.1],
-      keep_on_host=True,
+      client_states_on='host',
     )
   # Where clients keep nothing, there is nothing to keep on the host.
   simulation = simulations.build(
-    clients, simulations.model(), keep_on_host=True
+    clients, simulations.model(), client_states_on='host'
   )
   assert simulation.host_states is None
   assert jnp.size(fa.run(simulation, rounds=2)['round']) == 3

@@ -10,6 +10,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import examples
+from tests.testing import simulations
 
 
 def linear(outputs=3, features=2):
@@ -75,7 +76,7 @@ def test_labels_of_255_classes_train_as_others_do():
     labelled = fa.Examples(X, y.astype(dtype))
     runs.append(
       fa.run(
-        fa.build_simulation(
+        simulations.build_simulation(
           model,
           fa.Clients(X, y.astype(dtype), np.array([0, 2, 4])),
           labelled,

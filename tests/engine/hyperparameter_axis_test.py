@@ -12,6 +12,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import hyperparameter_axis
 from tests.testing import covering
 from tests.testing import rest_slow
+from tests.testing import simulations
 
 ETAS = (0.03, 0.1, 0.3)
 
@@ -25,7 +26,7 @@ def build(uneven_examples, algorithm=fedavg, **kwargs):
   examples = fa.Examples(x, y)
   data = fa.Dataset('uneven', examples, examples, 4, 255.0)
   settings = {'client_fraction': 0.6, 'epochs': 2, 'batch_size': 4} | kwargs
-  return fa.build_simulation(
+  return simulations.build_simulation(
     fa.build_model('2nn', data),
     fa.build_clients(examples, parts),
     examples,
@@ -167,7 +168,7 @@ def test_a_sweep_that_goes_on_keeps_who_was_at_the_target(uneven_examples):
 @pytest.mark.parametrize(
   ('algorithm', 'sweep', 'said'),
   [
-    (fedavg, (), 'sweep = ()'),
+    (fedavg, (), 'values = ()'),
     (fedavg, None, 'algorithm: must be an Algorithm'),
   ],
 )

@@ -24,7 +24,6 @@ def training(**changes):
     'loss_fn': squares,
     'algorithm': fa.fedavg(optax.sgd(ETA), optax.sgd(1.0)),
     'augment': None,
-    'seed': 0,
     'step_examples': 2,
     'accumulates': False,
     'skips_clients': False,
@@ -38,7 +37,7 @@ def context(own, w=1.0):
   state = compiled_round.ServerState(
     jnp.int32(4), params, own.algorithm.server_init(params)
   )
-  return local_step.round_context(own, state)
+  return local_step.round_context(own, state, np.int32(3))
 
 
 def one_lane(own, begin):

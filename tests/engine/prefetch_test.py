@@ -53,7 +53,9 @@ def clients(uneven_examples):
 def test_same_bits_as_resident(clients, tmp_path, changes, augment):
   own = model(augment)
   resident = build(clients, own, **changes)
-  streamed = build(mapped(clients, tmp_path), own, stream=True, **changes)
+  streamed = build(
+    mapped(clients, tmp_path), own, examples_on='host', **changes
+  )
   assert streamed.rounds_per_call == 1
   told = [
     list(fa.simulate(simulation, rounds=6))
@@ -86,7 +88,9 @@ def test_a_cohort_smaller_than_the_buffer(clients, tmp_path):
       list(fa.simulate(simulation, rounds=number))[-1].state.params
       for simulation in (
         build(clients, model(), **options),
-        build(mapped(clients, tmp_path), model(), stream=True, **options),
+        build(
+          mapped(clients, tmp_path), model(), examples_on='host', **options
+        ),
       )
     ]
     for one, other in zip(*map(jax.tree.leaves, states), strict=True):
@@ -181,6 +185,6 @@ def test_rounds_that_come_in_another_order(clients):
 
 def test_refusals(clients):
   with pytest.raises(InputError, match='rounds_per_call = 2: must be 1'):
-    build(clients, model(), stream=True, rounds_per_call=2)
+    build(clients, model(), examples_on='host', rounds_per_call=2)
   planner = dataclasses.replace(planner_of(clients, 2), cohort_size=2)
   assert planner.buffer_examples == np.sort(clients.num_examples)[-2:].sum()

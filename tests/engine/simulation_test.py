@@ -17,6 +17,7 @@ from fedavg_jax.engine import superstep
 from tests.testing import PROGRAMS
 from tests.testing import covering
 from tests.testing import rest_slow
+from tests.testing import simulations
 
 
 def sgd(learning_rate):
@@ -34,7 +35,9 @@ def make_simulation(**changes):
     'batch_size': 32,
     'algorithm': sgd(0.1),
   }
-  return fa.build_simulation(model, clients, data.test, **(kwargs | changes))
+  return simulations.build_simulation(
+    model, clients, data.test, **(kwargs | changes)
+  )
 
 
 @pytest.mark.slow
@@ -186,7 +189,7 @@ def test_memory_of_a_call_is_that_of_its_lanes():
   clients = fa.build_clients(data.train, parts)
 
   def temporary_bytes(cohort, lanes):
-    simulation = fa.build_simulation(
+    simulation = simulations.build_simulation(
       fa.build_model('2nn', data),
       clients,
       data.test,
@@ -355,7 +358,9 @@ def float_simulation(spoil=lambda train, test: None, **changes):
     'algorithm': sgd(0.1),
   }
   model = fa.build_model('2nn', data)
-  return fa.build_simulation(model, clients, test, **(kwargs | changes))
+  return simulations.build_simulation(
+    model, clients, test, **(kwargs | changes)
+  )
 
 
 def nan_in_client_2(clients, test):

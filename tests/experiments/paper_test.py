@@ -409,10 +409,9 @@ def test_a_stop_between_the_crossing_and_the_papers_next_round(
   tmp_path, monkeypatch, capsys
 ):
   """One round a call, so that any round can be the last of a slice."""
+  short = fa.Execution(rounds_per_call=1)
   monkeypatch.setattr(
-    cells.fa,
-    'build_simulation',
-    functools.partial(fa.build_simulation, rounds_per_call=1),
+    cells.fa, 'build_sweep', functools.partial(fa.build_sweep, execution=short)
   )
   plain = run_sweep(tmp_path / 'plain.jsonl', digits_cell())
   first = min(r['rounds_to_target'] for r in plain if r['rounds_to_target'])

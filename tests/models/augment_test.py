@@ -8,6 +8,7 @@ import pytest
 
 import fedavg_jax as fa
 from fedavg_jax.models import augment
+from tests.testing import simulations
 
 KEYS = jax.random.split(jax.random.key(0), 500)
 
@@ -126,7 +127,7 @@ def build(augment_fn, record=None, **kwargs):
     'batch_size': 4,
     'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
   }
-  return fa.build_simulation(
+  return simulations.build_simulation(
     model, fa.build_clients(examples, parts), examples, **settings | kwargs
   )
 

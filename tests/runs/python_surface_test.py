@@ -9,6 +9,7 @@ import pytest
 
 import fedavg_jax as fa
 from fedavg_jax.runs import train
+from tests.testing import simulations
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 
@@ -44,7 +45,7 @@ def history(seed):
   """Trains a little; returns what every round gave, times excepted."""
   data = fa.load_dataset('digits')
   parts = fa.partition.iid(len(data.train.y), num_clients=7, seed=seed)
-  simulation = fa.build_simulation(
+  simulation = simulations.build_simulation(
     fa.build_model('2nn', data),
     fa.build_clients(data.train, parts),
     data.test,

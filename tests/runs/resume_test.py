@@ -413,7 +413,7 @@ def test_lanes_of_the_checkpoint_stay(repository, whole, stopped, monkeypatch):
     builders,
     'build_simulation',
     lambda *args, **kwargs: (
-      chosen.append(kwargs['lanes']),
+      chosen.append(kwargs['execution'].lanes),
       build(*args, **kwargs),
     )[1],
   )

@@ -343,9 +343,9 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
     seen.update(kwargs)
     return build_model(*args, **kwargs)
 
-  def spy(*args, **kwargs):
-    seen.update(kwargs)
-    seen['simulation'] = build(*args, **kwargs)
+  def spy(model, federation, *args, **kwargs):
+    seen['on_nan'] = federation.on_nan
+    seen['simulation'] = build(model, federation, *args, **kwargs)
     return seen['simulation']
 
   monkeypatch.setattr(builders.zoo, 'build_model', spy_model)

@@ -1,5 +1,6 @@
 """Small simulations of the twin's network, in memory or on disk."""
 
+import dataclasses
 import time
 
 import jax
@@ -37,13 +38,31 @@ def mapped(clients, folder):
   )
 
 
+def build_simulation(own, clients, test, *, algorithm, sweep=None, **options):
+  """Builds a simulation, or a sweep, of options of all three kinds at once."""
+
+  def some(kind):
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {n: options.pop(n) for n in names & options.keys()}
+
+  federation = fa.Federation(clients, test, **some(fa.Federation))
+  kinds = {
+    'execution': fa.Execution(**some(fa.Execution)),
+    'placement': fa.Placement(**some(fa.Placement)),
+  }
+  assert not options, options
+  if sweep is None:
+    return fa.build_simulation(own, federation, algorithm, **kinds)
+  return fa.build_sweep(own, federation, algorithm, sweep, **kinds)
+
+
 def build(clients, own, **changes):
   options = {
     **{'client_fraction': 0.6, 'epochs': 2, 'batch_size': 3, 'seed': 5},
     'algorithm': rounds.fedavg(),
   }
   x, y = np.asarray(clients.x[:9]), np.asarray(clients.y[:9])
-  return fa.build_simulation(
+  return build_simulation(
     own, clients, fa.Examples(x, y), **(options | changes)
   )
 

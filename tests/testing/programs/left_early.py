@@ -1,13 +1,14 @@
 """Leaves rounds before their end, in three ways, and ends."""
 
 import fedavg_jax as fa
+from tests.testing import simulations
 
 data = fa.load_dataset('digits')
 parts = fa.partition.iid(1500, num_clients=20, seed=0)
 clients = fa.build_clients(data.train, parts)
 left = []
-for options in ({}, {'stream': True}, {'keep_on_host': True}):
-  simulation = fa.build_simulation(
+for options in ({}, {'examples_on': 'host'}, {'client_states_on': 'host'}):
+  simulation = simulations.build_simulation(
     fa.build_model('2nn', data),
     clients,
     data.test,

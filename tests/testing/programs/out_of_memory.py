@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 import fedavg_jax as fa
+from tests.testing import simulations
 
 rng = np.random.default_rng(0)
 n = 2048
@@ -17,7 +18,7 @@ examples = fa.Examples(
 )
 data = fa.Dataset('random', examples, examples, 10, max_value=255.0)
 parts = fa.partition.iid(n, num_clients=512, seed=0)
-simulation = fa.build_simulation(
+simulation = simulations.build_simulation(
   fa.build_model('2nn', data),
   fa.build_clients(examples, parts),
   examples,

@@ -52,8 +52,8 @@ for name, changes in {
     'micro_batch': 2,
   },
   'scaffold': {'algorithm': fa.scaffold(0.1, 1.0)},
-  'streamed': {'stream': True},
-  'streamed, augmented': {'stream': True},
+  'streamed': {'examples_on': 'host'},
+  'streamed, augmented': {'examples_on': 'host'},
   'in eight lanes': {'lanes': 8},
 }.items():
   if number == 4 and name not in ('one client', 'scaffold', 'streamed'):

@@ -1,0 +1,172 @@
+"""The compiled call of a federation, before it is compiled.
+
+A `Program` is built of shapes alone: its devices need not be here, nothing is
+placed on them. `simulation.py` compiles it; `lower` and `export` show what XLA
+gets, for devices of any kind.
+
+Shape letters: R rounds of a call at most; the others as in `planning.py`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedavg_jax.contracts import losses
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.model import Model
+from fedavg_jax.engine import client_state_store
+from fedavg_jax.engine import compiled_round
+from fedavg_jax.engine import evaluation
+from fedavg_jax.engine import examples
+from fedavg_jax.engine import prefetch
+from fedavg_jax.engine import superstep
+from fedavg_jax.engine.hyperparameter_axis import Trained
+from fedavg_jax.engine.options import Federation
+from fedavg_jax.models import layers
+from fedavg_jax.schedule import planning
+
+# Of a call at most: rounds, and bytes of their plans.
+_MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
+# XLA:CPU finds more arrays of a loop that it can update in place: a CNN step is
+# 8 % faster, one of the 2NN 5 %.
+_COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
+  'cpu': {'xla_cpu_copy_insertion_use_region_analysis': True}
+}
+
+
+class Program(NamedTuple):
+  """All that decides what a call computes, and on which devices.
+
+  Attributes:
+    model: whose gradients it takes.
+    federation: its examples checked.
+    trained: the algorithm, or those of a sweep.
+    planner: laid out for the mesh.
+    mesh: the devices, which need not be here.
+    platform: what the devices are, as `jax.Device.platform` says it.
+    rounds_per_call: R.
+  """
+
+  model: Model
+  federation: Federation
+  trained: Trained
+  planner: planning.Planner
+  mesh: jax.sharding.Mesh
+  platform: str
+  rounds_per_call: int
+
+  def init(self) -> tuple[compiled_round.ServerState, Any]:
+    """Returns server state and client states before round 1."""
+    return self.trained.init(self._init_of)
+
+  def _init_of(self, algorithm: Algorithm):
+    params = self.first_params()
+    state = compiled_round.init_state(params, algorithm, self.mesh)
+    if self.planner.gathers:
+      return state, ()
+    number = len(self.planner.num_examples)
+    return state, compiled_round.init_client_states(
+      params, algorithm, number, self.mesh
+    )
+
+  def first_params(self) -> Any:
+    """Returns the initial weights."""
+    return self.model.init(jax.random.key(self.planner.seed))
+
+  def host_states(self, folder=None) -> client_state_store.ClientStates:
+    """Returns what all clients keep before round 1, to stay on the host.
+
+    Args:
+      folder: where a file has them; None keeps them in memory.
+    """
+    return client_state_store.ClientStates(
+      self.trained.first.client_init(self.first_params()),
+      len(self.planner.num_examples),
+      folder,
+    )
+
+  def evaluate(self) -> Any:
+    """Returns the jitted evaluation, (params, test) -> `TestMetrics`."""
+    one = evaluation.build_evaluate(self.model.apply, self.mesh)
+    return self.trained.evaluate(one, self.platform)
+
+  def call(self) -> jax.stages.Wrapped:
+    """Returns the jitted call, as `superstep.build_call` has it."""
+    loss_fn = losses.cross_entropy(self.model.apply)
+
+    def round_of(algorithm: Algorithm):
+      return compiled_round.build_round(
+        loss_fn,
+        algorithm,
+        self.planner,
+        self.mesh,
+        self.federation.on_nan,
+        self.model.augment,
+      )
+
+    return superstep.build_call(
+      self.trained.round(round_of, self.platform),
+      self.evaluate(),
+      self.mesh,
+      jax.P('lanes') if self.planner.streamed else jax.P(),
+    )
+
+  def arguments(self) -> tuple[Any, ...]:
+    """Returns the shapes of what the call takes."""
+    states, kept = jax.eval_shape(self.init)
+    if self.planner.gathers:
+      kept = self.host_states().shapes(self.planner.cohort_size)['states']
+    clients = self.federation.clients
+    if self.planner.streamed:
+      data = prefetch.shapes(clients, self.planner)
+    else:
+      data = jax.tree.map(_shape, compiled_round.Examples(*clients[:2]))
+    test = jax.eval_shape(
+      lambda: evaluation.place_test_set(self.federation.test, self.mesh)
+    )
+    schedule = superstep.make_schedule(
+      self.planner, [1], self.rounds_per_call, lambda number: True
+    )
+    return self.trained.going, states, kept, data, test, schedule
+
+  def lower(self, arguments: Sequence[Any] = ()) -> jax.stages.Lowered:
+    """Lowers the call for the devices of the mesh.
+
+    Args:
+      arguments: of the call, where they are at hand; else their shapes.
+
+    Raises:
+      InputError: the model cannot be trained on such examples.
+    """
+    shape = self.federation.clients.x.shape[1:]
+    with layers.for_platform(self.platform):
+      with examples.lowering(self.model, shape):
+        return self.call().lower(*(arguments or self.arguments()))
+
+  def export(self, target: str) -> jax.export.Exported:
+    """Lowers the call for a platform that is not here.
+
+    Args:
+      target: 'cuda', 'rocm' or 'tpu', as `jax.export` knows it.
+    """
+    own = self._replace(platform='tpu' if target == 'tpu' else 'gpu')
+    with layers.for_platform(own.platform):
+      return jax.export.export(own.call(), platforms=[target])(*own.arguments())
+
+  def compile(self, arguments: Sequence[Any]) -> jax.stages.Compiled:
+    """Compiles the call, with the options that are good for the platform."""
+    options = _COMPILER_OPTIONS.get(self.platform)
+    return self.lower(arguments).compile(options)
+
+
+def rounds_per_call(planner: planning.Planner) -> int:
+  """Returns how many rounds a call may have, by the size of their plans."""
+  plan_bytes = sum(np.asarray(array).nbytes for array in planner(1))
+  return max(1, min(_MOST_ROUNDS, _MOST_PLAN_BYTES // plan_bytes))
+
+
+def _shape(array: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(array.shape, array.dtype)

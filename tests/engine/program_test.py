@@ -1,0 +1,98 @@
+"""The program of a federation: lowered for devices that are not here."""
+
+import collections
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedavg_jax as fa
+from tests.testing import simulations
+
+
+def lowered(name, seed=0, classes=10, **options):
+  """A program of a model of the zoo on random images."""
+  rng = np.random.default_rng(0)
+  examples = fa.Examples(
+    rng.integers(0, 256, (40, 28, 28, 1)).astype(np.uint8),
+    rng.integers(0, classes, 40).astype(np.int32),
+  )
+  data = fa.Dataset('random', examples, examples, classes, max_value=255.0)
+  parts = fa.partition.iid(40, num_clients=8, seed=0)
+  federation = fa.Federation(
+    fa.build_clients(examples, parts),
+    examples,
+    client_fraction=0.5,
+    epochs=1,
+    batch_size=5,
+    seed=seed,
+  )
+  execution = fa.Execution(lanes=4, devices=jax.devices()[:1])
+  return fa.lower_simulation(
+    fa.build_model(name, data),
+    federation,
+    fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+    execution=execution,
+    **options,
+  )
+
+
+@pytest.mark.parametrize('target', ['cuda', 'tpu'])
+@pytest.mark.parametrize('name', ['2nn', 'cnn'])
+def test_lowers_for_an_accelerator_that_is_not_here(name, target):
+  """Products alone, and nobody asks the host."""
+  text = lowered(name).export(target).mlir_module()
+  operations = collections.Counter(re.findall(r'stablehlo\.(\w+)', text))
+  targets = set(re.findall(r'custom_call @(\w+)', text))
+  assert not {t for t in targets if 'callback' in t or 'cpu' in t.lower()}
+  assert operations['convolution'] == 0 and operations['dot_general'] > 3
+  assert 'dynamic_reshape' not in operations
+  assert 'real_dynamic_slice' not in operations
+
+
+def test_a_cpu_gets_convolutions():
+  text = lowered('cnn').lower().as_text()
+  assert 'stablehlo.convolution' in text
+
+
+def test_nothing_stays_on_the_devices():
+  """A program is made of shapes: no examples, no weights, no test set."""
+  before = {id(array) for array in jax.live_arrays()}
+  program = lowered('2nn')
+  assert program.lower().as_text()
+  left = [a for a in jax.live_arrays() if id(a) not in before]
+  assert sum(array.nbytes for array in left) < 1000
+
+
+def test_one_program_serves_every_seed(uneven_examples):
+  """Also where examples are augmented at random."""
+  x, y, parts = uneven_examples
+  clients = fa.build_clients(fa.Examples(x, y), parts)
+  texts = []
+  for seed in (0, 7, 2**31 - 1):
+    federation = fa.Federation(
+      clients,
+      fa.Examples(x, y),
+      client_fraction=0.6,
+      epochs=1,
+      batch_size=3,
+      seed=seed,
+    )
+    program = fa.lower_simulation(
+      simulations.model(simulations.noise),
+      federation,
+      fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+      execution=fa.Execution(lanes=2, rounds_per_call=2),
+    )
+    texts.append(program.lower().as_text())
+  assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize('seed', [0, 1, 12345, 2**31 - 1])
+def test_a_traced_seed_is_a_seed(seed):
+  made = jax.jit(lambda s: jax.random.key_data(jax.random.key(s)))
+  np.testing.assert_array_equal(
+    made(np.array(seed, np.int32)), jax.random.key_data(jax.random.key(seed))
+  )
