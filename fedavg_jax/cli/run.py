@@ -86,7 +86,7 @@ def _run() -> None:
       raise
     raise LostError(
       'another process has ended, or a device failed'
-      f' ({" ".join(str(error).split())[:150]}); the same command goes on from'
+      f' ({" ".join(str(error).split())[:150]}); the same command resumes from'
       ' the last checkpoint'
     ) from error
   if not processes.leads():
@@ -107,7 +107,7 @@ def _run() -> None:
 def _connect() -> None:
   """Joins the other processes, where there are to be some."""
   if flags.FLAGS.distributed:
-    supervisor.end_with_parent()
+    supervisor.live_with_parent()
     distributed.connect(
       flags.FLAGS.coordinator,
       flags.FLAGS.num_processes,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -194,3 +195,30 @@ def _candidates(most: int) -> list[int]:
   """1, 2, 3, 4, 6, 8, 12, 16, 24 ... up to and with `most`."""
   steps = [1, 2, 3] + [n << k for k in range(1, 30) for n in (2, 3)]
   return sorted({n for n in steps if n < most} | {most})
+
+
+def fewer_lanes(lanes: int, planner: planning.Planner, error: Exception) -> int:
+  """Halves the lanes where the device had no memory for them; else raises."""
+  if 'RESOURCE_EXHAUSTED' not in str(error):
+    raise error
+  if processes.several():  # The others know nothing of it.
+    raise InputError(
+      f'lanes = {lanes}: memory holds no more; give fewer, the same for all'
+      ' processes'
+    ) from error
+  if lanes == 1:
+    raise InputError(
+      'lanes = 1: not even one lane of this model fits into memory; it must be'
+      ' smaller, or micro_batch'
+    ) from error
+  devices = min(planner.num_devices, lanes)
+  if lanes > devices:
+    fewer = max(lanes // devices // 2, 1) * devices
+  else:
+    fewer = lanes // 2
+  logging.warning(
+    'out of memory with %d lanes: goes on with %d, the same up to rounding',
+    lanes,
+    fewer,
+  )
+  return fewer

@@ -10,7 +10,7 @@ from fedavg_jax.core import rules
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.schedule import planning
+from fedavg_jax.schedule import sampling
 from fedavg_jax.schedule.participation import EVERYBODY
 from fedavg_jax.schedule.participation import Participation
 
@@ -54,7 +54,7 @@ class Federation:
   def __post_init__(self) -> None:
     rules.check_seed(self.seed)
     choices.check_choice('on_nan', self.on_nan, choices.ON_NAN)
-    planning.cohort_size(self.clients.num_clients, self.client_fraction)
+    sampling.cohort_size(self.clients.num_clients, self.client_fraction)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,6 @@ from fedavg_jax.engine import evaluation
 from fedavg_jax.engine import examples
 from fedavg_jax.engine import layout
 from fedavg_jax.engine import prefetch
-from fedavg_jax.engine import processes
 from fedavg_jax.engine import program
 from fedavg_jax.engine import superstep
 from fedavg_jax.engine.devices import check_jax
@@ -48,6 +47,7 @@ from fedavg_jax.engine.options import Placement
 from fedavg_jax.engine.options import check_calls
 from fedavg_jax.models import layers
 from fedavg_jax.schedule import planning
+from fedavg_jax.schedule import sampling
 
 # That have their data on a device at most: begun, and read ahead.
 _CALLS_WITH_DATA = superstep.CALLS_IN_FLIGHT + prefetch.AHEAD
@@ -252,7 +252,7 @@ def _lay_out(parts: _Parts) -> _LaidOut:
     raise InputError('client_states_on: must be on the devices in a sweep')
   planner = planning.Planner(
     num_examples=clients.num_examples,
-    cohort_size=planning.cohort_size(
+    cohort_size=sampling.cohort_size(
       clients.num_clients, federation.client_fraction
     ),
     participation=federation.participation,
@@ -343,7 +343,7 @@ def _build(parts: _Parts) -> Simulation:
     try:
       return with_lanes(lanes, why)
     except jax.errors.JaxRuntimeError as error:
-      lanes = fewer_lanes(lanes, laid_out.planner, error)
+      lanes = layout.fewer_lanes(lanes, laid_out.planner, error)
       why = 'memory holds no more'
 
 
@@ -417,33 +417,6 @@ def _lane_bytes(
     params if planner.accumulates else (),
   )
   return step.bytes + num_bytes(held)
-
-
-def fewer_lanes(lanes: int, planner, error: Exception) -> int:
-  """Half the lanes, where the device had no memory for them; else raises."""
-  if 'RESOURCE_EXHAUSTED' not in str(error):
-    raise error
-  if processes.several():  # The others know nothing of it.
-    raise InputError(
-      f'lanes = {lanes}: memory holds no more; give fewer, the same for all'
-      ' processes'
-    ) from error
-  if lanes == 1:
-    raise InputError(
-      'lanes = 1: not even one lane of this model fits into memory; it must be'
-      ' smaller, or micro_batch'
-    ) from error
-  devices = min(planner.num_devices, lanes)
-  if lanes > devices:
-    fewer = max(lanes // devices // 2, 1) * devices
-  else:
-    fewer = lanes // 2
-  logging.warning(
-    'out of memory with %d lanes: goes on with %d, the same up to rounding',
-    lanes,
-    fewer,
-  )
-  return fewer
 
 
 def place(tree: Any, simulation: Simulation) -> Any:

@@ -33,7 +33,7 @@ from fedavg_jax.runs.config_sections import ClientConfig
 from fedavg_jax.runs.config_sections import ClockConfig
 from fedavg_jax.runs.config_sections import ServerConfig
 from fedavg_jax.schedule import participation
-from fedavg_jax.schedule import planning
+from fedavg_jax.schedule import sampling
 
 _NUMBERS = re.compile(r'\s*\d+(\s*,\s*\d+)*\s*')
 _SIZES = Rule(
@@ -354,7 +354,7 @@ def _check_contradictions(cfg: RunConfig) -> None:
 
 def _check_cohort(cfg: RunConfig) -> None:
   clients = cfg.num_clients
-  cohort = planning.cohort_size(clients, cfg.client_fraction)
+  cohort = sampling.cohort_size(clients, cfg.client_fraction)
   away = participation.num_unavailable(clients, cfg.unavailable_fraction)
   if clients - away < cohort:
     raise InputError(

@@ -12,7 +12,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.engine import simulation
+from fedavg_jax.engine import layout
 from fedavg_jax.engine import superstep
 from tests.testing import PROGRAMS
 from tests.testing import covering
@@ -338,9 +338,9 @@ def test_not_even_one_lane_fits():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
   planner = make_simulation(lanes=1).planner
   with pytest.raises(InputError, match='lanes = 1: not even one lane'):
-    simulation.fewer_lanes(1, planner, error)
+    layout.fewer_lanes(1, planner, error)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
-    simulation.fewer_lanes(4, planner, jax.errors.JaxRuntimeError('INTERNAL'))
+    layout.fewer_lanes(4, planner, jax.errors.JaxRuntimeError('INTERNAL'))
 
 
 def float_simulation(spoil=lambda train, test: None, **changes):

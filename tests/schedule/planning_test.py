@@ -13,7 +13,7 @@ from fedavg_jax.schedule.packing import steps_by_width
 from fedavg_jax.schedule.participation import Participation
 from fedavg_jax.schedule.participation import num_unavailable
 from fedavg_jax.schedule.planning import Planner
-from fedavg_jax.schedule.planning import cohort_size
+from fedavg_jax.schedule.sampling import cohort_size
 
 
 @pytest.mark.parametrize(

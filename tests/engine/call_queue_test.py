@@ -1,4 +1,4 @@
-"""The driver of calls: what it begins, what it waits for, when it stops."""
+"""The queue of calls: what it begins, what it waits for, when it stops."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax.engine import driver
+from fedavg_jax.engine import call_queue
 from fedavg_jax.engine import superstep
 from tests.testing import simulations
 
@@ -23,8 +23,8 @@ def simulation():
 
 def calls(simulation, rounds=20, **asked):
   state, client_states = simulation.init()
-  nothing = driver.Asked(lambda number: False, lambda: False, lambda: False)
-  return driver.Calls(
+  nothing = call_queue.Asked(lambda number: False, lambda: False, lambda: False)
+  return call_queue.Calls(
     simulation,
     state,
     client_states,

@@ -1,0 +1,293 @@
+"""The calls of a run: begun before the devices need them, then waited for.
+
+While the devices work on a call, the next one is planned and begun.
+"""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Iterator
+import concurrent.futures
+import math
+import time
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedavg_jax.engine import compiled_round
+from fedavg_jax.engine import processes
+from fedavg_jax.engine import superstep
+from fedavg_jax.engine.client_state_store import ClientStates
+from fedavg_jax.engine.client_state_store import Cohorts
+from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.engine.simulation import place
+
+# A call is to take about this long: long beside the cost of a call, short for
+# somebody who watches.
+_CALL_SECONDS = 0.5
+_SECONDS_BETWEEN_LOOKS = 0.1  # At whether somebody wants to stop.
+
+
+class Record(NamedTuple):
+  """What one round told; `None` where nothing was trained or evaluated.
+
+  Of a sweep, states, loss, examples, skipped, finite and both test numbers
+  have a leading axis [G]; a value that is not finite has ended, others go on.
+
+  Attributes:
+    round: its number; 0 is the initial model.
+    state: the server after it; None where the same call did more rounds after
+      it, which the device does not stop for.
+    client_states: what all clients keep after it, to be read before the next
+      record is asked for; None where it went on into the next round. Where it
+      stays on the host, the `ClientStates`.
+    lanes: of all devices, that trained it.
+    train_loss: mean loss over the examples read, each before its own step.
+    examples: examples read in all local epochs.
+    skipped: clients left out, as in `RoundMetrics`.
+    seconds: wall time from the end of the call before to the end of its own,
+      over the rounds of the call; evaluation included.
+    finite: False where the round diverged; `state` is then the one before.
+    test_accuracy: fraction of the test set.
+    test_loss: mean cross entropy of the test set.
+  """
+
+  round: int
+  state: compiled_round.ServerState | None
+  client_states: Any
+  lanes: int
+  train_loss: Any
+  examples: Any
+  skipped: Any
+  seconds: float
+  finite: Any
+  test_accuracy: Any
+  test_loss: Any
+
+
+class Call(NamedTuple):
+  """A call that has begun.
+
+  Attributes:
+    numbers: of its rounds.
+    tests: [R] bool, rounds after which the model is tested.
+    state: of the server after it, on the devices.
+    told: what it will return beside the states.
+  """
+
+  numbers: range
+  tests: np.ndarray
+  state: compiled_round.ServerState
+  told: superstep.Told
+
+
+class Asked(NamedTuple):
+  """What the caller of `run_calls` asks for, see there."""
+
+  wanted: Callable[[int], bool]
+  looking: Callable[[], bool]
+  stopping: Callable[[], bool]
+
+
+class Calls:
+  """The calls of a run: begun before the device needs them, then waited for.
+
+  Attributes:
+    numbers: of the rounds that are in no call yet.
+    in_flight: calls that have begun, the oldest first.
+    over: whether no value of a sweep, or not the only one, goes on.
+  """
+
+  def __init__(
+    self,
+    simulation: Simulation,
+    state: compiled_round.ServerState,
+    client_states: Any,
+    numbers: range,
+    ends: superstep.Ends,
+    *,
+    going: Any,
+    asked: Asked,
+  ):
+    """Begins no call yet; the arguments are those of `run_calls`."""
+    self.numbers, self.over = numbers, False
+    self.in_flight: collections.deque[Call] = collections.deque()
+    self._simulation, self._ends, self._asked = simulation, ends, asked
+    self._going = (
+      np.ones(np.shape(state.round), bool) if going is None else going
+    )
+    self._state, self._client_states = state, client_states
+    self._keeps = bool(jax.tree.leaves(client_states))
+    self._cohorts = None  # Where what clients keep stays on the host.
+    if isinstance(client_states, ClientStates):
+      self._cohorts = Cohorts(
+        client_states,
+        simulation.planner.slots,
+        lambda states: place(states, simulation),
+      )
+    self._alone = not processes.several()
+    self._agreed = superstep.Wishes()  # Of all processes, at the oldest call.
+    self._draining = False  # No further call until a wanted state was given.
+    self._seconds = math.inf  # Of a round, once known.
+    self._ended_at = time.perf_counter()
+    self._waiter = concurrent.futures.ThreadPoolExecutor(1)
+
+  def fill(self) -> bool:
+    """Begins calls until the devices have enough; False if there are none."""
+    while (
+      self.numbers
+      and len(self.in_flight) < superstep.CALLS_IN_FLIGHT
+      and not self._draining
+    ):
+      ours = superstep.Wishes(
+        self._asked.stopping(), self._asked.looking(), self._seconds
+      )
+      agreed = ours if self._alone else self._agreed
+      if agreed.stop:
+        break
+      many = self._rounds_of_next_call(agreed)
+      mine, self.numbers = self.numbers[:many], self.numbers[many:]
+      self._begin(mine, ours)
+    return bool(self.in_flight)
+
+  def _rounds_of_next_call(self, agreed: superstep.Wishes) -> int:
+    """Returns how many rounds it has; notes whether none may follow it yet."""
+    most = self._simulation.rounds_per_call
+    if agreed.look:
+      self._draining = True
+      most = 1
+    elif agreed.seconds:
+      most = min(max(int(_CALL_SECONDS / agreed.seconds), 1), most)
+    most = min(most, len(self.numbers))
+    for i, number in enumerate(self.numbers[:most]):
+      if self._asked.wanted(number):
+        self._draining = True
+        return i + 1
+    return most
+
+  def _begin(self, numbers: range, ours: superstep.Wishes) -> None:
+    """Plans a call and hands it to the devices."""
+    simulation = self._simulation
+    schedule = superstep.make_schedule(
+      simulation.planner,
+      numbers,
+      simulation.rounds_per_call,
+      self._ends.evaluated,
+      self._ends.enough_correct,
+      ours,
+    )
+    states = self._client_states
+    if self._cohorts:
+      states = self._cohorts.begin(numbers[0])
+    self._state, states, told = simulation.call(
+      self._going,
+      self._state,
+      states,
+      simulation.data(numbers),
+      simulation.test,
+      superstep.place(schedule, simulation.mesh),
+    )
+    if self._cohorts:
+      self._cohorts.under_way(numbers[0], states)
+    else:
+      self._client_states = states
+    self._going = told.going
+    self.in_flight.append(Call(numbers, schedule.evaluate, self._state, told))
+
+  def wait(self) -> tuple[Call, superstep.Told] | None:
+    """Waits for the oldest call.
+
+    Returns:
+      The call, and what it returned, on the host; None if the caller asked to
+      stop meanwhile and nothing of the call is needed.
+    """
+    call = self.in_flight.popleft()
+    told = self._fetch(call.told)
+    if told is None:
+      return None
+    if self._cohorts:
+      self._cohorts.end(call.numbers[0])
+    self._agreed = told.wishes
+    self._draining = self._draining and bool(self.in_flight)
+    self.over = not np.any(told.going)
+    now = time.perf_counter()
+    self._seconds = (now - self._ended_at) / max(int(told.num_rounds), 1)
+    self._ended_at = now
+    return call, told
+
+  def _fetch(self, told: superstep.Told) -> Any:
+    """Returns what a call returned, once it has ended; None if given up.
+
+    Another thread waits: this one, if it is the main one, takes signals.
+    """
+    fetched = self._waiter.submit(jax.device_get, told)
+    while not concurrent.futures.wait([fetched], _SECONDS_BETWEEN_LOOKS).done:
+      if self._alone and self._asked.stopping() and not self._keeps:
+        return None
+    return fetched.result()
+
+  def records(self, call: Call, told: superstep.Told) -> Iterator[Record]:
+    """Yields a record per round of a call that has ended."""
+    # A call that has begun meanwhile has taken what the clients keep; behind
+    # the end of all it hands on what it was given.
+    gone = self._keeps and self.in_flight and not self.over
+    last = int(told.num_rounds) - 1
+    for i, number in enumerate(call.numbers[: last + 1]):
+      metrics, tested = jax.tree.map(
+        lambda array, i=i: array[i], (told.rounds, told.tests)
+      )
+      yield make_record(
+        number,
+        call.state if i == last else None,
+        None if gone or i < last else self._client_states,
+        self._simulation.planner.lanes,
+        metrics,
+        # A round that is not finite left the model of the one before.
+        tested if call.tests[i] and np.any(metrics.finite) else None,
+        self._seconds,
+      )
+
+
+def make_record(
+  number: int,
+  state: compiled_round.ServerState | None,
+  client_states: Any,
+  lanes: int,
+  metrics: compiled_round.RoundMetrics | None,
+  tested: Any,
+  seconds: float,
+) -> Record:
+  """Returns the record of a round, with plain numbers where it has one each.
+
+  Args:
+    number: of the round.
+    state: as `Record.state`.
+    client_states: as `Record.client_states`.
+    lanes: as `Record.lanes`.
+    metrics: of the round, on the host; None for round 0, which trains nothing.
+    tested: test metrics, None where the model was not tested.
+    seconds: as `Record.seconds`.
+  """
+
+  def plain(value):
+    return value.item() if np.ndim(value) == 0 else np.asarray(value)
+
+  if metrics is None:  # Round 0 trains nothing.
+    none: Any = np.zeros(np.shape(tested.correct), np.int32)
+    metrics = compiled_round.RoundMetrics(none, none, none, none == 0)
+  return Record(
+    round=number,
+    state=state,
+    client_states=client_states,
+    lanes=lanes,
+    train_loss=(
+      plain(metrics.train_loss) if np.any(metrics.examples) else None
+    ),
+    examples=plain(metrics.examples),
+    skipped=plain(metrics.skipped),
+    seconds=seconds,
+    finite=plain(metrics.finite),
+    test_accuracy=None if tested is None else plain(tested.accuracy),
+    test_loss=None if tested is None else plain(tested.loss),
+  )

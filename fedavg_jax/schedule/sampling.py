@@ -1,0 +1,238 @@
+"""Who takes part in a round, how far each comes, and in which order each reads.
+
+NumPy only. All of it is a pure function of (seed, round, client sizes): it
+knows neither lanes nor devices. `planning.py` lays it out for them.
+
+Shape letters: K clients, M cohort at most, m clients of a round.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from fedavg_jax.core import choices
+from fedavg_jax.core import rules
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule.participation import EVERYBODY
+from fedavg_jax.schedule.participation import Participation
+from fedavg_jax.schedule.participation import num_unavailable
+
+# One independent stream of random numbers for each purpose, beside those of
+# partition/ and participation.py.
+_COHORT, _ORDER = 1, 2
+
+
+def cohort_size(num_clients: int, client_fraction: float) -> int:
+  """The cohort, max(int(C * K), 1); a C such as 0.29 counts as written.
+
+  Args:
+    num_clients: K.
+    client_fraction: C in [0, 1]; 0 is one client.
+
+  Returns:
+    m. The product is rounded to six decimals before it is cut, because
+    0.29 * 100 is 28.999999999999996.
+
+  >>> cohort_size(100, 0.29), cohort_size(100, 0.0)
+  (29, 1)
+  """
+  rules.check_fraction('client_fraction', client_fraction, one=True)
+  return max(int(round(client_fraction * num_clients, 6)), 1)
+
+
+class Account(NamedTuple):
+  """What a round costs outside the device, as the clients would see it.
+
+  Attributes:
+    drawn: clients that received the model.
+    reported: clients whose message is in the mean.
+    bytes_down: to the clients.
+    bytes_up: from them.
+    seconds: simulated, that all work of the slowest client takes, messages
+      there and back included, or the deadline; None without a clock.
+  """
+
+  drawn: int
+  reported: int
+  bytes_down: int
+  bytes_up: int
+  seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Sampler:
+  """Draws cohorts and orders, and accounts for what a round costs.
+
+  Attributes:
+    num_examples: [K] n_k of every client.
+    cohort_size: m, clients that train in a round.
+    participation: who can be drawn, and how far each client comes.
+    epochs: E.
+    batch_size: B, 0 for all local examples in one step.
+    shuffle: 'epoch' draws a new order for every epoch, 'round' one for all
+      epochs of a round, as Algorithm 1 reads.
+    seed: of the cohorts and the orders.
+    bytes_down: that a client receives at its begin.
+    bytes_up: that it sends at its end.
+  """
+
+  num_examples: np.ndarray
+  cohort_size: int
+  participation: Participation = EVERYBODY
+  epochs: int
+  batch_size: int
+  shuffle: str = 'epoch'
+  seed: int
+  bytes_down: int = 0
+  bytes_up: int = 0
+
+  def __post_init__(self) -> None:
+    rules.check_seed(self.seed)
+    for name in ('cohort_size', 'epochs', 'batch_size'):
+      rules.check_whole(name, getattr(self, name), int(name != 'batch_size'))
+    number = len(self.num_examples)
+    self.participation.check(number)
+    away = self.participation.unavailable_fraction
+    reachable = number - num_unavailable(number, away)
+    for name, holds, rule in (
+      (
+        'num_examples',
+        (self.num_examples > 0).any(),
+        'some client must have examples',
+      ),
+      (
+        'cohort_size',
+        1 <= self.cohort_size <= reachable,
+        f'must lie in [1, {reachable}], the clients in reach',
+      ),
+      (
+        'epochs',
+        self.epochs * int(self.num_examples.sum()) < 2**31,
+        'times all examples must stay below 2**31',
+      ),
+    ):
+      if not holds:
+        raise InputError(f'{name} = {getattr(self, name)!r}: {rule}')
+    choices.check_choice('shuffle', self.shuffle, choices.SHUFFLES)
+
+  @functools.cached_property
+  def batch_examples(self) -> int:
+    """Most examples of a minibatch: B, or the largest n_k where B is larger."""
+    largest = int(self.num_examples.max())
+    return min(self.batch_size or largest, largest)
+
+  def cohort(self, round_number: int) -> np.ndarray:
+    """The clients drawn for a round, without replacement, [m], m <= M."""
+    return self.participation.draw(
+      np.random.default_rng([self.seed, _COHORT, round_number]),
+      round_number,
+      len(self.num_examples),
+      self.cohort_size,
+    )
+
+  def work(self, round_number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clients drawn for a round, and how far each comes.
+
+    Returns:
+      cohort [m], and completed [m], the minibatches that each client's message
+      comes from; a client that completed none sends nothing.
+    """
+    cohort = self.cohort(round_number)
+    updates = self.epochs * self._updates_of_an_epoch(cohort)
+    return cohort, self.participation.completed(
+      self.seed, round_number, updates, self._updates_in_time(cohort, updates)
+    )
+
+  def slots(self, round_number: int) -> np.ndarray:
+    """Clients by their places in a plan, [M]; the last may train nothing."""
+    return self._slots(self.cohort(round_number))
+
+  def account(self, round_number: int) -> Account:
+    """What a round costs outside the device."""
+    cohort, completed = self.work(round_number)
+    reports = completed > 0
+    return Account(
+      drawn=len(cohort),
+      reported=int(reports.sum()),
+      bytes_down=len(cohort) * self.bytes_down,
+      bytes_up=int(reports.sum()) * self.bytes_up,
+      seconds=self._simulated_seconds(cohort),
+    )
+
+  def _simulated_seconds(self, cohort) -> float | None:
+    """What all work of the slowest client takes, the deadline at most.
+
+    The server waits so long for stragglers by chance too: it does not know.
+    """
+    clock = self.participation.clock
+    if clock is None:
+      return None
+    sizes = self.num_examples[cohort]
+    seconds = (
+      self._seconds_under_way(cohort)
+      + self.epochs * sizes / clock.examples_per_second[cohort]
+    )
+    slowest = float(seconds[sizes > 0].max(initial=0.0))
+    return min(slowest, clock.deadline or slowest)
+
+  def _updates_of_an_epoch(self, cohort) -> np.ndarray:
+    return -(-self.num_examples[cohort] // self.batch_examples)
+
+  def _updates_in_time(self, cohort, updates) -> np.ndarray:
+    """Of a client's minibatches, those that let its message be in time, [m]."""
+    clock = self.participation.clock
+    if clock is None or not clock.deadline:
+      return updates
+    left = np.maximum(clock.deadline - self._seconds_under_way(cohort), 0.0)
+    sizes = self.num_examples[cohort]
+    # What is exactly enough must not be one too few by rounding.
+    examples = left * clock.examples_per_second[cohort] * (1 + 1e-9)
+    examples = np.minimum(examples, self.epochs * sizes).astype(np.int64)
+    epochs, rest = np.divmod(examples, np.maximum(sizes, 1))
+    return (
+      epochs * self._updates_of_an_epoch(cohort) + rest // self.batch_examples
+    )
+
+  def _seconds_under_way(self, cohort) -> np.ndarray:
+    """Simulated seconds of a client's messages, there and back, [m]."""
+    clock = self.participation.clock
+    assert clock is not None
+    return (
+      self.bytes_down / clock.bytes_down_per_second[cohort]
+      + self.bytes_up / clock.bytes_up_per_second[cohort]
+    )
+
+  def epoch_orders(self, round_number: int, client: int) -> np.ndarray:
+    """The order in which a client reads its 0 .. n_k - 1 examples, [E, n_k]."""
+    rng = np.random.default_rng([self.seed, _ORDER, round_number, client])
+    size = int(self.num_examples[client])
+    if self.shuffle == 'round':
+      return np.tile(rng.permutation(size), (self.epochs, 1))
+    return np.stack([rng.permutation(size) for _ in range(self.epochs)])
+
+  def padded_batches(
+    self, round_number: int, ids: Sequence[int] | np.ndarray
+  ) -> np.ndarray:
+    """The batches of some clients for `reference.py`, [M, T, B], -1 = padding.
+
+    A client reads each row of `epoch_orders` in batches of B, the last one of
+    an epoch may be short; after its own batches come empty ones.
+    """
+    width = self.batch_examples
+    batches = [
+      [
+        order[start : start + width]
+        for order in self.epoch_orders(round_number, k)
+        for start in range(0, len(order), width)
+      ]
+      for k in ids
+    ]
+    longest = max(len(mine) for mine in batches)
+    padded = np.full((len(ids), longest, width), -1, np.int32)
+    for row, mine in enumerate(batches):
+      for t, batch in enumerate(mine):
+        padded[row, t, : len(batch)] = batch
+    return padded
