@@ -2,9 +2,9 @@
 
 JAX's runtime ends a process at once, from a thread of its own and with a stack
 of C++, where another one has gone: nothing inside that process can say it in
-plainer words. So the command runs again as a child. What the child itself prints
-for people comes through a pipe; what the runtime writes goes to a log, which is
-named where the runtime has ended the child.
+plainer words. So the command runs again as a child. What the child itself
+prints for people comes through a pipe; what the runtime writes goes to a log,
+which is named where the runtime has ended the child.
 """
 
 import os

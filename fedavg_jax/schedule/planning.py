@@ -108,14 +108,6 @@ class Planner(Sampler):
     """Steps that each client of a round's cohort takes, [m]."""
     return count_steps(map(self._program, *self.work(round_number)))
 
-  def _slots(self, cohort) -> np.ndarray:
-    """The cohort, and others that train nothing, where it has too few."""
-    missing = self.cohort_size - len(cohort)
-    if not missing:
-      return cohort
-    others = np.setdiff1d(np.arange(len(self.num_examples)), cohort)
-    return np.concatenate([cohort, others[:missing]])
-
   def loads(self, round_number: int) -> list[np.ndarray]:
     """Clients that each device trains in a round, [D] of them in lane order."""
     cohort, completed = self.work(round_number)

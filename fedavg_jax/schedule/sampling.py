@@ -150,6 +150,14 @@ class Sampler:
     """Clients by their places in a plan, [M]; the last may train nothing."""
     return self._slots(self.cohort(round_number))
 
+  def _slots(self, cohort) -> np.ndarray:
+    """The cohort, and others that train nothing, where it has too few."""
+    missing = self.cohort_size - len(cohort)
+    if not missing:
+      return cohort
+    others = np.setdiff1d(np.arange(len(self.num_examples)), cohort)
+    return np.concatenate([cohort, others[:missing]])
+
   def account(self, round_number: int) -> Account:
     """What a round costs outside the device."""
     cohort, completed = self.work(round_number)
