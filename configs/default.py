@@ -72,6 +72,10 @@ def get_config() -> ml_collections.ConfigDict:
   # K: number of clients; 0 with partition 'natural'.
   config.num_clients = 50
 
+  # Share of every client's examples taken out for a validation set: target,
+  # best and sweeps go by it, and the test set is used once, at the end.
+  config.validation_fraction = 0.0
+
   # Share of every client's examples that is kept for its own tests.
   config.holdout_fraction = 0.0
 

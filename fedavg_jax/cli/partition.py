@@ -37,7 +37,7 @@ def _run() -> None:
   path = command.new_file('picture', 'partition.png')
   cfg = run_config.read(config)
   dataset = catalog.load_dataset(cfg.dataset, cfg.data_dir)
-  clients = population.build_population(cfg, dataset)[0]
+  clients = population.build_population(cfg, dataset).clients
   counts = statistics.label_counts(clients, dataset.num_classes)
   lines = statistics.describe(counts)
   say('\n'.join(lines))

@@ -91,10 +91,14 @@ def _run() -> None:
     ) from error
   if not processes.leads():
     return
+  best = ('best_validation_accuracy', 'best_test_accuracy')
+  name = next(key for key in best if key in summary)
+  measured = 'validation ' if 'validation' in name else ''
+  test = summary.get('final_test_accuracy')  # None where it was interrupted.
   say(
-    f'{summary["status"]} after {summary["rounds"]} rounds: test accuracy'
-    f' {summary["final_test_accuracy"]:.4f} (best'
-    f' {summary["best_test_accuracy"]:.4f}),'
+    f'{summary["status"]} after {summary["rounds"]} rounds:'
+    + (f' test accuracy {test:.4f}' if test is not None else '')
+    + f' (best {measured}{summary[name]:.4f}),'
     f' {summary["rounds_per_second"]:.3g} rounds/s; results in {workdir}'
   )
   if summary.get('skipped_clients'):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
+import jax
 import optax
 
 from fedavg_jax import algorithms
@@ -13,6 +14,8 @@ from fedavg_jax.core import client_data
 from fedavg_jax.data import catalog
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import client_evaluation
+from fedavg_jax.engine import evaluation
+from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.engine.options import Execution
 from fedavg_jax.engine.options import Federation
 from fedavg_jax.engine.options import Placement
@@ -30,23 +33,26 @@ class Prepared(NamedTuple):
     dataset: of the config.
     clients: those examples, back to back.
     held: what clients hold out, back to back.
+    validation: what all clients have given to choose by, None for nothing.
     model: of the config.
   """
 
   dataset: Dataset
   clients: client_data.Clients
   held: client_data.Clients
+  validation: client_data.Examples | None
   model: Model
 
 
 def prepare(cfg: RunConfig) -> Prepared:
   """The data, the clients and the model that a checked config names."""
   dataset = catalog.load_dataset(cfg.dataset, cfg.data_dir)
-  clients, held = population.build_population(cfg, dataset)
+  own = population.build_population(cfg, dataset)
   return Prepared(
     dataset=dataset,
-    clients=clients,
-    held=held,
+    clients=own.clients,
+    held=own.held,
+    validation=own.validation,
     model=zoo.build_model(
       cfg.model,
       dataset,
@@ -61,9 +67,10 @@ def prepare(cfg: RunConfig) -> Prepared:
 def federate(cfg: RunConfig, prepared: Prepared) -> Federation:
   """Returns who trains on what, as a config says it."""
   clients, local = prepared.clients, cfg.client
+  measured = prepared.validation or prepared.dataset.test
   return Federation(
     clients,
-    prepared.dataset.test,
+    measured,
     client_fraction=cfg.client_fraction,
     epochs=local.epochs,
     batch_size=local.batch_size,
@@ -150,4 +157,23 @@ def build_client_tests(
     prepared.held,
     finetune=build_client_optimizer(cfg),
     epochs=cfg.finetune_epochs,
+  )
+
+
+def build_last_test(
+  prepared: Prepared, simulation: Simulation
+) -> Callable[[Any], TestMetrics] | None:
+  """Builds the test of the last model, None where each was tested on that set.
+
+  Returns:
+    Params -> metrics on the test set, which a validation set has kept unused.
+  """
+  if prepared.validation is None:
+    return None
+  evaluate = evaluation.build_evaluate(prepared.model.apply, simulation.mesh)
+  return lambda params: jax.device_get(
+    evaluate(
+      params,
+      evaluation.place_test_set(prepared.dataset.test, simulation.mesh),
+    )
   )

@@ -23,7 +23,13 @@ from fedavg_jax.runs.run_dir import check_format
 # What decides whether accuracies mean the same.
 _SAME = ('dataset', 'test_sha256')
 _NUMBERS = (
-  *('seconds', 'test_accuracy', 'bytes_down', 'bytes_up'),
+  *(
+    'seconds',
+    'test_accuracy',
+    'validation_accuracy',
+    'bytes_down',
+    'bytes_up',
+  ),
   'simulated_seconds',
 )
 
@@ -69,7 +75,7 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
   except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     raise InputError(f'{path}: cannot be read ({reason})') from error
-  if not any('test_accuracy' in record for record in records):
+  if not any(targets.accuracy(record) is not None for record in records):
     raise InputError(f'{path}: holds no test of a model')
   return Run(
     name=name or str(folder),
@@ -128,9 +134,9 @@ def row(run: Run, target: float) -> dict[str, Any]:
     run: read.
     target: accuracy; 0 is none.
   """
-  tested = [r for r in run.records if 'test_accuracy' in r]
+  tested = [r for r in run.records if targets.accuracy(r) is not None]
   rounds = [r['round'] for r in tested]
-  accuracies = [r['test_accuracy'] for r in tested]
+  accuracies = [targets.accuracy(r) or 0.0 for r in tested]
   reached, spent = None, run.records  # In all, where there is no target.
   if target:
     reached = targets.rounds_to_target(rounds, accuracies, target)
@@ -230,10 +236,12 @@ def _curve(run: Run) -> dict[str, np.ndarray]:
     [r.get('bytes_down', 0) + r.get('bytes_up', 0) for r in run.records]
   )
   seconds = np.cumsum([r.get('simulated_seconds', 0.0) for r in run.records])
-  tested = [i for i, r in enumerate(run.records) if 'test_accuracy' in r]
+  tested = [
+    i for i, r in enumerate(run.records) if targets.accuracy(r) is not None
+  ]
   return {
     'round': np.array([run.records[i]['round'] for i in tested]),
     'bytes': sent[tested],
     'simulated': seconds[tested],
-    'accuracy': np.array([run.records[i]['test_accuracy'] for i in tested]),
+    'accuracy': np.array([targets.accuracy(run.records[i]) for i in tested]),
   }

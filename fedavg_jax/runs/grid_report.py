@@ -30,8 +30,9 @@ def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
   else:
     why = 'highest mean of the best accuracy'
   text = (
-    f'{_table(rows, target, best)}\n\nBest: {best}, {why}; chosen on the test'
-    ' set, of which the best accuracy is the maximum over the rounds'
+    f'{_table(rows, target, best)}\n\nBest: {best}, {why}; chosen on the'
+    f' {jobs[0].cfg.measured_on} set, of which the best accuracy is the maximum'
+    ' over the rounds'
   )
   say(text)
   write_text(workdir / 'table.md', text + '\n')

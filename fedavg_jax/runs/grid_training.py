@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
+import functools
 import json
 import pathlib
 import shutil
@@ -25,6 +26,7 @@ from fedavg_jax.runs import provenance
 from fedavg_jax.runs import resume
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import summary
+from fedavg_jax.runs import targets
 from fedavg_jax.runs.grid_jobs import MARK
 from fedavg_jax.runs.grid_jobs import TOGETHER
 from fedavg_jax.runs.grid_jobs import Job
@@ -136,7 +138,7 @@ def _simulate(cfg, simulation, told, snapshots, start, stopping):
     now = time.monotonic()
     if now - said_at > _SECONDS_BETWEEN_LINES and record.round:
       said_at = now
-      best = max(lines[-1].get('test_accuracy', 0) for lines in told['lines'])
+      best = max(targets.accuracy(lines[-1]) or 0.0 for lines in told['lines'])
       say(f'  round {record.round}/{cfg.rounds}  best {best:.4f}')
     snapshots.hold(of(record, lambda: told))
   snapshots.save()
@@ -162,10 +164,10 @@ def _add_line(cfg, simulation, record, g, lines) -> str:
     test_loss=own(record.test_loss) if finite else None,
     seconds=record.seconds / len(record.finite),
   )
-  lines.append(summary.to_line(mine, simulation.planner))
+  lines.append(summary.to_line(mine, simulation.planner, cfg.measured_on))
   if not finite:
     return 'diverged'
-  if 0 < cfg.target_accuracy <= lines[-1].get('test_accuracy', -1.0):
+  if 0 < cfg.target_accuracy <= (targets.accuracy(lines[-1]) or -1.0):
     return 'target reached'
   return 'finished' if record.round == cfg.rounds else ''
 
@@ -200,7 +202,7 @@ def _write_run(job, prepared, simulation, told, last, g) -> None:
       state=state,
       client_states=client_states,
       beside=lambda: beside,
-      accuracy=None if diverged else line.get('test_accuracy'),
+      accuracy=None if diverged else targets.accuracy(line),
     )
     with contextlib.closing(
       checkpoint.Checkpoints(folder.path, keep=1)
@@ -208,6 +210,9 @@ def _write_run(job, prepared, simulation, told, last, g) -> None:
       folder.sync()
       snapshot.save(checkpoints)
     folder.mark_saved()
+    last_test = None
+    if status in ('finished', 'target reached'):
+      last_test = builders.build_last_test(prepared, simulation)
     for logger in loggers.open_loggers(
       job.cfg.log, part, job.cfg.to_dict(), []
     ):
@@ -221,6 +226,7 @@ def _write_run(job, prepared, simulation, told, last, g) -> None:
       [*before, line],
       status,
       simulation.planner.lanes,
+      functools.partial(last_test, state.params) if last_test else None,
     )
   job.folder.parent.mkdir(exist_ok=True)
   part.rename(job.folder)

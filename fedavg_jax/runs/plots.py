@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fedavg_jax.runs import targets
+
 # That a picture of a population shows.
 MOST_CLIENTS = 5000
 _ACCURACY, _LOSS, _TARGET = '#1f5f99', '#b8541a', '#666666'
@@ -30,11 +32,12 @@ def draw_curves(
   """
   figure = new_figure(8, 6)
   top, bottom = figure.subplots(2, 1, sharex=True)
-  tested = [r for r in records if r.get('test_accuracy') is not None]
+  tested = [r for r in records if targets.accuracy(r) is not None]
+  measured = targets.measured_on(records)
   rounds = [r['round'] for r in tested]
-  accuracies = [r['test_accuracy'] for r in tested]
+  accuracies = [targets.accuracy(r) or 0.0 for r in tested]
   few = '.' if len(tested) <= 40 else ''
-  top.plot(rounds, accuracies, color=_ACCURACY, marker=few, label='test')
+  top.plot(rounds, accuracies, color=_ACCURACY, marker=few, label=measured)
   if target_accuracy:
     top.axhline(
       target_accuracy,
@@ -44,7 +47,7 @@ def draw_curves(
       label=f'target {target_accuracy:g}',
     )
   _focus(top, accuracies, target_accuracy)
-  top.set_ylabel('test accuracy')
+  top.set_ylabel(f'{measured} accuracy')
   top.legend(loc='lower right')
   trained = [r for r in records if r.get('train_loss') is not None]
   bottom.plot(
@@ -55,10 +58,10 @@ def draw_curves(
   )
   bottom.plot(
     rounds,
-    [r['test_loss'] for r in tested],
+    [targets.loss(r) for r in tested],
     color=_ACCURACY,
     marker=few,
-    label='test',
+    label=measured,
   )
   bottom.set_yscale('log')
   bottom.set_xlabel('communication round')

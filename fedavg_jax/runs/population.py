@@ -1,11 +1,13 @@
 """The clients that a config describes, and what they hold. NumPy only."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
 from fedavg_jax.core import choices
 from fedavg_jax.core.client_data import Clients
+from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.client_data import build_clients
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import partition
@@ -18,27 +20,56 @@ from fedavg_jax.schedule import participation
 _BY_LABEL = ('shards', 'dirichlet', 'inner_dirichlet', 'pathological')
 
 
-def build_population(
-  cfg: RunConfig, dataset: Dataset
-) -> tuple[Clients, Clients]:
-  """What every client of a checked config trains on, and what it holds out.
+class Population(NamedTuple):
+  """What the clients hold.
+
+  Attributes:
+    clients: what each trains on.
+    held: what each holds out, to be tested on.
+    validation: what all have given for choosing; None where nothing is chosen.
+  """
+
+  clients: Clients
+  held: Clients
+  validation: Examples | None
+
+
+def build_population(cfg: RunConfig, dataset: Dataset) -> Population:
+  """Returns what every client of a config trains on, and what is taken out.
 
   Raises:
-    InputError: as `divide`.
+    InputError: as `divide`, or nothing is left to validate on.
   """
-  stays_on_disk = cfg.partition == 'natural' and not cfg.holdout_fraction
-  if dataset.clients is not None and stays_on_disk:
-    nothing = Clients(
-      dataset.clients.x[:0],
-      dataset.clients.y[:0],
-      np.zeros_like(dataset.clients.offsets),
-    )
-    return dataset.clients, nothing
+  taken_out = cfg.holdout_fraction or cfg.validation_fraction
+  if dataset.clients is not None and cfg.partition == 'natural':
+    if not taken_out:
+      nothing = Clients(
+        dataset.clients.x[:0],
+        dataset.clients.y[:0],
+        np.zeros_like(dataset.clients.offsets),
+      )
+      return Population(dataset.clients, nothing, None)
   dataset = in_memory(dataset)
+  parts, validation = divide(cfg, dataset), None
+  if cfg.validation_fraction:
+    parts, given = partition.hold_out(
+      parts, fraction=cfg.validation_fraction, seed=cfg.seed
+    )
+    rows = np.concatenate(given)
+    if not rows.size:
+      raise InputError(
+        f'validation_fraction = {cfg.validation_fraction}: leaves nothing to'
+        ' validate on; clients have too few examples'
+      )
+    validation = Examples(dataset.train.x[rows], dataset.train.y[rows])
   parts, held = partition.hold_out(
-    divide(cfg, dataset), fraction=cfg.holdout_fraction, seed=cfg.seed
+    parts, fraction=cfg.holdout_fraction, seed=cfg.seed
   )
-  return build_clients(dataset.train, parts), build_clients(dataset.train, held)
+  return Population(
+    build_clients(dataset.train, parts),
+    build_clients(dataset.train, held),
+    validation,
+  )
 
 
 def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:

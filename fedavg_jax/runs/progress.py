@@ -8,6 +8,8 @@ from typing import Any
 from absl import logging
 from tqdm import tqdm
 
+from fedavg_jax.runs import targets
+
 # However long a run, its log stays short.
 _SECONDS_BETWEEN_LINES, _MOST_LINES = 5.0, 500
 _LONG_RUN_SECONDS = 60.0
@@ -59,12 +61,14 @@ class Progress:
     """Takes a record of metrics.jsonl; the first one is round 0."""
     number = record['round']
     self._seconds += record['seconds']
-    accuracy = record.get('test_accuracy', self._accuracy)
+    accuracy = targets.accuracy(record)
+    accuracy = self._accuracy if accuracy is None else accuracy
     self._accuracy = accuracy
     if self._bar is not None:
       if accuracy is not None:
         self._bar.set_postfix_str(
-          f'test accuracy {accuracy:.4f}', refresh=False
+          f'{targets.measured_on([record])} accuracy {accuracy:.4f}',
+          refresh=False,
         )
       self._bar.update(1 if number else 0)
     else:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.engine.driver import Record
 from fedavg_jax.engine.driver import simulate
+from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import loggers
@@ -33,6 +35,8 @@ class Run(NamedTuple):
     cfg: checked.
     simulation: compiled.
     client_tests: server state -> tests, None where there are none.
+    last_test: params -> metrics on a test set that was not used before, None
+      where every test has used it.
     start: of a run that goes on.
     host_states: of clients, where they stay on the host.
     stopping: whether a signal has asked for an end.
@@ -41,6 +45,7 @@ class Run(NamedTuple):
   cfg: RunConfig
   simulation: Simulation
   client_tests: Callable[[Any], client_evaluation.ClientTests] | None
+  last_test: Callable[[Any], TestMetrics] | None
   start: tuple[compiled_round.ServerState, Any] | None
   host_states: ClientStates | None
   stopping: Callable[[], bool]
@@ -173,7 +178,9 @@ class Recorder:
       return
     folder, before = self._folder, self._folder.seal()
     self._finite = record.finite
-    line = to_line(record, self._run.simulation.planner)
+    line = to_line(
+      record, self._run.simulation.planner, self._run.cfg.measured_on
+    )
     if tests is not None:
       line |= client_evaluation.line(tests)
     folder.line(line)
@@ -221,7 +228,19 @@ class Recorder:
     status = (
       end_status(cfg, lines[-1], self._finite) if self.ended else 'failed'
     )
-    self.summary = finish(cfg, simulation, folder, lines, status, self._lanes)
+    test = None
+    if self._run.last_test and status in ('finished', 'target reached'):
+      test = functools.partial(self._run.last_test, self._last_params())
+    self.summary = finish(
+      cfg, simulation, folder, lines, status, self._lanes, test
+    )
+
+  def _last_params(self) -> Any:
+    """Returns the last model, the saved one where no round was left to do."""
+    if (held := self.snapshots.held) is not None:
+      return held.state.params
+    assert self._run.start is not None
+    return self._run.start[0].params
 
 
 def beside(number: int, record: Record, seal: dict[str, Any]) -> dict[str, Any]:

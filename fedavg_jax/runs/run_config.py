@@ -130,6 +130,12 @@ class RunConfig(Options):
   num_clients: int = option(
     50, at_least(0), "K: number of clients; 0 with partition 'natural'."
   )
+  validation_fraction: float = option(
+    0.0,
+    BELOW_ONE,
+    "Share of every client's examples taken out for a validation set: target,"
+    ' best and sweeps go by it, and the test set is used once, at the end.',
+  )
   holdout_fraction: float = option(
     0.0,
     BELOW_ONE,
@@ -234,6 +240,11 @@ class RunConfig(Options):
   def __post_init__(self) -> None:
     super().__post_init__()
     _check_contradictions(self)
+
+  @property
+  def measured_on(self) -> str:
+    """What the model is tested on after rounds: 'validation' or 'test'."""
+    return 'validation' if self.validation_fraction else 'test'
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the settings as JSON has them, sections within."""

@@ -1,5 +1,6 @@
 """What a run came to: lines of metrics.jsonl, summary.json, curves.png."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from fedavg_jax.contracts.model import num_parameters
 from fedavg_jax.core import client_data
 from fedavg_jax.data import statistics
 from fedavg_jax.engine.driver import Record
+from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import plots
 from fedavg_jax.runs import population
@@ -42,12 +44,26 @@ def finish(
   lines: list[dict[str, Any]],
   status: str,
   lanes: int,
+  test: Callable[[], TestMetrics] | None = None,
 ) -> dict[str, Any]:
   """Writes curves.png, then summary.json; returns the summary.
 
   The summary comes last: a run that has one has all its files.
+
+  Args:
+    cfg: settings of the run.
+    simulation: compiled.
+    folder: of the run.
+    lines: of its metrics.jsonl.
+    status: why it ended.
+    lanes: of the last round.
+    test: tests the last model on the test set, where that was not used before.
   """
   summary = summarize(cfg, simulation, lines, status, lanes)
+  if test is not None:
+    found = test()
+    summary['final_test_accuracy'] = float(found.accuracy)
+    summary['final_test_loss'] = float(found.loss)
   with folder.replacing('curves.png') as path:
     plots.draw_curves(
       path,
@@ -63,14 +79,15 @@ def end_status(cfg: RunConfig, last: dict[str, Any], finite: bool) -> str:
   """Why a run ended after the last line of its metrics.jsonl."""
   if not finite:
     return 'diverged'
-  if 0 < cfg.target_accuracy <= last.get('test_accuracy', -1.0):
+  if 0 < cfg.target_accuracy <= (targets.accuracy(last) or -1.0):
     return 'target reached'
   return 'finished' if last['round'] == cfg.rounds else 'interrupted'
 
 
 def is_over(summary: dict[str, Any], cfg: RunConfig) -> bool:
   """Whether a run with this summary has nothing left to do."""
-  told = ('final_test_accuracy', 'best_test_accuracy', 'rounds_per_second')
+  told = ('final_test_accuracy', 'rounds_per_second')
+  told += (f'best_{cfg.measured_on}_accuracy',)
   if not all(isinstance(summary.get(key), float) for key in told):
     return False  # Not ours: it is made anew.
   status, rounds = summary.get('status'), summary.get('rounds')
@@ -100,9 +117,9 @@ def summarize(
   lanes: int,
 ) -> dict[str, Any]:
   """summary.json of a run from the lines of its metrics.jsonl."""
-  tested = [r for r in records if 'test_accuracy' in r]
+  tested = [r for r in records if targets.accuracy(r) is not None]
   rounds = [r['round'] for r in tested]
-  accuracies = [r['test_accuracy'] for r in tested]
+  accuracies = [targets.accuracy(r) or 0.0 for r in tested]
   target = cfg.target_accuracy
   seconds = sum(r['seconds'] for r in records)
   planner = simulation.planner
@@ -110,8 +127,8 @@ def summarize(
   return {
     'status': status,
     'rounds': records[-1]['round'],
-    'final_test_accuracy': accuracies[-1],
-    'best_test_accuracy': max(accuracies),
+    f'final_{cfg.measured_on}_accuracy': accuracies[-1],
+    f'best_{cfg.measured_on}_accuracy': max(accuracies),
     'target_accuracy': target,
     'rounds_to_target': (
       targets.rounds_to_target(rounds, accuracies, target) if target else None
@@ -141,7 +158,7 @@ def _until(records, target) -> list[dict[str, Any]] | None:
   """The records up to the first that is at the target, None without one."""
   if target:
     for i, record in enumerate(records):
-      if record.get('test_accuracy', -1.0) >= target:
+      if (targets.accuracy(record) or -1.0) >= target:
         return records[: i + 1]
   return None
 
@@ -160,8 +177,16 @@ def _spent(suffix: str, records) -> dict[str, Any]:
   return spent
 
 
-def to_line(record: Record, planner: planning.Planner) -> dict[str, Any]:
-  """A line of metrics.jsonl."""
+def to_line(
+  record: Record, planner: planning.Planner, measured_on: str = 'test'
+) -> dict[str, Any]:
+  """Returns a line of metrics.jsonl.
+
+  Args:
+    record: of the round.
+    planner: of the simulation.
+    measured_on: 'test', or 'validation' where the model was tested on that.
+  """
   line = {
     'round': record.round,
     'train_loss': record.train_loss,
@@ -180,6 +205,6 @@ def to_line(record: Record, planner: planning.Planner) -> dict[str, Any]:
   if record.skipped:
     line['skipped'] = record.skipped
   if record.test_accuracy is not None:
-    line['test_accuracy'] = record.test_accuracy
-    line['test_loss'] = record.test_loss
+    line[f'{measured_on}_accuracy'] = record.test_accuracy
+    line[f'{measured_on}_loss'] = record.test_loss
   return line

@@ -1,4 +1,8 @@
-"""Rounds until the test accuracy reaches a target."""
+"""What a model is measured on, and rounds until it reaches a target."""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 
 def rounds_to_target(
@@ -43,3 +47,29 @@ def on_paper_grid(number: int) -> bool:
 
 def _next_on_paper_grid(number: int) -> int:
   return number + (1 if number < 10 else 10 if number < 100 else 100)
+
+
+def accuracy(record: Mapping[str, Any]) -> float | None:
+  """Returns the accuracy of a line, on the validation set where there is one.
+
+  Args:
+    record: a line of metrics.jsonl.
+
+  Returns:
+    None where the model was not tested.
+
+  >>> accuracy({'round': 3, 'validation_accuracy': 0.5})
+  0.5
+  """
+  return record.get('validation_accuracy', record.get('test_accuracy'))
+
+
+def loss(record: Mapping[str, Any]) -> float | None:
+  """Returns the loss of a line, as `accuracy` its accuracy."""
+  return record.get('validation_loss', record.get('test_loss'))
+
+
+def measured_on(records: Iterable[Mapping[str, Any]]) -> str:
+  """Returns what a run's accuracies are measured on: 'validation' or 'test'."""
+  found = any('validation_accuracy' in record for record in records)
+  return 'validation' if found else 'test'

@@ -24,6 +24,7 @@ from fedavg_jax.runs import run_config
 from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.builders import build
 from fedavg_jax.runs.builders import build_client_tests
+from fedavg_jax.runs.builders import build_last_test
 from fedavg_jax.runs.builders import prepare
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.provenance import to_begin
@@ -79,6 +80,7 @@ def train(
     simulation = build(cfg, prepared, lanes=left.lanes)
     _say(_layout(cfg, prepared, simulation))
     client_tests = build_client_tests(cfg, prepared, simulation)
+    last_test = build_last_test(prepared, simulation)
 
     # The folder: nothing of what is wrong above has left one.
     start, states = folder.start(simulation, left)
@@ -86,7 +88,7 @@ def train(
     _say(f'workdir: {folder.path}')
 
     # The rounds.
-    run = Run(cfg, simulation, client_tests, start, states, stop)
+    run = Run(cfg, simulation, client_tests, last_test, start, states, stop)
     summary = folder.record(run)
   _check_end(cfg, summary, folder.path, stop.signum)
   return summary

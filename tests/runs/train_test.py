@@ -15,8 +15,10 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.runs import builders
+from fedavg_jax.runs import grid
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import plots
+from fedavg_jax.runs import run_config
 from fedavg_jax.runs import train
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
@@ -465,3 +467,69 @@ def test_quickstart_learns_with_every_algorithm(repository, tmp_path, changes):
   config = load(repository, 'quickstart', rounds=30, eval_every=30, **changes)
   summary = train.train(config, tmp_path / 'run')
   assert summary['final_test_accuracy'] > 0.55
+
+
+VALIDATED = {'rounds': 4, 'validation_fraction': 0.2, 'num_clients': 10}
+
+
+def test_a_validation_set_is_of_the_training_examples(repository, tmp_path):
+  config = load(repository, 'quickstart', **VALIDATED)
+  summary = train.train(config, tmp_path / 'run')
+  records = lines(tmp_path / 'run')
+  assert all('validation_accuracy' in record for record in records)
+  assert not any('test_accuracy' in record for record in records)
+  accuracies = [record['validation_accuracy'] for record in records]
+  assert summary['best_validation_accuracy'] == max(accuracies)
+  assert summary['final_validation_accuracy'] == accuracies[-1]
+  # The last model, on a test set that nothing has seen before.
+  data = fa.load_dataset('digits')
+  params = fa.load_params(tmp_path / 'run')
+  predicted = fa.build_model('2nn', data).apply(params, data.test.x).argmax(1)
+  assert summary['final_test_accuracy'] == (predicted == data.test.y).mean()
+  # Every training example is a client's or validates, none is both.
+  prepared = builders.prepare(run_config.read(config))
+  rows = np.concatenate([prepared.clients.x, prepared.validation.x])
+  assert len(prepared.validation.y) == 300 and len(rows) == 1500
+  order = [np.lexsort(x.reshape(1500, -1).T) for x in (rows, data.train.x)]
+  np.testing.assert_array_equal(rows[order[0]], data.train.x[order[1]])
+
+
+def test_nothing_is_chosen_on_the_test_set(repository, tmp_path, monkeypatch):
+  """Other test labels: the same lines, the same model, another last number."""
+  target = {'target_accuracy': 0.5, 'rounds': 30}
+  config = load(repository, 'quickstart', **(VALIDATED | target))
+  summaries = [train.train(config, tmp_path / 'run')]
+  data = fa.load_dataset('digits')
+  other = data._replace(test=fa.Examples(data.test.x, (data.test.y + 1) % 10))
+  monkeypatch.setattr(builders.catalog, 'load_dataset', lambda *args: other)
+  summaries.append(train.train(config, tmp_path / 'other'))
+  for a, b in zip(
+    lines(tmp_path / 'run'), lines(tmp_path / 'other'), strict=True
+  ):
+    assert a | {'seconds': 0} == b | {'seconds': 0}
+  assert summaries[0]['status'] == summaries[1]['status'] == 'target reached'
+  accuracies = [summary['final_test_accuracy'] for summary in summaries]
+  assert accuracies[0] > 0.4 > accuracies[1]
+
+
+@pytest.mark.slow
+def test_a_validation_set_resumed_and_in_a_sweep(repository, tmp_path):
+  config = load(repository, 'quickstart', **VALIDATED)
+  whole = train.train(config, tmp_path / 'whole')
+  with config.unlocked():
+    config.rounds = 2
+  train.train(config, tmp_path / 'run')
+  config.rounds = 4
+  resumed = train.train(config, tmp_path / 'run', extend=True)
+  for key in ('final_test_accuracy', 'best_validation_accuracy'):
+    assert resumed[key] == whole[key]
+  grid.run_sweep(
+    config, {'client.learning_rate': ['0.1', '0.2']}, 1, tmp_path / 'grid'
+  )
+  path = tmp_path / 'grid' / 'client.learning_rate=0.1' / 'seed_0'
+  swept = json.loads((path / 'summary.json').read_text())
+  assert swept['final_test_accuracy'] == pytest.approx(
+    whole['final_test_accuracy'], abs=0.02
+  )
+  table = (tmp_path / 'grid' / 'table.md').read_text()
+  assert 'chosen on the validation set' in table
