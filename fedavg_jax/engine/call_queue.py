@@ -30,7 +30,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1  # At whether somebody wants to stop.
 
 
 class Record(NamedTuple):
-  """What one round told; `None` where nothing was trained or evaluated.
+  """What one round gave; `None` where nothing was trained or evaluated.
 
   Of a sweep, states, loss, examples, skipped, finite and both test numbers
   have a leading axis [G]; a value that is not finite has ended, others go on.
@@ -73,13 +73,13 @@ class Call(NamedTuple):
     numbers: of its rounds.
     tests: [R] bool, rounds after which the model is tested.
     state: of the server after it, on the devices.
-    told: what it will return beside the states.
+    result: what it will return beside the states.
   """
 
   numbers: range
   tests: np.ndarray
   state: compiled_round.ServerState
-  told: superstep.Told
+  result: superstep.CallResult
 
 
 class Asked(NamedTuple):
@@ -96,7 +96,7 @@ class Calls:
   Attributes:
     numbers: of the rounds that are in no call yet.
     in_flight: calls that have begun, the oldest first.
-    over: whether no value of a sweep, or not the only one, goes on.
+    over: whether every value of a sweep, or the only one, has ended.
   """
 
   def __init__(
@@ -180,7 +180,7 @@ class Calls:
     states = self._client_states
     if self._cohorts:
       states = self._cohorts.begin(numbers[0])
-    self._state, states, told = simulation.call(
+    self._state, states, result = simulation.call(
       self._going,
       self._state,
       states,
@@ -192,10 +192,10 @@ class Calls:
       self._cohorts.under_way(numbers[0], states)
     else:
       self._client_states = states
-    self._going = told.going
-    self.in_flight.append(Call(numbers, schedule.evaluate, self._state, told))
+    self._going = result.going
+    self.in_flight.append(Call(numbers, schedule.evaluate, self._state, result))
 
-  def wait(self) -> tuple[Call, superstep.Told] | None:
+  def wait(self) -> tuple[Call, superstep.CallResult] | None:
     """Waits for the oldest call.
 
     Returns:
@@ -203,39 +203,41 @@ class Calls:
       stop meanwhile and nothing of the call is needed.
     """
     call = self.in_flight.popleft()
-    told = self._fetch(call.told)
-    if told is None:
+    result = self._fetch(call.result)
+    if result is None:
       return None
     if self._cohorts:
       self._cohorts.end(call.numbers[0])
-    self._agreed = told.wishes
+    self._agreed = result.wishes
     self._draining = self._draining and bool(self.in_flight)
-    self.over = not np.any(told.going)
+    self.over = not np.any(result.going)
     now = time.perf_counter()
-    self._seconds = (now - self._ended_at) / max(int(told.num_rounds), 1)
+    self._seconds = (now - self._ended_at) / max(int(result.num_rounds), 1)
     self._ended_at = now
-    return call, told
+    return call, result
 
-  def _fetch(self, told: superstep.Told) -> Any:
+  def _fetch(self, result: superstep.CallResult) -> Any:
     """Returns what a call returned, once it has ended; None if given up.
 
     Another thread waits: this one, if it is the main one, takes signals.
     """
-    fetched = self._waiter.submit(jax.device_get, told)
+    fetched = self._waiter.submit(jax.device_get, result)
     while not concurrent.futures.wait([fetched], _SECONDS_BETWEEN_LOOKS).done:
       if self._alone and self._asked.stopping() and not self._keeps:
         return None
     return fetched.result()
 
-  def records(self, call: Call, told: superstep.Told) -> Iterator[Record]:
+  def records(
+    self, call: Call, result: superstep.CallResult
+  ) -> Iterator[Record]:
     """Yields a record per round of a call that has ended."""
     # A call that has begun meanwhile has taken what the clients keep; behind
     # the end of all it hands on what it was given.
     gone = self._keeps and self.in_flight and not self.over
-    last = int(told.num_rounds) - 1
+    last = int(result.num_rounds) - 1
     for i, number in enumerate(call.numbers[: last + 1]):
       metrics, tested = jax.tree.map(
-        lambda array, i=i: array[i], (told.rounds, told.tests)
+        lambda array, i=i: array[i], (result.rounds, result.tests)
       )
       yield make_record(
         number,

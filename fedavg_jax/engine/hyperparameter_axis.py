@@ -118,7 +118,7 @@ class Sweep:
   def round(
     self, round_of: Callable[[Algorithm], RoundFn], platform: str
   ) -> Callable:
-    """One round of every value that goes on; the others stay as they are.
+    """Returns a round of the values that have not ended; others stay.
 
     On a CPU the values take turns, which is as fast as all together and costs
     nothing for those that have ended.

@@ -78,8 +78,8 @@ class Schedule(NamedTuple):
   wishes: np.ndarray
 
 
-class Told(NamedTuple):
-  """What one call tells.
+class CallResult(NamedTuple):
+  """What one call returns beside the states.
 
   Attributes:
     going: bool, False after the target or a round that is not finite; [] or of
@@ -167,7 +167,7 @@ def build_call(
 
   Returns:
     `call(going, state, client_states, data, test, schedule) -> (state,
-    client_states, told)`; client states that go in are donated. Does nothing
+    client_states, result)`; client states that go in are donated. Does nothing
     where `going` is False, as it is in line behind a call that has ended all.
   """
 
@@ -221,7 +221,7 @@ def build_call(
       ),
     )
     wishes = Wishes._make(jnp.max(schedule.wishes, axis=0))
-    return state, client_states, Told(going, r, rounds, tests, wishes)
+    return state, client_states, CallResult(going, r, rounds, tests, wishes)
 
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.jit(

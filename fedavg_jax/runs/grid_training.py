@@ -85,7 +85,7 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
       placement=builders.placement(cfg),
     )
     # lines: of every run the lines of its metrics.jsonl; status: why it ended.
-    told: dict[str, Any] = {
+    history: dict[str, Any] = {
       'round': 0,
       'lines': [[] for _ in jobs],
       'status': [''] * len(jobs),
@@ -94,31 +94,31 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
     start, newest = None, saved.newest()
     if newest is not None:
       start = load(newest, simulation)
-      resume.check_numerics(newest.told.get('numerics'), told['numerics'])
-      told = newest.told
-      say(f'  goes on after round {told["round"]}')
+      resume.check_numerics(newest.told.get('numerics'), history['numerics'])
+      history = newest.told
+      say(f'  goes on after round {history["round"]}')
     snapshots = Snapshots(
-      saved, seconds=_SECONDS_BETWEEN_SAVES, saved_round=told['round']
+      saved, seconds=_SECONDS_BETWEEN_SAVES, saved_round=history['round']
     )
-    last = _simulate(cfg, simulation, told, snapshots, start, stop)
-    if '' in told['status']:
+    last = _simulate(cfg, simulation, history, snapshots, start, stop)
+    if '' in history['status']:
       raise StoppedError(
-        f'round {told["round"]} is saved; the same command with --workdir'
+        f'round {history["round"]} is saved; the same command with --workdir'
         f' {workdir} goes on from there',
         signum=stop.signum,
       )
     for g, job in enumerate(jobs):
       if not is_over(job):  # A kill may have come between them.
-        _write_run(job, prepared, simulation, told, last, g)
+        _write_run(job, prepared, simulation, history, last, g)
   shutil.rmtree(folder)
   with contextlib.suppress(OSError):  # Other groups have theirs.
     folder.parent.rmdir()
 
 
-def _simulate(cfg, simulation, told, snapshots, start, stopping):
+def _simulate(cfg, simulation, history, snapshots, start, stopping):
   """Runs to the end, or until it is to stop; returns the last state."""
   said_at = time.monotonic()
-  if '' not in told['status']:
+  if '' not in history['status']:
     return start
   for record in simulate(
     simulation,
@@ -129,18 +129,20 @@ def _simulate(cfg, simulation, told, snapshots, start, stopping):
     wanted=lambda number: snapshots.due(),
     stopping=stopping,
   ):
-    told['round'] = record.round
-    for g, status in enumerate(told['status']):
+    history['round'] = record.round
+    for g, status in enumerate(history['status']):
       if not status:
-        told['status'][g] = _add_line(
-          cfg, simulation, record, g, told['lines'][g]
+        history['status'][g] = _add_line(
+          cfg, simulation, record, g, history['lines'][g]
         )
     now = time.monotonic()
     if now - said_at > _SECONDS_BETWEEN_LINES and record.round:
       said_at = now
-      best = max(targets.accuracy(lines[-1]) or 0.0 for lines in told['lines'])
+      best = max(
+        targets.accuracy(lines[-1]) or 0.0 for lines in history['lines']
+      )
       say(f'  round {record.round}/{cfg.rounds}  best {best:.4f}')
-    snapshots.hold(of(record, lambda: told))
+    snapshots.hold(of(record, lambda: history))
   snapshots.save()
   last = snapshots.held
   assert last is not None  # A call ends with what it leaves.
@@ -148,7 +150,7 @@ def _simulate(cfg, simulation, told, snapshots, start, stopping):
 
 
 def _add_line(cfg, simulation, record, g, lines) -> str:
-  """Adds what a round told of run g. Returns why it ended, '' if it goes on."""
+  """Adds the line of run g; returns why it ended, '' if it has not."""
   finite = bool(record.finite[g])
 
   def own(value):
@@ -172,13 +174,13 @@ def _add_line(cfg, simulation, record, g, lines) -> str:
   return 'finished' if record.round == cfg.rounds else ''
 
 
-def _write_run(job, prepared, simulation, told, last, g) -> None:
+def _write_run(job, prepared, simulation, history, last, g) -> None:
   """The folder of run g, as if it had been trained by itself.
 
   It gets its name once it is whole.
   """
-  *before, line = told['lines'][g]
-  status = told['status'][g]
+  *before, line = history['lines'][g]
+  status = history['status'][g]
   state, client_states = jax.tree.map(lambda leaf: leaf[g], last)
   part = job.folder.with_name(f'.part.{job.folder.name}')
   shutil.rmtree(part, ignore_errors=True)  # Of a process that was killed.
@@ -187,8 +189,8 @@ def _write_run(job, prepared, simulation, told, last, g) -> None:
     folder.config(provenance.to_begin(job.cfg, prepared))
     summary.draw_population(job.cfg, prepared, folder)
     folder.open_metrics()
-    for told_before in before:
-      folder.line(told_before)
+    for earlier in before:
+      folder.line(earlier)
     seal = folder.seal()
     folder.line(line)
     diverged = status == 'diverged'

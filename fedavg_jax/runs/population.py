@@ -136,13 +136,13 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
 def partition_name(cfg: RunConfig) -> str:
   """A partition as one says it, such as 'dirichlet 0.5'."""
   kind = cfg.partition
-  told = {
+  numbers = {
     'shards': 'shards_per_client',
     'dirichlet': 'alpha',
     'inner_dirichlet': 'alpha',
     'pathological': 'classes_per_client',
   }
-  text = f'{kind} {getattr(cfg, told[kind]):g}' if kind in told else kind
+  text = f'{kind} {getattr(cfg, numbers[kind]):g}' if kind in numbers else kind
   if kind in ('iid', 'inner_dirichlet') and cfg.sizes != 'equal':
     law = cfg.sizes if cfg.sizes in choices.SIZE_LAWS else 'given'
     text += f', {law} sizes'

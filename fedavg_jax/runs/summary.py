@@ -86,9 +86,9 @@ def end_status(cfg: RunConfig, last: dict[str, Any], finite: bool) -> str:
 
 def is_over(summary: dict[str, Any], cfg: RunConfig) -> bool:
   """Whether a run with this summary has nothing left to do."""
-  told = ('final_test_accuracy', 'rounds_per_second')
-  told += (f'best_{cfg.measured_on}_accuracy',)
-  if not all(isinstance(summary.get(key), float) for key in told):
+  numbers = ('final_test_accuracy', 'rounds_per_second')
+  numbers += (f'best_{cfg.measured_on}_accuracy',)
+  if not all(isinstance(summary.get(key), float) for key in numbers):
     return False  # Not ours: it is made anew.
   status, rounds = summary.get('status'), summary.get('rounds')
   return status == 'target reached' or (

@@ -44,8 +44,8 @@ def test_two_calls_are_in_flight_and_the_first_are_short(simulation):
   queue = calls(simulation)
   assert queue.fill()
   assert numbers(queue) == [[1], [2]] and queue.numbers == range(3, 21)
-  call, told = queue.wait()
-  assert list(call.numbers) == [1] and int(told.num_rounds) == 1
+  call, result = queue.wait()
+  assert list(call.numbers) == [1] and int(result.num_rounds) == 1
   assert queue.fill() and len(queue.in_flight) == superstep.CALLS_IN_FLIGHT
 
 
