@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax.schedule import planning
+from fedavg_jax.schedule import sampling
 
 Y = np.arange(20) % 5
 P = fa.partition
@@ -201,7 +201,7 @@ CASES = {
     'labels: holds 0 to 4, must lie in 0 .. 2',
   ),
   'client_fraction': (
-    lambda: planning.cohort_size(10, 1.5),
+    lambda: sampling.cohort_size(10, 1.5),
     'client_fraction = 1.5: must be in [0, 1]',
   ),
 }

@@ -54,7 +54,7 @@ class ClientTests(NamedTuple):
 
 
 class _Held(NamedTuple):
-  """What the K clients have held out, back to back.
+  """Held-out examples, as what the server keeps: clients see that.
 
   Attributes:
     x: [H, ...].
@@ -140,7 +140,7 @@ def build_client_tests(
 
 
 def _build_personal(model, simulation, held, finetune, epochs, mesh):
-  """Returns server state -> metrics [K] of each client's own model."""
+  """Server state -> metrics [K] of each client's own model."""
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   number = held.num_clients
   planner = dataclasses.replace(
@@ -151,81 +151,69 @@ def _build_personal(model, simulation, held, finetune, epochs, mesh):
     epochs=epochs,
   )
   width = int(min(_BATCH, held.num_examples.max()))
-  nobody = _nobody()
+  # Whoever trains nothing must not be tested: a count of 0.
+  zero = jnp.zeros((), jnp.float32)
+  nothing = _Tested(jnp.zeros((), jnp.int32), TestMetrics(zero, zero, zero))
+
+  def message(ended):
+    """Sends nothing; keeps the test of the local model."""
+    k, server = ended.client.client, ended.server
+    local = jax.tree.map(jnp.add, ended.global_params, ended.delta)
+    first, stop = server.offsets[k], server.offsets[k + 1]
+
+    def batch(i, sums):
+      rows = first + i * width + jnp.arange(width)
+      real = rows < stop
+      rows = jnp.minimum(rows, len(server.y) - 1)
+      y = server.y[rows]
+      real = real.reshape(-1, *(1,) * (y.ndim - 1))
+      told = evaluation.examples_metrics(
+        model.apply, local, server.x[rows], jnp.where(real, y, NO_LABEL)
+      )
+      return jax.tree.map(lambda sum_, own: sum_ + own.sum(), sums, told)
+
+    metrics = lax.fori_loop(
+      0, -(-(stop - first) // width), batch, nothing.metrics
+    )
+    return (), _Tested(k, metrics)
+
   kept = collectives.put(
     _Tested(
       jnp.arange(number, dtype=jnp.int32),
-      jax.tree.map(lambda leaf: jnp.zeros(number), nobody.metrics),
+      jax.tree.map(lambda leaf: jnp.zeros(number), nothing.metrics),
     ),
     everywhere,
   )
-  own = collectives.put(
+  examples = collectives.put(
     _Held(held.x, held.y, held.offsets.astype(np.int32)), everywhere
   )
-
-  @jax.jit
-  def test_round(own, *args):
-    def message(ended):
-      """Sends nothing; keeps the test of the local model."""
-      local = jax.tree.map(jnp.add, ended.global_params, ended.delta)
-      k = ended.client.client
-      return (), _Tested(k, _test_client(model.apply, own, width, k, local))
-
-    round_fn = compiled_round.build_round(
-      losses.cross_entropy(model.apply),
-      Algorithm(
-        client_optimizer=finetune,
-        message=message,
-        server_init=lambda params: (),
-        server_update=lambda params, server, mean, share: (params, server),
-        client_init=lambda params: nobody,
-      ),
-      planner,
-      mesh,
-      'skip_client',  # One that diverges says nothing of the others.
-      model.augment,
-    )
-    return round_fn(*args)
+  round_fn = compiled_round.build_round(
+    losses.cross_entropy(model.apply),
+    Algorithm(
+      client_optimizer=finetune,
+      message=message,
+      server_init=lambda params: (),
+      server_update=lambda params, server, mean, share: (params, server),
+      client_init=lambda params: nothing,
+    ),
+    planner,
+    mesh,
+    'skip_client',  # One that diverges says nothing of the others.
+    model.augment,
+  )
 
   def train_and_test(state) -> TestMetrics:
     number = int(state.round) + 1
-    with layers.for_platform(mesh.devices.flat[0].platform):
-      _, tested, _ = test_round(
-        own,
-        state._replace(server=()),
-        kept,
+    with layers.for_platform(mesh.devices.flat[0].platform):  # Traces once.
+      _, tested, _ = round_fn(
+        state._replace(server=examples),
+        jax.tree.map(jnp.copy, kept),  # The round takes what it is given.
         simulation.data([number]),
         compiled_round.place_plan(planner(number), mesh),
       )
     return tested.metrics
 
   return train_and_test
-
-
-def _nobody() -> _Tested:
-  """Returns the test of who trains nothing: a count of 0."""
-  zero = jnp.zeros((), jnp.float32)
-  return _Tested(jnp.zeros((), jnp.int32), TestMetrics(zero, zero, zero))
-
-
-def _test_client(
-  apply: Callable, own: _Held, width: int, k: jax.Array, params: Any
-) -> TestMetrics:
-  """Tests a model on what ONE client has held out, `width` rows at a time."""
-  first, stop = own.offsets[k], own.offsets[k + 1]
-
-  def batch(i, sums):
-    rows = first + i * width + jnp.arange(width)
-    real = rows < stop
-    rows = jnp.minimum(rows, len(own.y) - 1)
-    y = own.y[rows]
-    real = real.reshape(-1, *(1,) * (y.ndim - 1))
-    found = evaluation.examples_metrics(
-      apply, params, own.x[rows], jnp.where(real, y, NO_LABEL)
-    )
-    return jax.tree.map(lambda sum_, one: sum_ + one.sum(), sums, found)
-
-  return lax.fori_loop(0, -(-(stop - first) // width), batch, _nobody().metrics)
 
 
 def describe(
