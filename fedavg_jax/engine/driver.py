@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import math
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -48,15 +49,15 @@ def simulate(
 
   Evaluates before round 1, every `eval_every` rounds and after the last. Ends
   after a round that reaches the target (0 is none) or is not finite; a sweep
-  ends once each of its values has done one of these. Where a
-  device has no room for its lanes, goes on with half as many and says so.
+  ends once each of its values has done one of these. Where a device has no
+  room for its lanes, continues with half as many and says so.
 
   Args:
     simulation: compiled.
     rounds: of the whole run.
     eval_every: rounds from one evaluation to the next.
     target_accuracy: ends the run; 0 is none.
-    start: server state and client states to go on from, as an earlier record
+    start: server state and client states to continue from, as an earlier record
       had them, with the round after it; what clients keep goes with the first
       call, or is changed in its place on the host. None begins anew.
     host_states: of a run that begins anew, where its clients' states go if they
@@ -75,17 +76,16 @@ def simulate(
   def evaluated(number):
     return number % eval_every == 0 or number == rounds
 
-  state, client_states = _first_states(simulation, start, host_states)
-  done = int(np.max(state.round))
-  tested = simulation.evaluate(state.params)
+  reached = _begin(simulation, start, host_states)
+  tested = simulation.evaluate(reached.state.params)
   lanes = simulation.planner.lanes
   if start is None:
-    yield make_record(0, state, client_states, lanes, None, tested, 0.0)
-  # Of a sweep, those that have ended before are behind the others.
-  going = np.asarray(jax.device_get(state.round)) == done
-  if target_accuracy and evaluated(done):
-    going &= tested.accuracy < target_accuracy
-  if not going.any():
+    yield make_record(
+      0, reached.state, reached.client_states, lanes, None, tested, 0.0
+    )
+  if evaluated(reached.round):
+    reached = reached.below(target_accuracy, tested.accuracy)
+  if not reached.going.any():
     return
   enough_correct = superstep.enough_correct(
     target_accuracy, int(np.max(tested.count))
@@ -93,28 +93,20 @@ def simulate(
   while True:
     try:
       if lanes != simulation.planner.lanes:
-        simulation = simulation.with_lanes(lanes)
-        # The devices may be fewer: the state moves there, and loses nothing.
-        state = place(jax.device_get(state), simulation)
-        if not isinstance(client_states, ClientStates):
-          _, client_states = simulation.init()
+        simulation, reached = _move(simulation, lanes, reached)
       for record in run_calls(
         simulation,
-        state,
-        client_states,
-        range(done + 1, rounds + 1),
-        going=going,
+        reached.state,
+        reached.client_states,
+        range(reached.round + 1, rounds + 1),
+        going=reached.going,
         evaluated=evaluated,
         enough_correct=enough_correct,
         wanted=wanted,
         looking=looking,
         stopping=stopping,
       ):
-        if record.state is not None:
-          done, state = record.round, record.state
-          going = going & record.finite
-          if target_accuracy and record.test_accuracy is not None:
-            going = going & (record.test_accuracy < target_accuracy)
+        reached = reached.after(record, target_accuracy)
         yield record
       return
     # Not the type itself: a generator that is left alone ends when the
@@ -122,17 +114,49 @@ def simulate(
     except Exception as error:
       if not isinstance(error, jax.errors.JaxRuntimeError):
         raise
-      if processes.several() or (done and jax.tree.leaves(client_states)):
-        raise  # What the clients kept went with the call that failed.
-      lanes = fewer_lanes(lanes, simulation.planner, error)
+      lanes = _lanes_after(error, simulation, lanes, reached)
 
 
-def _first_states(
+class _Reached(NamedTuple):
+  """How far a run has come, and what its next call begins with.
+
+  Attributes:
+    round: the last one whose state is at hand.
+    state: of the server after it.
+    client_states: as the run began; they go with the first call, or are changed
+      in their place on the host.
+    going: bool, of a sweep [G], the values that have not ended.
+  """
+
+  round: int
+  state: compiled_round.ServerState
+  client_states: Any
+  going: Any
+
+  def below(self, target: float, accuracy: Any) -> '_Reached':
+    """Returns it without the values that reached the target; 0 is none."""
+    if not target:
+      return self
+    return self._replace(going=self.going & (accuracy < target))
+
+  def after(self, record: Record, target: float) -> '_Reached':
+    """Returns it after a record, the same where that has no state."""
+    if record.state is None:
+      return self
+    reached = self._replace(
+      round=record.round, state=record.state, going=self.going & record.finite
+    )
+    if record.test_accuracy is None:
+      return reached
+    return reached.below(target, record.test_accuracy)
+
+
+def _begin(
   simulation: Simulation,
   start: tuple[compiled_round.ServerState, Any] | None,
   host_states: ClientStates | None,
-) -> tuple[compiled_round.ServerState, Any]:
-  """Returns server state and client states of a run that begins or resumes."""
+) -> _Reached:
+  """Places what a run begins or resumes with."""
   state, client_states = start or simulation.init()
   if start is None and simulation.host_states is not None:
     client_states = host_states or simulation.host_states()
@@ -140,7 +164,36 @@ def _first_states(
     state = collectives.copy(jax.device_get(state), state)
   if not isinstance(client_states, ClientStates):
     client_states = place(client_states, simulation)
-  return place(state, simulation), client_states
+  state = place(state, simulation)
+  # Of a sweep, those that have ended before are behind the others.
+  numbers = np.asarray(jax.device_get(state.round))
+  return _Reached(
+    int(numbers.max()), state, client_states, numbers == numbers.max()
+  )
+
+
+def _move(
+  simulation: Simulation, lanes: int, reached: _Reached
+) -> tuple[Simulation, _Reached]:
+  """Compiles with other lanes, and moves a run to their devices."""
+  simulation = simulation.with_lanes(lanes)
+  # The devices may be fewer: the state loses nothing on its way.
+  state = place(jax.device_get(reached.state), simulation)
+  client_states = reached.client_states
+  if not isinstance(client_states, ClientStates):
+    _, client_states = simulation.init()
+  return simulation, reached._replace(state=state, client_states=client_states)
+
+
+def _lanes_after(
+  error: Exception, simulation: Simulation, lanes: int, reached: _Reached
+) -> int:
+  """Returns fewer lanes to continue with; raises the error where none help."""
+  if processes.several() or (
+    reached.round and jax.tree.leaves(reached.client_states)
+  ):
+    raise error  # What the clients kept went with the call that failed.
+  return fewer_lanes(lanes, simulation.planner, error)
 
 
 def run_calls(
@@ -158,8 +211,8 @@ def run_calls(
 ) -> Iterator[Record]:
   """Runs rounds from a state on; `simulate` is built on it.
 
-  Keeps calls in line, so that the device never waits for Python, but where
-  somebody wants what is at hand only between calls.
+  Begins a call before the one before it has ended, so that the devices never
+  wait for Python, but where somebody wants what is at hand only between calls.
 
   Args:
     simulation: compiled.
@@ -173,9 +226,9 @@ def run_calls(
       states. Asked once for a round, before it begins; the same on all
       processes.
     looking: whether the next record that can have them must, on any process.
-    stopping: whether to begin no further call, on any process. Those in line
-      are waited for where client states went into them, or other processes
-      are at work on them.
+    stopping: whether to begin no further call, on any process. Those that have
+      begun are waited for where client states went into them, or other
+      processes are at work on them.
 
   Yields:
     A record per round.
