@@ -67,13 +67,13 @@ class Record(NamedTuple):
 
 
 class Call(NamedTuple):
-  """A call that has begun.
+  """A call that has begun, or ended.
 
   Attributes:
     numbers: of its rounds.
     tests: [R] bool, rounds after which the model is tested.
     state: of the server after it, on the devices.
-    result: what it will return beside the states.
+    result: what it returns beside the states, on the host once it has ended.
   """
 
   numbers: range
@@ -195,12 +195,12 @@ class Calls:
     self._going = result.going
     self.in_flight.append(Call(numbers, schedule.evaluate, self._state, result))
 
-  def wait(self) -> tuple[Call, superstep.CallResult] | None:
-    """Waits for the oldest call.
+  def wait(self) -> Call | None:
+    """Waits for the oldest call, and returns it.
 
     Returns:
-      The call, and what it returned, on the host; None if the caller asked to
-      stop meanwhile and nothing of the call is needed.
+      The call that has ended; None if the caller asked to stop meanwhile and
+      nothing of the call is needed.
     """
     call = self.in_flight.popleft()
     result = self._fetch(call.result)
@@ -214,7 +214,7 @@ class Calls:
     now = time.perf_counter()
     self._seconds = (now - self._ended_at) / max(int(result.num_rounds), 1)
     self._ended_at = now
-    return call, result
+    return call._replace(result=result)
 
   def _fetch(self, result: superstep.CallResult) -> Any:
     """Returns what a call returned, once it has ended; None if given up.
@@ -227,13 +227,12 @@ class Calls:
         return None
     return fetched.result()
 
-  def records(
-    self, call: Call, result: superstep.CallResult
-  ) -> Iterator[Record]:
+  def records(self, call: Call) -> Iterator[Record]:
     """Yields a record per round of a call that has ended."""
     # A call that has begun meanwhile has taken what the clients keep; behind
     # the end of all it hands on what it was given.
     gone = self._keeps and self.in_flight and not self.over
+    result = call.result
     last = int(result.num_rounds) - 1
     for i, number in enumerate(call.numbers[: last + 1]):
       metrics, tested = jax.tree.map(

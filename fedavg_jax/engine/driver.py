@@ -242,11 +242,12 @@ def run_calls(
     going=going,
     asked=Asked(wanted, looking, stopping),
   )
+  del state, client_states  # A device would hold them until the last round.
   while calls.fill():
     ended = calls.wait()
     if ended is None:
       return
-    yield from calls.records(*ended)
+    yield from calls.records(ended)
     if calls.over:
       return
 

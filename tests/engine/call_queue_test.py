@@ -44,15 +44,15 @@ def test_two_calls_are_in_flight_and_the_first_are_short(simulation):
   queue = calls(simulation)
   assert queue.fill()
   assert numbers(queue) == [[1], [2]] and queue.numbers == range(3, 21)
-  call, result = queue.wait()
-  assert list(call.numbers) == [1] and int(result.num_rounds) == 1
+  call = queue.wait()
+  assert list(call.numbers) == [1] and int(call.result.num_rounds) == 1
   assert queue.fill() and len(queue.in_flight) == superstep.CALLS_IN_FLIGHT
 
 
 def test_nothing_left_is_nothing_in_flight(simulation):
   queue, done = calls(simulation, rounds=7), []
   while queue.fill():
-    done += [record.round for record in queue.records(*queue.wait())]
+    done += [record.round for record in queue.records(queue.wait())]
   assert done == list(range(1, 8)) and not queue.numbers and not queue.over
 
 
@@ -60,10 +60,10 @@ def test_a_wanted_round_ends_its_call_and_nothing_follows_it(simulation):
   queue = calls(simulation, wanted=lambda number: number == 2)
   queue.fill()
   assert numbers(queue) == [[1], [2]]
-  list(queue.records(*queue.wait()))
+  list(queue.records(queue.wait()))
   queue.fill()
   assert numbers(queue) == [[2]]  # What clients keep must be at hand.
-  (record,) = queue.records(*queue.wait())
+  (record,) = queue.records(queue.wait())
   assert record.round == 2 and record.client_states is not None
   assert queue.fill() and queue.in_flight[0].numbers[0] == 3
 
@@ -98,7 +98,7 @@ def test_a_record_has_a_state_where_its_call_ends(simulation):
   queue = calls(simulation)
   queue._seconds = 1e-9
   queue.fill()
-  records = list(queue.records(*queue.wait()))
+  records = list(queue.records(queue.wait()))
   assert [record.round for record in records] == [1, 2, 3, 4, 5]
   assert [record.state is None for record in records] == [True] * 4 + [False]
   tested = [record.test_accuracy is not None for record in records]
