@@ -53,6 +53,10 @@ class Federation:
 
   def __post_init__(self) -> None:
     rules.check_seed(self.seed)
+    rules.check_whole('epochs', self.epochs, 1)
+    rules.check_whole('batch_size', self.batch_size, 0)
+    choices.check_choice('weighting', self.weighting, choices.WEIGHTINGS)
+    choices.check_choice('shuffle', self.shuffle, choices.SHUFFLES)
     choices.check_choice('on_nan', self.on_nan, choices.ON_NAN)
     sampling.cohort_size(self.clients.num_clients, self.client_fraction)
 
@@ -82,7 +86,10 @@ class Execution:
   devices: Sequence[jax.Device] | None = None
 
   def __post_init__(self) -> None:
-    rules.check_whole('rounds_per_call', self.rounds_per_call, 0)
+    for name in ('lanes', 'micro_batch', 'rounds_per_call'):
+      rules.check_whole(name, getattr(self, name), 0)
+    if self.devices is not None and not self.devices:
+      raise InputError('devices = []: must hold at least one device')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,5 +17,13 @@ for module in [fedavg_jax.__name__] + [
   failed += told.failed
   if told.attempted:
     found.add(module.split('.')[-1])
-needed = {'fedavg_jax', 'sizes', 'targets', 'planning', 'compare', 'progress'}
+needed = {
+  'fedavg_jax',
+  'sizes',
+  'targets',
+  'run_config',
+  'sampling',
+  'compare',
+  'progress',
+}
 sys.exit(failed or not needed <= found)
