@@ -1,8 +1,8 @@
 """What a model is worth to each client, before and after it trains on its own.
 
-Before: one pass over all that clients have held out. After: a round that has
-every client for its cohort, and whose message is a test of the local model; it
-changes neither the global model nor what clients keep.
+Before: one pass over all that clients have held out. After: every client trains
+as in a round, and what it keeps at its end is the test of its local model.
+Neither changes the global model or what clients keep.
 
 Shape letters: K clients, H held-out examples of all, B examples of a batch.
 """
@@ -10,6 +10,7 @@ Shape letters: K clients, H held-out examples of all, B examples of a batch.
 from collections.abc import Callable
 import csv
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -31,7 +32,10 @@ from fedavg_jax.engine import collectives
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
 from fedavg_jax.engine import examples
+from fedavg_jax.engine.client_round import train_lanes
+from fedavg_jax.engine.compiled_round import PLAN_SPECS
 from fedavg_jax.engine.evaluation import TestMetrics
+from fedavg_jax.engine.local_step import Training
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
 from fedavg_jax.schedule.participation import EVERYBODY
@@ -54,7 +58,7 @@ class ClientTests(NamedTuple):
 
 
 class _Held(NamedTuple):
-  """Held-out examples, as what the server keeps: clients see that.
+  """Held-out examples of all clients, on every device.
 
   Attributes:
     x: [H, ...].
@@ -124,9 +128,7 @@ def build_client_tests(
   if epochs:
     if finetune is None:
       raise InputError(f'epochs = {epochs}: must be 0 without finetune')
-    train_and_test = _build_personal(
-      model, simulation, held, finetune, epochs, mesh
-    )
+    train_and_test = _build_personal(model, simulation, held, finetune, epochs)
 
   def client_tests(state: compiled_round.ServerState) -> ClientTests:
     return jax.device_get(
@@ -139,10 +141,18 @@ def build_client_tests(
   return client_tests
 
 
-def _build_personal(model, simulation, held, finetune, epochs, mesh):
-  """Server state -> metrics [K] of each client's own model."""
-  everywhere = jax.sharding.NamedSharding(mesh, jax.P())
-  number = held.num_clients
+def _build_personal(
+  model: Model,
+  simulation: Simulation,
+  held: Clients,
+  finetune: optax.GradientTransformation,
+  epochs: int,
+) -> Callable[[compiled_round.ServerState], TestMetrics]:
+  """Compiles: server state -> metrics [K] of each client's own model."""
+  mesh, number = simulation.mesh, held.num_clients
+  everywhere = jax.P()
+  replicated = jax.sharding.NamedSharding(mesh, everywhere)
+  width = int(min(_BATCH, held.num_examples.max()))
   planner = dataclasses.replace(
     simulation.planner,
     participation=EVERYBODY,
@@ -150,70 +160,92 @@ def _build_personal(model, simulation, held, finetune, epochs, mesh):
     cohort_size=number,
     epochs=epochs,
   )
-  width = int(min(_BATCH, held.num_examples.max()))
-  # Whoever trains nothing must not be tested: a count of 0.
-  zero = jnp.zeros((), jnp.float32)
-  nothing = _Tested(jnp.zeros((), jnp.int32), TestMetrics(zero, zero, zero))
+
+  def test_device(state, data, own, plan):
+    training = Training(
+      loss_fn=losses.cross_entropy(model.apply),
+      algorithm=_testing(model.apply, finetune, own, width),
+      augment=model.augment,
+      step_examples=planner.step_examples,
+      accumulates=planner.accumulates,
+      skips_clients=True,  # One that diverges says nothing of the others.
+      widths=planner.widths,
+    )
+    clients = jnp.arange(number, dtype=jnp.int32)
+    nobody = _Tested(clients, _no_tests(clients.shape))
+    sums = train_lanes(training, state, nobody, data, plan)
+    return collectives.sum_over_devices(sums.client_states.metrics)
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def train_and_test(state, data, own, plan) -> TestMetrics:
+    tested = jax.shard_map(
+      test_device,
+      mesh=mesh,
+      in_specs=(everywhere, everywhere, everywhere, PLAN_SPECS),
+      out_specs=everywhere,
+      check_vma=False,
+    )(state, data, own, plan)
+    # From the order of the cohort to that of all clients.
+    return jax.tree.map(
+      lambda leaf: jnp.zeros_like(leaf).at[plan.cohort].set(leaf), tested
+    )
+
+  own = collectives.put(
+    _Held(held.x, held.y, held.offsets.astype(np.int32)), replicated
+  )
+
+  def personal(state) -> TestMetrics:
+    number = int(state.round) + 1
+    with layers.for_platform(mesh.devices.flat[0].platform):  # Traces once.
+      return train_and_test(
+        state,
+        simulation.data([number]),
+        own,
+        compiled_round.place_plan(planner(number), mesh),
+      )
+
+  return personal
+
+
+def _testing(
+  apply: Callable,
+  finetune: optax.GradientTransformation,
+  held: _Held,
+  width: int,
+) -> Algorithm:
+  """Returns what sends nothing, and keeps the test of each local model."""
 
   def message(ended):
-    """Sends nothing; keeps the test of the local model."""
-    k, server = ended.client.client, ended.server
+    k = ended.client.client
     local = jax.tree.map(jnp.add, ended.global_params, ended.delta)
-    first, stop = server.offsets[k], server.offsets[k + 1]
+    first, stop = held.offsets[k], held.offsets[k + 1]
 
     def batch(i, sums):
       rows = first + i * width + jnp.arange(width)
       real = rows < stop
-      rows = jnp.minimum(rows, len(server.y) - 1)
-      y = server.y[rows]
+      rows = jnp.minimum(rows, len(held.y) - 1)
+      y = held.y[rows]
       real = real.reshape(-1, *(1,) * (y.ndim - 1))
-      told = evaluation.examples_metrics(
-        model.apply, local, server.x[rows], jnp.where(real, y, NO_LABEL)
+      metrics = evaluation.examples_metrics(
+        apply, local, held.x[rows], jnp.where(real, y, NO_LABEL)
       )
-      return jax.tree.map(lambda sum_, own: sum_ + own.sum(), sums, told)
+      return jax.tree.map(lambda sum_, one: sum_ + one.sum(), sums, metrics)
 
-    metrics = lax.fori_loop(
-      0, -(-(stop - first) // width), batch, nothing.metrics
-    )
-    return (), _Tested(k, metrics)
+    batches = -(-(stop - first) // width)
+    return (), _Tested(k, lax.fori_loop(0, batches, batch, _no_tests(())))
 
-  kept = collectives.put(
-    _Tested(
-      jnp.arange(number, dtype=jnp.int32),
-      jax.tree.map(lambda leaf: jnp.zeros(number), nothing.metrics),
-    ),
-    everywhere,
-  )
-  examples = collectives.put(
-    _Held(held.x, held.y, held.offsets.astype(np.int32)), everywhere
-  )
-  round_fn = compiled_round.build_round(
-    losses.cross_entropy(model.apply),
-    Algorithm(
-      client_optimizer=finetune,
-      message=message,
-      server_init=lambda params: (),
-      server_update=lambda params, server, mean, share: (params, server),
-      client_init=lambda params: nothing,
-    ),
-    planner,
-    mesh,
-    'skip_client',  # One that diverges says nothing of the others.
-    model.augment,
+  return Algorithm(
+    client_optimizer=finetune,
+    message=message,
+    server_init=lambda params: (),
+    server_update=lambda params, server, mean, share: (params, server),
+    client_init=lambda params: (),  # All clients' states are given.
   )
 
-  def train_and_test(state) -> TestMetrics:
-    number = int(state.round) + 1
-    with layers.for_platform(mesh.devices.flat[0].platform):  # Traces once.
-      _, tested, _ = round_fn(
-        state._replace(server=examples),
-        jax.tree.map(jnp.copy, kept),  # The round takes what it is given.
-        simulation.data([number]),
-        compiled_round.place_plan(planner(number), mesh),
-      )
-    return tested.metrics
 
-  return train_and_test
+def _no_tests(shape: tuple[int, ...]) -> TestMetrics:
+  """Returns the metrics of nothing: a count of 0."""
+  return TestMetrics(*(jnp.zeros(shape, jnp.float32) for _ in range(3)))
 
 
 def describe(
