@@ -35,6 +35,7 @@ from fedavg_jax.engine import examples
 from fedavg_jax.engine.client_round import train_lanes
 from fedavg_jax.engine.compiled_round import PLAN_SPECS
 from fedavg_jax.engine.evaluation import TestMetrics
+from fedavg_jax.engine.local_step import Array
 from fedavg_jax.engine.local_step import Training
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
@@ -66,9 +67,9 @@ class _Held(NamedTuple):
     offsets: [K + 1] int32, where each client's begin.
   """
 
-  x: jax.Array
-  y: jax.Array
-  offsets: jax.Array
+  x: Array
+  y: Array
+  offsets: Array
 
 
 class _Tested(NamedTuple):
