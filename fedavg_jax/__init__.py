@@ -36,8 +36,14 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.algorithms import fedprox
   from fedavg_jax.algorithms import proximal
   from fedavg_jax.algorithms import scaffold
+  from fedavg_jax.contracts.aggregation import Aggregator
+  from fedavg_jax.contracts.aggregation import gathered
+  from fedavg_jax.contracts.aggregation import weighted_mean
   from fedavg_jax.contracts.algorithm import Algorithm
-  from fedavg_jax.contracts.algorithm import Ended
+  from fedavg_jax.contracts.algorithm import ClientContext
+  from fedavg_jax.contracts.algorithm import ClientOutput
+  from fedavg_jax.contracts.algorithm import ClientResult
+  from fedavg_jax.contracts.algorithm import ServerContext
   from fedavg_jax.contracts.losses import cross_entropy
   from fedavg_jax.contracts.model import Model
   from fedavg_jax.contracts.reference import build_reference_round
@@ -89,6 +95,7 @@ with _epy.lazy_api_imports(globals()):
 
 __all__ = [
   'adaptive',
+  'Aggregator',
   'Algorithm',
   'build_clients',
   'build_model',
@@ -96,6 +103,9 @@ __all__ = [
   'build_round',
   'build_simulation',
   'build_sweep',
+  'ClientContext',
+  'ClientOutput',
+  'ClientResult',
   'Clients',
   'clip_delta',
   'Clock',
@@ -105,12 +115,12 @@ __all__ = [
   'default_config',
   'DivergedError',
   'draw_clock',
-  'Ended',
   'Examples',
   'Execution',
   'fedavg',
   'Federation',
   'fedprox',
+  'gathered',
   'init_client_states',
   'init_state',
   'InputError',
@@ -139,10 +149,12 @@ __all__ = [
   'run_calls',
   'RunConfig',
   'scaffold',
+  'ServerContext',
   'ServerState',
   'simulate',
   'Simulation',
   'stack',
   'Trace',
   'use_cpu_devices',
+  'weighted_mean',
 ]

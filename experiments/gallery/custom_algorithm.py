@@ -1,12 +1,12 @@
 """An algorithm of your own, without a change in the package.
 
 Clients send only the largest entries of their delta and remember the rest until
-they are drawn again: sparsification with error feedback. Two of the five
-functions of an `Algorithm` change, what a client sends and what it keeps.
+they are drawn again: sparsification with error feedback. Two functions of an
+`Algorithm` change, what a client leaves at its end and what it begins with.
 
-    message    wanted = delta + memory
-               sent = the largest entries of wanted, zero elsewhere
-               memory <- wanted - sent
+    wanted = delta + memory
+    sent = the largest entries of wanted, zero elsewhere
+    memory <- wanted - sent
 
 python -m experiments.gallery.custom_algorithm
 """
@@ -28,15 +28,19 @@ def send_largest(algorithm: fa.Algorithm, share: float) -> fa.Algorithm:
     threshold = lax.top_k(size, number)[0][-1]
     return jnp.where(jnp.abs(wanted) >= threshold, wanted, 0.0)
 
-  def message(ended: fa.Ended):
-    wanted = jax.tree.map(jnp.add, ended.delta, ended.client)
+  def client_finish(result: fa.ClientResult):
+    memory = result.context.client_state
+    wanted = jax.tree.map(jnp.add, result.delta, memory)
     sent = jax.tree.map(largest, wanted)
-    return sent, jax.tree.map(jnp.subtract, wanted, sent)
+    return fa.ClientOutput(sent, jax.tree.map(jnp.subtract, wanted, sent))
 
-  def nothing_yet(params):
+  def nothing_yet(params, client_id):
+    del client_id
     return jax.tree.map(jnp.zeros_like, params)
 
-  return algorithm._replace(message=message, client_init=nothing_yet)
+  return algorithm._replace(
+    client_finish=client_finish, client_init=nothing_yet
+  )
 
 
 def run(algorithm: fa.Algorithm, rounds: int) -> float:

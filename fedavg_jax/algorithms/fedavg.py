@@ -26,8 +26,8 @@ def fedavg(
     The algorithm; a client sends its delta and keeps nothing.
   """
 
-  def server_update(params, opt_state, mean_delta, share):
-    del share
+  def server_update(params, opt_state, mean_delta, context):
+    del context
     # Optimizers descend: the direction to go, delta, is minus a gradient.
     pseudo_gradient = jax.tree.map(jnp.negative, mean_delta)
     updates, opt_state = server_optimizer.update(
@@ -37,10 +37,8 @@ def fedavg(
 
   return Algorithm(
     client_optimizer=client_optimizer,
-    message=lambda ended: (ended.delta, ended.client),
     server_init=server_optimizer.init,
     server_update=server_update,
-    client_init=lambda params: (),
   )
 
 
@@ -61,9 +59,9 @@ def decayed_sgd(
   rules.check_whole('rounds', rounds, 1)
   rules.check_positive('factor', factor, 1)
 
-  def update(updates, state, params=None, **seen):
+  def update(updates, state, params=None, **extra):
     del params
-    decays = jnp.asarray((seen['round'] - 1) // rounds, jnp.float32)
+    decays = jnp.asarray((extra['context'].round - 1) // rounds, jnp.float32)
     rate = learning_rate * jnp.float32(factor) ** decays
     return jax.tree.map(lambda g: -rate * g, updates), state
 

@@ -5,6 +5,7 @@ import optax
 
 from fedavg_jax.algorithms.fedavg import fedavg
 from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.algorithm import ClientContext
 from fedavg_jax.core import rules
 
 
@@ -28,9 +29,10 @@ def proximal(mu: float) -> optax.GradientTransformationExtraArgs:
   """
   rules.check_real('mu', mu, 0, 1e30)
 
-  def update(updates, state, params=None, **seen):
+  def update(updates, state, params=None, **extra):
+    context: ClientContext = extra['context']
     updates = jax.tree.map(
-      lambda g, y, x: g + mu * (y - x), updates, params, seen['global_params']
+      lambda g, y, x: g + mu * (y - x), updates, params, context.global_params
     )
     return updates, state
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from fedavg_jax.contracts.algorithm import Algorithm
-from fedavg_jax.contracts.algorithm import Ended
+from fedavg_jax.contracts.algorithm import ClientContext
+from fedavg_jax.contracts.algorithm import ClientOutput
+from fedavg_jax.contracts.algorithm import ClientResult
 from fedavg_jax.contracts.model import Params
 from fedavg_jax.core import rules
 
@@ -46,34 +48,36 @@ def scaffold(
   rules.check_rate('learning_rate', learning_rate)
   rules.check_rate('server_learning_rate', server_learning_rate)
 
-  def correct(updates, state, params=None, **seen):
+  def correct(updates, state, params=None, **extra):
     del params
+    context: ClientContext = extra['context']
     updates = jax.tree.map(
       lambda g, c_i, c: g - c_i + c,
       updates,
-      seen['client'],
-      seen['server'].control,
+      context.client_state,
+      context.server_state.control,
     )
     return updates, state
 
-  def message(ended: Ended):
-    scale = 1 / (ended.updates.astype(jnp.float32) * learning_rate)
+  def client_finish(result: ClientResult):
+    context = result.context
+    scale = 1 / (result.num_updates.astype(jnp.float32) * learning_rate)
     control = jax.tree.map(
       lambda c_i, c, delta: c_i - c - scale * delta,
-      ended.client,
-      ended.server.control,
-      ended.delta,
+      context.client_state,
+      context.server_state.control,
+      result.delta,
     )
-    change = jax.tree.map(jnp.subtract, control, ended.client)
-    return (ended.delta, change), control
+    change = jax.tree.map(jnp.subtract, control, context.client_state)
+    return ClientOutput((result.delta, change), control)
 
-  def server_update(params, server, mean, share):
+  def server_update(params, server, mean, context):
     mean_delta, mean_change = mean
     params = jax.tree.map(
       lambda x, d: x + server_learning_rate * d, params, mean_delta
     )
     control = jax.tree.map(
-      lambda c, change: c + share * change, server.control, mean_change
+      lambda c, change: c + context.share * change, server.control, mean_change
     )
     return params, ScaffoldServer(control)
 
@@ -85,8 +89,8 @@ def scaffold(
       optax.GradientTransformationExtraArgs(optax.init_empty_state, correct),
       optax.sgd(learning_rate),
     ),
-    message=message,
     server_init=lambda params: ScaffoldServer(zeros(params)),
     server_update=server_update,
-    client_init=zeros,
+    client_finish=client_finish,
+    client_init=lambda params, client_id: zeros(params),
   )

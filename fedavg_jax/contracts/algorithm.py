@@ -1,9 +1,9 @@
-"""A federated algorithm: five pure functions of one client or the server.
+"""A federated algorithm: pure functions of one client or the server.
 
-The engine vmaps what is written for ONE client over lanes and takes the
-weighted mean of the messages. `fedavg_jax/algorithms/` has one file for each
-family; to make another, write such functions, or put some of them in the place
-of `fedavg`'s: `fedavg(...)._replace(message=...)`.
+The engine vmaps what is written for ONE client over lanes and aggregates what
+the clients send. `fedavg_jax/algorithms/` has one file for each family; to make
+another, write such functions, or put some of them in the place of `fedavg`'s:
+`fedavg(...)._replace(client_finish=...)`.
 
 The paper's letters: x global model, y_i local model, eta local learning rate,
 K local updates of a client, delta = y_i - x.
@@ -13,35 +13,103 @@ from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
+from fedavg_jax.contracts.aggregation import Aggregator
+from fedavg_jax.contracts.aggregation import weighted_mean
+from fedavg_jax.contracts.model import Array
 from fedavg_jax.contracts.model import Params
-from fedavg_jax.contracts.model import num_bytes
-from fedavg_jax.core.errors import InputError
 
 Tree = Any
 
 
-class Ended(NamedTuple):
+class ClientContext(NamedTuple):
+  """What ONE client may know while it takes part in a round.
+
+  Attributes:
+    global_params: the global model, as it was when the round began.
+    server_state: what the server keeps, as it was when the round began.
+    client_state: what the client keeps, as it was when the round began.
+    client_id: int32 scalar, the client's number, 0 .. K - 1.
+    num_examples: int32 scalar, n_k.
+    round: int32 scalar, the round's number, from 1.
+    key: of the function that it is given to; another one for each function,
+      client and round, and for each local update. It depends on nothing but
+      these and the seed.
+  """
+
+  global_params: Params
+  server_state: Tree
+  client_state: Tree
+  client_id: Array
+  num_examples: Array
+  round: Array
+  key: Array
+
+
+class ClientResult(NamedTuple):
   """A client at the end of its local epochs.
 
   Attributes:
     delta: its model minus the global one.
-    global_params: the model it began with.
-    server: what the server keeps, as it was when the round began.
-    client: what the client keeps, as it was when the round began.
-    updates: int32 scalar, local updates it has taken; at least one.
-    round: int32 scalar, the round's number, from 1.
+    params: its model.
+    num_updates: int32 scalar, local updates it has taken; at least one.
+    mean_loss: float32 scalar, of the examples it has read, each before its own
+      update.
+    optimizer_state: of its optimizer, after the last update.
+    context: of the client.
   """
 
   delta: Params
-  global_params: Params
-  server: Tree
-  client: Tree
-  updates: jax.Array
-  round: jax.Array
+  params: Params
+  num_updates: Array
+  mean_loss: Array
+  optimizer_state: Tree
+  context: ClientContext
+
+
+class ClientOutput(NamedTuple):
+  """What a client leaves at its end.
+
+  Attributes:
+    message: what it sends, any tree of floating-point arrays.
+    state: what it keeps until it is drawn again, as `client_init` has it.
+    info: name -> number, whose mean over the clients that count is in the
+      round's metrics.
+  """
+
+  message: Tree
+  state: Tree = ()
+  info: dict[str, Any] = {}  # noqa: RUF012 (nobody changes it)
+
+
+class ServerContext(NamedTuple):
+  """What the server may know when it updates the model.
+
+  Attributes:
+    round: int32 scalar, the round's number, from 1.
+    key: of the round's update; it depends on seed and round alone.
+    share: float32 scalar, the cohort's part of the weight of all clients.
+    clients: [M] int32, the numbers of the cohort's clients.
+    reported: [M] bool, those whose messages have come and count.
+  """
+
+  round: Array
+  key: Array
+  share: Array
+  clients: Array
+  reported: Array
+
+
+def send_delta(result: ClientResult) -> ClientOutput:
+  """Sends the delta, and keeps what the client has."""
+  return ClientOutput(result.delta, result.context.client_state)
+
+
+def keep_nothing(params: Params, client_id: Array) -> Tree:
+  """Returns the state of a client that keeps nothing."""
+  del params, client_id
+  return ()
 
 
 class Algorithm(NamedTuple):
@@ -49,161 +117,32 @@ class Algorithm(NamedTuple):
 
   Attributes:
     client_optimizer: turns a minibatch gradient into a local update. Its
-      `update(grads, state, params, *, global_params, server, client, round)`
-      may also see the global model, what server and client keep and the
-      round's number, from 1. Its own state begins anew with every client of
-      every round.
-    message: (ended: Ended) -> (message, client). What a client sends, any tree
-      of floating-point arrays, and what it keeps until it is drawn again.
+      `update(grads, state, params, *, context, step)` may also see the client's
+      context and how many local updates it has taken before. Its own state
+      begins anew with every client of every round.
     server_init: params -> what the server keeps, any tree. Numbers that are not
       finite, here or in what clients keep, count as divergence.
-    server_update: (params, server, mean, share) -> (params, server). Takes the
-      weighted mean of the messages, and the cohort's share of the weight of all
-      clients.
-    client_init: params -> what a client keeps before it was ever drawn, any
-      tree; () if it keeps nothing.
+    server_update: (params, server_state, aggregate, context: ServerContext) ->
+      (params, server_state).
+    client_finish: (result: ClientResult) -> ClientOutput. What a client sends
+      and keeps, and what the metrics show of it.
+    client_init: (params, client_id) -> what a client keeps before it was ever
+      drawn, any tree; () if it keeps nothing.
+    client_start: (context: ClientContext) -> the model that a client begins
+      with; None begins with the global model.
+    aggregate: what the server makes of the messages, `weighted_mean()` or
+      `gathered(rule)`.
+    num_bytes: message -> bytes that it takes as it is coded, which may depend
+      on its numbers; None counts it in its own types.
   """
 
   client_optimizer: optax.GradientTransformation
-  message: Callable[[Ended], tuple[Tree, Tree]]
   server_init: Callable[[Params], Tree]
-  server_update: Callable[[Params, Tree, Tree, jax.Array], tuple[Params, Tree]]
-  client_init: Callable[[Params], Tree]
-
-
-def check_algorithm(algorithm: Algorithm, params: Params) -> None:
-  """Raises InputError where a hook returns another tree than it must.
-
-  Args:
-    algorithm: any.
-    params: a model or its shapes (`ShapeDtypeStruct`).
-  """
-  server = jax.eval_shape(algorithm.server_init, params)
-  client = jax.eval_shape(algorithm.client_init, params)
-  optimizer = optax.with_extra_args_support(algorithm.client_optimizer)
-  state = jax.eval_shape(optimizer.init, params)
-  scalar = jax.ShapeDtypeStruct((), jnp.float32)
-
-  number = jax.ShapeDtypeStruct((), jnp.int32)
-
-  def update(grads, state, params, server, client, round):
-    seen = {'server': server, 'client': client, 'round': round}
-    return optimizer.update(grads, state, params, global_params=params, **seen)
-
-  def message(*args):
-    return algorithm.message(Ended(*args))
-
-  updates, new_state = _call(
-    'client_optimizer.update',
-    update,
-    params,
-    state,
-    params,
-    server,
-    client,
-    number,
-  )
-  _must_match('client_optimizer.update', 'updates', updates, params)
-  _must_match('client_optimizer.update', 'state', new_state, state)
-  sent, new_client = _call(
-    'message',
-    message,
-    params,
-    params,
-    server,
-    client,
-    number,
-    number,
-  )
-  _must_match('message', 'client', new_client, client)
-  for leaf in jax.tree.leaves(client):
-    if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
-      raise InputError(
-        f'algorithm.client_init: keeps {leaf.dtype}, must keep numbers'
-      )
-  for leaf in jax.tree.leaves(sent):
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      raise InputError(
-        f'algorithm.message: sends {leaf.dtype}, of which there is no mean;'
-        ' must be floating-point arrays'
-      )
-  mean = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), sent
-  )
-  new_params, new_server = _call(
-    'server_update', algorithm.server_update, params, server, mean, scalar
-  )
-  _must_match('server_update', 'params', new_params, params)
-  _must_match('server_update', 'server', new_server, server)
-
-
-def traffic(algorithm: Algorithm, params: Params) -> tuple[int, int]:
-  """Bytes that a client receives at its begin and sends at its end.
-
-  It receives the model, and what of the server's it looks at: of SCAFFOLD the
-  control variate, but no momentum. It sends its message, in its own types.
-
-  Args:
-    algorithm: any.
-    params: a model or its shapes.
-  """
-  server = jax.eval_shape(algorithm.server_init, params)
-  client = jax.eval_shape(algorithm.client_init, params)
-  optimizer = optax.with_extra_args_support(algorithm.client_optimizer)
-  number = jax.ShapeDtypeStruct((), jnp.int32)
-
-  def one_client(server, params, client, number):
-    seen = {'server': server, 'client': client, 'round': number}
-    updates, _ = optimizer.update(
-      params, optimizer.init(params), params, global_params=params, **seen
-    )
-    message, _ = algorithm.message(
-      Ended(params, params, server, client, number, number)
-    )
-    return message, updates
-
-  traced = jax.make_jaxpr(one_client)(server, params, client, number).jaxpr
-  used = {id(v) for eqn in traced.eqns for v in eqn.invars}
-  used |= {id(v) for v in traced.outvars}
-  leaves = jax.tree.leaves(server)
-  seen = [
-    leaf
-    for leaf, v in zip(leaves, traced.invars, strict=False)
-    if id(v) in used
+  server_update: Callable[
+    [Params, Tree, Tree, ServerContext], tuple[Params, Tree]
   ]
-  message, _ = jax.eval_shape(one_client, server, params, client, number)
-  return num_bytes((params, seen)), num_bytes(message)
-
-
-def _call(hook, fn, *args):
-  """The shapes of a hook's two results."""
-  results = jax.eval_shape(fn, *args)
-  if not isinstance(results, tuple) or len(results) != 2:
-    raise InputError(
-      f'algorithm.{hook}: returns {type(results).__name__}, must return two'
-      ' results'
-    )
-  return results
-
-
-def _must_match(hook, what, got, expected) -> None:
-  def describe(tree):
-    return {
-      jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)}'
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-  got_leaves, wanted = describe(got), describe(expected)
-  for path in [*wanted, *got_leaves]:
-    if got_leaves.get(path) != wanted.get(path):
-      raise InputError(
-        f'algorithm.{hook}: returns {what}{path} ='
-        f' {got_leaves.get(path, "nothing")}, must be'
-        f' {wanted.get(path, "nothing")}, as it went in'
-      )
-  form, wanted_form = jax.tree.structure(got), jax.tree.structure(expected)
-  if form != wanted_form:
-    raise InputError(
-      f'algorithm.{hook}: returns {what} as {form}, must be {wanted_form}, as'
-      ' it went in'
-    )
+  client_finish: Callable[[ClientResult], ClientOutput] = send_delta
+  client_init: Callable[[Params, Array], Tree] = keep_nothing
+  client_start: Callable[[ClientContext], Params] | None = None
+  aggregate: Aggregator = weighted_mean()
+  num_bytes: Callable[[Tree], Any] | None = None

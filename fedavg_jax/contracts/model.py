@@ -5,8 +5,11 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 Params = Any
+# Of a device, or of the host and traced.
+Array = jax.Array | np.ndarray
 # (key, x of one example) -> x, perhaps of another shape and dtype.
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -32,8 +32,8 @@ _SECONDS_BETWEEN_LOOKS = 0.1  # At whether somebody wants to stop.
 class Record(NamedTuple):
   """What one round gave; `None` where nothing was trained or evaluated.
 
-  Of a sweep, states, loss, examples, skipped, finite and both test numbers
-  have a leading axis [G]; a value that is not finite has ended, others go on.
+  Of a sweep, states, loss, examples, skipped, info, coded, finite and both test
+  numbers have a leading axis [G]; a value that is not finite has ended.
 
   Attributes:
     round: its number; 0 is the initial model.
@@ -46,6 +46,8 @@ class Record(NamedTuple):
     train_loss: mean loss over the examples read, each before its own step.
     examples: examples read in all local epochs.
     skipped: clients left out, as in `RoundMetrics`.
+    info: name -> mean over the clients that count; none in round 0.
+    coded: bytes of messages, as in `RoundMetrics`.
     seconds: wall time from the end of the call before to the end of its own,
       over the rounds of the call; evaluation included.
     finite: False where the round diverged; `state` is then the one before.
@@ -60,6 +62,8 @@ class Record(NamedTuple):
   train_loss: Any
   examples: Any
   skipped: Any
+  info: dict[str, Any]
+  coded: Any
   seconds: float
   finite: Any
   test_accuracy: Any
@@ -276,7 +280,7 @@ def make_record(
 
   if metrics is None:  # Round 0 trains nothing.
     none: Any = np.zeros(np.shape(tested.correct), np.int32)
-    metrics = compiled_round.RoundMetrics(none, none, none, none == 0)
+    metrics = compiled_round.RoundMetrics(none, none, none, {}, none, none == 0)
   return Record(
     round=number,
     state=state,
@@ -287,6 +291,8 @@ def make_record(
     ),
     examples=plain(metrics.examples),
     skipped=plain(metrics.skipped),
+    info={name: plain(value) for name, value in metrics.info.items()},
+    coded=plain(metrics.coded),
     seconds=seconds,
     finite=plain(metrics.finite),
     test_accuracy=None if tested is None else plain(tested.accuracy),

@@ -23,6 +23,8 @@ import optax
 
 from fedavg_jax.contracts import losses
 from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.algorithm import ClientOutput
+from fedavg_jax.contracts.model import Array
 from fedavg_jax.contracts.model import Model
 from fedavg_jax.core import rules
 from fedavg_jax.core.client_data import NO_LABEL
@@ -35,7 +37,6 @@ from fedavg_jax.engine import examples
 from fedavg_jax.engine.client_round import train_lanes
 from fedavg_jax.engine.compiled_round import PLAN_SPECS
 from fedavg_jax.engine.evaluation import TestMetrics
-from fedavg_jax.engine.local_step import Array
 from fedavg_jax.engine.local_step import Training
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
@@ -70,13 +71,6 @@ class _Held(NamedTuple):
   x: Array
   y: Array
   offsets: Array
-
-
-class _Tested(NamedTuple):
-  """What a client keeps: who it is, and how its own model did."""
-
-  client: jax.Array
-  metrics: TestMetrics
 
 
 def build_client_tests(
@@ -170,12 +164,11 @@ def _build_personal(
       step_examples=planner.step_examples,
       accumulates=planner.accumulates,
       skips_clients=True,  # One that diverges says nothing of the others.
+      counts_bytes=False,
       widths=planner.widths,
     )
-    clients = jnp.arange(number, dtype=jnp.int32)
-    nobody = _Tested(clients, _no_tests(clients.shape))
-    sums = train_lanes(training, state, nobody, data, plan)
-    return collectives.sum_over_devices(sums.client_states.metrics)
+    sums = train_lanes(training, state, _no_tests((number,)), data, plan)
+    return collectives.sum_over_devices(sums.client_states)
 
   @functools.partial(jax.jit, out_shardings=replicated)
   def train_and_test(state, data, own, plan) -> TestMetrics:
@@ -216,9 +209,8 @@ def _testing(
 ) -> Algorithm:
   """Returns what sends nothing, and keeps the test of each local model."""
 
-  def message(ended):
-    k = ended.client.client
-    local = jax.tree.map(jnp.add, ended.global_params, ended.delta)
+  def client_finish(result):
+    k = result.context.client_id
     first, stop = held.offsets[k], held.offsets[k + 1]
 
     def batch(i, sums):
@@ -228,19 +220,18 @@ def _testing(
       y = held.y[rows]
       real = real.reshape(-1, *(1,) * (y.ndim - 1))
       metrics = evaluation.examples_metrics(
-        apply, local, held.x[rows], jnp.where(real, y, NO_LABEL)
+        apply, result.params, held.x[rows], jnp.where(real, y, NO_LABEL)
       )
       return jax.tree.map(lambda sum_, one: sum_ + one.sum(), sums, metrics)
 
     batches = -(-(stop - first) // width)
-    return (), _Tested(k, lax.fori_loop(0, batches, batch, _no_tests(())))
+    return ClientOutput((), lax.fori_loop(0, batches, batch, _no_tests(())))
 
   return Algorithm(
     client_optimizer=finetune,
-    message=message,
     server_init=lambda params: (),
-    server_update=lambda params, server, mean, share: (params, server),
-    client_init=lambda params: (),  # All clients' states are given.
+    server_update=lambda params, server, mean, context: (params, server),
+    client_finish=client_finish,
   )
 
 

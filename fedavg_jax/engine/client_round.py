@@ -22,13 +22,15 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from fedavg_jax.contracts.model import Array
 from fedavg_jax.core.client_data import Examples
-from fedavg_jax.engine.local_step import Array
+from fedavg_jax.engine import keys
 from fedavg_jax.engine.local_step import LaneState
 from fedavg_jax.engine.local_step import RoundContext
 from fedavg_jax.engine.local_step import Step
 from fedavg_jax.engine.local_step import Training
-from fedavg_jax.engine.local_step import client_message
+from fedavg_jax.engine.local_step import client_context
+from fedavg_jax.engine.local_step import client_output
 from fedavg_jax.engine.local_step import local_step
 from fedavg_jax.engine.local_step import round_context
 from fedavg_jax.engine.prefetch import Buffer
@@ -44,8 +46,11 @@ class RoundSums(NamedTuple):
     weight: theirs in the mean.
     skipped: clients that have ended and do not count.
     trained: [M] int32, 1 for each of them.
-    message: weighted sum of what they sent, in float32.
+    messages: of the algorithm's aggregator, over what they sent.
     client_states: [M, ...] what they keep from now on; zero for others.
+    info: name -> float32, sum of what they tell of themselves.
+    coded: float32, bytes of their messages where these depend on the numbers
+      in them, else 0.
   """
 
   loss: jax.Array
@@ -53,8 +58,10 @@ class RoundSums(NamedTuple):
   weight: jax.Array
   skipped: jax.Array
   trained: jax.Array
-  message: Any
+  messages: Any
   client_states: Any
+  info: dict[str, jax.Array]
+  coded: jax.Array
 
 
 def train_lanes(
@@ -79,7 +86,7 @@ def train_lanes(
   context = round_context(training, state, plan.seed)
   lanes = empty_lanes(training, context, client_states, plan.start.shape[0])
   lanes = start_clients(
-    context, lanes, plan.begins[:, 0] >= 0, plan, 0, client_states
+    training, context, lanes, plan.begins[:, 0] >= 0, plan, 0, client_states
   )
   sums = empty_sums(training, context, lanes, plan.cohort.size)
 
@@ -107,7 +114,9 @@ def train_lanes(
     sums = finish_clients(
       training, context, lanes, sums, ends, plan.weight[here, s]
     )
-    lanes = start_clients(context, lanes, ends >= 0, plan, s + 1, client_states)
+    lanes = start_clients(
+      training, context, lanes, ends >= 0, plan, s + 1, client_states
+    )
     return sums, lanes
 
   done = 0
@@ -139,36 +148,46 @@ def finish_clients(
     ends: [L] int32, position in the cohort of the client that ends, else -1.
     weight: [L] float32, that of the client in the mean.
   """
-  message, kept = jax.vmap(
-    lambda lane: client_message(training, context, lane)
-  )(lanes)
+  output = jax.vmap(lambda lane: client_output(training, context, lane))(lanes)
   ended = counts = ends >= 0
   if training.skips_clients:
-    counts &= jax.vmap(all_finite)((lanes.loss, message, kept))
+    counts &= jax.vmap(all_finite)((lanes.loss, output.message, output.state))
   # Scatters drop what lies past the end: lanes whose clients do not count.
-  slot = jnp.where(counts, ends, sums.trained.size)
+  position = jnp.where(counts, ends, sums.trained.size)
 
-  def add(total, message):
+  def of_counted(values):
     # An idle lane's model is nobody's: left out, not multiplied by zero.
-    message = where_lanes(counts, message, jnp.zeros_like(message))
-    return total + exact_tensordot(weight, message)
+    return where_lanes(counts, values, jnp.zeros_like(values))
 
+  algorithm = training.algorithm
+  messages = jax.tree.map(of_counted, output.message)
+  coded = sums.coded
+  if training.counts_bytes and algorithm.num_bytes is not None:
+    num_bytes = jax.vmap(algorithm.num_bytes)(messages).astype(jnp.float32)
+    coded += jnp.sum(of_counted(num_bytes))
   return RoundSums(
     loss=sums.loss + jnp.sum(jnp.where(counts, lanes.loss, 0.0)),
     examples=sums.examples + jnp.sum(jnp.where(counts, lanes.examples, 0)),
     weight=sums.weight + jnp.sum(jnp.where(counts, weight, 0.0)),
     skipped=sums.skipped + jnp.sum(ended & ~counts, dtype=jnp.int32),
-    trained=sums.trained.at[slot].add(1, mode='drop'),
-    message=jax.tree.map(add, sums.message, message),
+    trained=sums.trained.at[position].add(1, mode='drop'),
+    messages=algorithm.aggregate.add(sums.messages, messages, weight, position),
     client_states=jax.tree.map(
-      lambda store, new: store.at[slot].set(new, mode='drop'),
+      lambda store, new: store.at[position].set(new, mode='drop'),
       sums.client_states,
-      kept,
+      output.state,
     ),
+    info=jax.tree.map(
+      lambda total, own: total + jnp.sum(of_counted(own.astype(jnp.float32))),
+      sums.info,
+      output.info,
+    ),
+    coded=coded,
   )
 
 
 def start_clients(
+  training: Training,
   context: RoundContext,
   lanes: LaneState,
   ended: Array,
@@ -176,9 +195,10 @@ def start_clients(
   s: int | jax.Array,
   client_states: Any,
 ) -> LaneState:
-  """Gives lanes whose client has ended the global model, and the next client.
+  """Gives lanes whose client has ended a model, and the next client.
 
   Args:
+    training: what is compiled in.
     context: of the round.
     lanes: [L, ...].
     ended: [L] bool.
@@ -186,26 +206,55 @@ def start_clients(
     s: how many events there were.
     client_states: [K, ...] what all clients keep.
   """
+  begins = plan.begins[: num_lanes(lanes), s]  # Positions in the cohort.
 
   def restart(begin, now):
     return where_lanes(ended, begin[None], now)
 
   def begin(store, now):
-    begins = plan.begins[: len(now), s]
-    return where_lanes(begins >= 0, store[plan.cohort[begins]], now)
+    return where_lanes(begins >= 0, store[plan.slots[begins]], now)
+
+  def of_next(cohort, now):
+    return jnp.where(begins >= 0, cohort[begins], now)
 
   def zero(now):
     return jnp.where(ended, jnp.zeros_like(now), now)
 
-  return LaneState(
-    params=jax.tree.map(restart, context.global_params, lanes.params),
-    opt_state=jax.tree.map(restart, context.opt_state, lanes.opt_state),
-    grads=lanes.grads,  # Zero behind every whole minibatch.
-    client=jax.tree.map(begin, client_states, lanes.client),
-    updates=zero(lanes.updates),
+  started = lanes._replace(
+    client_state=jax.tree.map(begin, client_states, lanes.client_state),
+    client_id=of_next(plan.cohort, lanes.client_id),
+    num_examples=of_next(plan.num_examples, lanes.num_examples),
+    updates=zero(lanes.updates),  # Gradients are zero behind whole minibatches.
     loss=zero(lanes.loss),
     examples=zero(lanes.examples),
   )
+  alike = training.algorithm.client_start is None
+  if alike and not keys.holds_keys(context.opt_state):
+    params, opt_state = jax.tree.map(
+      restart,
+      (context.global_params, context.opt_state),
+      (lanes.params, lanes.opt_state),
+    )
+  else:
+    params, opt_state = jax.tree.map(
+      lambda new, now: where_lanes(ended, new, now),
+      jax.vmap(lambda lane: first_model(training, context, lane))(started),
+      (lanes.params, lanes.opt_state),
+    )
+  return started._replace(params=params, opt_state=opt_state)
+
+
+def first_model(
+  training: Training, context: RoundContext, lane: LaneState
+) -> tuple[Any, Any]:
+  """Returns the model that ONE client begins with, and its optimizer state."""
+  algorithm = training.algorithm
+  params, opt_state = context.global_params, context.opt_state
+  if algorithm.client_start is not None:
+    key = keys.of_start(context.clients, lane.client_id)
+    params = algorithm.client_start(client_context(context, lane, key))
+    opt_state = algorithm.client_optimizer.init(params)
+  return params, keys.own_keys(opt_state, context.clients, lane.client_id)
 
 
 def empty_lanes(
@@ -226,7 +275,9 @@ def empty_lanes(
     grads=(
       jax.tree.map(zeros, context.global_params) if training.accumulates else ()
     ),
-    client=jax.tree.map(lambda store: zeros(store[0]), client_states),
+    client_state=jax.tree.map(lambda store: zeros(store[0]), client_states),
+    client_id=none,
+    num_examples=none,
     updates=none,
     loss=jnp.zeros(number, jnp.float32),
     examples=none,
@@ -238,8 +289,8 @@ def empty_sums(
 ) -> RoundSums:
   """Makes the sums over no client, of a cohort of M."""
   lane = jax.tree.map(lambda leaf: leaf[0], lanes)
-  message, _ = jax.eval_shape(
-    lambda lane: client_message(training, context, lane), lane
+  output = jax.eval_shape(
+    lambda lane: client_output(training, context, lane), lane
   )
   zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
   return RoundSums(
@@ -248,10 +299,13 @@ def empty_sums(
     weight=zero,
     skipped=none,
     trained=jnp.zeros(cohort, jnp.int32),
-    message=jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), message),
+    messages=training.algorithm.aggregate.init(output.message, cohort),
     client_states=jax.tree.map(
-      lambda leaf: jnp.zeros((cohort, *leaf.shape), leaf.dtype), lane.client
+      lambda leaf: jnp.zeros((cohort, *leaf.shape), leaf.dtype),
+      lane.client_state,
     ),
+    info=jax.tree.map(lambda _: zero, output.info),
+    coded=zero,
   )
 
 
@@ -263,16 +317,6 @@ def num_lanes(lanes: LaneState) -> int:
 def where_lanes(flags, new, old) -> jax.Array:
   """Picks whole rows: flags [L], new and old [L, ...]."""
   return jnp.where(flags.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-
-def exact_tensordot(weights, stacked) -> jax.Array:
-  """[L] x [L, ...] -> [...], in float32 also where matrix units round more."""
-  return jnp.tensordot(
-    weights,
-    stacked.astype(jnp.float32),
-    1,
-    precision=lax.Precision.HIGHEST,
-  )
 
 
 def all_finite(tree: Any) -> jax.Array:

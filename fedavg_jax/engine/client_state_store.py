@@ -30,18 +30,22 @@ class ClientStates:
   """
 
   def __init__(
-    self, one: Any, num_clients: int, folder: pathlib.Path | None = None
+    self,
+    first: Callable[[np.ndarray], Any],
+    num_clients: int,
+    folder: pathlib.Path | None = None,
   ):
-    """Begins with the same state for everybody.
+    """Begins with what clients have before their first round.
 
     Args:
-      one: a tree of arrays, what a client has before its first round.
+      first: numbers of clients [M] int32 -> these states, [M, ...].
       num_clients: K.
       folder: on the disk, for a file without a name, which is gone with the
         process; None for memory.
     """
     self.changes = 0
-    self._one = jax.tree.map(np.asarray, one)
+    self._first = first
+    self._shapes = jax.eval_shape(first, np.zeros(1, np.int32))
     self._took_part = np.zeros(num_clients, bool)
     self._folder = folder
     self._rows: list[Any] = []  # Made when there is something to keep.
@@ -54,9 +58,14 @@ class ClientStates:
   def gather(self, clients: np.ndarray) -> Any:
     """States of some clients, [M, ...]."""
     known = self._took_part[clients]
-    states = jax.tree.map(
-      lambda leaf: np.tile(leaf, (len(clients), *[1] * leaf.ndim)), self._one
-    )
+    if known.all():  # Also of nobody.
+      states = jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype),
+        self.shapes(len(clients))['states'],
+      )
+    else:
+      states = self._first(np.asarray(clients, np.int32))
+      states = jax.tree.map(np.array, states)  # To be written to.
     if known.any():
       rows, who = self._rows, clients[known]
       for own, leaf in zip(rows, jax.tree.leaves(states), strict=True):
@@ -66,17 +75,18 @@ class ClientStates:
   def scatter(self, clients: np.ndarray, states: Any) -> None:
     """Keeps new states, [M, ...], of some clients."""
     if not self._rows:
-      self._rows = list(map(self._room, jax.tree.leaves(self._one)))
+      self._rows = list(map(self._room, jax.tree.leaves(self._shapes)))
     self.changes += 1
     self._took_part[clients] = True
     for own, leaf in zip(self._rows, jax.tree.leaves(states), strict=True):
       own[clients] = leaf
 
-  def _room(self, leaf: np.ndarray) -> Any:
+  def _room(self, leaf: jax.ShapeDtypeStruct) -> Any:
     """Rows for all clients, [K, ...]; they take what is written to them."""
+    one = np.zeros(leaf.shape[1:], leaf.dtype)
     if self._folder is not None:
-      return _Rows(leaf, self._folder)
-    return np.zeros((len(self._took_part), *leaf.shape), leaf.dtype)
+      return _Rows(one, self._folder)
+    return np.zeros((len(self._took_part), *one.shape), one.dtype)
 
   def saved(self) -> dict[str, Any]:
     """What a checkpoint holds: clients that took part, and their states."""
@@ -86,10 +96,10 @@ class ClientStates:
     """Shapes of `saved` with so many clients."""
 
     def of(leaf):
-      return jax.ShapeDtypeStruct((number, *leaf.shape), leaf.dtype)
+      return jax.ShapeDtypeStruct((number, *leaf.shape[1:]), leaf.dtype)
 
     clients = jax.ShapeDtypeStruct((number,), np.dtype(np.int64))
-    return {'clients': clients, 'states': jax.tree.map(of, self._one)}
+    return {'clients': clients, 'states': jax.tree.map(of, self._shapes)}
 
 
 class _Rows:

@@ -19,11 +19,13 @@ import numpy as np
 import optax
 
 from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.algorithm import ServerContext
 from fedavg_jax.contracts.losses import LossFn
 from fedavg_jax.contracts.model import Augment
 from fedavg_jax.core import choices
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import collectives
+from fedavg_jax.engine import keys
 from fedavg_jax.engine import processes
 from fedavg_jax.engine.client_round import RoundSums
 from fedavg_jax.engine.client_round import all_finite
@@ -35,10 +37,10 @@ from fedavg_jax.schedule.planning import Planner
 
 _TINY = np.finfo(np.float32).tiny
 
-# Where a plan's arrays live: each device has its own lanes' part of them.
+# Where a plan's arrays live: each device has its own lanes' part of the others.
+_OF_ALL = 'cohort', 'slots', 'num_examples', 'share', 'order', 'seed'
 PLAN_SPECS = Plan._make(
-  jax.P() if name in ('cohort', 'share', 'order', 'seed') else jax.P('lanes')
-  for name in Plan._fields
+  jax.P() if name in _OF_ALL else jax.P('lanes') for name in Plan._fields
 )
 
 
@@ -65,6 +67,9 @@ class RoundMetrics(NamedTuple):
     skipped: clients left out, because the loss, the message or what the client
       would keep was not finite; of `on_nan = 'skip_client'`. Loss and examples
       are without theirs.
+    info: name -> mean over the clients that count of what `client_finish` told.
+    coded: float32, bytes of the messages that count, where these depend on the
+      numbers in them, else 0.
     finite: False where the loss, the new model or what server or clients would
       keep is not finite; the round then left everything as it was.
   """
@@ -72,6 +77,8 @@ class RoundMetrics(NamedTuple):
   train_loss: jax.Array
   examples: jax.Array
   skipped: jax.Array
+  info: dict[str, jax.Array]
+  coded: jax.Array
   finite: jax.Array
 
 
@@ -101,10 +108,8 @@ def init_client_states(
   """What the K clients keep before round 1, [K, ...], on every device."""
 
   def init(params):
-    return jax.tree.map(
-      lambda leaf: jnp.broadcast_to(leaf, (num_clients, *jnp.shape(leaf))),
-      algorithm.client_init(params),
-    )
+    clients = jnp.arange(num_clients, dtype=jnp.int32)
+    return jax.vmap(algorithm.client_init, in_axes=(None, 0))(params, clients)
 
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.jit(init, out_shardings=everywhere)(
@@ -119,6 +124,8 @@ def build_round(
   mesh: jax.sharding.Mesh,
   on_nan: str = 'stop',
   augment: Augment | None = None,
+  *,
+  counts_bytes: bool = False,
 ) -> jax.stages.Wrapped:
   """Builds the jitted round; the client states that go in are donated.
 
@@ -133,6 +140,7 @@ def build_round(
       the round's. With both, a mean or a server that is not finite is.
     augment: changes an example whenever it is read. Its key depends on seed,
       round, row and the client's updates so far, and on nothing else.
+    counts_bytes: whether the algorithm's `num_bytes` is asked for each message.
 
   Returns:
     `round_fn(state, client_states, data, plan) -> (state, client_states,
@@ -150,6 +158,7 @@ def build_round(
     step_examples=planner.step_examples,
     accumulates=planner.accumulates,
     skips_clients=on_nan == 'skip_client',
+    counts_bytes=counts_bytes,
     widths=planner.widths,
   )
   everywhere = jax.P()
@@ -168,8 +177,8 @@ def build_round(
 
   def round_fn(state, client_states, data, plan):
     sums = train_cohort(state, client_states, data, plan)
-    new_state, finite = server_step(training, state, sums, plan.share)
-    client_states = keep_states(client_states, sums, plan.cohort, finite)
+    new_state, finite = server_step(training, state, sums, plan)
+    client_states = keep_states(client_states, sums, plan.slots, finite)
     return new_state, client_states, round_metrics(sums, finite)
 
   def sharding(spec):
@@ -190,7 +199,7 @@ def build_round(
 
 
 def server_step(
-  training: Training, state: ServerState, sums: RoundSums, share: jax.Array
+  training: Training, state: ServerState, sums: RoundSums, plan: Plan
 ) -> tuple[ServerState, jax.Array]:
   """Makes the next global model of the sums over all devices.
 
@@ -198,7 +207,7 @@ def server_step(
     training: what is compiled in.
     state: before the round.
     sums: over all clients of the cohort.
-    share: the cohort's part of the weight of all clients.
+    plan: of the round.
 
   Returns:
     The state after the round, or the one before where something is not finite;
@@ -207,11 +216,19 @@ def server_step(
   # One where nobody is left out: the same bits as without skipping.
   complete = sums.skipped == 0
   weight = jnp.where(complete, 1.0, jnp.maximum(sums.weight, _TINY))
+  number = state.round + 1
+  aggregate = training.algorithm.aggregate.result(sums.messages, weight)
   params, server = training.algorithm.server_update(
     state.params,
     state.server,
-    jax.tree.map(lambda total: total / weight, sums.message),
-    share * weight,
+    aggregate,
+    ServerContext(
+      round=number,
+      key=keys.of_server(plan.seed, number),
+      share=plan.share * weight,
+      clients=plan.cohort,
+      reported=sums.trained > 0,
+    ),
   )
   somebody = jnp.any(sums.trained > 0)
   params, server = jax.tree.map(
@@ -219,23 +236,23 @@ def server_step(
     (params, server),
     (state.params, state.server),
   )
-  finite = all_finite((sums.message, params, server, sums.client_states))
+  finite = all_finite((aggregate, params, server, sums.client_states))
   if not training.skips_clients:  # Nobody is left out whose loss is not finite.
     finite &= jnp.isfinite(sums.loss)
-  new_state = ServerState(state.round + 1, params, server)
+  new_state = ServerState(number, params, server)
   return jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), new_state, state
   ), finite
 
 
 def keep_states(
-  client_states: Any, sums: RoundSums, cohort: jax.Array, finite: jax.Array
+  client_states: Any, sums: RoundSums, slots: jax.Array, finite: jax.Array
 ) -> Any:
   """Writes what the trained clients keep into the states of all, [K, ...]."""
   changed = finite & (sums.trained > 0)  # [M]
   return jax.tree.map(
-    lambda store, kept: store.at[cohort].set(
-      where_lanes(changed, kept, store[cohort])
+    lambda store, kept: store.at[slots].set(
+      where_lanes(changed, kept, store[slots])
     ),
     client_states,
     sums.client_states,
@@ -249,6 +266,13 @@ def round_metrics(sums: RoundSums, finite: jax.Array) -> RoundMetrics:
     train_loss=sums.loss / examples,
     examples=sums.examples,
     skipped=sums.skipped,
+    info=jax.tree.map(
+      lambda total: (
+        total / jnp.maximum(jnp.sum(sums.trained), 1).astype(jnp.float32)
+      ),
+      sums.info,
+    ),
+    coded=sums.coded,
     finite=finite,
   )
 

@@ -126,13 +126,15 @@ class Sweep:
 
     def round_fn(going, state, client_states, data, plan):
       def one(value, going, state, client_states):
-        return lax.cond(
-          going,
-          lambda: round_of(self.algorithm_of(value))(
-            state, client_states, data, plan
-          ),
-          lambda: (state, client_states, _no_metrics()),
-        )
+        def train():
+          round_one = round_of(self.algorithm_of(value))
+          return round_one(state, client_states, data, plan)
+
+        def stay():
+          _, _, metrics = jax.eval_shape(train)
+          return state, client_states, _no_metrics(metrics)
+
+        return lax.cond(going, train, stay)
 
       return over(one, platform)(
         jnp.asarray(self.values, jnp.float32), going, state, client_states
@@ -155,10 +157,10 @@ def over(fn: Callable, platform: str) -> Callable:
   return lambda *trees: lax.map(lambda one: fn(*one), trees)
 
 
-def _no_metrics() -> RoundMetrics:
-  """Returns the metrics of a value that has ended."""
-  none = jnp.zeros((), jnp.int32)
-  return RoundMetrics(jnp.float32(jnp.nan), none, none, jnp.array(False))
+def _no_metrics(shapes: RoundMetrics) -> RoundMetrics:
+  """Returns the metrics of a value that has ended, which is not finite."""
+  none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  return none._replace(train_loss=jnp.float32(jnp.nan))
 
 
 def _stack(trees: Sequence[Any]) -> Any:

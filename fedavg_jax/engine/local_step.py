@@ -14,18 +14,18 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fedavg_jax.contracts.algorithm import Algorithm
-from fedavg_jax.contracts.algorithm import Ended
+from fedavg_jax.contracts.algorithm import ClientContext
+from fedavg_jax.contracts.algorithm import ClientOutput
+from fedavg_jax.contracts.algorithm import ClientResult
 from fedavg_jax.contracts.losses import LossFn
+from fedavg_jax.contracts.model import Array
 from fedavg_jax.contracts.model import Augment
 from fedavg_jax.core.client_data import Examples
+from fedavg_jax.engine import keys
 from fedavg_jax.engine.prefetch import Buffer
-
-# A plan is made in NumPy, and traced.
-Array = jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Training:
     step_examples: B.
     accumulates: whether a minibatch may take several steps.
     skips_clients: whether a client that is not finite is left out.
+    counts_bytes: whether the bytes of messages depend on their numbers.
     widths: lanes that step together, descending; the others are idle by then.
   """
 
@@ -48,6 +49,7 @@ class Training:
   step_examples: int
   accumulates: bool
   skips_clients: bool
+  counts_bytes: bool
   widths: tuple[int, ...]
 
 
@@ -57,16 +59,18 @@ class RoundContext(NamedTuple):
   Attributes:
     global_params: the global model.
     opt_state: of a client's optimizer before its first step.
-    server: what the server keeps.
+    server_state: what the server keeps.
     number: int32 scalar, the round's number, from 1.
-    key: of the round.
+    augmentation: key of the round's augmentation.
+    clients: key from which those of the clients come.
   """
 
   global_params: optax.Params
   opt_state: Any
-  server: Any
+  server_state: Any
   number: jax.Array
-  key: jax.Array
+  augmentation: jax.Array
+  clients: jax.Array
 
 
 class LaneState(NamedTuple):
@@ -76,7 +80,9 @@ class LaneState(NamedTuple):
     params: the client's model.
     opt_state: of its optimizer.
     grads: sum over the parts of a minibatch so far; () where it has one part.
-    client: what the client keeps, as it was when the round began.
+    client_state: what the client keeps, as it was when the round began.
+    client_id: int32, its number.
+    num_examples: int32, n_k.
     updates: int32, local updates it has taken.
     loss: float32, sum over the examples it has read.
     examples: int32, how many these are.
@@ -85,7 +91,9 @@ class LaneState(NamedTuple):
   params: optax.Params
   opt_state: Any
   grads: Any
-  client: Any
+  client_state: Any
+  client_id: jax.Array
+  num_examples: jax.Array
   updates: jax.Array
   loss: jax.Array
   examples: jax.Array
@@ -119,9 +127,25 @@ def round_context(training: Training, state: Any, seed: Array) -> RoundContext:
   return RoundContext(
     global_params=state.params,
     opt_state=training.algorithm.client_optimizer.init(state.params),
-    server=state.server,
+    server_state=state.server,
     number=number,
-    key=jax.random.fold_in(jax.random.key(seed), number),
+    augmentation=keys.of_augmentation(seed, number),
+    clients=keys.of_clients(seed, number),
+  )
+
+
+def client_context(
+  context: RoundContext, lane: LaneState, key: jax.Array
+) -> ClientContext:
+  """Collects what ONE client may know, with the key of whoever gets it."""
+  return ClientContext(
+    global_params=context.global_params,
+    server_state=context.server_state,
+    client_state=lane.client_state,
+    client_id=lane.client_id,
+    num_examples=lane.num_examples,
+    round=context.number,
+    key=key,
   )
 
 
@@ -182,7 +206,7 @@ def read_examples(
     # An example has the same keys wherever it is read from. A client reads a
     # row once per epoch, each time after other updates.
     numbers = data.row[rows] if isinstance(data, Buffer) else rows
-    key = jax.random.fold_in(context.key, lane.updates)
+    key = jax.random.fold_in(context.augmentation, lane.updates)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
     x = jax.vmap(training.augment)(keys, x)
   return x, data.y[rows], jnp.arange(training.step_examples) < step.count
@@ -221,29 +245,29 @@ def client_update(
 ) -> tuple[optax.Params, Any]:
   """Applies ONE client's optimizer: new model and optimizer state."""
   optimizer = optax.with_extra_args_support(training.algorithm.client_optimizer)
+  key = keys.of_update(context.clients, lane.client_id, lane.updates)
   updates, opt_state = optimizer.update(
     grads,
     lane.opt_state,
     lane.params,
-    client=lane.client,
-    global_params=context.global_params,
-    server=context.server,
-    round=context.number,
+    context=client_context(context, lane, key),
+    step=lane.updates,
   )
   return optax.apply_updates(lane.params, updates), opt_state
 
 
-def client_message(
+def client_output(
   training: Training, context: RoundContext, lane: LaneState
-) -> tuple[Any, Any]:
-  """Returns what ONE client sends at its end, and what it keeps."""
-  return training.algorithm.message(
-    Ended(
+) -> ClientOutput:
+  """Returns what ONE client leaves at its end."""
+  key = keys.of_finish(context.clients, lane.client_id)
+  return training.algorithm.client_finish(
+    ClientResult(
       delta=jax.tree.map(jnp.subtract, lane.params, context.global_params),
-      global_params=context.global_params,
-      server=context.server,
-      client=lane.client,
-      updates=jnp.maximum(lane.updates, 1),
-      round=context.number,
+      params=lane.params,
+      num_updates=jnp.maximum(lane.updates, 1),
+      mean_loss=lane.loss / jnp.maximum(lane.examples, 1).astype(jnp.float32),
+      optimizer_state=lane.opt_state,
+      context=client_context(context, lane, key),
     )
   )

@@ -8,6 +8,7 @@ Shape letters: R rounds of a call at most; the others as in `planning.py`.
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class Program(NamedTuple):
     mesh: the devices, which need not be here.
     platform: what the devices are, as `jax.Device.platform` says it.
     rounds_per_call: R.
+    counts_bytes: whether the bytes of messages depend on their numbers.
   """
 
   model: Model
@@ -57,6 +59,7 @@ class Program(NamedTuple):
   mesh: jax.sharding.Mesh
   platform: str
   rounds_per_call: int
+  counts_bytes: bool
 
   def init(self) -> tuple[compiled_round.ServerState, Any]:
     """Returns server state and client states before round 1."""
@@ -82,8 +85,11 @@ class Program(NamedTuple):
     Args:
       folder: where a file has them; None keeps them in memory.
     """
+    client_init = self.trained.first.client_init
     return client_state_store.ClientStates(
-      self.trained.first.client_init(self.first_params()),
+      functools.partial(
+        jax.jit(jax.vmap(client_init, in_axes=(None, 0))), self.first_params()
+      ),
       len(self.planner.num_examples),
       folder,
     )
@@ -105,6 +111,7 @@ class Program(NamedTuple):
         self.mesh,
         self.federation.on_nan,
         self.model.augment,
+        counts_bytes=self.counts_bytes,
       )
 
     return superstep.build_call(

@@ -20,8 +20,11 @@ import numpy as np
 
 from fedavg_jax.contracts import losses
 from fedavg_jax.contracts.algorithm import Algorithm
-from fedavg_jax.contracts.algorithm import check_algorithm
-from fedavg_jax.contracts.algorithm import traffic
+from fedavg_jax.contracts.algorithm_checks import Traffic
+from fedavg_jax.contracts.algorithm_checks import check_algorithm
+from fedavg_jax.contracts.algorithm_checks import client_state_shapes
+from fedavg_jax.contracts.algorithm_checks import message_shapes
+from fedavg_jax.contracts.algorithm_checks import traffic
 from fedavg_jax.contracts.model import Model
 from fedavg_jax.contracts.model import num_bytes
 from fedavg_jax.contracts.model import num_parameters
@@ -200,12 +203,14 @@ class _LaidOut(NamedTuple):
     planner: with lanes.
     devices: that may be used.
     why: one line about the lanes.
+    traffic: of a client in a round.
   """
 
   parts: _Parts
   planner: planning.Planner
   devices: tuple[jax.Device, ...]
   why: str
+  traffic: Traffic
 
   def program(self, planner: planning.Planner) -> program.Program:
     """Returns the program with the lanes of a planner."""
@@ -221,6 +226,7 @@ class _LaidOut(NamedTuple):
       mesh=mesh,
       platform=self.devices[0].platform,
       rounds_per_call=most or program.rounds_per_call(planner),
+      counts_bytes=self.traffic.coded,
     )
 
 
@@ -244,17 +250,18 @@ def _lay_out(parts: _Parts) -> _LaidOut:
     )
   federation = dataclasses.replace(federation, clients=clients, test=test)
   algorithm = trained.first
-  check_algorithm(algorithm, params)
-  down, up = traffic(algorithm, params)
-  state_bytes = num_bytes(jax.eval_shape(algorithm.client_init, params))
+  cohort_size = sampling.cohort_size(
+    clients.num_clients, federation.client_fraction
+  )
+  check_algorithm(algorithm, params, cohort_size)
+  one_client = traffic(algorithm, params)
+  state_bytes = num_bytes(client_state_shapes(algorithm, params))
   gathers = placement.client_states_on == 'host' and state_bytes > 0
   if gathers and trained.values is not None:
     raise InputError('client_states_on: must be on the devices in a sweep')
   planner = planning.Planner(
     num_examples=clients.num_examples,
-    cohort_size=sampling.cohort_size(
-      clients.num_clients, federation.client_fraction
-    ),
+    cohort_size=cohort_size,
     participation=federation.participation,
     epochs=federation.epochs,
     batch_size=federation.batch_size,
@@ -263,8 +270,8 @@ def _lay_out(parts: _Parts) -> _LaidOut:
     weighting=federation.weighting,
     seed=federation.seed,
     streamed=stream,
-    bytes_down=down,
-    bytes_up=up,
+    bytes_down=one_client.down,
+    bytes_up=one_client.up,
     gathers=gathers,
   )
   parts = parts._replace(federation=federation)
@@ -273,7 +280,7 @@ def _lay_out(parts: _Parts) -> _LaidOut:
   logging.info('%d lanes: %s', planner.lanes, why)
   if execution.widths is not None:
     planner = dataclasses.replace(planner, widths=tuple(execution.widths))
-  return _LaidOut(parts, planner, devices, why)
+  return _LaidOut(parts, planner, devices, why, one_client)
 
 
 def _choose_lanes(
@@ -292,14 +299,20 @@ def _choose_lanes(
   kept = clients.num_clients
   if planner.gathers:
     kept = _CALLS_WITH_DATA * planner.cohort_size
-  lane_bytes = _lane_bytes(parts.model, trained.first, params, planner, clients)
+  algorithm = trained.first
+  lane_bytes = _lane_bytes(parts.model, algorithm, params, planner, clients)
+  cohort_bytes = algorithm.aggregate.num_bytes(
+    message_shapes(algorithm, params), planner.cohort_size
+  )
   return layout.choose_lanes(
     parts.execution.lanes,
     planner,
     devices,
     num_weights=together * num_parameters(params),
     lane_bytes=together * lane_bytes,
-    other_bytes=_data_bytes(clients, planner) + algorithms * kept * state_bytes,
+    other_bytes=_data_bytes(clients, planner)
+    + algorithms * kept * state_bytes
+    + together * cohort_bytes,
   )
 
 
@@ -413,7 +426,7 @@ def _lane_bytes(
     params,  # The local model, and the global one to return to.
     params,
     jax.eval_shape(algorithm.client_optimizer.init, params),
-    jax.eval_shape(algorithm.client_init, params),
+    client_state_shapes(algorithm, params),
     params if planner.accumulates else (),
   )
   return step.bytes + num_bytes(held)

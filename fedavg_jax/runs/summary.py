@@ -198,8 +198,9 @@ def to_line(
     line |= {
       'clients': account.reported - (record.skipped or 0),
       'bytes_down': account.bytes_down,
-      'bytes_up': account.bytes_up,
+      'bytes_up': int(record.coded) or account.bytes_up,
     }
+    line |= {f'info_{name}': value for name, value in record.info.items()}
     if account.seconds is not None:
       line['simulated_seconds'] = account.seconds
   if record.skipped:

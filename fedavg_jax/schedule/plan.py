@@ -33,8 +33,10 @@ class Plan(NamedTuple):
   np.True_
 
   Attributes:
-    cohort: [M] int32, the clients of the round, or of a planner that gathers
-      what they keep, 0 .. M - 1.
+    cohort: [M] int32, the clients of the round.
+    slots: [M] int32, their rows in the states of clients; of a planner that
+      gathers these, 0 .. M - 1.
+    num_examples: [M] int32, their n_k.
     share: [] float32, the cohort's part of the weight of all clients.
     order: [N] int32, row of the clients' arrays, or of the round's buffer where
       they are streamed, that is read at each position.
@@ -56,6 +58,8 @@ class Plan(NamedTuple):
   """
 
   cohort: np.ndarray
+  slots: np.ndarray
+  num_examples: np.ndarray
   share: np.ndarray
   order: np.ndarray
   start: np.ndarray

@@ -57,7 +57,7 @@ class Planner(Sampler):
       device continues with fewer of them once the others are idle to the end.
     streamed: whether rows are counted in a buffer of each device, which holds
       the examples of its own clients alone, one after another.
-    gathers: whether `Plan.cohort` counts in the states of the cohort alone, in
+    gathers: whether `Plan.slots` counts in the states of the cohort alone, in
       the order of `slots`.
   """
 
@@ -134,9 +134,9 @@ class Planner(Sampler):
     weights = self._weights[cohort] * (completed > 0)
     total = weights.sum()
     plan = self._empty()
-    plan.cohort[:] = (
-      np.arange(self.cohort_size) if self.gathers else self._slots(cohort)
-    )
+    plan.cohort[:] = self._slots(cohort)
+    plan.slots[:] = np.arange(self.cohort_size) if self.gathers else plan.cohort
+    plan.num_examples[:] = self.num_examples[plan.cohort]
     plan.share[...] = total / self._weights.sum()
     stays = self._write_steps(plan, round_number, cohort, programs)
     for device in range(self.num_devices):
@@ -249,6 +249,8 @@ class Planner(Sampler):
     lanes, devices, events = self.lanes, self.num_devices, self.cohort_size
     return Plan(
       cohort=np.zeros(events, np.int32),
+      slots=np.zeros(events, np.int32),
+      num_examples=np.zeros(events, np.int32),
       share=np.zeros((), np.float32),
       order=np.zeros(positions, np.int32),
       start=np.zeros((lanes, longest), np.int32),

@@ -6,12 +6,14 @@ import numpy as np
 import optax
 import pytest
 
+import fedavg_jax as fa
 from fedavg_jax import algorithms
-from fedavg_jax.contracts.algorithm import check_algorithm
+from fedavg_jax.contracts.algorithm_checks import check_algorithm
 from fedavg_jax.core import client_data
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.schedule.planning import Planner
 from tests.testing import rest_slow
+from tests.testing import results
 from tests.testing import rounds
 from tests.testing import twin
 
@@ -87,7 +89,7 @@ def test_fedprox_has_its_closed_form():
   now, state = begin, optimizer.init(begin)
   for _ in range(steps):
     updates, state = optimizer.update(
-      gradient, state, now, global_params=begin, server=(), client=()
+      gradient, state, now, context=results.context(begin)
     )
     now = optax.apply_updates(now, updates)
   expected = -(1 - (1 - ETA * mu) ** steps) / mu * gradient['w']
@@ -266,35 +268,53 @@ PARAMS = {'w': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
   ('changes', 'said'),
   [
     (
-      {'message': lambda ended: ended.delta},
-      'algorithm.message: returns dict, must return two results',
+      {'client_finish': lambda result: result.delta},
+      'algorithm.client_finish: returns dict, must return a ClientOutput',
     ),
     (
-      {'message': lambda ended: (ended.delta, ended.delta)},
-      r"algorithm.message: returns client\['b'\] = float32\[3\], must be"
+      {'client_finish': lambda r: fa.ClientOutput(r.delta, r.delta)},
+      r"algorithm.client_finish: returns state\['b'\] = float32\[3\], must be"
       ' nothing',
     ),
     (
-      {'message': lambda ended: (ended.delta, None)},
-      'algorithm.message: returns client as .*None.*, must be',
+      {'client_finish': lambda result: fa.ClientOutput(result.delta, None)},
+      'algorithm.client_finish: returns state as .*None.*, must be',
     ),
     (
-      {'client_init': lambda params: jax.random.key(0)},
+      {'client_init': lambda params, client_id: jax.random.key(client_id)},
       r'algorithm.client_init: keeps key<.*>, must keep numbers',
     ),
     (
-      {'message': lambda ended: (ended.updates, ended.client)},
-      'algorithm.message: sends int32',
+      {'client_finish': lambda result: fa.ClientOutput(result.num_updates)},
+      'algorithm.client_finish: sends int32',
+    ),
+    (
+      {'client_finish': lambda r: fa.ClientOutput(r.delta, info=r.mean_loss)},
+      'algorithm.client_finish: info is .*, must be a dictionary',
     ),
     (
       {
-        'server_update': lambda params, server, mean, share: (mean['w'], server)
+        'client_finish': lambda r: fa.ClientOutput(
+          r.delta, info={'bias': r.delta['b']}
+        )
       },
+      r"algorithm.client_finish: info\['bias'\] is float32\(3,\), must be one",
+    ),
+    (
+      {'client_start': lambda context: context.global_params['w']},
+      'algorithm.client_start: returns params',
+    ),
+    (
+      {'num_bytes': lambda message: message['b']},
+      'algorithm.num_bytes: returns .*, must be one number',
+    ),
+    (
+      {'server_update': lambda params, server, mean, _: (mean['w'], server)},
       'algorithm.server_update: returns params',
     ),
     (
       {
-        'server_update': lambda params, server, mean, share: (
+        'server_update': lambda params, server, mean, _: (
           jax.tree.map(lambda p: p.astype(jnp.bfloat16), params),
           server,
         )
@@ -302,7 +322,7 @@ PARAMS = {'w': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
       r"params\['b'\] = bfloat16\[3\], must be float32\[3\]",
     ),
     (
-      {'client_init': lambda params: params},
+      {'client_init': lambda params, client_id: params},
       None,
     ),
     (
@@ -317,11 +337,11 @@ PARAMS = {'w': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
 )
 def test_a_hook_that_returns_another_tree_is_told(changes, said):
   algorithm = plain()._replace(**changes)
-  if said is None:  # What it keeps goes through `message` unchanged.
-    check_algorithm(algorithm, PARAMS)
+  if said is None:  # What it keeps goes through `send_delta` unchanged.
+    check_algorithm(algorithm, PARAMS, 2)
     return
   with pytest.raises(InputError, match=said):
-    check_algorithm(algorithm, PARAMS)
+    check_algorithm(algorithm, PARAMS, 2)
 
 
 def test_bad_numbers_and_names_are_told():
@@ -344,7 +364,7 @@ def test_bad_numbers_and_names_are_told():
   ],
 )
 def test_every_algorithm_of_the_package_passes_the_check(algorithm):
-  check_algorithm(algorithm, PARAMS)
+  check_algorithm(algorithm, PARAMS, 2)
 
 
 def test_a_rate_that_decays_by_rounds():
@@ -353,12 +373,15 @@ def test_a_rate_that_decays_by_rounds():
   grads = {'w': jnp.array([2.0, -1.0])}
   for number in range(1, 10):
     updates, _ = optimizer.update(
-      grads, optimizer.init(grads), grads, round=jnp.int32(number)
+      grads,
+      optimizer.init(grads),
+      grads,
+      context=results.context(grads, number=number),
     )
     rate = 0.5 * 0.1 ** ((number - 1) // 3)
     np.testing.assert_allclose(updates['w'], [-2 * rate, rate], rtol=1e-6)
   plain = optax.sgd(0.3).update(grads, optax.sgd(0.3).init(grads), grads)[0]
   same, _ = algorithms.decayed_sgd(0.3, 1.0, 1).update(
-    grads, (), grads, round=7
+    grads, (), grads, context=results.context(grads, number=7)
   )
   np.testing.assert_array_equal(same['w'], plain['w'])

@@ -108,6 +108,11 @@ def test_it_goes_on_from_what_was_saved(clients, tmp_path):
     np.testing.assert_array_equal(here, there)
 
 
+def everybody(one):
+  """Makes the same first state for each of some clients."""
+  return jax.vmap(lambda client: jax.tree.map(jnp.asarray, one))
+
+
 def test_those_that_never_took_part_cost_nothing(tmp_path):
   """A million clients of a mebibyte each, in a file with holes."""
   with open(tmp_path / 'probe', 'wb') as file:
@@ -116,7 +121,7 @@ def test_those_that_never_took_part_cost_nothing(tmp_path):
     except OSError:
       pytest.skip('a file system without such files')
   one = {'a': np.full((2**9, 2**9), 3, np.float32), 'b': np.float32(2)}
-  own = client_state_store.ClientStates(one, 1_000_000, tmp_path)
+  own = client_state_store.ClientStates(everybody(one), 1_000_000, tmp_path)
   who = np.array([0, 999_999, 5])
   new = {
     'a': np.ones((2, 2**9, 2**9), np.float32),
@@ -136,7 +141,7 @@ def test_before_anybody_took_part(tmp_path, on_disk):
   """As a run that is stopped after round 0 saves it, and resumes."""
   one = {'a': np.ones((2, 3), np.float32), 'b': np.float32(2)}
   states = client_state_store.ClientStates(
-    one, 4, tmp_path if on_disk else None
+    everybody(one), 4, tmp_path if on_disk else None
   )
   saved = states.saved()
   assert len(saved['clients']) == 0 and saved['states']['a'].shape == (0, 2, 3)

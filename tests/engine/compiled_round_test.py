@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import fedavg_jax as fa
 from fedavg_jax import algorithms
 from fedavg_jax.contracts import reference
 from fedavg_jax.core import choices
@@ -464,22 +465,23 @@ def test_finite_data_and_a_client_that_is_not(
   """Client 3 alone takes three updates: then something of it is infinite."""
   plain = fedavg()
 
-  def message(ended):
-    bad = jnp.where(ended.updates == 3, jnp.inf, 0.0)
-    sent, kept = ended.delta, ended.client + 1
+  def client_finish(result):
+    bad = jnp.where(result.num_updates == 3, jnp.inf, 0.0)
+    sent, kept = result.delta, result.context.client_state + 1
     if what == 'message':
-      sent = ended.delta | {'b2': ended.delta['b2'] + bad}
+      sent = sent | {'b2': sent['b2'] + bad}
     elif what == 'what it keeps':
       kept += bad
-    return sent, kept
+    return fa.ClientOutput(sent, kept)
 
-  def update(grads, state, params, **seen):
+  def update(grads, state, params):
     # The third gradient of a round; w1 becomes NaN, and stays so.
     grads = grads | {'w1': grads['w1'] + jnp.where(state == 2, jnp.nan, 0.0)}
     return jax.tree.map(lambda g: -LEARNING_RATE * g, grads), state + 1
 
   algorithm = plain._replace(
-    message=message, client_init=lambda params: jnp.zeros(())
+    client_finish=client_finish,
+    client_init=lambda params, client_id: jnp.zeros(()),
   )
   if what == 'update':
     algorithm = algorithm._replace(

@@ -26,7 +26,7 @@ def reached(going=True):
 
 
 def record(number, **changes):
-  nothing = call_queue.Record(number, *[None] * 10)
+  nothing = call_queue.Record(number, *[None] * 12)
   return nothing._replace(**({'state': 'new', 'finite': True} | changes))
 
 

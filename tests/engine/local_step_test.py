@@ -27,6 +27,7 @@ def training(**changes):
     'step_examples': 2,
     'accumulates': False,
     'skips_clients': False,
+    'counts_bytes': False,
     'widths': (1,),
   }
   return local_step.Training(**(settings | changes))
@@ -107,8 +108,8 @@ def test_what_a_client_sends_is_its_delta():
   own = training()
   lane = one_lane(own, context(own))
   lane = lane._replace(params={'w': jnp.float32(3.0)})
-  delta, kept = local_step.client_message(own, context(own), lane)
-  assert delta['w'] == 2 and kept == ()
+  output = local_step.client_output(own, context(own), lane)
+  assert output.message['w'] == 2 and output.state == ()
 
 
 def lanes_of(own, begin, w):
@@ -133,7 +134,7 @@ def finish(own, w, ends, weight=(0.25, 0.5, 0.75)):
 def test_clients_that_end_are_added_up_by_weight():
   """The lanes in the middle and at the end finish clients 1 and 0."""
   sums = finish(training(), [jnp.nan, 3.0, 5.0], [-1, 1, 0])
-  assert sums.message['w'] == pytest.approx(0.5 * 2 + 0.75 * 4)
+  assert sums.messages['w'] == pytest.approx(0.5 * 2 + 0.75 * 4)
   assert (sums.loss, sums.examples, sums.weight) == (50, 5, 1.25)
   assert sums.trained.tolist() == [1, 1] and sums.skipped == 0
 
@@ -142,7 +143,7 @@ def test_clients_that_end_are_added_up_by_weight():
 def test_a_client_that_is_not_finite(skips):
   own = training(skips_clients=skips)
   sums = finish(own, [3.0, jnp.inf, 5.0], [0, 1, -1])
-  assert np.isfinite(sums.message['w']) == skips
+  assert np.isfinite(sums.messages['w']) == skips
   assert sums.skipped == int(skips)
   assert sums.trained.tolist() == [1, int(not skips)]
   assert sums.weight == (0.25 if skips else 0.75)
@@ -156,7 +157,7 @@ def test_lanes_that_end_start_again_from_the_global_model():
     num_examples=np.array([3]), cohort_size=1, epochs=1, batch_size=1, seed=0
   )(1)
   lanes = client_round.start_clients(
-    begin, lanes, jnp.array([True, False, True]), plan, 1, ()
+    own, begin, lanes, jnp.array([True, False, True]), plan, 1, ()
   )
   assert lanes.params['w'].tolist() == [7, 2, 7]
   assert lanes.loss.tolist() == [0, 20, 0]
@@ -176,10 +177,19 @@ def server(sums_of, own=None):
     weight=jnp.float32(1.0),
     skipped=jnp.int32(0),
     trained=jnp.int32([1, 0]),
-    message={'w': jnp.float32(0.5)},
+    messages={'w': jnp.float32(0.5)},
     client_states=jnp.float32([[5.0], [6.0]]),
+    info={},
+    coded=jnp.float32(0),
   )._replace(**sums_of)
-  return compiled_round.server_step(own, state, sums, jnp.float32(0.1)), sums
+  plan = fa.Planner(
+    num_examples=np.array([3, 1]),
+    cohort_size=2,
+    epochs=1,
+    batch_size=1,
+    seed=0,
+  )(5)
+  return compiled_round.server_step(own, state, sums, plan), sums
 
 
 def test_the_server_adds_the_mean_delta():
@@ -199,7 +209,7 @@ def test_weights_of_those_that_are_left_add_up_to_one():
 @pytest.mark.parametrize(
   'sums_of',
   [
-    {'message': {'w': jnp.float32(jnp.inf)}},
+    {'messages': {'w': jnp.float32(jnp.inf)}},
     {'loss': jnp.float32(jnp.nan)},
     {'client_states': jnp.float32([[jnp.nan], [0.0]])},
   ],

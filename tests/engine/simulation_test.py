@@ -57,8 +57,8 @@ def test_run_tells_divergence():
     ({'lanes': 3}, 'lanes = 3'),
     ({'weighting': 'none'}, 'weighting'),
     (
-      {'algorithm': sgd(0.1)._replace(message=lambda ended: ended.delta)},
-      'algorithm.message',
+      {'algorithm': sgd(0.1)._replace(client_finish=lambda r: r.delta)},
+      'algorithm.client_finish',
     ),
     ({'client_fraction': 2.0}, 'client_fraction'),
     (

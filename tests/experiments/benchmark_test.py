@@ -22,6 +22,7 @@ from experiments.benchmark import workloads
 from experiments.gallery import custom_algorithm
 import fedavg_jax as fa
 from fedavg_jax.contracts.model import num_parameters
+from tests.testing import results
 
 
 def run(repository, module, *args, environment=None):
@@ -372,9 +373,9 @@ def test_own_algorithm_sends_the_largest_and_keeps_the_rest():
   algorithm = custom_algorithm.send_largest(plain, 0.25)
   delta = {'w': jnp.array([[4.0, -1.0, 0.5, -3.0]] * 2)}
   memory = {'w': jnp.array([[0.0, -4.0, 0.0, 0.0]] * 2)}
-  sent, kept = algorithm.message(fa.Ended(delta, delta, (), memory, 1, 1))
-  np.testing.assert_array_equal(sent['w'], [[0, -5, 0, 0]] * 2)
-  np.testing.assert_array_equal(kept['w'], [[4, 0, 0.5, -3]] * 2)
+  output = algorithm.client_finish(results.of_client(delta, state=memory))
+  np.testing.assert_array_equal(output.message['w'], [[0, -5, 0, 0]] * 2)
+  np.testing.assert_array_equal(output.state['w'], [[4, 0, 0.5, -3]] * 2)
 
 
 @pytest.mark.slow

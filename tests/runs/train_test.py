@@ -22,6 +22,7 @@ from fedavg_jax.runs import run_config
 from fedavg_jax.runs import train
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
+from tests.testing import results
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 from tests.testing.run_folders import png_size
@@ -381,8 +382,7 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
 
 def message_of(algorithm, delta):
   """What a client sends that has come so far, and keeps nothing."""
-  ended = fa.Ended(delta, delta, (), (), np.int32(1), np.int32(1))
-  return algorithm.message(ended)[0]
+  return algorithm.client_finish(results.of_client(delta)).message
 
 
 def test_algorithms_from_configs():
@@ -400,14 +400,15 @@ def test_algorithms_from_configs():
   def server_step(algorithm, times=1):
     params, server = w, algorithm.server_init(w)
     for _ in range(times):
-      params, server = algorithm.server_update(params, server, w, 1.0)
+      params, server = algorithm.server_update(
+        params, server, w, results.server_context()
+      )
     return params['w'] - w['w']
 
   def client_step(algorithm):
     optimizer = algorithm.client_optimizer
-    seen = {'global_params': zero, 'server': (), 'client': (), 'round': 5}
     updates, _ = optax.with_extra_args_support(optimizer).update(
-      w, optimizer.init(w), w, **seen
+      w, optimizer.init(w), w, context=results.context(zero, number=5), step=0
     )
     return updates['w']
 
@@ -440,9 +441,10 @@ def test_algorithms_from_configs():
     server_step(adam), 0.5 * 0.1 * w['w'] / (np.sqrt(v) + 0.25), rtol=1e-5
   )
   scaffold = build(algorithm='scaffold')
-  (_, change), _ = scaffold.message(
-    fa.Ended(w, zero, scaffold.server_init(w), zero, np.int32(5), np.int32(1))
-  )
+  server = scaffold.server_init(w)
+  _, change = scaffold.client_finish(
+    results.of_client(w, server=server, state=zero, num_updates=5)
+  ).message
   np.testing.assert_allclose(change['w'], -w['w'] / (5 * 0.03), rtol=1e-5)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import fedavg_jax as fa
 from fedavg_jax import algorithms
-from fedavg_jax.contracts.algorithm import traffic
+from fedavg_jax.contracts.algorithm_checks import traffic
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.schedule.participation import Clock
 from fedavg_jax.schedule.participation import Participation
@@ -493,15 +493,18 @@ def test_traffic_of_the_algorithms():
     (fa.scaffold(0.1, 1.0), 2 * model, 2 * model),
     (fa.clip_delta(fa.fedavg(sgd, momentum), 1.0), model, model),
   ):
-    assert traffic(algorithm, params) == (down, up)
+    assert traffic(algorithm, params) == (down, up, False)
   plain = fa.fedavg(sgd, momentum)
   half = plain._replace(
-    message=lambda ended: (
-      jax.tree.map(lambda d: d.astype('bfloat16'), ended.delta),
-      ended.client,
+    client_finish=lambda result: fa.ClientOutput(
+      jax.tree.map(lambda d: d.astype('bfloat16'), result.delta)
     )
   )
-  assert traffic(half, params) == (model, model // 2)
+  assert traffic(half, params) == (model, model // 2, False)
+  coded = plain._replace(num_bytes=lambda message: 7)
+  assert traffic(coded, params) == (model, 7, False)
+  coded = plain._replace(num_bytes=lambda message: (message['b'] > 0).sum())
+  assert traffic(coded, params) == (model, model, True)
 
 
 # What is refused.

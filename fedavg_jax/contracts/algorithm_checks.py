@@ -1,0 +1,277 @@
+"""Algorithms are traced before they are compiled: what a hook returns fits.
+
+Each hook is called with shapes alone. What is wrong is one line that names the
+hook, what must come of it and what came.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.algorithm import ClientContext
+from fedavg_jax.contracts.algorithm import ClientOutput
+from fedavg_jax.contracts.algorithm import ClientResult
+from fedavg_jax.contracts.algorithm import ServerContext
+from fedavg_jax.contracts.model import Params
+from fedavg_jax.contracts.model import num_bytes
+from fedavg_jax.core.errors import InputError
+
+_REAL: Any = jax.ShapeDtypeStruct((), jnp.float32)
+_WHOLE: Any = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def check_algorithm(
+  algorithm: Algorithm, params: Params, cohort_size: int
+) -> None:
+  """Raises InputError where a hook returns another tree than it must.
+
+  Args:
+    algorithm: any.
+    params: a model or its shapes (`ShapeDtypeStruct`).
+    cohort_size: M.
+  """
+  result = _result(algorithm, params)
+  context = result.context
+  for leaf in jax.tree.leaves(context.client_state):
+    if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
+      raise InputError(
+        f'algorithm.client_init: keeps {leaf.dtype}, must keep numbers'
+      )
+  updates, opt_state = _two(
+    'client_optimizer.update', _update(algorithm), params, result
+  )
+  _must_match('client_optimizer.update', 'updates', updates, params)
+  _must_match(
+    'client_optimizer.update', 'state', opt_state, result.optimizer_state
+  )
+  if algorithm.client_start is not None:
+    begun = jax.eval_shape(algorithm.client_start, context)
+    _must_match('client_start', 'params', begun, params)
+  output = _output(algorithm, result)
+  _must_match('client_finish', 'state', output.state, context.client_state)
+  message = output.message
+  for leaf in jax.tree.leaves(message):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise InputError(
+        f'algorithm.client_finish: sends {leaf.dtype}, of which there is no'
+        ' mean; must be floating-point arrays'
+      )
+  _check_info(output.info)
+  _coded_bytes(algorithm, message)
+  aggregate = jax.eval_shape(
+    lambda weight: algorithm.aggregate.result(
+      algorithm.aggregate.init(message, cohort_size), weight
+    ),
+    _REAL,
+  )
+  clients: Any = jax.ShapeDtypeStruct((cohort_size,), jnp.int32)
+  reported: Any = jax.ShapeDtypeStruct((cohort_size,), bool)
+  server = ServerContext(
+    round=_WHOLE,
+    key=_key(),
+    share=_REAL,
+    clients=clients,
+    reported=reported,
+  )
+  new_params, new_server = _two(
+    'server_update',
+    algorithm.server_update,
+    params,
+    context.server_state,
+    aggregate,
+    server,
+  )
+  _must_match('server_update', 'params', new_params, params)
+  _must_match('server_update', 'server_state', new_server, context.server_state)
+
+
+class Traffic(NamedTuple):
+  """Bytes that a client receives and sends in a round.
+
+  Attributes:
+    down: the model, and what of the server's it looks at: of SCAFFOLD the
+      control variate, but no momentum.
+    up: its message as it is coded; in its own types where that depends on its
+      numbers, see `coded`.
+    coded: whether the bytes of a message depend on its numbers, and are known
+      once it is made.
+  """
+
+  down: int
+  up: int
+  coded: bool
+
+
+def traffic(algorithm: Algorithm, params: Params) -> Traffic:
+  """Counts the bytes that a client receives and sends.
+
+  Args:
+    algorithm: any.
+    params: a model or its shapes.
+  """
+  result = _result(algorithm, params)
+  server = result.context.server_state
+
+  def one_client(server, result):
+    context = result.context._replace(server_state=server)
+    result = result._replace(context=context)
+    begun = algorithm.client_start(context) if algorithm.client_start else ()
+    updates, _ = _update(algorithm)(params_of(result), result)
+    return begun, updates, algorithm.client_finish(result).message
+
+  def params_of(result):
+    return result.params
+
+  traced = jax.make_jaxpr(one_client)(server, result).jaxpr
+  used = {id(v) for eqn in traced.eqns for v in eqn.invars}
+  used |= {id(v) for v in traced.outvars}
+  leaves = jax.tree.leaves(server)
+  seen = [
+    leaf
+    for leaf, v in zip(leaves, traced.invars, strict=False)
+    if id(v) in used
+  ]
+  message = jax.eval_shape(one_client, server, result)[2]
+  coded = _coded_bytes(algorithm, message)
+  return Traffic(
+    down=num_bytes((params, seen)),
+    up=num_bytes(message) if coded is None else coded,
+    coded=coded is None and algorithm.num_bytes is not None,
+  )
+
+
+def message_shapes(algorithm: Algorithm, params: Params) -> Any:
+  """Returns the shapes of what one client sends."""
+  return _output(algorithm, _result(algorithm, params)).message
+
+
+def client_state_shapes(algorithm: Algorithm, params: Params) -> Any:
+  """Returns the shapes of what one client keeps."""
+  return jax.eval_shape(algorithm.client_init, params, _WHOLE)
+
+
+def _result(algorithm: Algorithm, params: Params) -> Any:
+  """Returns the shapes of what `client_finish` gets."""
+  optimizer = algorithm.client_optimizer
+  context = ClientContext(
+    global_params=params,
+    server_state=jax.eval_shape(algorithm.server_init, params),
+    client_state=client_state_shapes(algorithm, params),
+    client_id=_WHOLE,
+    num_examples=_WHOLE,
+    round=_WHOLE,
+    key=_key(),
+  )
+  return ClientResult(
+    delta=params,
+    params=params,
+    num_updates=_WHOLE,
+    mean_loss=_REAL,
+    optimizer_state=jax.eval_shape(optimizer.init, params),
+    context=context,
+  )
+
+
+def _key() -> Any:
+  return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _update(algorithm: Algorithm) -> Callable:
+  """Returns (grads, result) -> an update of that client."""
+  optimizer = optax.with_extra_args_support(algorithm.client_optimizer)
+
+  def update(grads, result):
+    return optimizer.update(
+      grads,
+      result.optimizer_state,
+      result.params,
+      context=result.context,
+      step=result.num_updates,
+    )
+
+  return update
+
+
+def _output(algorithm: Algorithm, result: Any) -> ClientOutput:
+  """Returns the shapes of what a client leaves."""
+  output = jax.eval_shape(algorithm.client_finish, result)
+  if not isinstance(output, ClientOutput):
+    raise InputError(
+      f'algorithm.client_finish: returns {type(output).__name__}, must return'
+      ' a ClientOutput'
+    )
+  return output
+
+
+def _check_info(info: Any) -> None:
+  if not isinstance(info, dict):
+    raise InputError(
+      f'algorithm.client_finish: info is {type(info).__name__}, must be a'
+      ' dictionary of numbers by name'
+    )
+  for name, value in info.items():
+    shape, dtype = getattr(value, 'shape', None), getattr(value, 'dtype', None)
+    if not isinstance(name, str) or shape != ():
+      raise InputError(
+        f'algorithm.client_finish: info[{name!r}] is {dtype}{shape}, must be'
+        ' one number under a name'
+      )
+
+
+def _coded_bytes(algorithm: Algorithm, message: Any) -> int | None:
+  """Returns the bytes of a message where they do not depend on its numbers."""
+  if algorithm.num_bytes is None:
+    return None
+  found: list[Any] = []
+
+  def coded(message):
+    found.append(algorithm.num_bytes(message))
+    return found[-1]
+
+  shape = jax.eval_shape(coded, message)
+  if not hasattr(shape, 'shape') or shape.shape != ():
+    raise InputError(
+      f'algorithm.num_bytes: returns {_describe(shape)}, must be one number'
+    )
+  return None if isinstance(found[-1], jax.core.Tracer) else int(found[-1])
+
+
+def _two(hook: str, fn: Callable, *args: Any) -> tuple[Any, Any]:
+  """Returns the shapes of a hook's two results."""
+  results = jax.eval_shape(fn, *args)
+  if not isinstance(results, tuple) or len(results) != 2:
+    raise InputError(
+      f'algorithm.{hook}: returns {type(results).__name__}, must return two'
+      ' results'
+    )
+  return results
+
+
+def _describe(tree: Any) -> dict[str, str]:
+  return {
+    jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)}'
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _must_match(hook: str, what: str, got: Any, expected: Any) -> None:
+  """Raises InputError where a tree is not as it went in."""
+  got_leaves, wanted = _describe(got), _describe(expected)
+  for path in [*wanted, *got_leaves]:
+    if got_leaves.get(path) != wanted.get(path):
+      raise InputError(
+        f'algorithm.{hook}: returns {what}{path} ='
+        f' {got_leaves.get(path, "nothing")}, must be'
+        f' {wanted.get(path, "nothing")}, as it went in'
+      )
+  form, wanted_form = jax.tree.structure(got), jax.tree.structure(expected)
+  if form != wanted_form:
+    raise InputError(
+      f'algorithm.{hook}: returns {what} as {form}, must be {wanted_form}, as'
+      ' it went in'
+    )
