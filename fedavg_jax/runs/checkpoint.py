@@ -268,9 +268,32 @@ def _one_error() -> Iterator[None]:
     # By which storage prints what its own threads could not give to anybody.
     sys.excepthook = lambda *raised: None
     yield
+    sys.excepthook = hook
+  except BaseException:
+    _ignore_closed_loops(hook, sys.unraisablehook)
+    raise
   finally:
     logging.set_verbosity(verbosity)
-    sys.excepthook = hook
+
+
+def _ignore_closed_loops(hook: Any, unraisable_hook: Any) -> None:
+  """Prints nothing of storage's threads that end after a call that failed.
+
+  They report to an event loop that is closed by then.
+  """
+
+  def closed(error):
+    return isinstance(error, RuntimeError) and 'loop is closed' in str(error)
+
+  def excepthook(kind, error, traceback):
+    if not closed(error):
+      hook(kind, error, traceback)
+
+  def unraisable(raised):
+    if not closed(raised.exc_value):
+      unraisable_hook(raised)
+
+  sys.excepthook, sys.unraisablehook = excepthook, unraisable
 
 
 def _checkpointer():

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 import csv
 import importlib
 import pathlib
+import time
 from typing import Any
 from typing import Protocol
 
 from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.files import whole
+
+
+_SECONDS_BETWEEN_FLUSHES = 5.0
 
 
 class Logger(Protocol):
@@ -48,24 +52,42 @@ class _Csv:
 
 
 class _TensorBoard:
-  """Event files under tensorboard/, without TensorFlow."""
+  """Event files under tensorboard/, without TensorFlow.
+
+  They are written here, not by a thread of the library: one that cannot write
+  ends, and the run would wait for it for ever.
+  """
 
   def __init__(self, folder: pathlib.Path, before: Sequence[dict[str, Any]]):
-    from tensorboardX import SummaryWriter
+    from tensorboardX import event_file_writer
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
 
-    # What an interrupted run has told of later rounds is told again.
+    proto: Any = event_pb2  # Its names are made when it is imported.
+    self._event, self._scalar = proto.Event, summary.scalar
+    own = folder / 'tensorboard'
+    own.mkdir(exist_ok=True)
+    self._file = event_file_writer.EventsWriter(str(own / 'events'))
+    self._flushed = time.monotonic()
+    # What an interrupted run has shown of later rounds is shown again.
     done = before[-1]['round'] + 1 if before else 0
-    self._writer = SummaryWriter(
-      str(folder / 'tensorboard'), purge_step=done, flush_secs=5
-    )
+    start = proto.SessionLog(status=proto.SessionLog.START)
+    self._write(done, session_log=start)
+
+  def _write(self, number: int, **content: Any) -> None:
+    event = self._event(wall_time=time.time(), step=number, **content)
+    self._file.write_event(event)
 
   def line(self, record: dict[str, Any]) -> None:
     for key, value in record.items():
       if key != 'round' and value is not None:
-        self._writer.add_scalar(key, value, record['round'])
+        self._write(record['round'], summary=self._scalar(key, value))
+    if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
+      self._file.flush()
+      self._flushed = time.monotonic()
 
   def close(self) -> None:
-    self._writer.close()
+    self._file.close()
 
 
 class _Wandb:
