@@ -36,6 +36,8 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.algorithms import fedprox
   from fedavg_jax.algorithms import proximal
   from fedavg_jax.algorithms import scaffold
+  from fedavg_jax.contracts import losses
+  from fedavg_jax.contracts import metrics
   from fedavg_jax.contracts.aggregation import Aggregator
   from fedavg_jax.contracts.aggregation import gathered
   from fedavg_jax.contracts.aggregation import weighted_mean
@@ -44,8 +46,11 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.contracts.algorithm import ClientOutput
   from fedavg_jax.contracts.algorithm import ClientResult
   from fedavg_jax.contracts.algorithm import ServerContext
-  from fedavg_jax.contracts.losses import cross_entropy
+  from fedavg_jax.contracts.losses import per_example_gradients
+  from fedavg_jax.contracts.metrics import Metric
+  from fedavg_jax.contracts.model import Batch
   from fedavg_jax.contracts.model import Model
+  from fedavg_jax.contracts.model import Variables
   from fedavg_jax.contracts.reference import build_reference_round
   from fedavg_jax.core.client_data import Clients
   from fedavg_jax.core.client_data import Examples
@@ -96,6 +101,7 @@ with _epy.lazy_api_imports(globals()):
 __all__ = [
   'adaptive',
   'Aggregator',
+  'Batch',
   'Algorithm',
   'build_clients',
   'build_model',
@@ -109,7 +115,6 @@ __all__ = [
   'Clients',
   'clip_delta',
   'Clock',
-  'cross_entropy',
   'Dataset',
   'decayed_sgd',
   'default_config',
@@ -127,12 +132,16 @@ __all__ = [
   'lane_mesh',
   'load_dataset',
   'load_params',
+  'losses',
   'lower_simulation',
   'make_schedule',
+  'Metric',
+  'metrics',
   'Model',
   'Participation',
   'partition',
   'place_examples',
+  'per_example_gradients',
   'Placement',
   'Plan',
   'Planner',
@@ -156,5 +165,6 @@ __all__ = [
   'stack',
   'Trace',
   'use_cpu_devices',
+  'Variables',
   'weighted_mean',
 ]

@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.benchmark import workloads
 import fedavg_jax as fa
+from fedavg_jax.contracts.task import make_task
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import evaluation
 from fedavg_jax.runs import provenance
@@ -63,10 +64,10 @@ class PlainRounds:
     self._evaluate, self._test = None, None
     if workload.tested:
       mesh = fa.lane_mesh(jax.devices()[:1])
-      self._evaluate = evaluation.build_evaluate(model.apply, mesh)
+      self._evaluate = evaluation.build_evaluate(make_task(model), mesh)
       self._test = evaluation.place_test_set(data.test, mesh)
     reference_round: Any = fa.build_reference_round(
-      fa.cross_entropy(model.apply), workload.learning_rate
+      fa.losses.of_examples(model.apply), workload.learning_rate
     )
     self._done = 0
     begin = time.perf_counter()

@@ -100,7 +100,7 @@ def describe(
   sizes = [planner.num_examples[cohort] for cohort in cohorts]
   steps = [planner.steps(n) for n in sizes]
   params = jax.eval_shape(model.init, jax.random.key(0))
-  loss_fn = fa.cross_entropy(model.apply)
+  loss_fn = fa.losses.of_examples(model.apply)
   x, y = (
     jax.ShapeDtypeStruct((1, *array.shape[1:]), array.dtype)
     for array in simulation.data([1])

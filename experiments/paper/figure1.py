@@ -30,6 +30,7 @@ from experiments.paper import figures
 from experiments.paper import results
 from experiments.paper import sweeps
 import fedavg_jax as fa
+from fedavg_jax.contracts import task as tasks
 from fedavg_jax.engine import evaluation
 from fedavg_jax.runs import provenance
 from fedavg_jax.runs.plots import new_figure
@@ -76,7 +77,8 @@ def losses(dataset: fa.Dataset, models: list[Any]) -> np.ndarray:
   model = fa.build_model('2nn', dataset)
   mesh = fa.lane_mesh(jax.devices())
   train = evaluation.place_test_set(dataset.train, mesh)
-  measure = evaluation.build_evaluate(model.apply, mesh)
+  task = tasks.make_task(model)
+  measure = evaluation.build_evaluate(task, mesh)
 
   @jax.jit
   def between(w, other, theta):
@@ -84,8 +86,8 @@ def losses(dataset: fa.Dataset, models: list[Any]) -> np.ndarray:
 
   return np.array(
     [
-      jax.device_get(measure(between(*models, jnp.float32(theta)), train)).loss
-      for theta in THETAS
+      tasks.results(task, measure(between(*models, theta), train))['loss']
+      for theta in map(jnp.float32, THETAS)
     ]
   )
 

@@ -53,6 +53,7 @@ class ClientResult(NamedTuple):
   Attributes:
     delta: its model minus the global one.
     params: its model.
+    model_state: of its model, what is not trained; () where there is none.
     num_updates: int32 scalar, local updates it has taken; at least one.
     mean_loss: float32 scalar, of the examples it has read, each before its own
       update.
@@ -62,6 +63,7 @@ class ClientResult(NamedTuple):
 
   delta: Params
   params: Params
+  model_state: Tree
   num_updates: Array
   mean_loss: Array
   optimizer_state: Tree
@@ -132,6 +134,10 @@ class Algorithm(NamedTuple):
       with; None begins with the global model.
     aggregate: what the server makes of the messages, `weighted_mean()` or
       `gathered(rule)`.
+    client_gradient: (loss_fn, params, batch, context) -> (losses [B], gradient)
+      with loss_fn(params, batch) -> losses [B]; None differentiates the mean
+      loss. The gradient is the sum over the real rows divided by `batch.size`,
+      so that those of the parts of a minibatch add up.
     num_bytes: message -> bytes that it takes as it is coded, which may depend
       on its numbers; None counts it in its own types.
   """
@@ -145,4 +151,5 @@ class Algorithm(NamedTuple):
   client_init: Callable[[Params, Array], Tree] = keep_nothing
   client_start: Callable[[ClientContext], Params] | None = None
   aggregate: Aggregator = weighted_mean()
+  client_gradient: Callable[..., tuple[Array, Params]] | None = None
   num_bytes: Callable[[Tree], Any] | None = None

@@ -18,7 +18,9 @@ from fedavg_jax.contracts.algorithm import ClientOutput
 from fedavg_jax.contracts.algorithm import ClientResult
 from fedavg_jax.contracts.algorithm import ServerContext
 from fedavg_jax.contracts.model import Params
+from fedavg_jax.contracts.model import Variables
 from fedavg_jax.contracts.model import num_bytes
+from fedavg_jax.contracts.model import split
 from fedavg_jax.core.errors import InputError
 
 _REAL: Any = jax.ShapeDtypeStruct((), jnp.float32)
@@ -26,16 +28,17 @@ _WHOLE: Any = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def check_algorithm(
-  algorithm: Algorithm, params: Params, cohort_size: int
+  algorithm: Algorithm, variables: Params | Variables, cohort_size: int
 ) -> None:
   """Raises InputError where a hook returns another tree than it must.
 
   Args:
     algorithm: any.
-    params: a model or its shapes (`ShapeDtypeStruct`).
+    variables: of a model, or their shapes (`ShapeDtypeStruct`).
     cohort_size: M.
   """
-  result = _result(algorithm, params)
+  params, _ = split(variables)
+  result = _result(algorithm, variables)
   context = result.context
   for leaf in jax.tree.leaves(context.client_state):
     if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
@@ -107,14 +110,18 @@ class Traffic(NamedTuple):
   coded: bool
 
 
-def traffic(algorithm: Algorithm, params: Params) -> Traffic:
+def traffic(
+  algorithm: Algorithm, variables: Params | Variables, state_of: str
+) -> Traffic:
   """Counts the bytes that a client receives and sends.
 
   Args:
     algorithm: any.
-    params: a model or its shapes.
+    variables: of a model, or their shapes.
+    state_of: as of `Model`; state that everybody has goes there and back.
   """
-  result = _result(algorithm, params)
+  params, state = split(variables)
+  result = _result(algorithm, variables)
   server = result.context.server_state
 
   def one_client(server, result):
@@ -138,30 +145,27 @@ def traffic(algorithm: Algorithm, params: Params) -> Traffic:
   ]
   message = jax.eval_shape(one_client, server, result)[2]
   coded = _coded_bytes(algorithm, message)
+  beside = num_bytes(state) if state_of == 'everybody' else 0
   return Traffic(
-    down=num_bytes((params, seen)),
-    up=num_bytes(message) if coded is None else coded,
+    down=num_bytes((params, seen)) + beside,
+    up=(num_bytes(message) if coded is None else coded) + beside,
     coded=coded is None and algorithm.num_bytes is not None,
   )
 
 
-def message_shapes(algorithm: Algorithm, params: Params) -> Any:
+def message_shapes(algorithm: Algorithm, variables: Params | Variables) -> Any:
   """Returns the shapes of what one client sends."""
-  return _output(algorithm, _result(algorithm, params)).message
+  return _output(algorithm, _result(algorithm, variables)).message
 
 
-def client_state_shapes(algorithm: Algorithm, params: Params) -> Any:
-  """Returns the shapes of what one client keeps."""
-  return jax.eval_shape(algorithm.client_init, params, _WHOLE)
-
-
-def _result(algorithm: Algorithm, params: Params) -> Any:
+def _result(algorithm: Algorithm, variables: Params | Variables) -> Any:
   """Returns the shapes of what `client_finish` gets."""
+  params, model_state = split(variables)
   optimizer = algorithm.client_optimizer
   context = ClientContext(
     global_params=params,
     server_state=jax.eval_shape(algorithm.server_init, params),
-    client_state=client_state_shapes(algorithm, params),
+    client_state=jax.eval_shape(algorithm.client_init, params, _WHOLE),
     client_id=_WHOLE,
     num_examples=_WHOLE,
     round=_WHOLE,
@@ -170,6 +174,7 @@ def _result(algorithm: Algorithm, params: Params) -> Any:
   return ClientResult(
     delta=params,
     params=params,
+    model_state=model_state,
     num_updates=_WHOLE,
     mean_loss=_REAL,
     optimizer_state=jax.eval_shape(optimizer.init, params),

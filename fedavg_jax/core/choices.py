@@ -29,6 +29,7 @@ WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')
 SAMPLINGS = ('uniform', 'examples')
 STRAGGLERS = ('keep', 'drop')
+STATE_OF = ('everybody', 'client', 'nobody')
 ON_NAN = ('stop', 'skip_client')
 
 EXAMPLES_ON = ('device', 'host')

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from fedavg_jax.contracts.task import results
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import processes
 from fedavg_jax.engine import superstep
@@ -32,8 +33,8 @@ _SECONDS_BETWEEN_LOOKS = 0.1  # At whether somebody wants to stop.
 class Record(NamedTuple):
   """What one round gave; `None` where nothing was trained or evaluated.
 
-  Of a sweep, states, loss, examples, skipped, info, coded, finite and both test
-  numbers have a leading axis [G]; a value that is not finite has ended.
+  Of a sweep, states, loss, examples, skipped, info, coded, finite and test have
+  a leading axis [G]; a value that is not finite has ended.
 
   Attributes:
     round: its number; 0 is the initial model.
@@ -51,8 +52,8 @@ class Record(NamedTuple):
     seconds: wall time from the end of the call before to the end of its own,
       over the rounds of the call; evaluation included.
     finite: False where the round diverged; `state` is then the one before.
-    test_accuracy: fraction of the test set.
-    test_loss: mean cross entropy of the test set.
+    test: name -> result of each metric on the test set; empty where the model
+      was not tested.
   """
 
   round: int
@@ -66,8 +67,17 @@ class Record(NamedTuple):
   coded: Any
   seconds: float
   finite: Any
-  test_accuracy: Any
-  test_loss: Any
+  test: dict[str, Any]
+
+  @property
+  def test_accuracy(self) -> Any:
+    """Fraction of the test set that is correct; None without a test of it."""
+    return self.test.get('accuracy')
+
+  @property
+  def test_loss(self) -> Any:
+    """Mean loss of the test set; None without a test of it."""
+    return self.test.get('loss')
 
 
 class Call(NamedTuple):
@@ -178,7 +188,7 @@ class Calls:
       numbers,
       simulation.rounds_per_call,
       self._ends.evaluated,
-      self._ends.enough_correct,
+      self._ends.enough,
       ours,
     )
     states = self._client_states
@@ -249,7 +259,9 @@ class Calls:
         self._simulation.planner.lanes,
         metrics,
         # A round that is not finite left the model of the one before.
-        tested if call.tests[i] and np.any(metrics.finite) else None,
+        results(self._simulation.task, tested)
+        if call.tests[i] and np.any(metrics.finite)
+        else {},
         self._seconds,
       )
 
@@ -260,7 +272,7 @@ def make_record(
   client_states: Any,
   lanes: int,
   metrics: compiled_round.RoundMetrics | None,
-  tested: Any,
+  test: dict[str, Any],
   seconds: float,
 ) -> Record:
   """Returns the record of a round, with plain numbers where it has one each.
@@ -271,7 +283,7 @@ def make_record(
     client_states: as `Record.client_states`.
     lanes: as `Record.lanes`.
     metrics: of the round, on the host; None for round 0, which trains nothing.
-    tested: test metrics, None where the model was not tested.
+    test: as `Record.test`.
     seconds: as `Record.seconds`.
   """
 
@@ -279,7 +291,7 @@ def make_record(
     return value.item() if np.ndim(value) == 0 else np.asarray(value)
 
   if metrics is None:  # Round 0 trains nothing.
-    none: Any = np.zeros(np.shape(tested.correct), np.int32)
+    none: Any = np.zeros(np.shape(state.round if state else 0), np.int32)
     metrics = compiled_round.RoundMetrics(none, none, none, {}, none, none == 0)
   return Record(
     round=number,
@@ -295,6 +307,5 @@ def make_record(
     coded=plain(metrics.coded),
     seconds=seconds,
     finite=plain(metrics.finite),
-    test_accuracy=None if tested is None else plain(tested.accuracy),
-    test_loss=None if tested is None else plain(tested.loss),
+    test={name: plain(value) for name, value in test.items()},
   )

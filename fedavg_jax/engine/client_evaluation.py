@@ -21,13 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedavg_jax.contracts import losses
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientOutput
 from fedavg_jax.contracts.model import Array
-from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.model import Batch
+from fedavg_jax.contracts.model import join
+from fedavg_jax.contracts.task import Sums
+from fedavg_jax.contracts.task import Task
+from fedavg_jax.contracts.task import results
 from fedavg_jax.core import rules
-from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import collectives
@@ -36,7 +38,6 @@ from fedavg_jax.engine import evaluation
 from fedavg_jax.engine import examples
 from fedavg_jax.engine.client_round import train_lanes
 from fedavg_jax.engine.compiled_round import PLAN_SPECS
-from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.engine.local_step import Training
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
@@ -45,18 +46,32 @@ from fedavg_jax.schedule.participation import EVERYBODY
 _BATCH = 64
 
 
+class Tested(NamedTuple):
+  """How a model does on what each client holds out.
+
+  Attributes:
+    values: name -> result of each metric, [K]; NaN where nothing was tested.
+    count: [K] labels that were tested, or examples where there are none.
+    lower_is_better: of the first of the names.
+  """
+
+  values: dict[str, np.ndarray]
+  count: np.ndarray
+  lower_is_better: bool = False
+
+
 class ClientTests(NamedTuple):
   """Tests on every client's own held-out examples.
 
   Attributes:
-    global_model: of the global model; correct, loss_sum and count are [K]. A
-      client that holds nothing out has a count of 0.
+    global_model: of the global model. A client that holds nothing out has a
+      count of 0.
     personal: of each client's own, after it has trained; None where it does
       not. A client whose numbers left the finite ones has a count of 0.
   """
 
-  global_model: TestMetrics
-  personal: TestMetrics | None
+  global_model: Tested
+  personal: Tested | None
 
 
 class _Held(NamedTuple):
@@ -74,7 +89,6 @@ class _Held(NamedTuple):
 
 
 def build_client_tests(
-  model: Model,
   simulation: Simulation,
   held: Clients,
   *,
@@ -84,8 +98,7 @@ def build_client_tests(
   """Compiles the tests of a simulation's clients.
 
   Args:
-    model: that of the simulation.
-    simulation: compiled; its lanes and devices serve here too.
+    simulation: compiled; its model, lanes and devices serve here too.
     held: what its K clients hold out, some of them maybe nothing.
     finetune: trains the personal models, such as `optax.sgd(0.1)`.
     epochs: of a client over its training examples before its model is tested;
@@ -108,12 +121,13 @@ def build_client_tests(
       'holdout_fraction: leaves no client an example to be tested on'
     )
   rules.check_whole('epochs', epochs, 0)
-  params = examples.init_shapes(model, planner.seed)
-  held = examples.check_held(model, params, held)
-  dealt = evaluation.place_held_out(held, mesh)
-  test_all = evaluation.build_evaluate_clients(model.apply, number, mesh)
+  task = simulation.task
+  variables = examples.init_shapes(task.model, planner.seed)
   with layers.for_platform(mesh.devices.flat[0].platform):
-    test_all = test_all.lower(params, dealt).compile()
+    held = examples.check_held(task, variables, held)
+    dealt = evaluation.place_held_out(held, mesh)
+    test_all = evaluation.build_evaluate_clients(task, number, mesh)
+    test_all = test_all.lower(variables, dealt).compile()
   train_and_test = None
   if epochs and planner.streamed:
     raise InputError(
@@ -123,31 +137,37 @@ def build_client_tests(
   if epochs:
     if finetune is None:
       raise InputError(f'epochs = {epochs}: must be 0 without finetune')
-    train_and_test = _build_personal(model, simulation, held, finetune, epochs)
+    train_and_test = _build_personal(simulation, held, finetune, epochs)
+
+  def measure(sums: Sums) -> Tested:
+    sums = jax.device_get(sums)
+    return Tested(
+      results(task, sums), sums.count, task.metrics[0].lower_is_better
+    )
 
   def client_tests(state: compiled_round.ServerState) -> ClientTests:
-    return jax.device_get(
-      ClientTests(
-        test_all(state.params, dealt),
-        train_and_test(state) if train_and_test else None,
-      )
+    return ClientTests(
+      measure(test_all(state.variables, dealt)),
+      measure(train_and_test(state)) if train_and_test else None,
     )
 
   return client_tests
 
 
 def _build_personal(
-  model: Model,
   simulation: Simulation,
   held: Clients,
   finetune: optax.GradientTransformation,
   epochs: int,
-) -> Callable[[compiled_round.ServerState], TestMetrics]:
-  """Compiles: server state -> metrics [K] of each client's own model."""
-  mesh, number = simulation.mesh, held.num_clients
+) -> Callable[[compiled_round.ServerState], Sums]:
+  """Compiles: server state -> sums [K] of each client's own model."""
+  task, mesh, number = simulation.task, simulation.mesh, held.num_clients
+  model = task.model
+  if model.state_of == 'client':  # Each begins with the mean of the states.
+    model = model._replace(state_of='everybody')
+  width = int(min(_BATCH, held.num_examples.max()))
   everywhere = jax.P()
   replicated = jax.sharding.NamedSharding(mesh, everywhere)
-  width = int(min(_BATCH, held.num_examples.max()))
   planner = dataclasses.replace(
     simulation.planner,
     participation=EVERYBODY,
@@ -157,21 +177,25 @@ def _build_personal(
   )
 
   def test_device(state, data, own, plan):
+    nobody = _no_sums(task, state, own)
     training = Training(
-      loss_fn=losses.cross_entropy(model.apply),
-      algorithm=_testing(model.apply, finetune, own, width),
-      augment=model.augment,
+      model=model,
+      loss=task.loss,
+      algorithm=_testing(task, finetune, own, width, nobody),
       step_examples=planner.step_examples,
       accumulates=planner.accumulates,
       skips_clients=True,  # One that diverges says nothing of the others.
       counts_bytes=False,
       widths=planner.widths,
     )
-    sums = train_lanes(training, state, _no_tests((number,)), data, plan)
+    nobody = jax.tree.map(
+      lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), nobody
+    )
+    sums = train_lanes(training, state, nobody, data, plan)
     return collectives.sum_over_devices(sums.client_states)
 
   @functools.partial(jax.jit, out_shardings=replicated)
-  def train_and_test(state, data, own, plan) -> TestMetrics:
+  def train_and_test(state, data, own, plan) -> Sums:
     tested = jax.shard_map(
       test_device,
       mesh=mesh,
@@ -188,7 +212,7 @@ def _build_personal(
     _Held(held.x, held.y, held.offsets.astype(np.int32)), replicated
   )
 
-  def personal(state) -> TestMetrics:
+  def personal(state) -> Sums:
     number = int(state.round) + 1
     with layers.for_platform(mesh.devices.flat[0].platform):  # Traces once.
       return train_and_test(
@@ -202,30 +226,30 @@ def _build_personal(
 
 
 def _testing(
-  apply: Callable,
+  task: Task,
   finetune: optax.GradientTransformation,
   held: _Held,
   width: int,
+  nobody: Sums,
 ) -> Algorithm:
   """Returns what sends nothing, and keeps the test of each local model."""
 
   def client_finish(result):
     k = result.context.client_id
+    variables = join(result.params, result.model_state)
     first, stop = held.offsets[k], held.offsets[k + 1]
 
     def batch(i, sums):
       rows = first + i * width + jnp.arange(width)
       real = rows < stop
-      rows = jnp.minimum(rows, len(held.y) - 1)
-      y = held.y[rows]
-      real = real.reshape(-1, *(1,) * (y.ndim - 1))
-      metrics = evaluation.examples_metrics(
-        apply, result.params, held.x[rows], jnp.where(real, y, NO_LABEL)
+      own = _batch(held, rows, real)
+      tested = evaluation.rows(task, variables, own)
+      return jax.tree.map(
+        lambda total, one: total + jnp.sum(one, axis=0), sums, tested
       )
-      return jax.tree.map(lambda sum_, one: sum_ + one.sum(), sums, metrics)
 
     batches = -(-(stop - first) // width)
-    return ClientOutput((), lax.fori_loop(0, batches, batch, _no_tests(())))
+    return ClientOutput((), lax.fori_loop(0, batches, batch, nobody))
 
   return Algorithm(
     client_optimizer=finetune,
@@ -235,27 +259,38 @@ def _testing(
   )
 
 
-def _no_tests(shape: tuple[int, ...]) -> TestMetrics:
-  """Returns the metrics of nothing: a count of 0."""
-  return TestMetrics(*(jnp.zeros(shape, jnp.float32) for _ in range(3)))
+def _batch(held: _Held, rows: jax.Array, real: jax.Array) -> Batch:
+  """Reads rows [B] of what is held out; others than the real ones are any."""
+  rows = jnp.minimum(rows, len(held.y) - 1)
+  return Batch(held.x[rows], held.y[rows], real, jnp.sum(real, dtype=jnp.int32))
+
+
+def _no_sums(
+  task: Task, state: compiled_round.ServerState, held: _Held
+) -> Sums:
+  """Returns the sums over nothing."""
+  test = evaluation.TestSet(
+    held.x[None, :1], held.y[None, :1], jnp.ones((1, 1), bool)
+  )
+  return evaluation.no_sums(task, state.variables, test)
 
 
 def describe(
-  tests: TestMetrics, held: np.ndarray | jax.Array | None = None
+  tests: Tested, held: np.ndarray | jax.Array | None = None
 ) -> dict[str, float]:
-  """How the clients fare, from their tests.
+  """Describes how the clients fare, from their tests.
 
   Args:
     tests: of K clients.
-    held: [K] examples that they hold out; clients without any do not count.
-      One whose test is missing all the same has diverged: it has an accuracy of
-      0. Left out, those that were tested.
+    held: [K] labels that they hold out; clients without any do not count. One
+      whose test is missing all the same has diverged: its accuracy, or what
+      else is higher for the better, is 0. Left out, those that were tested.
 
   Returns:
-    Of accuracies between 0 and 1: the mean over examples and over clients, the
-    10th, 50th and 90th percentile of clients, the mean of their worst tenth (of
-    one at least), the variance; the mean loss over the examples of those that
-    did not diverge; how many clients there are, and how many diverged. Empty
+    Of the first metric: the mean over labels and over clients, the 10th, 50th
+    and 90th percentile of clients, the mean of their worst tenth (of one at
+    least), the variance. Of each other the mean over the labels of those that
+    did not diverge. How many clients there are, and how many diverged. Empty
     where no client has a test.
   """
   held = np.asarray(tests.count if held is None else held)
@@ -263,20 +298,27 @@ def describe(
   tested = counts & (tests.count > 0)
   if not tested.any():
     return {}
-  weights = held[counts].astype(np.float64)
-  accuracy = np.where(tested, tests.correct, 0.0)[counts] / weights
-  worst = np.sort(accuracy)[: max(len(accuracy) // 10, 1)]
-  few, middle, many = np.quantile(accuracy, (0.1, 0.5, 0.9))
-  loss = tests.loss_sum[tested].sum() / tests.count[tested].sum()
-  return {
-    'accuracy_weighted': float(np.average(accuracy, weights=weights)),
-    'accuracy_mean': float(accuracy.mean()),
-    'accuracy_p10': float(few),
-    'accuracy_p50': float(middle),
-    'accuracy_p90': float(many),
-    'accuracy_worst_tenth': float(worst.mean()),
-    'accuracy_variance': float(accuracy.var()),
-    'loss_weighted': float(loss),
+  first, *others = tests.values
+  measured = tested if tests.lower_is_better else counts
+  weights = held[measured].astype(np.float64)
+  values = np.where(tested, tests.values[first], 0.0)[measured]
+  worst = np.sort(-values if tests.lower_is_better else values)
+  worst = np.abs(worst[: max(len(values) // 10, 1)])
+  few, middle, many = np.quantile(values, (0.1, 0.5, 0.9))
+  found = {
+    f'{first}_weighted': float(np.average(values, weights=weights)),
+    f'{first}_mean': float(values.mean()),
+    f'{first}_p10': float(few),
+    f'{first}_p50': float(middle),
+    f'{first}_p90': float(many),
+    f'{first}_worst_tenth': float(worst.mean()),
+    f'{first}_variance': float(values.var()),
+  }
+  for name in others:
+    values = tests.values[name][tested]
+    weights = tests.count[tested].astype(np.float64)
+    found[f'{name}_weighted'] = float(np.average(values, weights=weights))
+  return found | {
     'tested': int(counts.sum()),
     'diverged': int((counts & ~tested).sum()),
   }
@@ -313,21 +355,19 @@ def write_csv(
     'train_examples': num_examples,
     'held_out': tests.global_model.count.astype(int),
   }
-  for name, told in (
+  for who, tested in (
     ('client', tests.global_model),
     ('personal', tests.personal),
   ):
-    if told is not None:
-      columns[f'{name}_accuracy'] = _ratio(told.correct, told.count)
-      columns[f'{name}_loss'] = _ratio(told.loss_sum, told.count)
+    if tested is not None:
+      for name, values in tested.values.items():
+        columns[f'{who}_{name}'] = _cells(values)
   with open(path, 'w', newline='', encoding='utf-8') as file:
     writer = csv.writer(file)
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
 
 
-def _ratio(sums, counts) -> list[float | str]:
-  """Sums over counts; nothing where nothing was counted."""
-  return [
-    float(a) / float(n) if n else '' for a, n in zip(sums, counts, strict=True)
-  ]
+def _cells(values: np.ndarray) -> list[float | str]:
+  """Returns numbers as they are written; nothing where nothing was tested."""
+  return ['' if np.isnan(value) else float(value) for value in values]

@@ -22,6 +22,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from fedavg_jax.contracts.aggregation import exact_tensordot
 from fedavg_jax.contracts.model import Array
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import keys
@@ -37,6 +38,18 @@ from fedavg_jax.engine.prefetch import Buffer
 from fedavg_jax.schedule.plan import Plan
 
 
+class Kept(NamedTuple):
+  """What clients keep where each keeps the state of its model too.
+
+  Attributes:
+    algorithm: what `client_finish` has it keep.
+    model_state: what is not trained.
+  """
+
+  algorithm: Any
+  model_state: Any
+
+
 class RoundSums(NamedTuple):
   """Sums over the clients of the cohort that have ended, and count.
 
@@ -48,6 +61,7 @@ class RoundSums(NamedTuple):
     trained: [M] int32, 1 for each of them.
     messages: of the algorithm's aggregator, over what they sent.
     client_states: [M, ...] what they keep from now on; zero for others.
+    model_state: weighted sum of the states of their models.
     info: name -> float32, sum of what they tell of themselves.
     coded: float32, bytes of their messages where these depend on the numbers
       in them, else 0.
@@ -60,6 +74,7 @@ class RoundSums(NamedTuple):
   trained: jax.Array
   messages: Any
   client_states: Any
+  model_state: Any
   info: dict[str, jax.Array]
   coded: jax.Array
 
@@ -149,9 +164,12 @@ def finish_clients(
     weight: [L] float32, that of the client in the mean.
   """
   output = jax.vmap(lambda lane: client_output(training, context, lane))(lanes)
+  kept = Kept(output.state, lanes.model_state)
+  if training.model.state_of != 'client':
+    kept = output.state
   ended = counts = ends >= 0
   if training.skips_clients:
-    counts &= jax.vmap(all_finite)((lanes.loss, output.message, output.state))
+    counts &= jax.vmap(all_finite)((lanes.loss, output.message, kept))
   # Scatters drop what lies past the end: lanes whose clients do not count.
   position = jnp.where(counts, ends, sums.trained.size)
 
@@ -175,7 +193,12 @@ def finish_clients(
     client_states=jax.tree.map(
       lambda store, new: store.at[position].set(new, mode='drop'),
       sums.client_states,
-      output.state,
+      kept,
+    ),
+    model_state=jax.tree.map(
+      lambda total, own: total + exact_tensordot(weight, of_counted(own)),
+      sums.model_state,
+      lanes.model_state,
     ),
     info=jax.tree.map(
       lambda total, own: total + jnp.sum(of_counted(own.astype(jnp.float32))),
@@ -220,8 +243,16 @@ def start_clients(
   def zero(now):
     return jnp.where(ended, jnp.zeros_like(now), now)
 
+  own = client_states
+  model_state = jax.tree.map(restart, context.model_state, lanes.model_state)
+  if training.model.state_of == 'client':
+    own = client_states.algorithm
+    model_state = jax.tree.map(
+      begin, client_states.model_state, lanes.model_state
+    )
   started = lanes._replace(
-    client_state=jax.tree.map(begin, client_states, lanes.client_state),
+    model_state=model_state,
+    client_state=jax.tree.map(begin, own, lanes.client_state),
     client_id=of_next(plan.cohort, lanes.client_id),
     num_examples=of_next(plan.num_examples, lanes.num_examples),
     updates=zero(lanes.updates),  # Gradients are zero behind whole minibatches.
@@ -269,8 +300,11 @@ def empty_lanes(
     return jnp.zeros((number, *leaf.shape), leaf.dtype)
 
   none = jnp.zeros(number, jnp.int32)
+  if training.model.state_of == 'client':
+    client_states = client_states.algorithm
   return LaneState(
     params=jax.tree.map(everywhere, context.global_params),
+    model_state=jax.tree.map(everywhere, context.model_state),
     opt_state=jax.tree.map(everywhere, context.opt_state),
     grads=(
       jax.tree.map(zeros, context.global_params) if training.accumulates else ()
@@ -292,6 +326,9 @@ def empty_sums(
   output = jax.eval_shape(
     lambda lane: client_output(training, context, lane), lane
   )
+  kept = Kept(lane.client_state, lane.model_state)
+  if training.model.state_of != 'client':
+    kept = lane.client_state
   zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
   return RoundSums(
     loss=zero,
@@ -301,8 +338,10 @@ def empty_sums(
     trained=jnp.zeros(cohort, jnp.int32),
     messages=training.algorithm.aggregate.init(output.message, cohort),
     client_states=jax.tree.map(
-      lambda leaf: jnp.zeros((cohort, *leaf.shape), leaf.dtype),
-      lane.client_state,
+      lambda leaf: jnp.zeros((cohort, *leaf.shape), leaf.dtype), kept
+    ),
+    model_state=jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, jnp.float32), lane.model_state
     ),
     info=jax.tree.map(lambda _: zero, output.info),
     coded=zero,

@@ -18,15 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedavg_jax.contracts import losses
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ServerContext
-from fedavg_jax.contracts.losses import LossFn
-from fedavg_jax.contracts.model import Augment
+from fedavg_jax.contracts.losses import Loss
+from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.model import join
+from fedavg_jax.contracts.model import split
 from fedavg_jax.core import choices
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import keys
 from fedavg_jax.engine import processes
+from fedavg_jax.engine.client_round import Kept
 from fedavg_jax.engine.client_round import RoundSums
 from fedavg_jax.engine.client_round import all_finite
 from fedavg_jax.engine.client_round import train_lanes
@@ -51,11 +55,19 @@ class ServerState(NamedTuple):
     round: int32 scalar, rounds done.
     params: the global model w_t.
     server: what the algorithm keeps, such as an optimizer's state.
+    model_state: of the global model, what is not trained; () where there is
+      none.
   """
 
   round: jax.Array
   params: optax.Params
   server: Any
+  model_state: Any = ()
+
+  @property
+  def variables(self) -> Any:
+    """What the functions of the model take."""
+    return join(self.params, self.model_state)
 
 
 class RoundMetrics(NamedTuple):
@@ -88,58 +100,84 @@ def lane_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
 
 
 def init_state(
-  params: optax.Params, algorithm: Algorithm, mesh: jax.sharding.Mesh
+  variables: Any, algorithm: Algorithm, mesh: jax.sharding.Mesh
 ) -> ServerState:
   """The state before the first round, on every device of the mesh."""
+  params, model_state = split(variables)
   state = ServerState(
     round=jnp.zeros((), jnp.int32),
     params=params,
     server=algorithm.server_init(params),
+    model_state=model_state,
   )
   return collectives.put(state, jax.sharding.NamedSharding(mesh, jax.P()))
 
 
 def init_client_states(
-  params: optax.Params,
+  variables: Any,
   algorithm: Algorithm,
   num_clients: int,
   mesh: jax.sharding.Mesh,
+  state_of: str = 'everybody',
 ) -> Any:
   """What the K clients keep before round 1, [K, ...], on every device."""
 
-  def init(params):
+  def init(variables):
     clients = jnp.arange(num_clients, dtype=jnp.int32)
-    return jax.vmap(algorithm.client_init, in_axes=(None, 0))(params, clients)
+    return first_states(algorithm, state_of, variables, clients)
 
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.jit(init, out_shardings=everywhere)(
-    collectives.put(params, everywhere)
+    collectives.put(variables, everywhere)
   )
 
 
+def first_states(
+  algorithm: Algorithm, state_of: str, variables: Any, clients: jax.Array
+) -> Any:
+  """Returns what some clients keep before they are first drawn.
+
+  Args:
+    algorithm: any.
+    state_of: as of `Model`.
+    variables: of the first global model.
+    clients: [M] int32, their numbers.
+
+  Returns:
+    [M, ...].
+  """
+
+  def init(variables, client):
+    params, model_state = split(variables)
+    state = algorithm.client_init(params, client)
+    return Kept(state, model_state) if state_of == 'client' else state
+
+  return jax.vmap(init, in_axes=(None, 0))(variables, clients)
+
+
 def build_round(
-  loss_fn: LossFn,
+  model: Model,
   algorithm: Algorithm,
   planner: Planner,
   mesh: jax.sharding.Mesh,
-  on_nan: str = 'stop',
-  augment: Augment | None = None,
   *,
+  loss: Loss = losses.cross_entropy,
+  on_nan: str = 'stop',
   counts_bytes: bool = False,
 ) -> jax.stages.Wrapped:
   """Builds the jitted round; the client states that go in are donated.
 
   Args:
-    loss_fn: losses of a batch under one client's model.
+    model: that the clients train. The key of its augmentation depends on seed,
+      round, row and the client's updates so far, and on nothing else.
     algorithm: such as `algorithms.fedavg`.
     planner: that will make the plans.
     mesh: its devices, from `lane_mesh`.
+    loss: of the model's outputs.
     on_nan: one of `choices.ON_NAN`. 'skip_client' takes the mean over those
       clients that end with finite numbers, with weights that add up to one; a
       round in which none does changes nothing. With 'stop' one client's Inf is
       the round's. With both, a mean or a server that is not finite is.
-    augment: changes an example whenever it is read. Its key depends on seed,
-      round, row and the client's updates so far, and on nothing else.
     counts_bytes: whether the algorithm's `num_bytes` is asked for each message.
 
   Returns:
@@ -152,9 +190,9 @@ def build_round(
   """
   choices.check_choice('on_nan', on_nan, choices.ON_NAN)
   training = Training(
-    loss_fn=loss_fn,
+    model=model,
+    loss=loss,
     algorithm=algorithm,
-    augment=augment,
     step_examples=planner.step_examples,
     accumulates=planner.accumulates,
     skips_clients=on_nan == 'skip_client',
@@ -230,16 +268,25 @@ def server_step(
       reported=sums.trained > 0,
     ),
   )
-  somebody = jnp.any(sums.trained > 0)
-  params, server = jax.tree.map(
-    lambda new, old: jnp.where(somebody, new, old),
-    (params, server),
-    (state.params, state.server),
+  model_state = jax.tree.map(
+    lambda total, old: (total / weight).astype(old.dtype),
+    sums.model_state,
+    state.model_state,
   )
-  finite = all_finite((aggregate, params, server, sums.client_states))
+  if training.model.state_of == 'nobody':
+    model_state = state.model_state
+  somebody = jnp.any(sums.trained > 0)
+  params, server, model_state = jax.tree.map(
+    lambda new, old: jnp.where(somebody, new, old),
+    (params, server, model_state),
+    (state.params, state.server, state.model_state),
+  )
+  finite = all_finite(
+    (aggregate, params, server, model_state, sums.client_states)
+  )
   if not training.skips_clients:  # Nobody is left out whose loss is not finite.
     finite &= jnp.isfinite(sums.loss)
-  new_state = ServerState(number, params, server)
+  new_state = ServerState(number, params, server, model_state)
   return jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), new_state, state
   ), finite

@@ -3,15 +3,17 @@
 While the devices work on a call, the next one is planned and begun.
 """
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterator
-import math
 from typing import Any
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from fedavg_jax.contracts.task import Task
+from fedavg_jax.contracts.task import results
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.engine import collectives
@@ -38,7 +40,7 @@ def simulate(
   *,
   rounds: int,
   eval_every: int = 1,
-  target_accuracy: float = 0.0,
+  target: float = 0.0,
   start: tuple[compiled_round.ServerState, Any] | None = None,
   host_states: ClientStates | None = None,
   wanted: Callable[[int], bool] = lambda number: False,
@@ -56,7 +58,8 @@ def simulate(
     simulation: compiled.
     rounds: of the whole run.
     eval_every: rounds from one evaluation to the next.
-    target_accuracy: ends the run; 0 is none.
+    target: of the first metric, the accuracy of a classifier, which ends the
+      run; 0 is none.
     start: server state and client states to continue from, as an earlier record
       had them, with the round after it; what clients keep goes with the first
       call, or is changed in its place on the host. None begins anew.
@@ -71,25 +74,31 @@ def simulate(
   """
   rules.check_whole('rounds', rounds, 1)
   rules.check_whole('eval_every', eval_every, 1)
-  rules.check_fraction('target_accuracy', target_accuracy, one=True)
+  task = simulation.task
+  if task.has_accuracy:
+    rules.check_fraction('target', target, one=True)
 
   def evaluated(number):
     return number % eval_every == 0 or number == rounds
 
   reached = _begin(simulation, start, host_states)
-  tested = simulation.evaluate(reached.state.params)
+  tested = simulation.test_sums(reached.state.variables)
   lanes = simulation.planner.lanes
   if start is None:
     yield make_record(
-      0, reached.state, reached.client_states, lanes, None, tested, 0.0
+      0,
+      reached.state,
+      reached.client_states,
+      lanes,
+      None,
+      results(task, tested),
+      0.0,
     )
   if evaluated(reached.round):
-    reached = reached.below(target_accuracy, tested.accuracy)
+    reached = reached.without(task, target, results(task, tested))
   if not reached.going.any():
     return
-  enough_correct = superstep.enough_correct(
-    target_accuracy, int(np.max(tested.count))
-  )
+  enough = task.enough(target, tested)
   while True:
     try:
       if lanes != simulation.planner.lanes:
@@ -101,12 +110,12 @@ def simulate(
         range(reached.round + 1, rounds + 1),
         going=reached.going,
         evaluated=evaluated,
-        enough_correct=enough_correct,
+        enough=enough,
         wanted=wanted,
         looking=looking,
         stopping=stopping,
       ):
-        reached = reached.after(record, target_accuracy)
+        reached = reached.after(record, task, target)
         yield record
       return
     # Not the type itself: a generator that is left alone ends when the
@@ -133,22 +142,27 @@ class _Reached(NamedTuple):
   client_states: Any
   going: Any
 
-  def below(self, target: float, accuracy: Any) -> '_Reached':
+  def without(
+    self, task: Task, target: float, test: dict[str, Any]
+  ) -> '_Reached':
     """Returns it without the values that reached the target; 0 is none."""
     if not target:
       return self
-    return self._replace(going=self.going & (accuracy < target))
+    first = next(iter(test.values()))
+    return self._replace(
+      going=self.going & ~np.asarray(task.reaches(first, target))
+    )
 
-  def after(self, record: Record, target: float) -> '_Reached':
+  def after(self, record: Record, task: Task, target: float) -> '_Reached':
     """Returns it after a record, the same where that has no state."""
     if record.state is None:
       return self
     reached = self._replace(
       round=record.round, state=record.state, going=self.going & record.finite
     )
-    if record.test_accuracy is None:
+    if not record.test:
       return reached
-    return reached.below(target, record.test_accuracy)
+    return reached.without(task, target, record.test)
 
 
 def _begin(
@@ -204,7 +218,7 @@ def run_calls(
   *,
   evaluated: Callable[[int], bool],
   going: Any = None,
-  enough_correct: float = math.inf,
+  enough: float | None = None,
   wanted: Callable[[int], bool] = lambda number: False,
   looking: Callable[[], bool] = lambda: False,
   stopping: Callable[[], bool] = lambda: False,
@@ -221,7 +235,8 @@ def run_calls(
     numbers: of the rounds.
     evaluated: round number -> whether its model is tested.
     going: of a sweep, [G] bool, the values that have not ended; None for all.
-    enough_correct: ends after a round with so many correct test examples.
+    enough: ends after a round whose test has reached it, as `Task.enough` has
+      it; None for no round.
     wanted: round number -> whether the record must have its state and client
       states. Asked once for a round, before it begins; the same on all
       processes.
@@ -238,7 +253,9 @@ def run_calls(
     state,
     client_states,
     numbers,
-    superstep.Ends(evaluated, enough_correct),
+    superstep.Ends(
+      evaluated, simulation.task.never if enough is None else enough
+    ),
     going=going,
     asked=Asked(wanted, looking, stopping),
   )
@@ -259,17 +276,21 @@ def run(
 
   Returns:
     Arrays with an entry per round, round 0 included: round, train_loss,
-    examples, seconds, test_accuracy, test_loss; NaN where there is none. Of a
-    sweep [R, G], but for round and seconds.
+    examples, seconds, and test_<name> of what tests give, such as
+    test_accuracy and test_loss; NaN where there is none. Of a sweep [R, G],
+    but for round and seconds.
 
   Raises:
     DivergedError: the loss or the model is not finite any more.
   """
-  names = 'round train_loss examples seconds test_accuracy test_loss'.split()
-  history: dict[str, list] = {name: [] for name in names}
+  names = 'round', 'train_loss', 'examples', 'seconds'
+  tests: tuple[str, ...] = ()
+  history: dict[str, list] = collections.defaultdict(list)
   for record in simulate(simulation, rounds=rounds, eval_every=eval_every):
-    for name in names:
-      value = getattr(record, name)
+    found = {name: getattr(record, name) for name in names}
+    tests = tests or tuple(record.test)  # Of round 0 all.
+    found |= {f'test_{name}': record.test.get(name) for name in tests}
+    for name, value in found.items():
       history[name].append(np.nan if value is None else value)
     if not np.any(record.finite):
       raise DivergedError(f'round {record.round}: {DIVERGED}')

@@ -1,4 +1,4 @@
-"""Accuracy and loss on test sets, on every device of the mesh.
+"""Metrics on test sets, on every device of the mesh.
 
 Of the central one, or of what every client has held out.
 """
@@ -12,7 +12,10 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from fedavg_jax.contracts import losses
+from fedavg_jax.contracts.metrics import num_labels
+from fedavg_jax.contracts.model import Batch
+from fedavg_jax.contracts.task import Sums
+from fedavg_jax.contracts.task import Task
 from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
@@ -22,71 +25,66 @@ from fedavg_jax.engine import collectives
 _BATCH = 125
 
 
-class TestMetrics(NamedTuple):
-  """Sums over the test set; divided on the host, so 0.99 is 9,900 of 10,000.
-
-  Each a number, or an array of one for each model that was tested.
+class TestSet(NamedTuple):
+  """A test set in batches, dealt to the devices.
 
   Attributes:
-    correct: labels that have the largest logit.
-    loss_sum: sum of the labels' losses.
-    count: labels: examples, or positions of sequences.
+    x: [D * batches, B, ...].
+    y: [D * batches, B, ...].
+    mask: [D * batches, B] bool, False for padding.
   """
 
   __test__ = False  # Not a test, whatever pytest thinks of its name.
 
-  correct: jax.Array
-  loss_sum: jax.Array
-  count: jax.Array
+  x: Any
+  y: Any
+  mask: Any
 
-  @property
-  def accuracy(self) -> Any:
-    """Fraction that is correct."""
-    return np.asarray(self.correct, np.float64) / self.count
-
-  @property
-  def loss(self) -> Any:
-    """Mean loss."""
-    return np.asarray(self.loss_sum, np.float64) / self.count
+  def batch(self) -> Batch:
+    """Returns one of them as what metrics take."""
+    return Batch(self.x, self.y, self.mask, jnp.sum(self.mask, dtype=jnp.int32))
 
 
-def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> Examples:
+def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
   """Cuts a test set into batches and deals them to the devices.
 
   Args:
     test: x [n, ...], y [n, ...].
     mesh: from `compiled_round.lane_mesh`.
-
-  Returns:
-    x [D * batches, B, ...] and y [D * batches, B, ...]; examples without any
-    label are padding.
   """
   if test.y.ndim > 1:  # Sequences of about one length: few steps on padding.
     lengths = np.sum(test.y != NO_LABEL, axis=1)
     order = np.argsort(lengths, kind='stable')
     test = Examples(test.x[order], test.y[order])
-  return Examples(_dealt(test.x, mesh, 0), _dealt(test.y, mesh, NO_LABEL))
+  return _deal_examples(test.x, test.y, mesh)
+
+
+def _deal_examples(x: Any, y: Any, mesh: jax.sharding.Mesh) -> TestSet:
+  return TestSet(
+    _deal(x, mesh, 0),
+    _deal(y, mesh, NO_LABEL),
+    _deal(np.ones(len(y), bool), mesh, False),
+  )
 
 
 def place_held_out(
   held: Clients, mesh: jax.sharding.Mesh
-) -> tuple[Examples, Any]:
-  """The same for what clients have held out, in the order of the clients.
+) -> tuple[TestSet, Any]:
+  """Does the same for what clients have held out, in the order of the clients.
 
   Returns:
-    Examples as of `place_test_set`, and owner [D * batches, B]; padding belongs
-    to client K.
+    A test set, and owner [D * batches, B]; padding belongs to client K.
   """
   owner = np.repeat(
     np.arange(held.num_clients, dtype=np.int32), held.num_examples
   )
   return (
-    Examples(_dealt(held.x, mesh, 0), _dealt(held.y, mesh, NO_LABEL)),
-    _dealt(owner, mesh, held.num_clients),
+    _deal_examples(held.x, held.y, mesh),
+    _deal(owner, mesh, held.num_clients),
   )
 
 
-def _dealt(array, mesh, padding) -> Any:
+def _deal(array, mesh, padding) -> Any:
   """[n, ...] -> [D * batches, B, ...], on its devices."""
   batches = -(-len(array) // (_BATCH * mesh.size)) * mesh.size
   missing = batches * _BATCH - len(array)
@@ -101,87 +99,99 @@ def _dealt(array, mesh, padding) -> Any:
   )
 
 
-def examples_metrics(
-  apply: Callable, params: Any, x: jax.Array, y: jax.Array
-) -> TestMetrics:
-  """The metrics of every example of a batch, [B] each.
+def rows(task: Task, variables: Any, batch: Batch) -> Sums:
+  """Tests a batch; returns what each of its examples adds to the sums.
 
   Args:
-    apply: (params, x [B, ...]) -> logits [B, ..., classes].
-    params: the model.
-    x: [B, ...].
-    y: [B, ...], `NO_LABEL` where there is none.
+    task: whose model is tested.
+    variables: of the model.
+    batch: of B examples.
+
+  Returns:
+    [B, ...]; zero where an example is masked out.
   """
-  logits = apply(params, x)
-  correct = jnp.argmax(logits, axis=-1) == y  # Never where there is none.
+  outputs = task.model.apply(variables, batch.x)
+  found = Sums(
+    tuple(metric.rows(outputs, batch) for metric in task.metrics),
+    num_labels(batch),
+  )
 
-  def of_each(values):
-    return jnp.sum(values.reshape(len(y), -1), axis=1)
+  def of_real(values):
+    mask = batch.mask.reshape(-1, *(1,) * (values.ndim - 1))
+    return jnp.where(mask, values.astype(jnp.float32), 0.0)
 
-  return TestMetrics(
-    correct=of_each(correct.astype(jnp.float32)),
-    loss_sum=of_each(losses.label_losses(logits, y)),
-    count=of_each((y != NO_LABEL).astype(jnp.float32)),
+  return jax.tree.map(of_real, found)
+
+
+def no_sums(task: Task, variables: Any, test: TestSet) -> Sums:
+  """Returns the sums over no example.
+
+  Args:
+    task: that is tested.
+    variables: of its model.
+    test: of which one batch is looked at, [n, B, ...].
+  """
+  first = jax.tree.map(lambda array: array[0], test)
+  shapes = jax.eval_shape(lambda: rows(task, variables, first.batch()))
+  return jax.tree.map(
+    lambda leaf: jnp.zeros(leaf.shape[1:], jnp.float32), shapes
   )
 
 
-def build_evaluate(
-  apply: Callable, mesh: jax.sharding.Mesh
-) -> jax.stages.Wrapped:
-  """Builds the jitted `evaluate(params, test) -> TestMetrics`.
+def build_evaluate(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+  """Builds the jitted `evaluate(variables, test) -> Sums`.
 
   Args:
-    apply: (params, x [B, ...]) -> logits [B, ..., classes].
+    task: that is tested.
     mesh: the devices that `place_test_set` dealt to.
   """
 
-  def batch_sums(params, batch):
-    return jax.tree.map(jnp.sum, examples_metrics(apply, params, *batch))
+  def device_sums(variables, test: TestSet):
+    def add(sums, own: TestSet):
+      found = rows(task, variables, own.batch())
+      return jax.tree.map(
+        lambda total, new: total + jnp.sum(new, axis=0), sums, found
+      ), None
 
-  def device_sums(params, test: Examples):
-    zero = jnp.zeros((), jnp.float32)
-    sums, _ = lax.scan(
-      lambda sums, batch: (
-        jax.tree.map(jnp.add, sums, batch_sums(params, batch)),
-        None,
-      ),
-      TestMetrics(zero, zero, zero),
-      test,
-    )
+    sums, _ = lax.scan(add, no_sums(task, variables, test), test)
     return collectives.sum_over_devices(sums)
 
   return _over_devices(device_sums, mesh)
 
 
 def build_evaluate_clients(
-  apply: Callable, num_clients: int, mesh: jax.sharding.Mesh
+  task: Task, num_clients: int, mesh: jax.sharding.Mesh
 ) -> jax.stages.Wrapped:
-  """Builds the jitted `evaluate(params, (held, owner)) -> TestMetrics` of [K].
+  """Builds the jitted `evaluate(variables, (held, owner)) -> Sums` of [K].
 
   Args:
-    apply: as of `build_evaluate`.
+    task: as of `build_evaluate`.
     num_clients: K.
     mesh: the devices that `place_held_out` dealt to.
   """
 
-  def device_sums(params, held):
+  def device_sums(variables, held):
     def add(sums, batch):
-      (x, y), owner = batch
-      told = examples_metrics(apply, params, x, y)
+      own, owner = batch
       # Padding lies past the end, which a scatter drops.
       return jax.tree.map(
-        lambda sums, own: sums.at[owner].add(own, mode='drop'), sums, told
+        lambda sums, new: sums.at[owner].add(new, mode='drop'),
+        sums,
+        rows(task, variables, own.batch()),
       ), None
 
-    zeros = jnp.zeros(num_clients, jnp.float32)
-    sums, _ = lax.scan(add, TestMetrics(zeros, zeros, zeros), held)
+    one = no_sums(task, variables, held[0])
+    sums = jax.tree.map(
+      lambda leaf: jnp.zeros((num_clients, *leaf.shape), leaf.dtype), one
+    )
+    sums, _ = lax.scan(add, sums, held)
     return collectives.sum_over_devices(sums)
 
   return _over_devices(device_sums, mesh)
 
 
 def _over_devices(device_sums: Callable, mesh) -> jax.stages.Wrapped:
-  """(params, what was dealt) -> sums, jitted; each device has its own part."""
+  """Jits (variables, what was dealt) -> sums; each device has its own part."""
   return jax.jit(
     jax.shard_map(
       device_sums,

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.model import split
+from fedavg_jax.contracts.task import Task
+from fedavg_jax.core import choices
 from fedavg_jax.core import client_data
 from fedavg_jax.core import exact
 from fedavg_jax.core.client_data import Clients
@@ -32,22 +35,23 @@ def init_shapes(model: Model, seed: int) -> Any:
 
 
 def check(
-  model: Model,
-  params: Any,
+  task: Task,
+  variables: Any,
   clients: Clients,
   test: Examples,
   *,
   on_nan: str,
   stream: bool,
 ) -> tuple[Clients, Examples]:
-  """Makes sure that examples are what the model and cross entropy can learn.
+  """Makes sure that examples are what the model and the loss can learn.
 
   Args:
-    model: of the simulation.
-    params: its parameters, or their shapes.
-    clients: x [n, ...], y [n] class numbers or [n, T] of sequences; arrays that
-      are on a disk were looked at when they were converted.
-    test: of the same type, shape and form of labels.
+    task: of the simulation.
+    variables: of its model, or their shapes.
+    clients: x [n, ...]; with cross entropy y [n] class numbers or [n, T] of
+      sequences, with another loss any numbers; arrays that are on a disk were
+      looked at when they were converted.
+    test: of the same type, shape and form of targets.
     on_nan: one of `choices.ON_NAN`.
     stream: whether the clients' inputs are only read as they are trained on.
 
@@ -57,7 +61,8 @@ def check(
   Raises:
     InputError: names the array, the value and the rule.
   """
-  labels = _label_axes(model, params, clients)
+  _check_state(task.model, variables)
+  targets = _Targets(task, _outputs(task.model, variables, clients))
   checked = []
   for name, (x, y) in (('clients', clients[:2]), ('test', test)):
     x = _inputs(x, f'{name}.x', stream and name == 'clients')
@@ -71,28 +76,32 @@ def check(
     raise InputError(
       f'test.x: is {_form(test_x)}, but clients.x {_form(x)}; must be alike'
     )
-  y = _labels(y, 'clients.y', labels)
-  test_y = _labels(test_y, 'test.y', labels)
+  y = targets.check(y, 'clients.y')
+  test_y = targets.check(test_y, 'test.y')
+  if y.dtype != test_y.dtype or y.shape[1:] != test_y.shape[1:]:
+    raise InputError(
+      f'test.y: is {_form(test_y)}, but clients.y {_form(y)}; must be alike'
+    )
   if not stream:  # Streamed examples are looked at when they are trained on.
     _check_finite(x, clients.offsets, on_nan)
   _check_finite(test_x, None, on_nan)
   return clients._replace(x=x, y=y), Examples(test_x, test_y)
 
 
-def check_held(model: Model, params: Any, held: Clients) -> Clients:
+def check_held(task: Task, variables: Any, held: Clients) -> Clients:
   """Does for what clients hold out what `check` does for the test set.
 
   Args:
-    model: that is tested.
-    params: its parameters, or their shapes.
-    held: x [n, ...] and y [n] or [n, T], n at least 1.
+    task: that is tested.
+    variables: of its model, or their shapes.
+    held: x [n, ...] and y [n, ...], n at least 1.
 
   Raises:
     InputError: names the array, the value and the rule.
   """
-  labels = _label_axes(model, params, held)
+  targets = _Targets(task, _outputs(task.model, variables, held))
   x = exact.inputs(held.x, 'held.x')
-  y = _labels(held.y, 'held.y', labels)
+  y = targets.check(held.y, 'held.y')
   if len(x) != len(y):
     raise InputError(f'held: {len(x)} inputs, but {len(y)} labels')
   return held._replace(x=x, y=y)
@@ -120,37 +129,88 @@ def lowering(model: Model, shape: Sequence[int]) -> Iterator[None]:
     ) from error
 
 
-def _label_axes(model: Model, params: Any, clients: Clients) -> tuple[int, ...]:
-  """Traces the model; returns the shape of an example's labels, and classes."""
+def _outputs(model: Model, variables: Any, clients: Clients) -> Any:
+  """Traces the model; returns the shapes of its outputs for one example."""
   inputs = clients.x
   dtype = inputs.dtype
   if dtype.kind in 'iuf' and dtype.itemsize == 8:  # As `exact.inputs` has it.
     dtype = np.dtype(np.float32 if dtype.kind == 'f' else np.int32)
   shape = (1, *inputs.shape[1:])
   try:
-    logits = jax.eval_shape(
-      model.apply, params, jax.ShapeDtypeStruct(shape, dtype)
+    return jax.eval_shape(
+      model.apply, variables, jax.ShapeDtypeStruct(shape, dtype)
     )
   except Exception as error:  # Of a person's own model, anything.
     raise InputError(
       f'model {model.name!r}: cannot take examples of shape'
       f' {list(shape[1:])} and type {dtype} ({_reason(error)})'
     ) from error
-  if (
-    not hasattr(logits, 'shape')
-    or len(logits.shape) < 2
-    or logits.shape[0] != 1
-  ):
-    raise InputError(
-      f'model {model.name!r}: apply(params, x) must return logits'
-      f' [B, ..., classes], of one example it returns {_tree(logits)}'
+
+
+class _Targets:
+  """What targets must be, by the loss and the outputs of the model."""
+
+  def __init__(self, task: Task, outputs: Any):
+    """Takes any outputs but with cross entropy, which needs logits.
+
+    Raises:
+      InputError: they are no logits.
+    """
+    self._axes: tuple[int, ...] | None = None
+    if not task.classifies:
+      return
+    name = task.model.name
+    if (
+      not hasattr(outputs, 'shape')
+      or len(outputs.shape) < 2
+      or outputs.shape[0] != 1
+    ):
+      raise InputError(
+        f'model {name!r}: apply(params, x) must return logits'
+        f' [B, ..., classes], of one example it returns {_tree(outputs)}'
+      )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+      raise InputError(
+        f'model {name!r}: apply(params, x) must return floating-point logits,'
+        f' returns {outputs.dtype}'
+      )
+    self._axes = outputs.shape[1:]
+
+  def check(self, y: Any, name: str) -> Any:
+    """Returns class numbers in int32, or other targets in a type of JAX's.
+
+    Raises:
+      InputError: names the array, the value and the rule.
+    """
+    if self._axes is None:
+      return exact.inputs(y, name)
+    *positions, classes = self._axes
+    if tuple(y.shape[1:]) != tuple(positions):
+      raise InputError(
+        f'{name}: has the shape {["n", *y.shape[1:]]}, the model makes logits'
+        f' for {["n", *positions]}'.replace("'", '')
+      )
+    return exact.class_numbers(
+      y,
+      name,
+      num_classes=classes,
+      ndim=y.ndim,
+      # Positions of sequences may have no label, examples must have one.
+      least=client_data.NO_LABEL if positions else 0,
     )
-  if not jnp.issubdtype(logits.dtype, jnp.floating):
+
+
+def _check_state(model: Model, variables: Any) -> None:
+  """Raises InputError where a model's state and its functions do not agree."""
+  choices.check_choice(
+    f'model {model.name!r}: state_of', model.state_of, choices.STATE_OF
+  )
+  _, state = split(variables)
+  if jax.tree.leaves(state) and model.train is None:
     raise InputError(
-      f'model {model.name!r}: apply(params, x) must return floating-point'
-      f' logits, returns {logits.dtype}'
+      f'model {model.name!r}: init(key) returns Variables with a state, which'
+      ' needs a `train` that returns it anew'
     )
-  return logits.shape[1:]
 
 
 def _inputs(x: Any, name: str, stays_on_disk: bool) -> Any:
@@ -163,24 +223,6 @@ def _inputs(x: Any, name: str, stays_on_disk: bool) -> Any:
       ' the host'
     )
   return x
-
-
-def _labels(y: Any, name: str, axes: tuple[int, ...]) -> Any:
-  """Class numbers in int32, one for each of the model's logits."""
-  *positions, classes = axes
-  if tuple(y.shape[1:]) != tuple(positions):
-    raise InputError(
-      f'{name}: has the shape {["n", *y.shape[1:]]}, the model makes logits for'
-      f' {["n", *positions]}'.replace("'", '')
-    )
-  return exact.class_numbers(
-    y,
-    name,
-    num_classes=classes,
-    ndim=y.ndim,
-    # Positions of sequences may have no label, examples must have one.
-    least=client_data.NO_LABEL if positions else 0,
-  )
 
 
 def _check_finite(x: Any, offsets: np.ndarray | None, on_nan: str) -> None:

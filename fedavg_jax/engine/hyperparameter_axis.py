@@ -51,7 +51,7 @@ class Trained(Protocol):
     """Returns `round_fn(going, state, client_states, data, plan)`."""
 
   def evaluate(self, evaluate: Callable, platform: str) -> Callable:
-    """Returns `evaluate(params, test)` of each algorithm's model."""
+    """Returns `evaluate(variables, test)` of each algorithm's model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +144,8 @@ class Sweep:
 
   def evaluate(self, evaluate: Callable, platform: str) -> Callable:
     @jax.jit
-    def evaluate_all(params, test):
-      return over(lambda one: evaluate(one, test), platform)(params)
+    def evaluate_all(variables, test):
+      return over(lambda one: evaluate(one, test), platform)(variables)
 
     return evaluate_all
 

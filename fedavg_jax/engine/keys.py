@@ -13,7 +13,7 @@ import numpy as np
 # augmentation is that of seed and round alone.
 _CLIENT, _SERVER = np.uint32(2**31), np.uint32(2**31 + 1)
 # What a client's key is for.
-_START, _FINISH, _UPDATE, _OPTIMIZER = 0, 1, 2, 3
+_START, _FINISH, _UPDATE, _OPTIMIZER, _BATCH = 0, 1, 2, 3, 4
 
 
 def of_augmentation(seed, number) -> jax.Array:
@@ -49,6 +49,12 @@ def of_update(clients: jax.Array, client_id, step) -> jax.Array:
   """Returns the key of a client's local update, counted from 0."""
   key = jax.random.fold_in(jax.random.fold_in(clients, client_id), _UPDATE)
   return jax.random.fold_in(key, step)
+
+
+def of_batch(clients: jax.Array, client_id, examples) -> jax.Array:
+  """Returns the key of a client's batch, by the examples it has read before."""
+  key = jax.random.fold_in(jax.random.fold_in(clients, client_id), _BATCH)
+  return jax.random.fold_in(key, examples)
 
 
 def holds_keys(tree: Any) -> bool:

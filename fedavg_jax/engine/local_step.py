@@ -20,9 +20,11 @@ from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientContext
 from fedavg_jax.contracts.algorithm import ClientOutput
 from fedavg_jax.contracts.algorithm import ClientResult
-from fedavg_jax.contracts.losses import LossFn
+from fedavg_jax.contracts.losses import Loss
 from fedavg_jax.contracts.model import Array
-from fedavg_jax.contracts.model import Augment
+from fedavg_jax.contracts.model import Batch
+from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.model import join
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import keys
 from fedavg_jax.engine.prefetch import Buffer
@@ -33,9 +35,9 @@ class Training:
   """What stands in the program when a round is compiled.
 
   Attributes:
-    loss_fn: losses of a batch under one client's model.
+    model: that every client trains.
+    loss: of its outputs.
     algorithm: such as `algorithms.fedavg`.
-    augment: changes an example whenever it is read; None changes nothing.
     step_examples: B.
     accumulates: whether a minibatch may take several steps.
     skips_clients: whether a client that is not finite is left out.
@@ -43,9 +45,9 @@ class Training:
     widths: lanes that step together, descending; the others are idle by then.
   """
 
-  loss_fn: LossFn
+  model: Model
+  loss: Loss
   algorithm: Algorithm
-  augment: Augment | None
   step_examples: int
   accumulates: bool
   skips_clients: bool
@@ -58,6 +60,7 @@ class RoundContext(NamedTuple):
 
   Attributes:
     global_params: the global model.
+    model_state: of it, what is not trained; () where there is none.
     opt_state: of a client's optimizer before its first step.
     server_state: what the server keeps.
     number: int32 scalar, the round's number, from 1.
@@ -66,6 +69,7 @@ class RoundContext(NamedTuple):
   """
 
   global_params: optax.Params
+  model_state: Any
   opt_state: Any
   server_state: Any
   number: jax.Array
@@ -78,6 +82,7 @@ class LaneState(NamedTuple):
 
   Attributes:
     params: the client's model.
+    model_state: of it, what is not trained.
     opt_state: of its optimizer.
     grads: sum over the parts of a minibatch so far; () where it has one part.
     client_state: what the client keeps, as it was when the round began.
@@ -89,6 +94,7 @@ class LaneState(NamedTuple):
   """
 
   params: optax.Params
+  model_state: Any
   opt_state: Any
   grads: Any
   client_state: Any
@@ -126,6 +132,7 @@ def round_context(training: Training, state: Any, seed: Array) -> RoundContext:
   number = state.round + 1
   return RoundContext(
     global_params=state.params,
+    model_state=state.model_state,
     opt_state=training.algorithm.client_optimizer.init(state.params),
     server_state=state.server,
     number=number,
@@ -167,8 +174,8 @@ def local_step(
     lane: before the step.
     step: which examples it reads.
   """
-  x, y, mask = read_examples(training, context, data, order, lane, step)
-  loss, grads = gradient(training.loss_fn, lane.params, x, y, mask, step.batch)
+  batch = read_batch(training, context, data, order, lane, step)
+  loss, grads, model_state = gradient(training, context, lane, batch)
   if training.accumulates:
     grads = jax.tree.map(jnp.add, lane.grads, grads)
   params, opt_state = client_update(training, context, lane, grads)
@@ -182,62 +189,100 @@ def local_step(
       lane._replace(grads=grads),
     )
   return stepped._replace(
+    model_state=model_state,
     updates=lane.updates + step.completes.astype(jnp.int32),
     loss=lane.loss + loss,
     examples=lane.examples + step.count,
   )
 
 
-def read_examples(
+def read_batch(
   training: Training,
   context: RoundContext,
   data: Examples | Buffer,
   order: Array,
   lane: LaneState,
   step: Step,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Reads a step's examples of ONE lane: x [B, ...], y [B, ...], mask [B].
-
-  Rows behind the last one are the client's own too; mask is False there.
-  """
+) -> Batch:
+  """Reads the examples of a step of ONE lane."""
   rows = lax.dynamic_slice_in_dim(order, step.start, training.step_examples)
   x = data.x[rows]
-  if training.augment is not None:
+  if training.model.augment is not None:
     # An example has the same keys wherever it is read from. A client reads a
     # row once per epoch, each time after other updates.
     numbers = data.row[rows] if isinstance(data, Buffer) else rows
     key = jax.random.fold_in(context.augmentation, lane.updates)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
-    x = jax.vmap(training.augment)(keys, x)
-  return x, data.y[rows], jnp.arange(training.step_examples) < step.count
+    x = jax.vmap(training.model.augment)(keys, x)
+  mask = jnp.arange(training.step_examples) < step.count
+  return Batch(x, data.y[rows], mask, jnp.asarray(step.batch))
 
 
 def gradient(
-  loss_fn: LossFn,
-  params: optax.Params,
-  x: jax.Array,
-  y: jax.Array,
-  mask: jax.Array,
-  batch: Array,
-) -> tuple[jax.Array, optax.Params]:
-  """Returns the sum of the losses of a step, and its part of the gradient.
+  training: Training, context: RoundContext, lane: LaneState, batch: Batch
+) -> tuple[jax.Array, optax.Params, Any]:
+  """Differentiates the mean loss of ONE lane's minibatch, or a part of it.
 
   Args:
-    loss_fn: losses of a batch.
-    params: of one client.
-    x: [B, ...].
-    y: [B, ...].
-    mask: [B] bool, real examples.
-    batch: examples of the whole minibatch; the gradients of its parts add up to
-      that of its mean loss.
+    training: what is compiled in.
+    context: of the round.
+    lane: before the step.
+    batch: that it reads.
+
+  Returns:
+    The sum of the losses; the gradient, of a part its share, so that those of
+    the parts add up; and the state of the model after the batch.
   """
+  key = keys.of_batch(context.clients, lane.client_id, lane.examples)
+  own = client_context(context, lane, key)
+
+  def losses_of(params, batch):
+    return batch_losses(training, lane, params, batch, own)
+
+  if training.algorithm.client_gradient is not None:
+    losses, grads = training.algorithm.client_gradient(
+      lambda *args: losses_of(*args)[0], lane.params, batch, own
+    )
+    loss = jnp.sum(jnp.where(batch.mask, losses, 0.0))
+    return loss, grads, losses_of(lane.params, batch)[1]
 
   def share_of_mean_loss(params):
-    losses = jnp.where(mask, loss_fn(params, x, y), 0.0)
-    return jnp.sum(losses) / jnp.maximum(batch, 1).astype(losses.dtype)
+    losses, model_state = losses_of(params, batch)
+    losses = jnp.where(batch.mask, losses, 0.0)
+    size = jnp.maximum(batch.size, 1).astype(losses.dtype)
+    return jnp.sum(losses) / size, model_state
 
-  share, grads = jax.value_and_grad(share_of_mean_loss)(params)
-  return share * batch.astype(share.dtype), grads
+  (share, model_state), grads = jax.value_and_grad(
+    share_of_mean_loss, has_aux=True
+  )(lane.params)
+  return share * batch.size.astype(share.dtype), grads, model_state
+
+
+def batch_losses(
+  training: Training,
+  lane: LaneState,
+  params: optax.Params,
+  batch: Batch,
+  context: ClientContext,
+) -> tuple[jax.Array, Any]:
+  """Returns the losses [B] of ONE lane's batch, and the model's state after it.
+
+  The state stays what it is where the batch has no real row, as an idle lane's.
+  """
+  model = training.model
+  variables = join(params, lane.model_state)
+  if model.train is None:
+    outputs = model.apply(variables, batch.x)
+    return training.loss(outputs, batch), lane.model_state
+  outputs, state = model.train(variables, batch, context)
+  if model.state_of == 'nobody':
+    state = lane.model_state
+  state = jax.tree.map(
+    lambda new, old: jnp.where(jnp.any(batch.mask), new, old),
+    state,
+    lane.model_state,
+  )
+  return training.loss(outputs, batch), state
 
 
 def client_update(
@@ -265,6 +310,7 @@ def client_output(
     ClientResult(
       delta=jax.tree.map(jnp.subtract, lane.params, context.global_params),
       params=lane.params,
+      model_state=lane.model_state,
       num_updates=jnp.maximum(lane.updates, 1),
       mean_loss=lane.loss / jnp.maximum(lane.examples, 1).astype(jnp.float32),
       optimizer_state=lane.opt_state,

@@ -15,9 +15,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedavg_jax.contracts import losses
 from fedavg_jax.contracts.algorithm import Algorithm
-from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.task import Task
 from fedavg_jax.engine import client_state_store
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
@@ -42,7 +41,7 @@ class Program(NamedTuple):
   """All that decides what a call computes, and on which devices.
 
   Attributes:
-    model: whose gradients it takes.
+    task: what is learned, and measured.
     federation: its examples checked.
     trained: the algorithm, or those of a sweep.
     planner: laid out for the mesh.
@@ -52,7 +51,7 @@ class Program(NamedTuple):
     counts_bytes: whether the bytes of messages depend on their numbers.
   """
 
-  model: Model
+  task: Task
   federation: Federation
   trained: Trained
   planner: planning.Planner
@@ -66,18 +65,18 @@ class Program(NamedTuple):
     return self.trained.init(self._init_of)
 
   def _init_of(self, algorithm: Algorithm):
-    params = self.first_params()
-    state = compiled_round.init_state(params, algorithm, self.mesh)
+    variables = self.first_variables()
+    state = compiled_round.init_state(variables, algorithm, self.mesh)
     if self.planner.gathers:
       return state, ()
     number = len(self.planner.num_examples)
     return state, compiled_round.init_client_states(
-      params, algorithm, number, self.mesh
+      variables, algorithm, number, self.mesh, self.task.model.state_of
     )
 
-  def first_params(self) -> Any:
-    """Returns the initial weights."""
-    return self.model.init(jax.random.key(self.planner.seed))
+  def first_variables(self) -> Any:
+    """Returns the initial weights, and what state the model has beside them."""
+    return self.task.model.init(jax.random.key(self.planner.seed))
 
   def host_states(self, folder=None) -> client_state_store.ClientStates:
     """Returns what all clients keep before round 1, to stay on the host.
@@ -85,38 +84,40 @@ class Program(NamedTuple):
     Args:
       folder: where a file has them; None keeps them in memory.
     """
-    client_init = self.trained.first.client_init
+    first = functools.partial(
+      compiled_round.first_states,
+      self.trained.first,
+      self.task.model.state_of,
+    )
     return client_state_store.ClientStates(
-      functools.partial(
-        jax.jit(jax.vmap(client_init, in_axes=(None, 0))), self.first_params()
-      ),
+      functools.partial(jax.jit(first), self.first_variables()),
       len(self.planner.num_examples),
       folder,
     )
 
   def evaluate(self) -> Any:
-    """Returns the jitted evaluation, (params, test) -> `TestMetrics`."""
-    one = evaluation.build_evaluate(self.model.apply, self.mesh)
+    """Returns the jitted evaluation, (variables, test) -> `Sums`."""
+    one = evaluation.build_evaluate(self.task, self.mesh)
     return self.trained.evaluate(one, self.platform)
 
   def call(self) -> jax.stages.Wrapped:
     """Returns the jitted call, as `superstep.build_call` has it."""
-    loss_fn = losses.cross_entropy(self.model.apply)
 
     def round_of(algorithm: Algorithm):
       return compiled_round.build_round(
-        loss_fn,
+        self.task.model,
         algorithm,
         self.planner,
         self.mesh,
-        self.federation.on_nan,
-        self.model.augment,
+        loss=self.task.loss,
+        on_nan=self.federation.on_nan,
         counts_bytes=self.counts_bytes,
       )
 
     return superstep.build_call(
       self.trained.round(round_of, self.platform),
       self.evaluate(),
+      self.task.reached,
       self.mesh,
       jax.P('lanes') if self.planner.streamed else jax.P(),
     )
@@ -150,7 +151,7 @@ class Program(NamedTuple):
     """
     shape = self.federation.clients.x.shape[1:]
     with layers.for_platform(self.platform):
-      with examples.lowering(self.model, shape):
+      with examples.lowering(self.task.model, shape):
         return self.call().lower(*(arguments or self.arguments()))
 
   def export(self, target: str) -> jax.export.Exported:

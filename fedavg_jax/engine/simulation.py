@@ -22,12 +22,20 @@ from fedavg_jax.contracts import losses
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm_checks import Traffic
 from fedavg_jax.contracts.algorithm_checks import check_algorithm
-from fedavg_jax.contracts.algorithm_checks import client_state_shapes
 from fedavg_jax.contracts.algorithm_checks import message_shapes
 from fedavg_jax.contracts.algorithm_checks import traffic
+from fedavg_jax.contracts.losses import Loss
+from fedavg_jax.contracts.metrics import Metric
 from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.model import join
 from fedavg_jax.contracts.model import num_bytes
 from fedavg_jax.contracts.model import num_parameters
+from fedavg_jax.contracts.model import split
+from fedavg_jax.contracts.task import Sums
+from fedavg_jax.contracts.task import Task
+from fedavg_jax.contracts.task import make_task
+from fedavg_jax.contracts.task import results
+from fedavg_jax.contracts.task_checks import check_task
 from fedavg_jax.core import client_data
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_state_store
@@ -70,8 +78,10 @@ class Simulation(NamedTuple):
     data: numbers of a call's rounds -> the examples that they read, on the
       devices: all clients' ones, or a buffer of the cohort's.
     mesh: the devices.
+    task: what is learned, and by what it is measured.
     test: the test set on the devices.
-    evaluate: params -> test metrics.
+    evaluate: variables of a model -> results of its test, by name.
+    test_sums: variables of a model -> the sums that they are made of.
     compile_seconds: what compiling took, by the wall clock.
     why_lanes: one line, why the planner has the lanes it has.
     with_lanes: number of lanes -> the same federation with other lanes.
@@ -86,8 +96,10 @@ class Simulation(NamedTuple):
   rounds_per_call: int
   data: Callable[[Sequence[int]], Any]
   mesh: jax.sharding.Mesh
-  test: client_data.Examples
-  evaluate: Callable[[Any], evaluation.TestMetrics]
+  task: Task
+  test: evaluation.TestSet
+  evaluate: Callable[[Any], dict[str, Any]]
+  test_sums: Callable[[Any], Sums]
   compile_seconds: float
   why_lanes: str
   with_lanes: Callable[[int], 'Simulation']
@@ -100,6 +112,8 @@ def build_simulation(
   federation: Federation,
   algorithm: Algorithm,
   *,
+  loss: Loss = losses.cross_entropy,
+  metrics: Sequence[Metric] | None = None,
   execution: Execution = Execution(),  # noqa: B008 (they are frozen)
   placement: Placement = Placement(),  # noqa: B008
 ) -> Simulation:
@@ -109,6 +123,10 @@ def build_simulation(
     model: from `zoo.build_model`, or your own pair of init and apply.
     federation: who trains on what, how much, and how cohorts are drawn.
     algorithm: such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`.
+    loss: (outputs, batch) -> [B], see `losses`.
+    metrics: of tests, see `metrics`; the first name of the first one is what
+      targets go by. None takes accuracy and loss with cross entropy, and the
+      mean loss with any other one.
     execution: lanes, devices, rounds per call.
     placement: whether examples and client states stay on the host.
 
@@ -123,8 +141,9 @@ def build_simulation(
       'algorithm: must be an Algorithm, such as fa.fedavg(...); a function that'
       ' makes one of a value is for build_sweep'
     )
+  task = make_task(model, loss, metrics)
   trained = Single(algorithm)
-  return _build(_Parts(model, federation, trained, execution, placement))
+  return _build(_Parts(task, federation, trained, execution, placement))
 
 
 def build_sweep(
@@ -133,6 +152,8 @@ def build_sweep(
   algorithm_of: Callable[[jax.Array], Algorithm],
   values: Sequence[float],
   *,
+  loss: Loss = losses.cross_entropy,
+  metrics: Sequence[Metric] | None = None,
   execution: Execution = Execution(),  # noqa: B008 (they are frozen)
   placement: Placement = Placement(),  # noqa: B008
 ) -> Simulation:
@@ -146,6 +167,8 @@ def build_sweep(
     federation: as in `build_simulation`.
     algorithm_of: makes the algorithm of a value, a float32 scalar.
     values: [G], such as learning rates.
+    loss: as in `build_simulation`.
+    metrics: as in `build_simulation`.
     execution: as in `build_simulation`.
     placement: as in `build_simulation`; what clients keep is on the devices.
 
@@ -156,7 +179,8 @@ def build_sweep(
     InputError: as `build_simulation`, or there is no value.
   """
   trained = Sweep(algorithm_of, tuple(float(value) for value in values))
-  return _build(_Parts(model, federation, trained, execution, placement))
+  task = make_task(model, loss, metrics)
+  return _build(_Parts(task, federation, trained, execution, placement))
 
 
 def lower_simulation(
@@ -164,6 +188,8 @@ def lower_simulation(
   federation: Federation,
   algorithm: Algorithm,
   *,
+  loss: Loss = losses.cross_entropy,
+  metrics: Sequence[Metric] | None = None,
   execution: Execution = Execution(),  # noqa: B008 (they are frozen)
   placement: Placement = Placement(),  # noqa: B008
 ) -> program.Program:
@@ -173,6 +199,8 @@ def lower_simulation(
     model: as in `build_simulation`.
     federation: as in `build_simulation`.
     algorithm: as in `build_simulation`.
+    loss: as in `build_simulation`.
+    metrics: as in `build_simulation`.
     execution: its devices may be those of `jax.experimental.topologies`.
     placement: as in `build_simulation`.
 
@@ -181,14 +209,15 @@ def lower_simulation(
     `export(platform)` what it gets for another platform.
   """
   trained = Single(algorithm)
-  laid_out = _lay_out(_Parts(model, federation, trained, execution, placement))
+  task = make_task(model, loss, metrics)
+  laid_out = _lay_out(_Parts(task, federation, trained, execution, placement))
   return laid_out.program(laid_out.planner)
 
 
 class _Parts(NamedTuple):
   """What a simulation is made of, as it was given."""
 
-  model: Model
+  task: Task
   federation: Federation
   trained: Trained
   execution: Execution
@@ -219,7 +248,7 @@ class _LaidOut(NamedTuple):
     if planner.streamed or planner.gathers:
       most = 1
     return program.Program(
-      model=self.parts.model,
+      task=self.parts.task,
       federation=self.parts.federation,
       trained=self.parts.trained,
       planner=planner,
@@ -233,16 +262,16 @@ class _LaidOut(NamedTuple):
 def _lay_out(parts: _Parts) -> _LaidOut:
   """Checks that all fits together, and chooses the lanes."""
   check_jax()
-  model, federation, trained, execution, placement = parts
+  task, federation, trained, execution, placement = parts
   check_calls(execution, placement)
   devices = execution.devices
   devices = tuple(jax.devices() if devices is None else devices)
   stream = placement.examples_on == 'host'
-  params = examples.init_shapes(model, federation.seed)
+  variables = examples.init_shapes(task.model, federation.seed)
   with layers.for_platform(devices[0].platform):
     clients, test = examples.check(
-      model,
-      params,
+      task,
+      variables,
       federation.clients,
       federation.test,
       on_nan=federation.on_nan,
@@ -253,9 +282,11 @@ def _lay_out(parts: _Parts) -> _LaidOut:
   cohort_size = sampling.cohort_size(
     clients.num_clients, federation.client_fraction
   )
-  check_algorithm(algorithm, params, cohort_size)
-  one_client = traffic(algorithm, params)
-  state_bytes = num_bytes(client_state_shapes(algorithm, params))
+  check_algorithm(algorithm, variables, cohort_size)
+  with layers.for_platform(devices[0].platform):
+    check_task(task, algorithm, clients.x, clients.y, federation.seed)
+  one_client = traffic(algorithm, variables, task.model.state_of)
+  state_bytes = num_bytes(_first_state(task.model, algorithm, variables))
   gathers = placement.client_states_on == 'host' and state_bytes > 0
   if gathers and trained.values is not None:
     raise InputError('client_states_on: must be on the devices in a sweep')
@@ -276,7 +307,9 @@ def _lay_out(parts: _Parts) -> _LaidOut:
   )
   parts = parts._replace(federation=federation)
   with layers.for_platform(devices[0].platform):
-    planner, why = _choose_lanes(parts, planner, devices, params, state_bytes)
+    planner, why = _choose_lanes(
+      parts, planner, devices, variables, state_bytes
+    )
   logging.info('%d lanes: %s', planner.lanes, why)
   if execution.widths is not None:
     planner = dataclasses.replace(planner, widths=tuple(execution.widths))
@@ -287,7 +320,7 @@ def _choose_lanes(
   parts: _Parts,
   planner: planning.Planner,
   devices: Sequence[jax.Device],
-  params: Any,
+  variables: Any,
   state_bytes: int,
 ) -> tuple[planning.Planner, str]:
   """Chooses lanes by what they need, and what a device has."""
@@ -299,10 +332,10 @@ def _choose_lanes(
   kept = clients.num_clients
   if planner.gathers:
     kept = _CALLS_WITH_DATA * planner.cohort_size
-  algorithm = trained.first
-  lane_bytes = _lane_bytes(parts.model, algorithm, params, planner, clients)
+  algorithm, (params, _) = trained.first, split(variables)
+  lane_bytes = _lane_bytes(parts.task, algorithm, variables, planner, clients)
   cohort_bytes = algorithm.aggregate.num_bytes(
-    message_shapes(algorithm, params), planner.cohort_size
+    message_shapes(algorithm, variables), planner.cohort_size
   )
   return layout.choose_lanes(
     parts.execution.lanes,
@@ -364,7 +397,7 @@ def _compile(
   own: program.Program,
   source: Callable[[Sequence[int]], Any],
   data: client_data.Examples | None,
-  test_set: client_data.Examples,
+  test_set: evaluation.TestSet,
   *,
   why_lanes: str,
   with_lanes: Callable[[int], Simulation],
@@ -383,7 +416,11 @@ def _compile(
     )
   )
   with layers.for_platform(own.platform):
-    evaluate = own.evaluate().lower(states.params, test_set).compile()
+    evaluate = own.evaluate().lower(states.variables, test_set).compile()
+
+  def test_sums(variables):
+    return jax.device_get(evaluate(variables, test_set))
+
   return Simulation(
     init=own.init,
     host_states=own.host_states if own.planner.gathers else None,
@@ -392,8 +429,10 @@ def _compile(
     rounds_per_call=own.rounds_per_call,
     data=source,
     mesh=own.mesh,
+    task=own.task,
     test=test_set,
-    evaluate=lambda params: jax.device_get(evaluate(params, test_set)),
+    evaluate=lambda variables: results(own.task, test_sums(variables)),
+    test_sums=test_sums,
     compile_seconds=time.perf_counter() - start,
     why_lanes=why_lanes,
     with_lanes=with_lanes,
@@ -401,32 +440,47 @@ def _compile(
   )
 
 
+def _first_state(model: Model, algorithm: Algorithm, variables: Any) -> Any:
+  """Returns the shapes of what one client keeps, [1, ...]."""
+  return jax.eval_shape(
+    functools.partial(compiled_round.first_states, algorithm, model.state_of),
+    variables,
+    jax.ShapeDtypeStruct((1,), jnp.int32),
+  )
+
+
 def _lane_bytes(
-  model: Model,
+  task: Task,
   algorithm: Algorithm,
-  params: Any,
+  variables: Any,
   planner: planning.Planner,
   clients: client_data.Clients,
 ) -> int:
   """Estimates what a lane needs: models, their states, one step's results."""
-  loss_fn, augment = losses.cross_entropy(model.apply), model.augment
+  augment = task.model.augment
+  params, state = split(variables)
 
-  def gradient(params, x, y):
+  def gradient(params, state, x, y):
     if augment is not None:
       x = jax.vmap(augment, in_axes=(None, 0))(jax.random.key(0), x)
-    return jax.grad(lambda params: jnp.sum(loss_fn(params, x, y)))(params)
+    loss = losses.of_examples(task.model.apply, task.loss)
+    return jax.grad(lambda params: jnp.sum(loss(join(params, state), x, y)))(
+      params
+    )
 
   def shapes(array):
     return jax.ShapeDtypeStruct(
       (planner.step_examples, *array.shape[1:]), array.dtype
     )
 
-  step = cost.count(gradient, params, shapes(clients.x), shapes(clients.y))
+  step = cost.count(
+    gradient, params, state, shapes(clients.x), shapes(clients.y)
+  )
   held = (
-    params,  # The local model, and the global one to return to.
-    params,
+    variables,  # The local model, and the global one to return to.
+    variables,
     jax.eval_shape(algorithm.client_optimizer.init, params),
-    client_state_shapes(algorithm, params),
+    _first_state(task.model, algorithm, variables),
     params if planner.accumulates else (),
   )
   return step.bytes + num_bytes(held)

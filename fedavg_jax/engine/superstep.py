@@ -18,11 +18,11 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from fedavg_jax.contracts.task import Sums
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import processes
 from fedavg_jax.engine.compiled_round import PLAN_SPECS
 from fedavg_jax.engine.compiled_round import RoundMetrics
-from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.schedule.plan import Plan
 from fedavg_jax.schedule.planning import Planner
 
@@ -35,11 +35,11 @@ class Ends(NamedTuple):
 
   Attributes:
     evaluated: round number -> whether its model is tested.
-    enough_correct: ends after a round with so many correct test examples.
+    enough: ends after a round whose test has reached it; `Task.never` for none.
   """
 
   evaluated: Callable[[int], bool]
-  enough_correct: float = math.inf
+  enough: float = math.inf
 
 
 class Wishes(NamedTuple):
@@ -66,15 +66,15 @@ class Schedule(NamedTuple):
     plans: of R rounds, every array with a leading axis [R].
     evaluate: [R] bool, rounds after which the model is tested.
     num_rounds: [] int32, how many of the R are real.
-    enough_correct: [] float32, the call and all that follow end after a round
-      with at least so many correct test examples.
+    enough: [] float32, the call and all that follow end after a round whose
+      test has reached it; see `Metric.enough`.
     wishes: [D, 3] float32, `Wishes` of the processes with these devices.
   """
 
   plans: Plan
   evaluate: np.ndarray
   num_rounds: np.ndarray
-  enough_correct: np.ndarray
+  enough: np.ndarray
   wishes: np.ndarray
 
 
@@ -93,7 +93,7 @@ class CallResult(NamedTuple):
   going: jax.Array
   num_rounds: jax.Array
   rounds: RoundMetrics
-  tests: TestMetrics
+  tests: Sums
   wishes: Wishes
 
 
@@ -102,7 +102,7 @@ def make_schedule(
   numbers: Sequence[int],
   rounds_per_call: int,
   evaluated: Callable[[int], bool],
-  enough_correct: float = math.inf,
+  enough: float = math.inf,
   wishes: Wishes = Wishes(),  # noqa: B008 (it is a constant)
 ) -> Schedule:
   """A call's rounds `numbers`, padded to `rounds_per_call` of them."""
@@ -119,7 +119,7 @@ def make_schedule(
     plans=jax.tree.map(stack, *plans),
     evaluate=tests,
     num_rounds=np.array(len(plans), np.int32),
-    enough_correct=np.array(enough_correct, np.float32),
+    enough=np.array(enough, np.float32),
     wishes=np.tile(np.array(wishes, np.float32), (planner.num_devices, 1)),
   )
 
@@ -139,19 +139,10 @@ def _shardings(mesh) -> Any:
   return Schedule._make([plans, *[sharding()] * 3, sharding('lanes')])
 
 
-def enough_correct(target: float, count: int) -> float:
-  """The fewest correct examples whose share is the target, inf for none."""
-  if not target:
-    return math.inf
-  enough = math.ceil(target * count) - 1  # The product may be rounded up.
-  while enough / count < target:
-    enough += 1
-  return enough
-
-
 def build_call(
   round_fn: Callable,
   evaluate: Callable,
+  reached: Callable,
   mesh: jax.sharding.Mesh,
   data_spec: jax.P,
 ) -> jax.stages.Wrapped:
@@ -162,6 +153,7 @@ def build_call(
       client_states, metrics), from `compiled_round.build_round` or
       `hyperparameter_axis.build_round`.
     evaluate: from `evaluation.build_evaluate`, or over a sweep.
+    reached: (sums of a test, enough) -> whether the model has reached it.
     mesh: the devices of both.
     data_spec: where the examples are, as `round_fn` has them.
 
@@ -186,18 +178,16 @@ def build_call(
       )
       tested = lax.cond(
         schedule.evaluate[r],
-        lambda: evaluate(state.params, test),
+        lambda: evaluate(state.variables, test),
         lambda: jax.tree.map(lambda all_: jnp.zeros_like(all_[r]), tests),
       )
-      reached = schedule.evaluate[r] & (
-        tested.correct >= schedule.enough_correct
-      )
+      ends = schedule.evaluate[r] & reached(tested, schedule.enough)
       rounds, tests = jax.tree.map(
         lambda all_, one: all_.at[r].set(one),
         (rounds, tests),
         (metrics, tested),
       )
-      going = going & metrics.finite & ~reached
+      going = going & metrics.finite & ~ends
       return r + 1, going, state, client_states, rounds, tests
 
     def many(like):
@@ -207,7 +197,7 @@ def build_call(
     metrics = jax.eval_shape(round_fn, going, state, client_states, data, plan)[
       2
     ]
-    tested = jax.eval_shape(evaluate, state.params, test)
+    tested = jax.eval_shape(evaluate, state.variables, test)
     r, going, state, client_states, rounds, tests = lax.while_loop(
       goes_on,
       one_round,

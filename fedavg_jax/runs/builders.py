@@ -10,12 +10,12 @@ import optax
 from fedavg_jax import algorithms
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.task import results
 from fedavg_jax.core import client_data
 from fedavg_jax.data import catalog
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.engine import evaluation
-from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.engine.options import Execution
 from fedavg_jax.engine.options import Federation
 from fedavg_jax.engine.options import Placement
@@ -152,7 +152,6 @@ def build_client_tests(
   if not cfg.client_eval_every:
     return None
   return client_evaluation.build_client_tests(
-    prepared.model,
     simulation,
     prepared.held,
     finetune=build_client_optimizer(cfg),
@@ -162,18 +161,19 @@ def build_client_tests(
 
 def build_last_test(
   prepared: Prepared, simulation: Simulation
-) -> Callable[[Any], TestMetrics] | None:
+) -> Callable[[Any], dict[str, float]] | None:
   """Builds the test of the last model, None where each was tested on that set.
 
   Returns:
-    Params -> metrics on the test set, which a validation set has kept unused.
+    Variables -> results on the test set, which a validation set kept unused.
   """
   if prepared.validation is None:
     return None
-  evaluate = evaluation.build_evaluate(prepared.model.apply, simulation.mesh)
-  return lambda params: jax.device_get(
-    evaluate(
-      params,
-      evaluation.place_test_set(prepared.dataset.test, simulation.mesh),
-    )
-  )
+  task, mesh = simulation.task, simulation.mesh
+  evaluate = evaluation.build_evaluate(task, mesh)
+
+  def last_test(variables):
+    test = evaluation.place_test_set(prepared.dataset.test, mesh)
+    return results(task, jax.device_get(evaluate(variables, test)))
+
+  return last_test

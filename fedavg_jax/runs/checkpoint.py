@@ -136,7 +136,8 @@ class Checkpoints:
     whole, damaged = None, {}  # Number -> what is wrong.
     for number in _numbers(self._folder):
       try:
-        whole = _read(self._checkpointer, self._folder / str(number))
+        with _one_error():
+          whole = _read(self._checkpointer, self._folder / str(number))
         break
       except MemoryError:
         raise
@@ -219,7 +220,8 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
     raise FileNotFoundError(f'{folder}: no checkpoint of a run is here')
   checkpointer = _checkpointer()
   try:
-    leaves, told = _read(checkpointer, folder / str(number))
+    with _one_error():
+      leaves, told = _read(checkpointer, folder / str(number))
   except Exception as error:  # As in `Checkpoints.newest`.
     raise InputError(
       f'{folder / str(number)}: not whole ({_reason(error)})'

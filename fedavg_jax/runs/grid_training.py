@@ -124,7 +124,7 @@ def _simulate(cfg, simulation, history, snapshots, start, stopping):
     simulation,
     rounds=cfg.rounds,
     eval_every=cfg.eval_every,
-    target_accuracy=cfg.target_accuracy,
+    target=cfg.target_accuracy,
     start=start,
     wanted=lambda number: snapshots.due(),
     stopping=stopping,
@@ -161,9 +161,10 @@ def _add_line(cfg, simulation, record, g, lines) -> str:
       name: own(getattr(record, name))
       for name in ('train_loss', 'examples', 'skipped', 'finite')
     },
+    info={name: own(value) for name, value in record.info.items()},
+    coded=own(record.coded),
     # A round that is not finite left the model of the one before.
-    test_accuracy=own(record.test_accuracy) if finite else None,
-    test_loss=own(record.test_loss) if finite else None,
+    test={n: own(value) for n, value in record.test.items() if finite},
     seconds=record.seconds / len(record.finite),
   )
   lines.append(summary.to_line(mine, simulation.planner, cfg.measured_on))

@@ -16,7 +16,6 @@ from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.files import whole
 
-
 _SECONDS_BETWEEN_FLUSHES = 5.0
 
 

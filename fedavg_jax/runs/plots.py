@@ -111,8 +111,7 @@ def draw_clients(
       marker='.' if len(rows) <= 40 else '',
       label=f'{what}: the median client',
     )
-    counted = told.count > 0
-    accuracies = np.sort(told.correct[counted] / told.count[counted])
+    accuracies = np.sort(told.values['accuracy'][told.count > 0])
     bottom.plot(
       accuracies,
       np.arange(1, len(accuracies) + 1) / len(accuracies),

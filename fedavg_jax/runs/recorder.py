@@ -12,7 +12,6 @@ from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.engine.driver import Record
 from fedavg_jax.engine.driver import simulate
-from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import loggers
@@ -35,8 +34,8 @@ class Run(NamedTuple):
     cfg: checked.
     simulation: compiled.
     client_tests: server state -> tests, None where there are none.
-    last_test: params -> metrics on a test set that was not used before, None
-      where every test has used it.
+    last_test: variables -> results on a test set that was not used before,
+      None where every test has used it.
     start: of a run that goes on.
     host_states: of clients, where they stay on the host.
     stopping: whether a signal has asked for an end.
@@ -45,7 +44,7 @@ class Run(NamedTuple):
   cfg: RunConfig
   simulation: Simulation
   client_tests: Callable[[Any], client_evaluation.ClientTests] | None
-  last_test: Callable[[Any], TestMetrics] | None
+  last_test: Callable[[Any], dict[str, float]] | None
   start: tuple[compiled_round.ServerState, Any] | None
   host_states: ClientStates | None
   stopping: Callable[[], bool]
@@ -78,7 +77,7 @@ class Run(NamedTuple):
       self.simulation,
       rounds=cfg.rounds,
       eval_every=cfg.eval_every,
-      target_accuracy=cfg.target_accuracy,
+      target=cfg.target_accuracy,
       start=self.start,
       host_states=self.host_states,
       wanted=lambda number: self.saves(number) or self.tests(number),
@@ -230,17 +229,19 @@ class Recorder:
     )
     test = None
     if self._run.last_test and status in ('finished', 'target reached'):
-      test = functools.partial(self._run.last_test, self._last_params())
+      test = functools.partial(
+        self._run.last_test, self._last_state().variables
+      )
     self.summary = finish(
       cfg, simulation, folder, lines, status, self._lanes, test
     )
 
-  def _last_params(self) -> Any:
-    """Returns the last model, the saved one where no round was left to do."""
+  def _last_state(self) -> compiled_round.ServerState:
+    """Returns the last state, the saved one where no round was left to do."""
     if (held := self.snapshots.held) is not None:
-      return held.state.params
+      return held.state
     assert self._run.start is not None
-    return self._run.start[0].params
+    return self._run.start[0]
 
 
 def beside(number: int, record: Record, seal: dict[str, Any]) -> dict[str, Any]:

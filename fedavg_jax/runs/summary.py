@@ -10,7 +10,6 @@ from fedavg_jax.contracts.model import num_parameters
 from fedavg_jax.core import client_data
 from fedavg_jax.data import statistics
 from fedavg_jax.engine.driver import Record
-from fedavg_jax.engine.evaluation import TestMetrics
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import plots
 from fedavg_jax.runs import population
@@ -44,7 +43,7 @@ def finish(
   lines: list[dict[str, Any]],
   status: str,
   lanes: int,
-  test: Callable[[], TestMetrics] | None = None,
+  test: Callable[[], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
   """Writes curves.png, then summary.json; returns the summary.
 
@@ -61,9 +60,8 @@ def finish(
   """
   summary = summarize(cfg, simulation, lines, status, lanes)
   if test is not None:
-    found = test()
-    summary['final_test_accuracy'] = float(found.accuracy)
-    summary['final_test_loss'] = float(found.loss)
+    for name, value in test().items():
+      summary[f'final_test_{name}'] = float(value)
   with folder.replacing('curves.png') as path:
     plots.draw_curves(
       path,
@@ -205,7 +203,6 @@ def to_line(
       line['simulated_seconds'] = account.seconds
   if record.skipped:
     line['skipped'] = record.skipped
-  if record.test_accuracy is not None:
-    line[f'{measured_on}_accuracy'] = record.test_accuracy
-    line[f'{measured_on}_loss'] = record.test_loss
-  return line
+  return line | {
+    f'{measured_on}_{name}': value for name, value in record.test.items()
+  }

@@ -11,7 +11,6 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_evaluation
-from fedavg_jax.engine.evaluation import TestMetrics
 from tests.testing import covering
 from tests.testing import rest_slow
 from tests.testing import rounds
@@ -57,18 +56,29 @@ def build(divided, **changes):
   return simulation, fa.build_clients(examples, held)
 
 
+def of_classifier(correct, loss_sum, count):
+  """Makes the tests of a classifier of its sums, [K]."""
+  with np.errstate(invalid='ignore', divide='ignore'):
+    values = {'accuracy': correct / count, 'loss': loss_sum / count}
+  return client_evaluation.Tested(values, count)
+
+
+def stacked(tests):
+  return np.stack([*tests.values.values(), tests.count])
+
+
 def expected(params, x, y, held):
-  """Correct, loss and count of every client, by the twin."""
+  """Accuracy, loss and count of every client, by the twin."""
   rows = []
   for part in held:
     if not len(part):
-      rows.append((0, 0, 0))
+      rows.append((np.nan, np.nan, 0))
       continue
     h = np.maximum(x[part] @ params['w1'] + params['b1'], 0)
     logits = h @ params['w2'] + params['b2']
     losses, _ = twin.losses_and_gradient(params, x[part], y[part])
-    correct = (logits.argmax(axis=1) == y[part]).sum()
-    rows.append((correct, losses.sum(), len(part)))
+    correct = (logits.argmax(axis=1) == y[part]).mean()
+    rows.append((correct, losses.mean(), len(part)))
   return np.array(rows, float).T
 
 
@@ -80,7 +90,7 @@ def test_numpy_twin(divided, epochs, lanes, batch_size):
   x, y, kept, held = divided
   simulation, own = build(divided, lanes=lanes, batch_size=batch_size)
   client_tests = client_evaluation.build_client_tests(
-    model(), simulation, own, finetune=optax.sgd(ETA), epochs=epochs
+    simulation, own, finetune=optax.sgd(ETA), epochs=epochs
   )
   state, _ = simulation.init()
   before = jax.device_get(state)
@@ -88,7 +98,7 @@ def test_numpy_twin(divided, epochs, lanes, batch_size):
   flat = x.reshape(len(x), -1) / 255.0
   params = twin.init(np.random.default_rng(0), 9, 6, rounds.CLASSES)
   np.testing.assert_allclose(
-    np.stack(tests.global_model), expected(params, flat, y, held), rtol=1e-5
+    stacked(tests.global_model), expected(params, flat, y, held), rtol=1e-5
   )
   for own_leaf, other in zip(
     jax.tree.leaves(before), jax.tree.leaves(jax.device_get(state)), strict=True
@@ -111,11 +121,11 @@ def test_numpy_twin(divided, epochs, lanes, batch_size):
     )
     after.append(expected(local, flat, y, [held[k]])[:, 0])
   np.testing.assert_allclose(
-    np.stack(tests.personal), np.array(after).T, rtol=2e-5
+    stacked(tests.personal), np.array(after).T, rtol=2e-5
   )
   again = client_tests(state)  # What it was given is still there.
   np.testing.assert_array_equal(
-    again.personal.loss_sum, tests.personal.loss_sum
+    stacked(again.personal), stacked(tests.personal)
   )
 
 
@@ -125,7 +135,7 @@ def test_a_client_that_diverges_does_not_count(divided):
   x[kept[3][0]] = np.inf
   simulation, own = build((x, y, kept, held), on_nan='skip_client')
   tests = client_evaluation.build_client_tests(
-    model(), simulation, own, finetune=optax.sgd(ETA), epochs=1
+    simulation, own, finetune=optax.sgd(ETA), epochs=1
   )(simulation.init()[0])
   assert tests.global_model.count[3] == len(held[3]) > 0
   assert tests.personal.count[3] == 0
@@ -155,15 +165,17 @@ def test_sequences_count_their_labels():
     epochs=1,
     batch_size=1,
   )
-  tests = client_evaluation.build_client_tests(always_one, simulation, clients)(
+  tests = client_evaluation.build_client_tests(simulation, clients)(
     simulation.init()[0]
   )
-  np.testing.assert_array_equal(tests.global_model.correct, [4, 1])
+  np.testing.assert_array_equal(
+    tests.global_model.values['accuracy'], [4 / 5, 1 / 4]
+  )
   np.testing.assert_array_equal(tests.global_model.count, [5, 4])
   wrong, right = np.log1p(np.exp(2.0)), np.log1p(np.exp(-2.0))
   np.testing.assert_allclose(
-    tests.global_model.loss_sum,
-    [4 * right + wrong, right + 3 * wrong],
+    tests.global_model.values['loss'],
+    [(4 * right + wrong) / 5, (right + 3 * wrong) / 4],
     rtol=1e-6,
   )
 
@@ -171,7 +183,7 @@ def test_sequences_count_their_labels():
 def test_description_by_hand():
   correct = np.array([0.0, 5, 9, 4, 0])
   count = np.array([0.0, 10, 10, 4, 4])
-  told = client_evaluation.describe(TestMetrics(correct, 2 * count, count))
+  told = client_evaluation.describe(of_classifier(correct, 2 * count, count))
   accuracies = [0.5, 0.9, 1.0, 0.0]
   assert told['tested'] == 4
   assert told['accuracy_weighted'] == pytest.approx(18 / 28)
@@ -184,25 +196,25 @@ def test_description_by_hand():
   assert told['loss_weighted'] == pytest.approx(2.0)
   many = np.arange(30.0)
   worst = client_evaluation.describe(
-    TestMetrics(many, many, np.full(30, 100.0))
+    of_classifier(many, many, np.full(30, 100.0))
   )
   assert worst['accuracy_worst_tenth'] == pytest.approx(0.01)  # 0, 1, 2 of 100.
   # The last client has trained, and diverged: it counts, with nothing right.
   diverged = count.copy()
   diverged[3] = 0
   own = client_evaluation.describe(
-    TestMetrics(correct, 2 * diverged, diverged), count
+    of_classifier(correct, 2 * diverged, diverged), count
   )
   assert (own['tested'], own['diverged']) == (4, 1)
   assert own['accuracy_mean'] == pytest.approx((0.5 + 0.9) / 4)
   assert own['accuracy_weighted'] == pytest.approx(14 / 28)
   assert own['loss_weighted'] == pytest.approx(2.0)
   none = np.zeros(3)
-  assert client_evaluation.describe(TestMetrics(none, none, none)) == {}
+  assert client_evaluation.describe(of_classifier(none, none, none)) == {}
 
 
 def test_csv(tmp_path):
-  metrics = TestMetrics(
+  metrics = of_classifier(
     np.array([1.0, 0.0]), np.array([3.0, 0.0]), np.array([2.0, 0.0])
   )
   path = tmp_path / 'clients.csv'
@@ -223,9 +235,9 @@ def test_refusals(divided):
   simulation, own = build(divided)
   nobody = fa.build_clients(fa.Examples(*divided[:2]), [np.array([], int)] * 5)
   with pytest.raises(InputError, match='leaves no client an example'):
-    client_evaluation.build_client_tests(model(), simulation, nobody)
+    client_evaluation.build_client_tests(simulation, nobody)
   others = fa.build_clients(fa.Examples(*divided[:2]), divided[3][:4])
   with pytest.raises(InputError, match='held: 4 clients, must be the 5'):
-    client_evaluation.build_client_tests(model(), simulation, others)
+    client_evaluation.build_client_tests(simulation, others)
   with pytest.raises(InputError, match='epochs = 2: must be 0 without'):
-    client_evaluation.build_client_tests(model(), simulation, own, epochs=2)
+    client_evaluation.build_client_tests(simulation, own, epochs=2)

@@ -25,7 +25,7 @@ def test_gradient_of_the_papers_models(name, products, method):
   )
   data = Dataset('zeros', examples, examples, 10, max_value=255.0)
   model = zoo.build_model(name, data, convolution=method)
-  loss_fn = losses.cross_entropy(model.apply)
+  loss_fn = losses.of_examples(model.apply)
   found = cost.count(
     jax.grad(lambda params, x, y: loss_fn(params, x, y).sum()),
     jax.eval_shape(model.init, jax.random.key(0)),

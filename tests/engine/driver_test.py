@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fedavg_jax as fa
+from fedavg_jax.contracts.task import make_task
 from fedavg_jax.engine import call_queue
 from fedavg_jax.engine import driver
 from tests.testing import simulations
@@ -21,22 +22,25 @@ def clients():
   return fa.build_clients(fa.Examples(x, y), parts)
 
 
+TASK = make_task(simulations.model())
+
+
 def reached(going=True):
   return driver._Reached(3, 'old', 'kept', np.array(going))
 
 
 def record(number, **changes):
-  nothing = call_queue.Record(number, *[None] * 12)
+  nothing = call_queue.Record(number, *[None] * 10, test={})
   return nothing._replace(**({'state': 'new', 'finite': True} | changes))
 
 
 def test_a_record_without_a_state_moves_nothing():
   before = reached()
-  assert before.after(record(4, state=None), 0.5) is before
+  assert before.after(record(4, state=None), TASK, 0.5) is before
 
 
 def test_a_record_with_a_state_is_where_the_next_call_begins():
-  after = reached().after(record(4), 0.0)
+  after = reached().after(record(4), TASK, 0.0)
   assert (after.round, after.state, after.client_states) == (4, 'new', 'kept')
   assert after.going
 
@@ -46,8 +50,9 @@ def test_values_end_at_the_target_or_where_they_are_not_finite():
     record(
       4,
       finite=np.array([True, False, True, True]),
-      test_accuracy=np.array([0.4, 0.4, 0.5, 0.4]),
+      test={'accuracy': np.array([0.4, 0.4, 0.5, 0.4])},
     ),
+    TASK,
     0.5,
   )
   assert after.going.tolist() == [True, False, False, False]
@@ -57,7 +62,8 @@ def test_values_end_at_the_target_or_where_they_are_not_finite():
   ('accuracy', 'target'), [(None, 0.5), (0.9, 0.0), (0.4, 0.5)]
 )
 def test_no_test_or_no_target_ends_nothing(accuracy, target):
-  assert reached().after(record(4, test_accuracy=accuracy), target).going
+  test = {} if accuracy is None else {'accuracy': accuracy}
+  assert reached().after(record(4, test=test), TASK, target).going
 
 
 def test_a_run_resumes_after_the_round_of_its_state(clients):

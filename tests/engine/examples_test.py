@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import fedavg_jax as fa
+from fedavg_jax.contracts.task import make_task
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import examples
 from tests.testing import simulations
@@ -44,7 +45,7 @@ X, Y = np.ones((4, 2), np.float32), np.array([0, 1, 2, 0], np.int32)
 def check(model, x=X, y=Y, test_x=X, test_y=Y, **options):
   clients = fa.Clients(x, y, np.array([0, len(y)]))
   return examples.check(
-    model,
+    make_task(model),
     examples.init_shapes(model, 0),
     clients,
     fa.Examples(test_x, test_y),
@@ -205,4 +206,4 @@ def test_what_clients_hold_out_keeps_the_same_rules(held, words):
   model = linear()
   own_ = fa.Clients(*held, np.array([0, 4]))
   with pytest.raises(InputError, match=re.escape(words)):
-    examples.check_held(model, examples.init_shapes(model, 0), own_)
+    examples.check_held(make_task(model), examples.init_shapes(model, 0), own_)

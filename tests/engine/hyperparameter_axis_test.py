@@ -126,7 +126,7 @@ def test_a_sweep_ends_when_each_value_has_reached_the_target(uneven_examples):
   target = float(min(np.max([r.test_accuracy for r in full], axis=0)))
   curves = np.array([r.test_accuracy for r in full])  # [R, G]
   expected = max(int(np.argmax(curve >= target)) for curve in curves.T)
-  records = list(fa.simulate(sweep, rounds=30, target_accuracy=target))
+  records = list(fa.simulate(sweep, rounds=30, target=target))
   assert records[-1].round == expected
 
 
@@ -149,12 +149,10 @@ def test_a_sweep_that_goes_on_keeps_who_was_at_the_target(uneven_examples):
     [r.test_accuracy for r in fa.simulate(sweep, rounds=30)]
   ).T  # [G, R]
   target = float(curves.max(axis=1).min())
-  plain = list(fa.simulate(sweep, rounds=30, target_accuracy=target))
+  plain = list(fa.simulate(sweep, rounds=30, target=target))
   stop = min(int(np.argmax(curve >= target)) for curve in curves)
   again = list(
-    fa.simulate(
-      sweep, rounds=30, target_accuracy=target, start=(plain[stop].state, ())
-    )
+    fa.simulate(sweep, rounds=30, target=target, start=(plain[stop].state, ()))
   )
   assert [r.round for r in again] == list(range(stop + 1, len(plain)))
   for a, b in zip(

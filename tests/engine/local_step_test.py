@@ -10,6 +10,7 @@ import fedavg_jax as fa
 from fedavg_jax.engine import client_round
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import local_step
+from tests.testing import rounds
 
 ETA = 0.5
 
@@ -19,11 +20,14 @@ def squares(params, x, y):
   return 0.5 * (params['w'] * x[:, 0] - y) ** 2
 
 
+MODEL, LOSS = rounds.of_loss(squares)
+
+
 def training(**changes):
   settings = {
-    'loss_fn': squares,
+    'model': MODEL,
+    'loss': LOSS,
     'algorithm': fa.fedavg(optax.sgd(ETA), optax.sgd(1.0)),
-    'augment': None,
     'step_examples': 2,
     'accumulates': False,
     'skips_clients': False,
@@ -179,6 +183,7 @@ def server(sums_of, own=None):
     trained=jnp.int32([1, 0]),
     messages={'w': jnp.float32(0.5)},
     client_states=jnp.float32([[5.0], [6.0]]),
+    model_state=(),
     info={},
     coded=jnp.float32(0),
   )._replace(**sums_of)

@@ -25,6 +25,7 @@ def of_client(delta, *, server=(), state=(), num_updates=1) -> fa.ClientResult:
   return fa.ClientResult(
     delta=delta,
     params=delta,
+    model_state=(),
     num_updates=np.int32(num_updates),
     mean_loss=np.float32(1),
     optimizer_state=(),

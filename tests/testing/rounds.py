@@ -7,6 +7,7 @@ import optax
 
 from fedavg_jax import algorithms
 from fedavg_jax.contracts import losses
+from fedavg_jax.contracts.model import Model
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.schedule.planning import Planner
 from tests.testing import twin
@@ -22,7 +23,13 @@ def apply(params, x):
   return h @ params['w2'] + params['b2'][None]
 
 
-loss_fn = losses.cross_entropy(apply)
+loss_fn = losses.of_examples(apply)
+
+
+def of_loss(loss_fn):
+  """Makes a model and a loss of (params, x, y) -> losses [B]."""
+  model = Model('loss', None, lambda params, x: (params, x))
+  return model, lambda outputs, batch: loss_fn(*outputs, batch.y)
 
 
 def make_engine(
@@ -33,7 +40,10 @@ def make_engine(
   planner = Planner(num_examples=population.num_examples, **kwargs)
   mesh = compiled_round.lane_mesh(jax.devices()[: planner.num_devices])
   algorithm = algorithm or fedavg()
-  round_fn = compiled_round.build_round(loss, algorithm, planner, mesh, on_nan)
+  model, loss = of_loss(loss)
+  round_fn = compiled_round.build_round(
+    model, algorithm, planner, mesh, loss=loss, on_nan=on_nan
+  )
   data = compiled_round.place_examples(population.x, population.y, mesh)
   params = jax.tree.map(
     lambda p: jnp.asarray(p, jnp.float32),

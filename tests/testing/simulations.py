@@ -47,6 +47,9 @@ def build_simulation(own, clients, test, *, algorithm, sweep=None, **options):
 
   federation = fa.Federation(clients, test, **some(fa.Federation))
   kinds = {
+    name: options.pop(name) for name in ('loss', 'metrics') if name in options
+  }
+  kinds |= {
     'execution': fa.Execution(**some(fa.Execution)),
     'placement': fa.Placement(**some(fa.Placement)),
   }

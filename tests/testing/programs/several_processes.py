@@ -72,13 +72,19 @@ for name, changes in {
   )
 held = fa.build_clients(fa.Examples(x, y), parts)
 tests = client_evaluation.build_client_tests(
-  own,
   simulations.build(clients, own),
   held,
   finetune=optax.sgd(0.1),
   epochs=1,
 )(records[0].state)
-models['client tests'] = np.stack([*tests.global_model, *tests.personal])
+models['client tests'] = np.stack(
+  [
+    *tests.global_model.values.values(),
+    tests.global_model.count,
+    *tests.personal.values.values(),
+    tests.personal.count,
+  ]
+)
 models['read'] = np.array(sum(read))
 if i == 0:
   np.savez(out, **models)
