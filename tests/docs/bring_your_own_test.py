@@ -1,0 +1,194 @@
+"""The recipes of docs/bring_your_own.md have their right values."""
+
+import contextlib
+import io
+import pathlib
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedavg_jax as fa
+from tests.testing import results
+
+SIZES, CENTRES = (2, 6, 3, 1), (0.0, 2.0, 4.0, 6.0)
+ETA = 0.1
+
+
+def blocks(repository):
+  text = (repository / 'docs' / 'bring_your_own.md').read_text()
+  return re.findall(r'^```python\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope='module')
+def page():
+  """The functions of the page; what it trains is left out."""
+  repository = pathlib.Path(__file__).parents[2]
+  program = '\n'.join(blocks(repository))
+  program = re.sub(
+    r'^(fa\.use_cpu|data =|parts =|clients =|federation =|    clients, data'
+    r'|model =|simulation =|print\(|    print\().*\n',
+    '',
+    program,
+    flags=re.MULTILINE,
+  )
+  program = program.partition('best, since')[0]
+  program = re.sub(r'^for rule in .*\n', '', program, flags=re.MULTILINE)
+  program = program.replace('def accuracy(model=model, ', 'def accuracy(')
+  names = {'federation': None}
+  exec(program, names)  # noqa: S102
+  return types.SimpleNamespace(**names)
+
+
+@pytest.mark.slow
+def test_the_page_runs(repository):
+  """All of it; what it prints are accuracies that have been learnt."""
+  printed = io.StringIO()
+  with contextlib.redirect_stdout(printed):
+    with (
+      jax.numpy_dtype_promotion('standard'),
+      jax.numpy_rank_promotion('allow'),
+    ):
+      exec('\n'.join(blocks(repository)), {'__name__': 'page'})  # noqa: S102
+  values = [float(line) for line in printed.getvalue().splitlines()]
+  assert len(values) == 11
+  assert min(values) > 0.3, values  # Krum takes one client of two labels.
+
+
+def quadratics(algorithm, *, client_fraction, rounds, sizes=SIZES):
+  """The model w after rounds on losses (w - c_k)^2 / 2, n_k updates each."""
+  y = np.repeat(np.float32(CENTRES), sizes)
+  parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+  examples = fa.Examples(np.zeros((len(y), 1), np.float32), y)
+  model = fa.Model(
+    'point',
+    lambda key: {'w': jnp.float32(1.0)},
+    lambda params, x: jnp.broadcast_to(params['w'], (len(x),)),
+  )
+  simulation = fa.build_simulation(
+    model,
+    fa.Federation(
+      fa.build_clients(examples, parts),
+      examples,
+      client_fraction=client_fraction,
+      epochs=1,
+      batch_size=1,
+      seed=1,
+    ),
+    algorithm,
+    loss=lambda outputs, batch: (outputs - batch.y) ** 2 / 2,
+  )
+  models = [
+    float(record.state.params['w'])
+    for record in fa.simulate(
+      simulation, rounds=rounds, wanted=lambda number: True
+    )
+  ]
+  return np.array(models)
+
+
+def test_fednova_has_no_bias_of_updates(page):
+  """Both end where their weighted deltas vanish, in closed form."""
+  n, c = np.array(SIZES, float), np.array(CENTRES)
+  moved = 1 - (1 - ETA) ** n  # Of the way to c_k, after n_k updates.
+  for algorithm, pull in (
+    (fa.fedavg(optax.sgd(ETA), optax.sgd(1.0)), n * moved),
+    (page.fednova(optax.sgd(ETA)), moved),
+  ):
+    w = quadratics(algorithm, client_fraction=1.0, rounds=150)[-1]
+    assert w == pytest.approx((pull * c).sum() / pull.sum(), rel=1e-5)
+
+
+def test_feddyn_reaches_the_optimum(page):
+  """Two of four clients a round; FedAvg goes on moving with its cohorts."""
+  even = (3, 3, 3, 3)
+  own = quadratics(
+    page.feddyn(0.5, ETA), client_fraction=0.5, rounds=400, sizes=even
+  )
+  plain = quadratics(
+    fa.fedavg(optax.sgd(ETA), optax.sgd(1.0)),
+    client_fraction=0.5,
+    rounds=400,
+    sizes=even,
+  )
+  assert own[-50:] == pytest.approx(3.0, abs=1e-3)
+  assert plain[-50:].std() > 0.1
+
+
+def messages(number=20, attackers=6, seed=0):
+  """Honest messages near one another, and some with another sign."""
+  rng = np.random.default_rng(seed)
+  honest = rng.normal(size=40) + 0.1 * rng.normal(size=(number, 40))
+  honest[:attackers] *= -5
+  return {'a': jnp.float32(honest[:, :30]), 'b': jnp.float32(honest[:, 30:])}
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_robust_rules(page, seed):
+  sent = messages(seed=seed)
+  flat = np.concatenate([sent['a'], sent['b']], axis=1)
+  weights = jnp.full(20, 1 / 20)
+  picked = np.concatenate(list(page.krum(6)(sent, weights).values()))
+  (who,) = np.flatnonzero((flat == picked).all(axis=1))
+  assert who >= 6
+  scores = [
+    np.sort(((flat - own) ** 2).sum(axis=1))[1 : 20 - 6 - 1].sum()
+    for own in flat
+  ]
+  assert who == np.argmin(scores)
+  np.testing.assert_array_equal(
+    page.median(sent, weights)['a'], np.median(sent['a'], axis=0)
+  )
+  np.testing.assert_allclose(
+    page.trimmed(0)(sent, weights)['b'], np.mean(sent['b'], axis=0), rtol=1e-5
+  )
+  cut = np.sort(flat, axis=0)[6:-6].mean(axis=0)
+  trimmed = page.trimmed(0.3)(sent, weights)
+  np.testing.assert_allclose(
+    np.concatenate([trimmed['a'], trimmed['b']]), cut, rtol=1e-5
+  )
+
+
+def test_qsgd_is_unbiased_and_has_its_bytes(page):
+  algorithm = page.qsgd(fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)), 16)
+  delta = {'w': jnp.array([0.3, -0.1, 0.0, 0.02])}
+  result = results.of_client(delta)
+
+  def one(key):
+    context = result.context._replace(key=key)
+    return algorithm.client_finish(result._replace(context=context)).message
+
+  sent = jax.vmap(one)(jax.random.split(jax.random.key(1), 4000))['w']
+  norm = np.linalg.norm(delta['w'])
+  # A level is off by at most one half of norm / 16 in the deviation.
+  np.testing.assert_allclose(
+    sent.mean(axis=0), delta['w'], atol=4 * 0.5 * norm / 16 / 4000**0.5
+  )
+  assert len(np.unique(np.round(np.abs(sent) / norm * 16))) <= 17
+  # A sign and 17 levels are six bits; four numbers and the norm.
+  assert algorithm.num_bytes(delta) == 4 + 3
+
+
+def test_clipping_of_examples_is_that_of_each_gradient(page):
+  rng = np.random.default_rng(0)
+  x = jnp.float32(rng.normal(size=(4, 3)))
+  y = jnp.float32(rng.normal(size=4))
+  batch = fa.Batch(x, y, jnp.array([True, True, True, False]), jnp.int32(3))
+  params = {'w': jnp.float32(rng.normal(size=3))}
+
+  def loss_fn(params, batch):
+    return (batch.x @ params['w'] - batch.y) ** 2
+
+  losses, grads = page.clipped(0.5)(loss_fn, params, batch, None)
+  single = jax.vmap(
+    jax.grad(lambda params, x, y: (x @ params['w'] - y) ** 2),
+    in_axes=(None, 0, 0),
+  )(params, x, y)['w'][:3]
+  norms = np.linalg.norm(single, axis=1, keepdims=True)
+  expected = (single * np.minimum(1, 0.5 / norms)).sum(axis=0) / 3
+  np.testing.assert_allclose(grads['w'], expected, rtol=1e-5)
+  np.testing.assert_allclose(losses[:3], loss_fn(params, batch)[:3], rtol=1e-6)
