@@ -21,12 +21,15 @@ class Model(NamedTuple):
       (params, x [B, T]) -> logits [B, T, V].
     augment: (key, x of one example) -> x as training sees it; None changes
       nothing.
+    as_written: compute `apply` as it is written. If false, the engine may
+      compute it in forms that are faster on its devices, equal up to rounding.
   """
 
   name: str
   init: Callable[[jax.Array], Params]
   apply: Callable[[Params, jax.Array], jax.Array]
   augment: Augment | None = None
+  as_written: bool = False
 
 
 def num_parameters(params: Params) -> int:

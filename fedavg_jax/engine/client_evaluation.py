@@ -39,6 +39,7 @@ from fedavg_jax.engine.local_step import Array
 from fedavg_jax.engine.local_step import Training
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
+from fedavg_jax.models import rewriting
 from fedavg_jax.schedule.participation import EVERYBODY
 
 _BATCH = 64
@@ -103,6 +104,7 @@ def build_client_tests(
   Raises:
     InputError: nobody holds anything out, or other clients do.
   """
+  model = rewriting.fast_model(model)
   planner, mesh = simulation.planner, simulation.mesh
   number = len(planner.num_examples)
   if held.num_clients != number:

@@ -46,6 +46,7 @@ from fedavg_jax.engine.options import Federation
 from fedavg_jax.engine.options import Placement
 from fedavg_jax.engine.options import check_calls
 from fedavg_jax.models import layers
+from fedavg_jax.models import rewriting
 from fedavg_jax.schedule import planning
 from fedavg_jax.schedule import sampling
 
@@ -227,6 +228,7 @@ class _LaidOut(NamedTuple):
 def _lay_out(parts: _Parts) -> _LaidOut:
   """Checks that all fits together, and chooses the lanes."""
   check_jax()
+  parts = parts._replace(model=rewriting.fast_model(parts.model))
   model, federation, trained, execution, placement = parts
   check_calls(execution, placement)
   devices = execution.devices

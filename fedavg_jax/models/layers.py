@@ -46,8 +46,11 @@ def for_platform(platform: str) -> Iterator[None]:
     _PLATFORM.reset(token)
 
 
-def _platform() -> str:
-  """Returns the kind of the devices, where nobody has said it JAX's first."""
+def traced_platform() -> str:
+  """Returns the kind of devices that a model is traced for.
+
+  They are those of `for_platform`; else JAX's first device is one.
+  """
   return _PLATFORM.get('') or jax.devices()[0].platform
 
 
@@ -67,7 +70,7 @@ def conv2d(
     [B, H + 2 * padding - k + 1, W + 2 * padding - k + 1, O].
   """
   if method == 'auto':
-    method = 'canonical' if _platform() == 'cpu' else 'patches'
+    method = 'canonical' if traced_platform() == 'cpu' else 'patches'
   if method == 'lax':
     return _lax_conv(x, kernel, padding=padding)
   choices.check_choice('method', method, choices.CONVOLUTIONS)
@@ -95,7 +98,7 @@ def _matmul_fwd(x, kernel):
 def _matmul_bwd(residuals, g):
   x, kernel = residuals
   dx = lax.dot_general(g, kernel, (((1,), (1,)), ((), ())))
-  if _platform() == 'cpu':
+  if traced_platform() == 'cpu':
     # First whoever reads the kernel, then its gradient and so its update: or
     # XLA would copy the kernel in every step, to update it in place.
     dx, g = lax.optimization_barrier((dx, g))
