@@ -7,7 +7,6 @@ no such form. All are written for one client and stay fast under `vmap`.
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 from jax import lax
