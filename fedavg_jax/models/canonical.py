@@ -58,6 +58,11 @@ def _canonical(x, kernel, window, *, dilation=(1, 1)):
     window: how the kernel moves.
     dilation: distance between neighbours in the kernel.
   """
+  # Where padding is negative, XLA:CPU reads beyond the image.
+  cut = [(min(before, 0), min(after, 0)) for before, after in window.padding]
+  if any(map(any, cut)):
+    edges = ((0, 0), *cut, (0, 0))
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(*edge, 0) for edge in edges])
 
   @jax.custom_batching.custom_vmap
   def conv(x, kernel):
@@ -65,7 +70,7 @@ def _canonical(x, kernel, window, *, dilation=(1, 1)):
       x,
       kernel,
       window_strides=window.strides,
-      padding=window.padding,
+      padding=[(max(a, 0), max(b, 0)) for a, b in window.padding],
       rhs_dilation=dilation,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       precision=window.precision,

@@ -64,7 +64,7 @@ def fast_function(function: Callable[..., Any]) -> Callable[..., Any]:
       return function(*args)
     program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     for line in dict.fromkeys(_left_as_written(program.jaxpr)):
-      _log_once(line)
+      log_once(line)
     if not _has_fast_convolution(program.jaxpr):
       return function(*args)
     program = program.replace(jaxpr=_rewrite(program.jaxpr))
@@ -171,5 +171,6 @@ def _left_as_written(jaxpr: core.Jaxpr) -> Iterator[str]:
 
 
 @functools.cache  # A model is traced many times.
-def _log_once(line: str) -> None:
+def log_once(line: str) -> None:
+  """Logs what stays slow, once in a process."""
   logging.info('model: runs as it is written, slowly on CPU: %s', line)
