@@ -76,6 +76,14 @@ def model(**options) -> fa.Model:
     return net.init(key, jnp.zeros((1, 8, 8, 1)))['params']
 
   def apply(params, x) -> jax.Array:
-    return net.apply({'params': params}, x.astype(jnp.float32) / 255)  # pyrefly: ignore
+    return net.apply({'params': params}, x.astype(jnp.float32) / 255)
 
   return fa.Model('net', init, apply)
+
+
+def examples() -> tuple[fa.Examples, list[np.ndarray]]:
+  """23 images for the network, and their uneven division among 4 clients."""
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (23, 8, 8, 1)).astype(np.uint8)
+  y = rng.integers(0, 3, 23).astype(np.int32)
+  return fa.Examples(x, y), np.split(rng.permutation(23), [3, 8, 18])
