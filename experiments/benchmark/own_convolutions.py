@@ -69,7 +69,7 @@ class Rounds:
     *_, record = fa.run_calls(
       self._simulation,
       *self._states,
-      [self._done],
+      range(self._done, self._done + 1),
       evaluated=lambda _: False,
     )
     self.seconds.append(time.perf_counter() - start)

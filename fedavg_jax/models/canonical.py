@@ -59,10 +59,9 @@ def _canonical(x, kernel, window, *, dilation=(1, 1)):
     dilation: distance between neighbours in the kernel.
   """
   # Where padding is negative, XLA:CPU reads beyond the image.
-  cut = [(min(before, 0), min(after, 0)) for before, after in window.padding]
+  cut = [(min(a, 0), min(b, 0), 0) for a, b in window.padding]
   if any(map(any, cut)):
-    edges = ((0, 0), *cut, (0, 0))
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(*edge, 0) for edge in edges])
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *cut, (0, 0, 0)))
 
   @jax.custom_batching.custom_vmap
   def conv(x, kernel):

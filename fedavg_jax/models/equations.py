@@ -7,6 +7,7 @@ no such form. All are written for one client and stay fast under `vmap`.
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 from jax import lax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax.models import canonical
+from fedavg_jax.models import layers
 
 # Taps of a window along one axis up to which slices are taken.
 _MOST_TAPS = 8
@@ -27,6 +29,8 @@ def faster(eqn: core.JaxprEqn) -> Callable[..., jax.Array] | None:
     return None if why_as_written(eqn) else _convolution(eqn)
   if eqn.primitive is primitives.reduce_window_max_p:
     return _max_pool(eqn)
+  if eqn.primitive is primitives.dot_general_p:
+    return _matmul(eqn)
   return None
 
 
@@ -44,26 +48,34 @@ def why_as_written(eqn: core.JaxprEqn) -> str:
     return 'dilation'
   if dims not in (1, 2):
     return f'{dims} spatial dimensions'
-  x, kernel = (v.aval for v in eqn.invars)
+  x, kernel, out = _arrays(eqn)
   if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != kernel.dtype:
     return 'its types'
-  if eqn.outvars[0].aval.dtype != x.dtype:
+  if out.dtype != x.dtype:
     return 'the type of its result'
-  if 0 in (*x.shape, *kernel.shape, *eqn.outvars[0].aval.shape):
+  if 0 in (*x.shape, *kernel.shape, *out.shape):
     return 'an axis of length zero'
   return ''
+
+
+def _arrays(eqn) -> list[jax.ShapeDtypeStruct]:
+  """Returns the forms of an equation's operands, then of its results."""
+  avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+  return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
 
 def _convolution(eqn) -> Callable[..., jax.Array]:
   """Any order of the axes, one or two of them spatial, any stride."""
   params = eqn.params
   images, weights, out = params['dimension_numbers']
-  padding = tuple(tuple(map(int, pair)) for pair in params['padding'])
-  strides = tuple(params['window_strides'])
+  padding = [(int(a), int(b)) for a, b in params['padding']]
+  strides = list(params['window_strides'])
   line = len(strides) == 1  # An image of one row.
   if line:
-    padding, strides = ((0, 0), *padding), (1, *strides)
-  window = canonical.Window(padding, strides, params['precision'])
+    padding, strides = [(0, 0), *padding], [1, *strides]
+  window = canonical.Window(
+    (padding[0], padding[1]), (strides[0], strides[1]), params['precision']
+  )
 
   def form(x, kernel):
     x = x.transpose(_channels_last(images))  # [B, H, W, C]
@@ -87,14 +99,14 @@ def _channels_last(spec) -> tuple[int, ...]:
 def _max_pool(eqn) -> Callable[..., jax.Array] | None:
   """The maximum of strided slices, whose gradient costs less."""
   params = eqn.params
-  (operand,) = eqn.invars
+  operand, out = _arrays(eqn)
   taps, strides = params['window_dimensions'], params['window_strides']
   dilations = (*params['base_dilation'], *params['window_dilation'])
   if (
-    not jnp.issubdtype(operand.aval.dtype, jnp.floating)
+    not jnp.issubdtype(operand.dtype, jnp.floating)
     or max(taps) > _MOST_TAPS
     or any(n != 1 for n in dilations)
-    or 0 in (*operand.aval.shape, *eqn.outvars[0].aval.shape)
+    or 0 in (*operand.shape, *out.shape)
   ):
     return None
 
@@ -130,3 +142,20 @@ def _first_maximum(a, b):
 def _first_maximum_jvp(primals, tangents):
   (a, b), (da, db) = primals, tangents
   return jnp.maximum(a, b), jnp.where(a >= b, da, db)
+
+
+def _matmul(eqn) -> Callable[..., jax.Array] | None:
+  """A product [B, I] x [I, O], the gradient of whose kernel costs less."""
+  params = eqn.params
+  x, kernel, out = _arrays(eqn)
+  contracted, batched = params['dimension_numbers']
+  if (
+    (x.ndim, kernel.ndim) != (2, 2)
+    or tuple(map(tuple, contracted)) != ((1,), (0,))
+    or any(batched)
+    or params['precision'] is not None
+    or not jnp.issubdtype(x.dtype, jnp.floating)
+    or {kernel.dtype, out.dtype} != {x.dtype}
+  ):
+    return None
+  return layers.matmul

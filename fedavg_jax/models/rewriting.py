@@ -7,7 +7,7 @@ that `equations.faster` knows are replaced by the forms of the package's own
 layers, also inside calls, loops, conditions and rematerialized parts.
 
 A program without a convolution that can be replaced stays as it is, bit for
-bit, and so does every program on other devices.
+bit, its pools and products too, and so does every program on other devices.
 """
 
 from collections.abc import Callable
