@@ -86,6 +86,7 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.engine.simulation import build_sweep
   from fedavg_jax.engine.simulation import lower_simulation
   from fedavg_jax.engine.superstep import make_schedule
+  from fedavg_jax.models import layers
   from fedavg_jax.models.zoo import build_model
   from fedavg_jax.runs.checkpoint import load_params
   from fedavg_jax.runs.run_config import RunConfig
@@ -130,6 +131,7 @@ __all__ = [
   'init_state',
   'InputError',
   'lane_mesh',
+  'layers',
   'load_dataset',
   'load_params',
   'losses',

@@ -66,6 +66,9 @@ class Model(NamedTuple):
     state_of: 'everybody' averages the clients' states like messages, by
       weight; 'client' has each client keep its own, and tests see the mean;
       'nobody' leaves it as `init` made it.
+    as_written: compute the functions as they are written. If false, the engine
+      may compute them in forms that are faster on its devices, equal up to
+      rounding.
   """
 
   name: str
@@ -74,6 +77,7 @@ class Model(NamedTuple):
   augment: Augment | None = None
   train: Callable[[Params, Batch, Any], tuple[Any, Any]] | None = None
   state_of: str = 'everybody'
+  as_written: bool = False
 
 
 def split(variables: Params | Variables) -> tuple[Params, Any]:

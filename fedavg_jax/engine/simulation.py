@@ -57,6 +57,7 @@ from fedavg_jax.engine.options import Federation
 from fedavg_jax.engine.options import Placement
 from fedavg_jax.engine.options import check_calls
 from fedavg_jax.models import layers
+from fedavg_jax.models import rewriting
 from fedavg_jax.schedule import planning
 from fedavg_jax.schedule import sampling
 
@@ -262,7 +263,9 @@ class _LaidOut(NamedTuple):
 def _lay_out(parts: _Parts) -> _LaidOut:
   """Checks that all fits together, and chooses the lanes."""
   check_jax()
-  task, federation, trained, execution, placement = parts
+  task = parts.task._replace(model=rewriting.fast_model(parts.task.model))
+  parts = parts._replace(task=task)
+  _, federation, trained, execution, placement = parts
   check_calls(execution, placement)
   devices = execution.devices
   devices = tuple(jax.devices() if devices is None else devices)

@@ -26,6 +26,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from fedavg_jax.core import choices
+from fedavg_jax.models import canonical
 
 # Of the devices that a model is traced for, where that is known.
 _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar('platform')
@@ -45,8 +46,11 @@ def for_platform(platform: str) -> Iterator[None]:
     _PLATFORM.reset(token)
 
 
-def _platform() -> str:
-  """Returns the kind of the devices, where nobody has said it JAX's first."""
+def traced_platform() -> str:
+  """Returns the kind of devices that a model is traced for.
+
+  They are those of `for_platform`; else JAX's first device is one.
+  """
   return _PLATFORM.get('') or jax.devices()[0].platform
 
 
@@ -66,11 +70,14 @@ def conv2d(
     [B, H + 2 * padding - k + 1, W + 2 * padding - k + 1, O].
   """
   if method == 'auto':
-    method = 'canonical' if _platform() == 'cpu' else 'patches'
+    method = 'canonical' if traced_platform() == 'cpu' else 'patches'
   if method == 'lax':
     return _lax_conv(x, kernel, padding=padding)
   choices.check_choice('method', method, choices.CONVOLUTIONS)
-  return _conv(x, kernel, padding, method)
+  if method == 'canonical':
+    window = canonical.Window(((padding, padding), (padding, padding)))
+    return canonical.conv(x, kernel, window)
+  return _conv_patches(x, kernel, padding)
 
 
 @jax.custom_vjp
@@ -91,7 +98,7 @@ def _matmul_fwd(x, kernel):
 def _matmul_bwd(residuals, g):
   x, kernel = residuals
   dx = lax.dot_general(g, kernel, (((1,), (1,)), ((), ())))
-  if _platform() == 'cpu':
+  if traced_platform() == 'cpu':
     # First whoever reads the kernel, then its gradient and so its update: or
     # XLA would copy the kernel in every step, to update it in place.
     dx, g = lax.optimization_barrier((dx, g))
@@ -129,28 +136,6 @@ def _lax_conv(x, kernel, *, padding):
   )
 
 
-def _canonical(x, kernel, *, padding):
-  """A convolution that stays canonical, hence fast on CPU, under `vmap`."""
-
-  @jax.custom_batching.custom_vmap
-  def conv(x, kernel):
-    return _lax_conv(x, kernel, padding=padding)
-
-  @conv.def_vmap
-  def _one_client_at_a_time(axis_size, in_batched, x, kernel):
-    x_batched, kernel_batched = in_batched
-    if not kernel_batched:  # One kernel for all: fold the clients into B.
-      out = conv(x.reshape(-1, *x.shape[2:]), kernel)
-      return out.reshape(axis_size, -1, *out.shape[1:]), True
-    if not x_batched:
-      x = jnp.broadcast_to(x, (axis_size, *x.shape))
-    if axis_size == 1:
-      return conv(x[0], kernel[0])[None], True
-    return lax.map(lambda one: conv(*one), (x, kernel)), True
-
-  return conv(x, kernel)
-
-
 def _patches(x, k, padding):
   """[B, H, W, C] -> [B, H', W', k * k * C], in the order of a kernel's rows."""
   x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -161,45 +146,36 @@ def _patches(x, k, padding):
   )
 
 
-def _forward(x, kernel, padding, method):
-  if method == 'canonical':
-    return _canonical(x, kernel, padding=padding)
+def _products(x, kernel, padding):
   k, _, c, o = kernel.shape
   return _patches(x, k, padding) @ kernel.reshape(k * k * c, o)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x, kernel, padding, method):
-  return _forward(x, kernel, padding, method)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_patches(x, kernel, padding):
+  return _products(x, kernel, padding)
 
 
-def _conv_fwd(x, kernel, padding, method):
-  return _forward(x, kernel, padding, method), (x, kernel)
+def _conv_patches_fwd(x, kernel, padding):
+  return _products(x, kernel, padding), (x, kernel)
 
 
-def _conv_bwd(padding, method, residuals, g):
+def _conv_patches_bwd(padding, residuals, g):
   """Both gradients: `g` is [B, H', W', O], the cotangent of the output.
 
   The gradient of the images is a convolution of `g` with the kernel turned by
-  180 degrees; XLA drops it where the images are data. The gradient of the
-  kernel is a convolution of the images with `g` as the kernel, channels in the
-  place of the batch and the batch in the place of channels.
+  180 degrees; XLA drops it where the images are data. That of the kernel is a
+  product of the patches with `g`.
   """
   x, kernel = residuals
   k, _, c, o = kernel.shape
   turned = kernel[::-1, ::-1].swapaxes(2, 3)  # [k, k, O, C]
-  dx = _forward(g, turned, k - 1 - padding, method)
-  if method == 'canonical':
-    dkernel = _canonical(
-      x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), padding=padding
-    ).transpose(1, 2, 0, 3)  # [C, k, k, O] -> [k, k, C, O]
-  else:
-    patches = _patches(x, k, padding).reshape(-1, k * k * c)
-    dkernel = (patches.T @ g.reshape(-1, o)).reshape(kernel.shape)
-  return dx, dkernel
+  dx = _products(g, turned, k - 1 - padding)
+  patches = _patches(x, k, padding).reshape(-1, k * k * c)
+  return dx, (patches.T @ g.reshape(-1, o)).reshape(kernel.shape)
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+_conv_patches.defvjp(_conv_patches_fwd, _conv_patches_bwd)
 
 
 def max_pool3(x: jax.Array) -> jax.Array:

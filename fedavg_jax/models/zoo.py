@@ -314,7 +314,13 @@ def build_model(
       example = example.astype(jnp.float32)
     return module.init(key, example)['params']
 
-  return Model(name, init, apply, augment.tutorial if crops else None)
+  return Model(
+    name,
+    init,
+    apply,
+    augment.tutorial if crops else None,
+    as_written=True,  # Its layers are the fast forms, or those asked for.
+  )
 
 
 def _check_tokens(data: Dataset) -> None:

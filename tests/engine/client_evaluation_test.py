@@ -11,6 +11,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_evaluation
+from tests.testing import convolutions
 from tests.testing import covering
 from tests.testing import rest_slow
 from tests.testing import rounds
@@ -127,6 +128,34 @@ def test_numpy_twin(divided, epochs, lanes, batch_size):
   np.testing.assert_array_equal(
     stacked(again.personal), stacked(tests.personal)
   )
+
+
+def test_convolutions_of_a_model_are_rewritten_here_too():
+  """Equal up to rounding, and no kernels of several clients in groups."""
+  examples, parts = convolutions.examples()
+  clients = fa.build_clients(examples, parts)
+  tests = []
+  for model in (
+    convolutions.model(),
+    convolutions.model()._replace(as_written=True),
+  ):
+    simulation = simulations.build_simulation(
+      model,
+      clients,
+      examples,
+      algorithm=rounds.fedavg(),
+      client_fraction=0.5,
+      epochs=1,
+      batch_size=3,
+      lanes=4,
+    )
+    tests.append(
+      client_evaluation.build_client_tests(
+        simulation, clients, finetune=optax.sgd(ETA), epochs=1
+      )(simulation.init()[0])
+    )
+  for got, expected in zip(*map(jax.tree.leaves, tests), strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
 def test_a_client_that_diverges_does_not_count(divided):

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import fedavg_jax as fa
+from tests.testing import convolutions
 from tests.testing import simulations
 
 
@@ -21,6 +22,11 @@ def lowered(name, seed=0, classes=10, **options):
   )
   data = fa.Dataset('random', examples, examples, classes, max_value=255.0)
   parts = fa.partition.iid(40, num_clients=8, seed=0)
+  return lower(fa.build_model(name, data), examples, parts, seed, **options)
+
+
+def lower(model, examples, parts, seed=0, **options):
+  """A program of four lanes on one device."""
   federation = fa.Federation(
     fa.build_clients(examples, parts),
     examples,
@@ -31,7 +37,7 @@ def lowered(name, seed=0, classes=10, **options):
   )
   execution = fa.Execution(lanes=4, devices=jax.devices()[:1])
   return fa.lower_simulation(
-    fa.build_model(name, data),
+    model,
     federation,
     fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
     execution=execution,
@@ -55,6 +61,43 @@ def test_lowers_for_an_accelerator_that_is_not_here(name, target):
 def test_a_cpu_gets_convolutions():
   text = lowered('cnn').lower().as_text()
   assert 'stablehlo.convolution' in text
+
+
+GROUPED = re.compile(r'(feature|batch)_group_count = ([2-9]|1\d)')
+
+
+def test_convolutions_of_a_model_are_canonical_on_a_cpu():
+  """Clients in groups are what XLA computes slowly; there are none left."""
+  model = convolutions.model()
+  written = lower(model._replace(as_written=True), *convolutions.examples())
+  assert GROUPED.search(written.lower().as_text())
+  text = lower(model, *convolutions.examples()).lower().as_text()
+  assert 'stablehlo.convolution' in text and not GROUPED.search(text)
+  assert 'select_and_scatter' not in text
+
+
+def test_accelerators_get_a_model_as_it_is_written():
+  model = convolutions.model()
+  texts = [
+    operations(lower(own, *convolutions.examples()).export('cuda'))
+    for own in (model, model._replace(as_written=True))
+  ]
+  assert texts[0] == texts[1] and 'stablehlo.convolution' in texts[0]
+
+
+def operations(exported):
+  """What an exported program does, without the lines of code it is from."""
+  return re.sub(r'loc\(#loc\d*\)|#loc.*', '', exported.mlir_module()).strip()
+
+
+def test_a_model_without_convolutions_is_the_same_program(uneven_examples):
+  x, y, parts = uneven_examples
+  model = simulations.model()
+  texts = [
+    lower(own, fa.Examples(x, y), parts).lower().as_text()
+    for own in (model, model._replace(as_written=True))
+  ]
+  assert texts[0] == texts[1]
 
 
 def test_nothing_stays_on_the_devices():

@@ -15,6 +15,7 @@ from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import layout
 from tests.testing import PROGRAMS
+from tests.testing import convolutions
 from tests.testing import covering
 from tests.testing import rest_slow
 from tests.testing import simulations
@@ -179,6 +180,38 @@ def test_the_compiled_call_is_the_reference():
     jax.tree.leaves(record.state.params), jax.tree.leaves(params), strict=True
   ):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('lanes', [2, 4])
+def test_convolutions_of_a_model_are_the_reference(lanes):
+  """The reference takes the model as it is written, the engine rewrites it."""
+  examples, parts = convolutions.examples()
+  clients = fa.build_clients(examples, parts)
+  model = convolutions.model()
+  simulation = simulations.build_simulation(
+    model,
+    clients,
+    examples,
+    algorithm=sgd(0.1),
+    client_fraction=1.0,
+    epochs=2,
+    batch_size=3,
+    lanes=lanes,
+  )
+  *_, record = fa.simulate(simulation, rounds=2)
+  params = simulation.init()[0].params
+  reference = fa.build_reference_round(fa.cross_entropy(model.apply), 0.1)
+  for number in (1, 2):
+    ids = simulation.planner.cohort(number)
+    batches = simulation.planner.padded_batches(number, ids)
+    params = reference(params, *fa.stack(clients, ids), batches)
+  for got, expected in zip(
+    jax.tree.leaves(record.state.params), jax.tree.leaves(params), strict=True
+  ):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+  logits = model.apply(params, examples.x)
+  right = np.argmax(logits, axis=1) == examples.y
+  assert record.test_accuracy == pytest.approx(right.mean())
 
 
 @pytest.mark.slow

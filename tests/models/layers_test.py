@@ -11,22 +11,10 @@ import pytest
 from fedavg_jax.core import choices
 from fedavg_jax.engine import cost
 from fedavg_jax.models import layers
+from tests.testing import convolutions
 from tests.testing import rest_slow
 
 METHODS = [m for m in choices.CONVOLUTIONS if m != 'lax']
-
-
-def numpy_conv(x, kernel, padding):
-  """Loops over everything, float64."""
-  b, h, w, _ = x.shape
-  k, _, _, o = kernel.shape
-  x = np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
-  out = np.zeros((b, h + 2 * padding - k + 1, w + 2 * padding - k + 1, o))
-  for i in range(out.shape[1]):
-    for j in range(out.shape[2]):
-      window = x[:, i : i + k, j : j + k, :]
-      out[:, i, j] = np.tensordot(window, kernel, axes=3)
-  return out
 
 
 @pytest.mark.parametrize('method', choices.CONVOLUTIONS)
@@ -40,7 +28,9 @@ def test_conv_matches_loops(method, size, k, padding):
   got = layers.conv2d(
     jnp.float32(x), jnp.float32(kernel), padding=padding, method=method
   )
-  np.testing.assert_allclose(got, numpy_conv(x, kernel, padding), atol=1e-4)
+  np.testing.assert_allclose(
+    got, convolutions.conv(x, kernel, ((padding, padding),) * 2), atol=1e-4
+  )
 
 
 @pytest.mark.parametrize('method', METHODS)
