@@ -200,7 +200,7 @@ def test_convolutions_of_a_model_are_the_reference(lanes):
   )
   *_, record = fa.simulate(simulation, rounds=2)
   params = simulation.init()[0].params
-  reference = fa.build_reference_round(fa.cross_entropy(model.apply), 0.1)
+  reference = fa.build_reference_round(fa.losses.of_examples(model.apply), 0.1)
   for number in (1, 2):
     ids = simulation.planner.cohort(number)
     batches = simulation.planner.padded_batches(number, ids)
