@@ -14,6 +14,7 @@ import pytest
 
 from experiments import checkout
 from experiments.benchmark import accelerator
+from experiments.benchmark import own_convolutions
 from experiments.benchmark import plain
 from experiments.benchmark import race
 from experiments.benchmark import show
@@ -91,6 +92,30 @@ def test_a_padded_lane_per_client_is_the_same_work(tmp_path):
   assert padded.planner.lanes == 10
   one, other = (fa.run(s, rounds=2)['train_loss'][1:] for s in (padded, plain))
   np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_the_linen_cnn_is_the_papers():
+  model = own_convolutions.linen_model(workloads.WORKLOADS['cnn'])
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  assert num_parameters(params) == 1_663_370 and not model.as_written
+
+
+@pytest.mark.slow
+def test_own_convolutions(repository):
+  told = run(
+    repository,
+    'experiments.benchmark.own_convolutions',
+    *('--clients', '2', '--examples', 10, '--turns', 1),
+  )
+  *forms, environment = map(json.loads, told.splitlines())
+  names = ['layers', 'linen', 'linen_as_written']
+  assert [row['form'] for row in forms] == names
+  for row in forms:
+    assert row['seconds'] == [row['seconds_per_round']]
+    assert row['ratio_to_ours'] == pytest.approx(
+      row['seconds_per_round'] / forms[0]['seconds_per_round']
+    )
+  assert environment['versions']['jax']
 
 
 @pytest.mark.slow
