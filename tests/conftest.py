@@ -19,6 +19,18 @@ def pytest_configure(config):
     # As a shell starts what runs in the background; commands would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
   _share_compiled(config)
+  if config.option.markexpr == 'slow':
+    _compile_sooner()
+
+
+def _compile_sooner():
+  """Leaves out LLVM's costly passes, here and in what tests start.
+
+  Slow tests are of processes, kills, commands and pages, which compile much and
+  compute little; the laws, which the other tests hold, are of the real program.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} {_FEWER_PASSES}'.strip()
 
 
 def _share_compiled(config):
@@ -29,6 +41,7 @@ def _share_compiled(config):
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
+_FEWER_PASSES = '--xla_llvm_disable_expensive_passes=true'
 REPOSITORY = pathlib.Path(__file__).parent.parent
 # What tests start is this code too, whatever is installed.
 os.environ['PYTHONPATH'] = str(REPOSITORY)
