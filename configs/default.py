@@ -225,4 +225,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   # How many of the last checkpoints stay, with the best.
   config.checkpoint.keep = 3
+
+  # What your own functions take by name: config.options.model.width = 64; see
+  # docs/bring_your_own.md.
+  config.options = ml_collections.ConfigDict(
+    {'dataset': {}, 'model': {}, 'algorithm': {}}
+  )
   return config

@@ -34,6 +34,7 @@ class Metric(NamedTuple):
     enough: (target, sums of some test) -> the least value that reaches it; the
       most, where lower is better. None takes the target itself.
     value: sums -> what is compared with `enough`; None takes the first result.
+    most: the largest first result that there can be, such as 1 of a share.
     stacks: whether `result` also takes sums with leading axes, such as of many
       clients, which is faster than one after another.
   """
@@ -43,6 +44,7 @@ class Metric(NamedTuple):
   lower_is_better: bool = False
   enough: Callable[[float, Any], float] | None = None
   value: Callable[[Any], Any] | None = None
+  most: float = math.inf
   stacks: bool = False
 
 
@@ -85,6 +87,7 @@ def accuracy() -> Metric:
   return ratio('accuracy', rows, lower_is_better=False)._replace(
     enough=lambda target, sums: enough_correct(target, int(np.max(sums.count))),
     value=lambda sums: sums.total,
+    most=1.0,
   )
 
 
@@ -96,7 +99,8 @@ def top_k(k: int) -> Metric:
     found = jnp.any(best == batch.y[..., None], axis=-1)
     return Ratio(_of_each(found), num_labels(batch))
 
-  return ratio(f'top_{k}_accuracy', rows, lower_is_better=False)
+  share = ratio(f'top_{k}_accuracy', rows, lower_is_better=False)
+  return share._replace(most=1.0)
 
 
 def label_loss() -> Metric:
@@ -169,7 +173,7 @@ def macro_f1() -> Metric:
     both = _numpy(sums.hits).maximum(sums.predicted + sums.actual, 1)
     return {'macro_f1': (2 * sums.hits / both).mean()}
 
-  return Metric(rows, result)
+  return Metric(rows, result, most=1.0)
 
 
 def of_classifier() -> tuple[Metric, ...]:

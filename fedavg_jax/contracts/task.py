@@ -35,11 +35,6 @@ class Task(NamedTuple):
     return self.loss is losses.cross_entropy
 
   @property
-  def has_accuracy(self) -> bool:
-    """Whether a target is an accuracy, and lies between 0 and 1."""
-    return self.metrics[0].value is not None
-
-  @property
   def never(self) -> float:
     """What no test reaches, as `enough` has it."""
     return -math.inf if self.metrics[0].lower_is_better else math.inf

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
-import importlib
 import os
 import pathlib
-import sys
 from typing import Any
 from typing import NamedTuple
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from fedavg_jax.core import client_data
 from fedavg_jax.core import exact
+from fedavg_jax.core import references
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.files import is_of_machine
@@ -139,7 +138,7 @@ def _images(folder: pathlib.Path) -> Source:
 
 def _generator(path: str) -> Source:
   """Takes clients that a function of the user makes."""
-  function = _function(path)
+  function = references.load(path, f'--path {path}')
   pairs = _pairs(function, path, -1)
   (number, x, y) = next(pairs, (None, None, None))
   if number is None:
@@ -163,26 +162,6 @@ def _generator(path: str) -> Source:
     num_classes=None,
     max_value=test.max_value,
   )
-
-
-def _function(path: str) -> Callable[[int], Any]:
-  """Imports module:function, which runs the module."""
-  module, _, name = path.partition(':')
-  sys.path.insert(0, '')  # As python itself would find a script's neighbours.
-  try:
-    function = getattr(importlib.import_module(module), name)
-  except (
-    Exception,
-    SystemExit,
-  ) as error:  # Of a person's own module, anything.
-    raise InputError(
-      f'--path {path}: must be module:function ({_reason(error)})'
-    ) from error
-  if not callable(function):
-    raise InputError(
-      f'--path {path}: {name} is {type(function).__name__}, must be a function'
-    )
-  return function
 
 
 def _pairs(
@@ -212,10 +191,5 @@ def _pairs(
     if is_of_machine(error):
       raise
     raise InputError(
-      f'--path {path}: fails at client {k} ({_reason(error)})'
+      f'--path {path}: fails at client {k} ({references.reason(error)})'
     ) from error
-
-
-def _reason(error: BaseException) -> str:
-  text = f'{type(error).__name__}: {error}'.strip()
-  return text.splitlines()[0][:120]

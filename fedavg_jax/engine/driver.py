@@ -75,8 +75,8 @@ def simulate(
   rules.check_whole('rounds', rounds, 1)
   rules.check_whole('eval_every', eval_every, 1)
   task = simulation.task
-  if task.has_accuracy:
-    rules.check_fraction('target', target, one=True)
+  most = min(task.metrics[0].most, 1e30)
+  rules.check_real('target', target, 0 if most == 1 else -1e30, most)
 
   def evaluated(number):
     return number % eval_every == 0 or number == rounds

@@ -22,6 +22,7 @@ from fedavg_jax.engine.options import Placement
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.engine.simulation import build_simulation
 from fedavg_jax.models import zoo
+from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
 from fedavg_jax.runs.run_config import RunConfig
 
@@ -46,21 +47,35 @@ class Prepared(NamedTuple):
 
 def prepare(cfg: RunConfig) -> Prepared:
   """The data, the clients and the model that a checked config names."""
-  dataset = catalog.load_dataset(cfg.dataset, cfg.data_dir)
+  dataset = load_dataset(cfg)
   own = population.build_population(cfg, dataset)
   return Prepared(
     dataset=dataset,
     clients=own.clients,
     held=own.held,
     validation=own.validation,
-    model=zoo.build_model(
-      cfg.model,
-      dataset,
-      pixels=cfg.pixels,
-      augmentation=cfg.augmentation,
-      convolution=cfg.convolution,
-      precision=cfg.precision,
-    ),
+    model=build_model(cfg, dataset),
+  )
+
+
+def load_dataset(cfg: RunConfig) -> Dataset:
+  """Returns the data set that a checked config names."""
+  if own_parts.is_own(cfg, 'dataset'):
+    return own_parts.dataset(cfg)
+  return catalog.load_dataset(cfg.dataset, cfg.data_dir)
+
+
+def build_model(cfg: RunConfig, dataset: Dataset) -> Model:
+  """Returns the model that a checked config names."""
+  if own_parts.is_own(cfg, 'model'):
+    return own_parts.model(cfg, dataset)
+  return zoo.build_model(
+    cfg.model,
+    dataset,
+    pixels=cfg.pixels,
+    augmentation=cfg.augmentation,
+    convolution=cfg.convolution,
+    precision=cfg.precision,
   )
 
 
@@ -111,6 +126,8 @@ def build(cfg: RunConfig, prepared: Prepared, *, lanes: int) -> Simulation:
 def build_algorithm(cfg: RunConfig) -> Algorithm:
   """The algorithm that a checked config names."""
   local, server = cfg.client, cfg.server
+  if own_parts.is_own(cfg, 'algorithm'):
+    return own_parts.algorithm(cfg)
   if cfg.algorithm == 'scaffold':
     return algorithms.scaffold(local.learning_rate, server.learning_rate)
   if server.optimizer == 'sgd':

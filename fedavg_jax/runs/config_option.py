@@ -6,6 +6,7 @@ and the words about a value stand in one place.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedavg_jax.core import references
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
@@ -41,6 +43,15 @@ def one_of(words: Sequence[str]) -> Rule:
   """Makes the rule of a value that is one of some words."""
   return Rule(
     lambda value: value in words, f'must be one of {", ".join(words)}', words
+  )
+
+
+def one_of_or_own(words: Sequence[str]) -> Rule:
+  """Makes the rule of one of some words, or of a function `module:function`."""
+  return Rule(
+    lambda value: value in words or references.is_reference(value),
+    f'must be one of {", ".join(words)}, or module:function',
+    words,
   )
 
 
@@ -88,12 +99,23 @@ def section(options: type['Options']) -> Any:
   )
 
 
+def free(about: str) -> Any:
+  """Returns the field of a dataclass for what a person's own functions take.
+
+  Args:
+    about: what it means.
+  """
+  return dataclasses.field(
+    default_factory=dict, metadata={'free': True, 'about': about}
+  )
+
+
 class Options:
   """A dataclass of options, which checks their values when it is made.
 
-  A subclass is a frozen dataclass whose fields are each made by `option`
-  or `section`. Its class attribute `prefix` stands before the names of its
-  fields in messages.
+  A subclass is a frozen dataclass whose fields are each made by `option`,
+  `section` or `free`. Its class attribute `prefix` stands before the names of
+  its fields in messages.
   """
 
   prefix = ''
@@ -104,6 +126,8 @@ class Options:
       if kind := field.metadata.get('section'):
         if not isinstance(value, kind):
           raise InputError(f'{name} = {value!r}: must be a {kind.__name__}')
+      elif is_free(field):
+        object.__setattr__(self, field.name, checked_free(name, value))
       else:
         object.__setattr__(self, field.name, checked(name, value, field))
 
@@ -116,6 +140,11 @@ def fields(options: Any) -> tuple[dataclasses.Field, ...]:
 def is_section(field: dataclasses.Field) -> bool:
   """Tells whether a field holds options of its own."""
   return 'section' in field.metadata
+
+
+def is_free(field: dataclasses.Field) -> bool:
+  """Tells whether a field holds what a person's own functions take."""
+  return 'free' in field.metadata
 
 
 def is_traced(value: Any) -> bool:
@@ -155,13 +184,51 @@ def checked(name: str, value: Any, field: dataclasses.Field) -> Any:
   return value
 
 
+def checked_free(name: str, value: Any) -> dict[str, Any]:
+  """Returns a copy of what a person's own functions take, by name.
+
+  Args:
+    name: of the field.
+    value: dictionaries of numbers, texts and lists of these; empty ones are
+      left out.
+
+  Raises:
+    InputError: it holds something that JSON does not.
+  """
+  if not isinstance(value, Mapping):
+    raise InputError(f'{name} = {value!r}: must be a dictionary')
+  found = {}
+  for key, own in value.items():
+    if not isinstance(key, str) or not key.isidentifier():
+      raise InputError(f'{name}: has the key {key!r}, must have names')
+    if isinstance(own, Mapping):
+      own = checked_free(f'{name}.{key}', own)
+    elif not _is_plain(own):
+      raise InputError(
+        f'{name}.{key} = {own!r}: must be a number, a text, or a list of these'
+      )
+    if own != {}:
+      found[key] = list(own) if isinstance(own, tuple) else own
+  return found
+
+
+def _is_plain(value: Any) -> bool:
+  if isinstance(value, (list, tuple)):
+    return all(map(_is_plain, value))
+  return (
+    value is None
+    or is_traced(value)
+    or isinstance(value, (bool, int, float, str))
+  )
+
+
 def flat_fields(
   options: Any, prefix: str = ''
 ) -> Iterator[tuple[str, dataclasses.Field]]:
-  """Yields every option of a class, with dots between the parts of its name."""
+  """Yields every option of a class that has a name here, dots between parts."""
   for field in fields(options):
     if is_section(field):
       inner = field.metadata['section']
       yield from flat_fields(inner, f'{prefix}{field.name}.')
-    else:
+    elif not is_free(field):
       yield f'{prefix}{field.name}', field

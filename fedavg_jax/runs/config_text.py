@@ -8,7 +8,10 @@ python -m fedavg_jax.runs.config_text > configs/default.py
 import dataclasses
 import textwrap
 
+from fedavg_jax.runs.config_option import fields
 from fedavg_jax.runs.config_option import flat_fields
+from fedavg_jax.runs.config_option import is_free
+from fedavg_jax.runs.run_config import OWN_PARTS
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_config import flatten
 
@@ -51,6 +54,14 @@ def config_file(cfg: RunConfig, docstring: str) -> str:
     section = parent
     lines += ['', *_wrap(_about(field), '  # ')]
     lines.append(f'  config.{name} = {values[name]!r}')
+  for field in filter(is_free, fields(RunConfig)):
+    lines += ['', *_wrap(field.metadata['about'], '  # ')]
+    content = {part: {} for part in OWN_PARTS} | getattr(cfg, field.name)
+    lines += [
+      f'  config.{field.name} = ml_collections.ConfigDict(',
+      f'    {content!r}',
+      '  )',
+    ]
   return '\n'.join([*lines, '  return config', ''])
 
 

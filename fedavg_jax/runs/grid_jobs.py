@@ -16,7 +16,7 @@ import numpy as np
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
-from fedavg_jax.data import catalog
+from fedavg_jax.runs import builders
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import population
 from fedavg_jax.runs import run_config
@@ -154,9 +154,10 @@ def check_populations(jobs: Sequence[Job]) -> None:
     if text in seen or is_over(job):
       continue
     seen.add(text)
-    source = (cfg.dataset, cfg.data_dir)
+    own = json.dumps(cfg.options.get('dataset'), sort_keys=True)
+    source = cfg.dataset, cfg.data_dir, own
     if source not in data:
-      data[source] = catalog.load_dataset(*source)
+      data[source] = builders.load_dataset(cfg)
     sizes = [len(part) for part in population.divide(cfg, data[source])]
     population.build_participation(cfg, np.array(sizes))
 

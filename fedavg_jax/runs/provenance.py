@@ -15,6 +15,7 @@ import numpy as np
 import fedavg_jax
 from fedavg_jax.engine import devices
 from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
 from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.run_config import RunConfig
@@ -80,8 +81,15 @@ def to_begin(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
     'data_sha256': checkpoint.digest([*_content(prepared), *test, *periods]),
     'test_sha256': checkpoint.digest([*test]),
     'numerics': devices.numerics(),
+    **_own_code(cfg),
     **environment(),
   }
+
+
+def _own_code(cfg: RunConfig) -> dict[str, Any]:
+  """Returns what a person's own files are, where there are some."""
+  own = own_parts.code_sha256(cfg)
+  return {'own_code_sha256': own} if own else {}
 
 
 def _content(prepared: Prepared) -> Sequence[np.ndarray]:

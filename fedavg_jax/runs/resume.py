@@ -13,7 +13,7 @@ from fedavg_jax.runs.run_dir import Workdir
 # In config.json, what must be the same for the same bits.
 _SAME_BITS = (
   *('versions', 'machine', 'processor'),
-  *('platform', 'device', 'num_devices', 'num_processes'),
+  *('platform', 'device', 'num_devices', 'num_processes', 'own_code_sha256'),
 )
 
 
@@ -88,16 +88,16 @@ def continued(
   ):
     raise InputError('config.json: resumed must list the machines of the run')
   last = [began, *resumed][-1]
-  changed = [key for key in _SAME_BITS if last.get(key) != now[key]]
+  changed = [key for key in _SAME_BITS if last.get(key) != now.get(key)]
   continued = began | {'config': now['config']}
   if changed:
     number = saved.told['round'] if saved else 0
     logging.warning(
-      'not the device or the versions (%s) that trained round %d: the same up'
+      'not the device, versions or code (%s) that trained round %d: the same up'
       ' to rounding, not to the bit',
       ', '.join(changed),
       number,
     )
-    here = {key: now[key] for key in _SAME_BITS}
+    here = {key: now[key] for key in _SAME_BITS if key in now}
     continued['resumed'] = [*resumed, {'round': number, **here}]
   return continued, not changed

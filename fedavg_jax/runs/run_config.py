@@ -7,11 +7,13 @@ behind it sees a dictionary. Letters are those of McMahan et al. (2017).
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+import copy
 import dataclasses
 import re
 from typing import Any
 
 from fedavg_jax.core import choices
+from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.runs import loggers
@@ -23,9 +25,12 @@ from fedavg_jax.runs.config_option import at_least
 from fedavg_jax.runs.config_option import between
 from fedavg_jax.runs.config_option import fields
 from fedavg_jax.runs.config_option import flat_fields
+from fedavg_jax.runs.config_option import free
+from fedavg_jax.runs.config_option import is_free
 from fedavg_jax.runs.config_option import is_section
 from fedavg_jax.runs.config_option import is_traced
 from fedavg_jax.runs.config_option import one_of
+from fedavg_jax.runs.config_option import one_of_or_own
 from fedavg_jax.runs.config_option import option
 from fedavg_jax.runs.config_option import section
 from fedavg_jax.runs.config_sections import CheckpointConfig
@@ -45,6 +50,8 @@ _SIZES = Rule(
   choices.SIZE_LAWS,
 )
 _YES_OR_NO = ANYTHING
+# Of which a person's own functions take options.
+OWN_PARTS = ('dataset', 'model', 'algorithm')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +67,7 @@ class RunConfig(Options):
   """
 
   dataset: str = option(
-    'digits', one_of(choices.DATASETS), 'Data set; see docs/data.md.'
+    'digits', one_of_or_own(choices.DATASETS), 'Data set; see docs/data.md.'
   )
   data_dir: str = option(
     '',
@@ -78,7 +85,9 @@ class RunConfig(Options):
     one_of(choices.AUGMENTATIONS),
     "'tutorial' crops to 24 x 24 and changes colours at random.",
   )
-  model: str = option('2nn', one_of(choices.MODELS), 'Model; see docs/api.md.')
+  model: str = option(
+    '2nn', one_of_or_own(choices.MODELS), 'Model; see docs/api.md.'
+  )
   convolution: str = option(
     'auto',
     one_of(choices.CONVOLUTIONS),
@@ -174,7 +183,9 @@ class RunConfig(Options):
     "Weights of the mean: 'examples' is n_k, 'uniform' the same for all.",
   )
   algorithm: str = option(
-    'fedavg', one_of(choices.ALGORITHMS), 'Algorithm; see docs/algorithms.md.'
+    'fedavg',
+    one_of_or_own(choices.ALGORITHMS),
+    'Algorithm; see docs/algorithms.md.',
   )
   client: ClientConfig = section(ClientConfig)
   server: ServerConfig = section(ServerConfig)
@@ -236,6 +247,10 @@ class RunConfig(Options):
     '', ANYTHING, 'Loggers beside metrics.jsonl: csv, tensorboard, wandb.'
   )
   checkpoint: CheckpointConfig = section(CheckpointConfig)
+  options: dict[str, Any] = free(
+    'What your own functions take by name: config.options.model.width = 64;'
+    ' see docs/bring_your_own.md.'
+  )
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -265,7 +280,33 @@ class RunConfig(Options):
       }
       now = getattr(self, field.name)
       own[field.name] = dataclasses.replace(now, **inner)
+    for field in filter(is_free, fields(self)):
+      own[field.name] = _merged(getattr(self, field.name), changes, field.name)
     return dataclasses.replace(self, **own)
+
+
+def _merged(
+  now: dict[str, Any], changes: Mapping[str, Any], name: str
+) -> dict[str, Any]:
+  """Returns free options with others for some of their names."""
+  merged = copy.deepcopy(now)
+  for key, value in changes.items():
+    if key.startswith(f'{name}.'):
+      *parents, last = key.split('.')[1:]
+      inner = merged
+      for parent in parents:
+        inner = inner.setdefault(parent, {})
+      inner[last] = value
+  return merged
+
+
+def is_known(key: str) -> bool:
+  """Tells whether a name, with dots between its parts, is that of an option.
+
+  >>> is_known('client.epochs'), is_known('options.model.width')
+  (True, True)
+  """
+  return key in names() or key.startswith('options.')
 
 
 def names() -> list[str]:
@@ -295,7 +336,7 @@ def from_dict(config: Mapping[str, Any]) -> RunConfig:
   """
   flat, known = dict(flatten(config)), names()
   for key in flat:
-    if key not in known:
+    if not is_known(key):
       raise InputError(
         f'{key}: unknown key{did_you_mean(key, known)}; known are'
         f' {", ".join(known)}'
@@ -316,7 +357,11 @@ def default_config() -> Any:
   """
   import ml_collections
 
-  return ml_collections.ConfigDict(RunConfig().to_dict()).lock()
+  config = ml_collections.ConfigDict(RunConfig().to_dict())
+  config.options = {part: {} for part in OWN_PARTS}
+  config.lock()
+  config.options.unlock()
+  return config
 
 
 def flatten(
@@ -357,6 +402,16 @@ def _check_contradictions(cfg: RunConfig) -> None:
       f'finetune_epochs = {cfg.finetune_epochs}: must be 0 without tests of'
       ' clients, which client_eval_every = 0 leaves out'
     )
+  for part in cfg.options:
+    if part not in OWN_PARTS:
+      raise InputError(
+        f'options.{part}: must be below one of {", ".join(OWN_PARTS)}'
+      )
+    if not references.is_reference(getattr(cfg, part)):
+      raise InputError(
+        f'options.{part}: must be empty with {part} ='
+        f' {getattr(cfg, part)!r}, which is no function of your own'
+      )
   _check_placement(cfg)
   loggers.check(cfg.log)
   if cfg.algorithm == 'scaffold':

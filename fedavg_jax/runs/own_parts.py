@@ -1,0 +1,94 @@
+"""A person's own data set, model and algorithm, which a config names.
+
+`config.model = 'module:function'` calls the function with the data set and
+`config.options.model`. Whoever is named is imported, which runs the module.
+"""
+
+import hashlib
+import pathlib
+import sys
+import sysconfig
+from typing import Any
+
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.model import Model
+from fedavg_jax.core import references
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.data.dataset import Dataset
+from fedavg_jax.runs.run_config import OWN_PARTS
+from fedavg_jax.runs.run_config import RunConfig
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+
+
+def is_own(cfg: RunConfig, part: str) -> bool:
+  """Tells whether a part is a person's own."""
+  return references.is_reference(getattr(cfg, part))
+
+
+def dataset(cfg: RunConfig) -> Dataset:
+  """Calls `function(**options)`, which returns a data set."""
+  return _call(cfg, 'dataset', Dataset)
+
+
+def model(cfg: RunConfig, own_dataset: Dataset) -> Model:
+  """Calls `function(dataset, **options)`, which returns a model."""
+  return _call(cfg, 'model', Model, own_dataset)
+
+
+def algorithm(cfg: RunConfig) -> Algorithm:
+  """Calls `function(config, **options)`, which returns an algorithm.
+
+  Args:
+    cfg: settings, of which a sweep changes numbers: of learning rates it has
+      traced ones.
+  """
+  return _call(cfg, 'algorithm', Algorithm, cfg)
+
+
+def code_sha256(cfg: RunConfig) -> dict[str, str]:
+  """Returns the SHA-256 of each imported file of a person's own, by its path.
+
+  Nothing where a config names no function; files of Python, of installed
+  packages and of this one are not a person's own.
+  """
+  if not any(is_own(cfg, part) for part in OWN_PARTS):
+    return {}
+  paths = sysconfig.get_paths()
+  installed = [
+    _PACKAGE,
+    *(
+      pathlib.Path(paths[name]).resolve()
+      for name in ('stdlib', 'platstdlib', 'purelib', 'platlib')
+    ),
+  ]
+  found = {}
+  for module in list(sys.modules.values()):
+    file = getattr(module, '__file__', None)
+    if not isinstance(file, str) or not file.endswith('.py'):
+      continue
+    path = pathlib.Path(file).resolve()
+    if path.is_file() and not any(map(path.is_relative_to, installed)):
+      content = path.read_bytes()
+      found[module.__name__] = hashlib.sha256(content).hexdigest()
+  return dict(sorted(found.items()))
+
+
+def _call(cfg: RunConfig, part: str, kind: type, *args: Any) -> Any:
+  """Calls a person's function; what it returns must be of a kind."""
+  text = getattr(cfg, part)
+  function = references.load(text, f'{part} = {text!r}')
+  try:
+    found = function(*args, **cfg.options.get(part, {}))
+  except InputError:
+    raise
+  except (Exception, SystemExit) as error:  # Of a person's own, anything.
+    raise InputError(
+      f'{part} = {text!r}: fails ({references.reason(error)})'
+    ) from error
+  if not isinstance(found, kind):
+    raise InputError(
+      f'{part} = {text!r}: returns {type(found).__name__}, must return a'
+      f' {kind.__name__}'
+    )
+  return found

@@ -1,0 +1,172 @@
+"""Data, models and algorithms of a person's own, by name in a config."""
+
+import hashlib
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import grid
+from fedavg_jax.runs import own_parts
+from fedavg_jax.runs import run_config
+from fedavg_jax.runs import train
+from fedavg_jax.runs.run_config import RunConfig
+from tests.testing.run_folders import lines
+
+MODULE = """
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import fedavg_jax as fa
+
+
+def points(number, classes=2):
+    rng = np.random.default_rng(0)
+    y = np.arange(number, dtype=np.int32) % classes
+    x = (y[:, None] + 0.1 * rng.normal(size=(number, 3))).astype(np.float32)
+    half = number // 2
+    return fa.Dataset('points', fa.Examples(x[:half], y[:half]),
+                      fa.Examples(x[half:], y[half:]), classes, None)
+
+
+def linear(dataset, scale=0.0):
+    shape = dataset.train.x.shape[1], dataset.num_classes
+    return fa.Model('linear', lambda key: {'w': scale * jnp.eye(*shape)},
+                    lambda params, x: x @ params['w'])
+
+
+def nesterov(config, momentum):
+    rate = config.server.learning_rate
+    return fa.fedavg(
+        optax.sgd(config.client.learning_rate),
+        optax.sgd(rate, momentum=momentum, nesterov=True))
+
+
+def nothing(config):
+    return None
+
+
+def fails(dataset):
+    raise KeyError('of mine')
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+  """The name of a module that is imported anew."""
+  name = f'mine_{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:8]}'
+  (tmp_path / f'{name}.py').write_text(MODULE)
+  monkeypatch.syspath_prepend(tmp_path)
+  importlib.invalidate_caches()
+  yield name
+  sys.modules.pop(name, None)
+
+
+def settings(module, **changes):
+  config = run_config.default_config()
+  config.dataset = f'{module}:points'
+  config.options.dataset.number = 40
+  config.model = f'{module}:linear'
+  config.options.model.scale = 0.5
+  config.algorithm = f'{module}:nesterov'
+  config.options.algorithm.momentum = 0.5
+  config.partition, config.num_clients, config.rounds = 'iid', 4, 3
+  config.log, config.cpu_devices = '', 2
+  for key, value in changes.items():
+    config[key] = value
+  return config
+
+
+def test_a_run_of_own_parts_resumes_and_says_whose_code_it_is(module, tmp_path):
+  folder = tmp_path / 'run'
+  train.train(settings(module), folder)
+  began = json.loads((folder / 'config.json').read_text())
+  code = (tmp_path / f'{module}.py').read_bytes()
+  assert began['own_code_sha256'][module] == hashlib.sha256(code).hexdigest()
+  assert began['config']['options']['model'] == {'scale': 0.5}
+  train.train(settings(module, rounds=5), folder, extend=True)
+  other = tmp_path / 'other'
+  train.train(settings(module, rounds=5), other)
+
+  def timeless(records):
+    return [record | {'seconds': 0} for record in records]
+
+  assert timeless(lines(folder)) == timeless(lines(other))
+  with pytest.raises(InputError, match='options.model.scale = 0.25'):
+    changed = settings(module, rounds=5)
+    changed.options.model.scale = 0.25
+    train.train(changed, folder)
+
+
+def test_a_sweep_over_an_option_of_an_own_model(module, tmp_path):
+  jobs = grid.run_sweep(
+    settings(module),
+    {
+      'options.model.scale': ['0.0', '0.5'],
+      'client.learning_rate': ['0.1', '0.2'],
+    },
+    1,
+    tmp_path / 'sweep',
+  )
+  assert len(jobs) == 4
+  losses = {tuple(job.setting.values()): lines(job.folder) for job in jobs}
+  assert len({records[-1]['train_loss'] for records in losses.values()}) == 4
+  alone = tmp_path / 'alone'
+  train.train(settings(module), alone)
+  np.testing.assert_allclose(
+    losses[0.1, 0.5][-1]['train_loss'],
+    lines(alone)[-1]['train_loss'],
+    rtol=1e-5,
+  )
+
+
+def test_no_own_code_without_own_parts():
+  assert own_parts.code_sha256(RunConfig()) == {}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'model': 'cnm'}, "model = 'cnm': must be one of 2nn.*did you mean cnn"),
+    ({'model': 'MODULE:'}, "model = '.*:': must be one of"),
+    ({'model': 'no_such_module:build'}, 'ModuleNotFoundError'),
+    ({'model': 'MODULE:none'}, 'must be module:function .AttributeError'),
+    ({'model': 'MODULE:number'}, 'number is int, must be a function'),
+    ({'model': 'MODULE:fails'}, "model = '.*fails': fails .KeyError: 'of mine"),
+    (
+      {'algorithm': 'MODULE:nothing'},
+      "algorithm = '.*:nothing': returns NoneType, must return a Algorithm",
+    ),
+    ({'model': 'MODULE:points'}, 'fails .TypeError'),
+  ],
+)
+def test_what_is_refused(module, tmp_path, changes, said):
+  changes = {k: v.replace('MODULE', module) for k, v in changes.items()}
+  config = settings(module, **changes)
+  for part in changes:
+    config.options[part] = {}
+  with pytest.raises(InputError, match=said):
+    train.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('options', 'said'),
+  [
+    ({'modle': {'a': 1}}, 'options.modle: must be below one of dataset'),
+    ({'model': {'a': 1}}, "options.model: must be empty with model = '2nn'"),
+    ({'model': {'a': object()}}, 'options.model.a = <object.*must be a number'),
+    ({'model': {1: 2}}, 'options.model: has the key 1, must have names'),
+    ('wide', "options = 'wide': must be a dictionary"),
+  ],
+)
+def test_options_that_are_refused(options, said):
+  with pytest.raises(InputError, match=said):
+    RunConfig(options=options)
