@@ -14,7 +14,7 @@ from absl import flags
 from fedavg_jax.cli import command
 from fedavg_jax.core.files import whole
 from fedavg_jax.data import statistics
-from fedavg_jax.runs import builders
+from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import plots
 from fedavg_jax.runs import population
 from fedavg_jax.runs import run_config
@@ -36,7 +36,7 @@ def _run() -> None:
   config, name = command.read_config()
   path = command.new_file('picture', 'partition.png')
   cfg = run_config.read(config)
-  dataset = builders.load_dataset(cfg)
+  dataset = own_parts.load_dataset(cfg)
   clients = population.build_population(cfg, dataset).clients
   counts = statistics.label_counts(clients, dataset.num_classes)
   lines = statistics.describe(counts)

@@ -12,7 +12,6 @@ from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.model import Model
 from fedavg_jax.contracts.task import results
 from fedavg_jax.core import client_data
-from fedavg_jax.data import catalog
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.engine import evaluation
@@ -47,7 +46,7 @@ class Prepared(NamedTuple):
 
 def prepare(cfg: RunConfig) -> Prepared:
   """The data, the clients and the model that a checked config names."""
-  dataset = load_dataset(cfg)
+  dataset = own_parts.load_dataset(cfg)
   own = population.build_population(cfg, dataset)
   return Prepared(
     dataset=dataset,
@@ -56,13 +55,6 @@ def prepare(cfg: RunConfig) -> Prepared:
     validation=own.validation,
     model=build_model(cfg, dataset),
   )
-
-
-def load_dataset(cfg: RunConfig) -> Dataset:
-  """Returns the data set that a checked config names."""
-  if own_parts.is_own(cfg, 'dataset'):
-    return own_parts.dataset(cfg)
-  return catalog.load_dataset(cfg.dataset, cfg.data_dir)
 
 
 def build_model(cfg: RunConfig, dataset: Dataset) -> Model:

@@ -16,8 +16,8 @@ import numpy as np
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
-from fedavg_jax.runs import builders
 from fedavg_jax.runs import config_changes
+from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs.run_config import RunConfig
@@ -157,7 +157,7 @@ def check_populations(jobs: Sequence[Job]) -> None:
     own = json.dumps(cfg.options.get('dataset'), sort_keys=True)
     source = cfg.dataset, cfg.data_dir, own
     if source not in data:
-      data[source] = builders.load_dataset(cfg)
+      data[source] = own_parts.load_dataset(cfg)
     sizes = [len(part) for part in population.divide(cfg, data[source])]
     population.build_participation(cfg, np.array(sizes))
 

@@ -8,15 +8,19 @@ import hashlib
 import pathlib
 import sys
 import sysconfig
+from typing import TYPE_CHECKING
 from typing import Any
 
-from fedavg_jax.contracts.algorithm import Algorithm
-from fedavg_jax.contracts.model import Model
 from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import catalog
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs.run_config import OWN_PARTS
 from fedavg_jax.runs.run_config import RunConfig
+
+if TYPE_CHECKING:
+  from fedavg_jax.contracts.algorithm import Algorithm
+  from fedavg_jax.contracts.model import Model
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
@@ -26,23 +30,29 @@ def is_own(cfg: RunConfig, part: str) -> bool:
   return references.is_reference(getattr(cfg, part))
 
 
-def dataset(cfg: RunConfig) -> Dataset:
-  """Calls `function(**options)`, which returns a data set."""
-  return _call(cfg, 'dataset', Dataset)
+def load_dataset(cfg: RunConfig) -> Dataset:
+  """Loads the data set that a config names, or calls `function(**options)`."""
+  if is_own(cfg, 'dataset'):
+    return _call(cfg, 'dataset', Dataset)
+  return catalog.load_dataset(cfg.dataset, cfg.data_dir)
 
 
-def model(cfg: RunConfig, own_dataset: Dataset) -> Model:
+def model(cfg: RunConfig, dataset: Dataset) -> 'Model':
   """Calls `function(dataset, **options)`, which returns a model."""
-  return _call(cfg, 'model', Model, own_dataset)
+  from fedavg_jax.contracts.model import Model  # Imports JAX, as below.
+
+  return _call(cfg, 'model', Model, dataset)
 
 
-def algorithm(cfg: RunConfig) -> Algorithm:
+def algorithm(cfg: RunConfig) -> 'Algorithm':
   """Calls `function(config, **options)`, which returns an algorithm.
 
   Args:
     cfg: settings, of which a sweep changes numbers: of learning rates it has
       traced ones.
   """
+  from fedavg_jax.contracts.algorithm import Algorithm
+
   return _call(cfg, 'algorithm', Algorithm, cfg)
 
 
