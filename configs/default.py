@@ -95,6 +95,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Share of a cohort that does only a part of its work.
   config.straggler_fraction = 0.0
 
+  # What a straggler does a part of: 'epochs' are whole ones, 1 to E - 1. One of
+  # minibatches, epochs.
+  config.straggler_work = 'minibatches'
+
   # 'keep' uses their partial work, as FedProx does; 'drop' loses it. One of
   # keep, drop.
   config.stragglers = 'keep'

@@ -79,11 +79,13 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.runs.checkpoint import load_params
   from fedavg_jax.runs.run_config import RunConfig
   from fedavg_jax.runs.run_config import default_config
-  from fedavg_jax.schedule.participation import Clock
+  from fedavg_jax.schedule.availability import Trace
+  from fedavg_jax.schedule.availability import read_trace
+  from fedavg_jax.schedule.clock import Clock
+  from fedavg_jax.schedule.clock import draw_clock
+  from fedavg_jax.schedule.completion import WorkContext
+  from fedavg_jax.schedule.draws import DrawContext
   from fedavg_jax.schedule.participation import Participation
-  from fedavg_jax.schedule.participation import Trace
-  from fedavg_jax.schedule.participation import draw_clock
-  from fedavg_jax.schedule.participation import read_trace
   from fedavg_jax.schedule.plan import Plan
   from fedavg_jax.schedule.planning import Planner
 
@@ -105,6 +107,7 @@ __all__ = [
   'default_config',
   'DivergedError',
   'draw_clock',
+  'DrawContext',
   'Ended',
   'Examples',
   'Execution',
@@ -145,4 +148,5 @@ __all__ = [
   'stack',
   'Trace',
   'use_cpu_devices',
+  'WorkContext',
 ]

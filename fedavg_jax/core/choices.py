@@ -28,6 +28,7 @@ SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')
 SAMPLINGS = ('uniform', 'examples')
+STRAGGLER_WORK = ('minibatches', 'epochs')
 STRAGGLERS = ('keep', 'drop')
 ON_NAN = ('stop', 'skip_client')
 

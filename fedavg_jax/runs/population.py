@@ -14,7 +14,9 @@ from fedavg_jax.data import partition
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.data.dataset import in_memory
 from fedavg_jax.runs.run_config import RunConfig
-from fedavg_jax.schedule import participation
+from fedavg_jax.schedule import availability
+from fedavg_jax.schedule import clock as clock_lib
+from fedavg_jax.schedule.participation import Participation
 
 # These look at labels; a sequence has many.
 _BY_LABEL = ('shards', 'dirichlet', 'inner_dirichlet', 'pathological')
@@ -151,7 +153,7 @@ def partition_name(cfg: RunConfig) -> str:
 
 def build_participation(
   cfg: RunConfig, num_examples: np.ndarray
-) -> participation.Participation:
+) -> Participation:
   """Who takes part, as a checked config says.
 
   Args:
@@ -162,16 +164,17 @@ def build_participation(
     InputError: a trace that cannot be read, or names other clients.
   """
   clock, trace = cfg.clock, cfg.availability_trace
-  return participation.Participation(
+  return Participation(
     unavailable_fraction=cfg.unavailable_fraction,
     sampling_weights=num_examples if cfg.sampling == 'examples' else None,
     trace=(
-      participation.read_trace(trace, len(num_examples)) if trace else None
+      availability.read_trace(trace, len(num_examples)) if trace else None
     ),
     straggler_fraction=cfg.straggler_fraction,
+    straggler_work=cfg.straggler_work,
     stragglers=cfg.stragglers,
     clock=(
-      participation.draw_clock(
+      clock_lib.draw_clock(
         len(num_examples), **dataclasses.asdict(clock), seed=cfg.seed
       )
       if clock.examples_per_second

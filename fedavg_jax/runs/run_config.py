@@ -32,7 +32,7 @@ from fedavg_jax.runs.config_sections import CheckpointConfig
 from fedavg_jax.runs.config_sections import ClientConfig
 from fedavg_jax.runs.config_sections import ClockConfig
 from fedavg_jax.runs.config_sections import ServerConfig
-from fedavg_jax.schedule import participation
+from fedavg_jax.schedule import draws
 from fedavg_jax.schedule import sampling
 
 _NUMBERS = re.compile(r'\s*\d+(\s*,\s*\d+)*\s*')
@@ -162,6 +162,11 @@ class RunConfig(Options):
   )
   straggler_fraction: float = option(
     0.0, between(0, 1), 'Share of a cohort that does only a part of its work.'
+  )
+  straggler_work: str = option(
+    'minibatches',
+    one_of(choices.STRAGGLER_WORK),
+    "What a straggler does a part of: 'epochs' are whole ones, 1 to E - 1.",
   )
   stragglers: str = option(
     'keep',
@@ -342,6 +347,15 @@ def _check_contradictions(cfg: RunConfig) -> None:
       f'num_clients = {cfg.num_clients}: must be 0 with partition ='
       " 'natural', where the data say how many there are"
     )
+  if (
+    cfg.straggler_fraction
+    and cfg.straggler_work == 'epochs'
+    and cfg.client.epochs == 1
+  ):
+    raise InputError(
+      "straggler_work = 'epochs': of client.epochs = 1 there is no part; must"
+      " be 'minibatches', or client.epochs at least 2"
+    )
   if cfg.clock.deadline and not cfg.clock.examples_per_second:
     raise InputError(
       f'clock.deadline = {cfg.clock.deadline}: must be 0 without a clock,'
@@ -366,7 +380,7 @@ def _check_contradictions(cfg: RunConfig) -> None:
 def _check_cohort(cfg: RunConfig) -> None:
   clients = cfg.num_clients
   cohort = sampling.cohort_size(clients, cfg.client_fraction)
-  away = participation.num_unavailable(clients, cfg.unavailable_fraction)
+  away = draws.num_unavailable(clients, cfg.unavailable_fraction)
   if clients - away < cohort:
     raise InputError(
       f'unavailable_fraction = {cfg.unavailable_fraction}: leaves'

@@ -9,11 +9,11 @@ import fedavg_jax as fa
 from fedavg_jax import algorithms
 from fedavg_jax.contracts.algorithm import traffic
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.schedule.participation import Clock
+from fedavg_jax.schedule.availability import Trace
+from fedavg_jax.schedule.availability import read_trace
+from fedavg_jax.schedule.clock import Clock
+from fedavg_jax.schedule.clock import draw_clock
 from fedavg_jax.schedule.participation import Participation
-from fedavg_jax.schedule.participation import Trace
-from fedavg_jax.schedule.participation import draw_clock
-from fedavg_jax.schedule.participation import read_trace
 from fedavg_jax.schedule.planning import Planner
 from tests.testing import rest_slow
 from tests.testing import rounds
