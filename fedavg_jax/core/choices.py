@@ -10,7 +10,7 @@ DATASETS = (
 )
 PARTITIONS = (
   *('iid', 'shards', 'dirichlet', 'inner_dirichlet', 'pathological'),
-  'natural',
+  *('few_labels', 'natural'),
 )
 CLASS_ASSIGNMENTS = ('random', 'deterministic', 'first_deterministic')
 SIZE_LAWS = (

@@ -19,7 +19,9 @@ from fedavg_jax.schedule import clock as clock_lib
 from fedavg_jax.schedule.participation import Participation
 
 # These look at labels; a sequence has many.
-_BY_LABEL = ('shards', 'dirichlet', 'inner_dirichlet', 'pathological')
+_BY_LABEL = (
+  *('shards', 'dirichlet', 'inner_dirichlet', 'pathological', 'few_labels'),
+)
 
 
 class Population(NamedTuple):
@@ -121,13 +123,24 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
       assignment=cfg.class_assignment,
       seed=seed,
     )
+  few = kind == 'few_labels'
   sizes = partition.sizes(
     cfg.sizes,
     len(labels),
     num_clients=number,
     skew=cfg.size_skew,
+    min_size=cfg.min_size if few else 0,
+    rest=few,
     seed=seed,
   )
+  if few:
+    return partition.few_labels(
+      labels,
+      sizes=sizes,
+      classes_per_client=cfg.classes_per_client,
+      assignment=cfg.class_assignment,
+      seed=seed,
+    )
   if kind == 'inner_dirichlet':
     return partition.inner_dirichlet(
       labels, sizes=sizes, alpha=cfg.alpha, seed=seed
@@ -143,9 +156,10 @@ def partition_name(cfg: RunConfig) -> str:
     'dirichlet': 'alpha',
     'inner_dirichlet': 'alpha',
     'pathological': 'classes_per_client',
+    'few_labels': 'classes_per_client',
   }
   text = f'{kind} {getattr(cfg, numbers[kind]):g}' if kind in numbers else kind
-  if kind in ('iid', 'inner_dirichlet') and cfg.sizes != 'equal':
+  if kind in ('iid', 'inner_dirichlet', 'few_labels') and cfg.sizes != 'equal':
     law = cfg.sizes if cfg.sizes in choices.SIZE_LAWS else 'given'
     text += f', {law} sizes'
   return text

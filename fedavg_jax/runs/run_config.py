@@ -104,7 +104,10 @@ class RunConfig(Options):
     "Concentration of 'dirichlet' and 'inner_dirichlet'; small is skewed.",
   )
   min_size: int = option(
-    10, at_least(0), "Fewest examples of a client in 'dirichlet'."
+    10,
+    at_least(0),
+    "Fewest examples of a client in 'dirichlet'; and in 'few_labels', where"
+    ' sizes is a law of the others.',
   )
   self_balancing: bool = option(
     False,
@@ -112,17 +115,18 @@ class RunConfig(Options):
     "Of 'dirichlet': a client with n / K examples gets no more.",
   )
   classes_per_client: int = option(
-    2, at_least(1), "Of 'pathological': labels of each client, exactly."
+    2, at_least(1), "Of 'pathological' and 'few_labels': labels of each client."
   )
   class_assignment: str = option(
     'random',
     one_of(choices.CLASS_ASSIGNMENTS),
-    "Of 'pathological': which client has which labels.",
+    "Of 'pathological' and 'few_labels': which client has which labels.",
   )
   sizes: str = option(
     'equal',
     _SIZES,
-    "Clients' sizes in 'iid' and 'inner_dirichlet': a law, or '600,300,...'.",
+    "Clients' sizes in 'iid', 'inner_dirichlet' and 'few_labels': a law, or"
+    " '600,300,...', which in 'few_labels' may leave some examples to nobody.",
   )
   size_skew: float = option(
     1.0, between(0, 100), 'Exponent of power_law, sigma of log_normal.'
