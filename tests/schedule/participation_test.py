@@ -294,28 +294,20 @@ def test_numpy_twin_with_stragglers(
     **options,
   )
   planner = Planner(num_examples=population.num_examples, seed=3, **options)
-  flat = x.reshape(len(x), -1) / 255.0
-  params = twin.init(np.random.default_rng(0), 9, 6, rounds.CLASSES)
   partial = 0
   for t in (1, 2, 3):
-    cohort, completed = planner.work(t)
-    done = dict(zip(cohort, completed, strict=True))
-    reports = [k for k in cohort if done[k]]
     partial += sum(
-      0 < done[k] < len(twin.batches_of(planner, t, k)) for k in cohort
-    )
-    if not reports:
-      continue
-    params, _ = twin.federated_round(
-      params,
-      flat,
-      y,
-      parts,
-      reports,
-      lambda k, t=t, done=done: twin.batches_of(planner, t, k)[: done[k]],
-      rounds.LEARNING_RATE,
+      0 < done < len(twin.batches_of(planner, t, k))
+      for k, done in zip(*planner.work(t), strict=True)
     )
   assert (partial > 0) == (stragglers == 'keep')
+  params = twin.rounds_of_work(
+    planner,
+    twin.init(np.random.default_rng(0), 9, 6, rounds.CLASSES),
+    *(x.reshape(len(x), -1) / 255.0, y, parts),
+    rounds=3,
+    learning_rate=rounds.LEARNING_RATE,
+  )
   rounds.assert_close(got, params, 2e-6)
 
 
