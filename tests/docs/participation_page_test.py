@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fedavg_jax as fa
-from tests.docs.pages_test import python_of
+from tests.testing.pages import python_of
 
 
 @pytest.fixture(scope='module')

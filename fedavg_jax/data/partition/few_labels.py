@@ -75,15 +75,16 @@ def few_labels(
   by_class = rows_by_class(labels, rng)
   available = np.array([len(rows) for rows in by_class])  # [C]
   numbers = _check_numbers(classes_per_client, sizes, len(available))
-  # Others would be no other labels.
-  draws = 1 if assignment == 'deterministic' else _MOST_DRAWS
-  for _ in range(draws):
-    has = _draw_labels(sizes, numbers, available, assignment, rng)
-    counts = _even_counts(has, sizes, rng)
-    short = _level(has, counts, available)
+  # Labels in turn would be the same ones again.
+  most = 1 if assignment == 'deterministic' else _MOST_DRAWS
+  counts, short = _draw_counts(sizes, numbers, available, assignment, rng)
+  for _ in range(most - 1):
     if not short.any():
-      return deal(by_class, counts, rng)
-  raise _too_few(np.unique(labels), counts, available, short, draws)
+      break
+    counts, short = _draw_counts(sizes, numbers, available, assignment, rng)
+  if short.any():
+    raise _too_few(np.unique(labels), counts, available, short, most)
+  return deal(by_class, counts, rng)
 
 
 def _check_numbers(own, sizes: np.ndarray, num_labels: int) -> np.ndarray:
@@ -107,6 +108,19 @@ def _check_numbers(own, sizes: np.ndarray, num_labels: int) -> np.ndarray:
       f' {numbers[k]} of its classes_per_client'
     )
   return numbers
+
+
+def _draw_counts(
+  sizes: np.ndarray,
+  numbers: np.ndarray,
+  available: np.ndarray,
+  assignment: str,
+  rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws labels, and returns counts [C, K] and who is short, as `_level`."""
+  has = _draw_labels(sizes, numbers, available, assignment, rng)
+  counts = _even_counts(has, sizes, rng)
+  return counts, _level(has, counts, available)
 
 
 def _draw_labels(
