@@ -46,13 +46,13 @@ def sizes(
   check_clients(num_examples, num_clients)
   if law not in SIZE_LAWS:
     try:
-      told = np.array([int(text) for text in law.split(',')], np.int64)
+      given = np.array([int(text) for text in law.split(',')], np.int64)
     except (ValueError, OverflowError):
       raise InputError(
         f'sizes = {law!r}: must be one of {", ".join(SIZE_LAWS)}, or whole'
         ' numbers with commas between them'
       ) from None
-    return check_sizes(told, num_examples, num_clients, rest=rest)
+    return check_sizes(given, num_examples, num_clients, rest=rest)
   rules.check_seed(seed)
   rules.check_real('skew', skew, 0, 100)
   rules.check_whole('min_size', min_size, 0, num_examples // num_clients)
