@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.precision = 'float32'
 
   # How the data are divided; 'natural' takes the clients of the data. One of
-  # iid, shards, dirichlet, inner_dirichlet, pathological, natural.
+  # iid, shards, dirichlet, inner_dirichlet, pathological, few_labels, natural.
   config.partition = 'shards'
 
   # Of 'shards': 2 gives a client about two labels.
@@ -49,20 +49,22 @@ def get_config() -> ml_collections.ConfigDict:
   # Concentration of 'dirichlet' and 'inner_dirichlet'; small is skewed.
   config.alpha = 0.5
 
-  # Fewest examples of a client in 'dirichlet'.
+  # Fewest examples of a client in 'dirichlet'; and in 'few_labels', where sizes
+  # is a law of the others.
   config.min_size = 10
 
   # Of 'dirichlet': a client with n / K examples gets no more.
   config.self_balancing = False
 
-  # Of 'pathological': labels of each client, exactly.
+  # Of 'pathological' and 'few_labels': labels of each client.
   config.classes_per_client = 2
 
-  # Of 'pathological': which client has which labels. One of random,
-  # deterministic, first_deterministic.
+  # Of 'pathological' and 'few_labels': which client has which labels. One of
+  # random, deterministic, first_deterministic.
   config.class_assignment = 'random'
 
-  # Clients' sizes in 'iid' and 'inner_dirichlet': a law, or '600,300,...'. One
+  # Clients' sizes in 'iid', 'inner_dirichlet' and 'few_labels': a law, or
+  # '600,300,...', which in 'few_labels' may leave some examples to nobody. One
   # of equal, linear, square, exponential, power_law, log_normal.
   config.sizes = 'equal'
 
@@ -94,6 +96,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Share of a cohort that does only a part of its work.
   config.straggler_fraction = 0.0
+
+  # What a straggler does a part of: 'epochs' are whole ones, 1 to E - 1. One of
+  # minibatches, epochs.
+  config.straggler_work = 'minibatches'
 
   # 'keep' uses their partial work, as FedProx does; 'drop' loses it. One of
   # keep, drop.

@@ -91,11 +91,13 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.runs.checkpoint import load_params
   from fedavg_jax.runs.run_config import RunConfig
   from fedavg_jax.runs.run_config import default_config
-  from fedavg_jax.schedule.participation import Clock
+  from fedavg_jax.schedule.availability import Trace
+  from fedavg_jax.schedule.availability import read_trace
+  from fedavg_jax.schedule.clock import Clock
+  from fedavg_jax.schedule.clock import draw_clock
+  from fedavg_jax.schedule.completion import WorkContext
+  from fedavg_jax.schedule.draws import DrawContext
   from fedavg_jax.schedule.participation import Participation
-  from fedavg_jax.schedule.participation import Trace
-  from fedavg_jax.schedule.participation import draw_clock
-  from fedavg_jax.schedule.participation import read_trace
   from fedavg_jax.schedule.plan import Plan
   from fedavg_jax.schedule.planning import Planner
 
@@ -121,6 +123,7 @@ __all__ = [
   'default_config',
   'DivergedError',
   'draw_clock',
+  'DrawContext',
   'Examples',
   'Execution',
   'fedavg',
@@ -169,4 +172,5 @@ __all__ = [
   'use_cpu_devices',
   'Variables',
   'weighted_mean',
+  'WorkContext',
 ]

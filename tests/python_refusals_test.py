@@ -45,6 +45,11 @@ def pathological(labels=Y, **changes):
   return lambda: P.pathological(labels, **(settings | changes))
 
 
+def few_labels(labels=Y, **changes):
+  settings = {'sizes': np.array([10, 10]), 'classes_per_client': 3, 'seed': 0}
+  return lambda: P.few_labels(labels, **(settings | changes))
+
+
 def trace(client, first, last):
   own = fa.Trace(client=client, first=first, last=last)
   return planner(participation=fa.Participation(trace=own))
@@ -154,6 +159,7 @@ CASES = {
       'dirichlet': dirichlet,
       'inner_dirichlet': inner_dirichlet,
       'pathological': pathological,
+      'few_labels': few_labels,
     }.items()
     for what, labels, words in (
       ('column', COLUMN, 'labels: has the shape [20, 1], must have [n]'),
@@ -172,6 +178,7 @@ CASES = {
       'dirichlet': dirichlet,
       'inner_dirichlet': inner_dirichlet,
       'pathological': pathological,
+      'few_labels': few_labels,
     }.items()
     for seed in (-1, 10**11, None)
   },

@@ -10,7 +10,7 @@ DATASETS = (
 )
 PARTITIONS = (
   *('iid', 'shards', 'dirichlet', 'inner_dirichlet', 'pathological'),
-  'natural',
+  *('few_labels', 'natural'),
 )
 CLASS_ASSIGNMENTS = ('random', 'deterministic', 'first_deterministic')
 SIZE_LAWS = (
@@ -28,6 +28,7 @@ SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')
 SAMPLINGS = ('uniform', 'examples')
+STRAGGLER_WORK = ('minibatches', 'epochs')
 STRAGGLERS = ('keep', 'drop')
 STATE_OF = ('everybody', 'client', 'nobody')
 ON_NAN = ('stop', 'skip_client')

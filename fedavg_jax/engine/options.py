@@ -27,7 +27,8 @@ class Federation:
     client_fraction: C in [0, 1]; a cohort has max(int(C * K), 1) clients.
     epochs: E, over the local data a round.
     batch_size: B, 0 for all local examples at once.
-    participation: who can be drawn, stragglers, and how fast clients are.
+    participation: who is drawn, how much work each completes, and how fast
+      clients are; it takes functions of your own.
     weighting: one of `choices.WEIGHTINGS`: 'examples' is n_k, 'uniform' the
       same for all.
     shuffle: one of `choices.SHUFFLES`: a new order every 'epoch' or 'round'.

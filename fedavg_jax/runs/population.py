@@ -14,10 +14,14 @@ from fedavg_jax.data import partition
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.data.dataset import in_memory
 from fedavg_jax.runs.run_config import RunConfig
-from fedavg_jax.schedule import participation
+from fedavg_jax.schedule import availability
+from fedavg_jax.schedule import clock as clock_lib
+from fedavg_jax.schedule.participation import Participation
 
 # These look at labels; a sequence has many.
-_BY_LABEL = ('shards', 'dirichlet', 'inner_dirichlet', 'pathological')
+_BY_LABEL = (
+  *('shards', 'dirichlet', 'inner_dirichlet', 'pathological', 'few_labels'),
+)
 
 
 class Population(NamedTuple):
@@ -119,13 +123,24 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
       assignment=cfg.class_assignment,
       seed=seed,
     )
+  few = kind == 'few_labels'
   sizes = partition.sizes(
     cfg.sizes,
     len(labels),
     num_clients=number,
     skew=cfg.size_skew,
+    min_size=cfg.min_size if few else 0,
+    rest=few,
     seed=seed,
   )
+  if few:
+    return partition.few_labels(
+      labels,
+      sizes=sizes,
+      classes_per_client=cfg.classes_per_client,
+      assignment=cfg.class_assignment,
+      seed=seed,
+    )
   if kind == 'inner_dirichlet':
     return partition.inner_dirichlet(
       labels, sizes=sizes, alpha=cfg.alpha, seed=seed
@@ -141,9 +156,10 @@ def partition_name(cfg: RunConfig) -> str:
     'dirichlet': 'alpha',
     'inner_dirichlet': 'alpha',
     'pathological': 'classes_per_client',
+    'few_labels': 'classes_per_client',
   }
   text = f'{kind} {getattr(cfg, numbers[kind]):g}' if kind in numbers else kind
-  if kind in ('iid', 'inner_dirichlet') and cfg.sizes != 'equal':
+  if kind in ('iid', 'inner_dirichlet', 'few_labels') and cfg.sizes != 'equal':
     law = cfg.sizes if cfg.sizes in choices.SIZE_LAWS else 'given'
     text += f', {law} sizes'
   return text
@@ -151,7 +167,7 @@ def partition_name(cfg: RunConfig) -> str:
 
 def build_participation(
   cfg: RunConfig, num_examples: np.ndarray
-) -> participation.Participation:
+) -> Participation:
   """Who takes part, as a checked config says.
 
   Args:
@@ -162,16 +178,17 @@ def build_participation(
     InputError: a trace that cannot be read, or names other clients.
   """
   clock, trace = cfg.clock, cfg.availability_trace
-  return participation.Participation(
+  return Participation(
     unavailable_fraction=cfg.unavailable_fraction,
     sampling_weights=num_examples if cfg.sampling == 'examples' else None,
     trace=(
-      participation.read_trace(trace, len(num_examples)) if trace else None
+      availability.read_trace(trace, len(num_examples)) if trace else None
     ),
     straggler_fraction=cfg.straggler_fraction,
+    straggler_work=cfg.straggler_work,
     stragglers=cfg.stragglers,
     clock=(
-      participation.draw_clock(
+      clock_lib.draw_clock(
         len(num_examples), **dataclasses.asdict(clock), seed=cfg.seed
       )
       if clock.examples_per_second

@@ -37,7 +37,7 @@ from fedavg_jax.runs.config_sections import CheckpointConfig
 from fedavg_jax.runs.config_sections import ClientConfig
 from fedavg_jax.runs.config_sections import ClockConfig
 from fedavg_jax.runs.config_sections import ServerConfig
-from fedavg_jax.schedule import participation
+from fedavg_jax.schedule import draws
 from fedavg_jax.schedule import sampling
 
 _NUMBERS = re.compile(r'\s*\d+(\s*,\s*\d+)*\s*')
@@ -113,7 +113,10 @@ class RunConfig(Options):
     "Concentration of 'dirichlet' and 'inner_dirichlet'; small is skewed.",
   )
   min_size: int = option(
-    10, at_least(0), "Fewest examples of a client in 'dirichlet'."
+    10,
+    at_least(0),
+    "Fewest examples of a client in 'dirichlet'; and in 'few_labels', where"
+    ' sizes is a law of the others.',
   )
   self_balancing: bool = option(
     False,
@@ -121,17 +124,18 @@ class RunConfig(Options):
     "Of 'dirichlet': a client with n / K examples gets no more.",
   )
   classes_per_client: int = option(
-    2, at_least(1), "Of 'pathological': labels of each client, exactly."
+    2, at_least(1), "Of 'pathological' and 'few_labels': labels of each client."
   )
   class_assignment: str = option(
     'random',
     one_of(choices.CLASS_ASSIGNMENTS),
-    "Of 'pathological': which client has which labels.",
+    "Of 'pathological' and 'few_labels': which client has which labels.",
   )
   sizes: str = option(
     'equal',
     _SIZES,
-    "Clients' sizes in 'iid' and 'inner_dirichlet': a law, or '600,300,...'.",
+    "Clients' sizes in 'iid', 'inner_dirichlet' and 'few_labels': a law, or"
+    " '600,300,...', which in 'few_labels' may leave some examples to nobody.",
   )
   size_skew: float = option(
     1.0, between(0, 100), 'Exponent of power_law, sigma of log_normal.'
@@ -171,6 +175,11 @@ class RunConfig(Options):
   )
   straggler_fraction: float = option(
     0.0, between(0, 1), 'Share of a cohort that does only a part of its work.'
+  )
+  straggler_work: str = option(
+    'minibatches',
+    one_of(choices.STRAGGLER_WORK),
+    "What a straggler does a part of: 'epochs' are whole ones, 1 to E - 1.",
   )
   stragglers: str = option(
     'keep',
@@ -387,6 +396,15 @@ def _check_contradictions(cfg: RunConfig) -> None:
       f'num_clients = {cfg.num_clients}: must be 0 with partition ='
       " 'natural', where the data say how many there are"
     )
+  if (
+    cfg.straggler_fraction
+    and cfg.straggler_work == 'epochs'
+    and cfg.client.epochs == 1
+  ):
+    raise InputError(
+      "straggler_work = 'epochs': of client.epochs = 1 there is no part; must"
+      " be 'minibatches', or client.epochs at least 2"
+    )
   if cfg.clock.deadline and not cfg.clock.examples_per_second:
     raise InputError(
       f'clock.deadline = {cfg.clock.deadline}: must be 0 without a clock,'
@@ -421,7 +439,7 @@ def _check_contradictions(cfg: RunConfig) -> None:
 def _check_cohort(cfg: RunConfig) -> None:
   clients = cfg.num_clients
   cohort = sampling.cohort_size(clients, cfg.client_fraction)
-  away = participation.num_unavailable(clients, cfg.unavailable_fraction)
+  away = draws.num_unavailable(clients, cfg.unavailable_fraction)
   if clients - away < cohort:
     raise InputError(
       f'unavailable_fraction = {cfg.unavailable_fraction}: leaves'

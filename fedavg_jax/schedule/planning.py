@@ -224,8 +224,7 @@ class Planner(Sampler):
   def buffer_examples(self) -> int:
     """Examples that one device's clients can have at most, of any cohort."""
     everybody = int(np.sort(self.num_examples)[-self.cohort_size :].sum())
-    clock = self.participation.clock
-    if self.participation.straggler_fraction or (clock and clock.deadline):
+    if self.participation.stops_early:
       return everybody  # Who stops early has more examples than steps for them.
     longest, _ = self._sizes
     steps = self.widths[0] * longest  # Of a device: each reads so many at most.

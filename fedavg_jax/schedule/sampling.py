@@ -16,12 +16,14 @@ import numpy as np
 from fedavg_jax.core import choices
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule.completion import WorkContext
+from fedavg_jax.schedule.draws import DrawContext
+from fedavg_jax.schedule.draws import num_unavailable
 from fedavg_jax.schedule.participation import EVERYBODY
 from fedavg_jax.schedule.participation import Participation
-from fedavg_jax.schedule.participation import num_unavailable
 
 # One independent stream of random numbers for each purpose, beside those of
-# partition/ and participation.py.
+# partition/, participation.py and clock.py.
 _COHORT, _ORDER = 1, 2
 
 
@@ -113,10 +115,41 @@ class Sampler:
         self.epochs * int(self.num_examples.sum()) < 2**31,
         'times all examples must stay below 2**31',
       ),
+      (
+        'epochs',
+        self.epochs > 1 or not self.participation.stragglers_by_epoch,
+        "must be at least 2 with straggler_work = 'epochs', of which stragglers"
+        ' do some and not all',
+      ),
     ):
       if not holds:
         raise InputError(f'{name} = {getattr(self, name)!r}: {rule}')
     choices.check_choice('shuffle', self.shuffle, choices.SHUFFLES)
+    if self.participation.has_own_rules:
+      self._try_own_rules()
+
+  def _try_own_rules(self) -> None:
+    """Raises InputError where the caller's rules fail in round 1, or change.
+
+    A rule that counts its calls, or draws from another generator, would give
+    other results for other rounds per call, and after a resume.
+    """
+    first, again = self.work(1), self.work(1)
+    for name, own, other in zip(
+      ('draw', 'completion'), first, again, strict=True
+    ):
+      if not np.array_equal(own, other):
+        raise InputError(
+          f'participation.{name}: returns something else when it is called'
+          ' again for round 1; must depend on its arguments alone'
+        )
+
+  @functools.cached_property
+  def _sizes_to_read(self) -> np.ndarray:
+    """n_k of every client, which a rule of the caller cannot change, [K]."""
+    sizes = self.num_examples.view()
+    sizes.flags.writeable = False
+    return sizes
 
   @functools.cached_property
   def batch_examples(self) -> int:
@@ -126,11 +159,9 @@ class Sampler:
 
   def cohort(self, round_number: int) -> np.ndarray:
     """The clients drawn for a round, without replacement, [m], m <= M."""
-    return self.participation.draw(
+    return self.participation.cohort(
       np.random.default_rng([self.seed, _COHORT, round_number]),
-      round_number,
-      len(self.num_examples),
-      self.cohort_size,
+      DrawContext(round_number, self._sizes_to_read, self.cohort_size),
     )
 
   def work(self, round_number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,10 +172,16 @@ class Sampler:
       comes from; a client that completed none sends nothing.
     """
     cohort = self.cohort(round_number)
-    updates = self.epochs * self._updates_of_an_epoch(cohort)
-    return cohort, self.participation.completed(
-      self.seed, round_number, updates, self._updates_in_time(cohort, updates)
+    updates = self._updates_of_an_epoch(cohort)
+    work = WorkContext(
+      round_number=round_number,
+      clients=cohort,
+      num_examples=self.num_examples[cohort],
+      epochs=self.epochs,
+      updates_per_epoch=updates,
+      in_time=self._updates_in_time(cohort, self.epochs * updates),
     )
+    return cohort, self.participation.completed(self.seed, work)
 
   def slots(self, round_number: int) -> np.ndarray:
     """Clients by their places in a plan, [M]; the last may train nothing."""

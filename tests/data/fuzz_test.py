@@ -17,7 +17,7 @@ from fedavg_jax.data import array_files
 from fedavg_jax.data import image_folders
 from fedavg_jax.data import stored
 from fedavg_jax.data import stored_writer
-from fedavg_jax.schedule.participation import read_trace
+from fedavg_jax.schedule.availability import read_trace
 
 BOUNDED = settings(
   max_examples=120,

@@ -12,6 +12,7 @@ import pytest
 from fedavg_jax.cli import dispatch
 from fedavg_jax.cli import package_configs
 from tests.testing import PROGRAMS
+from tests.testing.pages import python_of
 
 
 @pytest.fixture
@@ -64,15 +65,6 @@ def test_second_command_is_what_runs_here(repository, blocks):
 
 def _ci(repository):
   return (repository / '.ci' / 'run').read_text()
-
-
-def python_of(path):
-  """The Python of a page, as one program."""
-  return '\n'.join(
-    re.findall(
-      r'^```python\n(.*?)^```', path.read_text(), re.DOTALL | re.MULTILINE
-    )
-  )
 
 
 @pytest.mark.slow

@@ -73,6 +73,31 @@ def digits_config(**changes):
         seed=0,
       ),
     ),
+    (
+      {
+        **{'partition': 'few_labels', 'classes_per_client': 3, 'min_size': 4},
+        **{'sizes': 'log_normal', 'class_assignment': 'first_deterministic'},
+        'size_skew': 1.5,
+      },
+      lambda y: partition.few_labels(
+        y,
+        sizes=partition.sizes(
+          'log_normal', 1500, num_clients=50, skew=1.5, min_size=4, seed=0
+        ),
+        classes_per_client=3,
+        assignment='first_deterministic',
+        seed=0,
+      ),
+    ),
+    (
+      {
+        **{'partition': 'few_labels', 'num_clients': 3, 'client_fraction': 1.0},
+        'sizes': '100,7,40',
+      },
+      lambda y: partition.few_labels(
+        y, sizes=np.array([100, 7, 40]), classes_per_client=2, seed=0
+      ),
+    ),
   ],
 )
 def test_a_config_names_every_partition(changes, same):

@@ -9,11 +9,10 @@ import fedavg_jax as fa
 from fedavg_jax import algorithms
 from fedavg_jax.contracts.algorithm_checks import traffic
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.schedule.participation import Clock
+from fedavg_jax.schedule.availability import Trace
+from fedavg_jax.schedule.clock import Clock
+from fedavg_jax.schedule.clock import draw_clock
 from fedavg_jax.schedule.participation import Participation
-from fedavg_jax.schedule.participation import Trace
-from fedavg_jax.schedule.participation import draw_clock
-from fedavg_jax.schedule.participation import read_trace
 from fedavg_jax.schedule.planning import Planner
 from tests.testing import rest_slow
 from tests.testing import rounds
@@ -129,76 +128,6 @@ def test_a_round_with_nobody_in_reach_changes_nothing(uneven_examples):
   assert [int(state.round) for state in states] == [1, 2, 3, 4]
 
 
-def test_trace_file(tmp_path):
-  path = tmp_path / 'trace.csv'
-  path.write_text('client,first,last\n0,1,10\n 4 ,3,3\n')
-  trace = read_trace(path, 5)
-  assert trace.client.tolist() == [0, 4]
-  assert trace.available(3, 5).tolist() == [True, False, False, False, True]
-  assert trace.available(13, 5).tolist() == trace.available(3, 5).tolist()
-
-
-@pytest.mark.parametrize(
-  ('content', 'words'),
-  [
-    ('0,1,2\n', 'line 1 must be client,first,last'),
-    ('', 'line 1 must be client,first,last'),
-    ('client,first,last\n', 'holds no period'),
-    ('client,first,last\n5,1,2\n', 'line 2 names client 5; there are 0 to 4'),
-    ('client,first,last\n0,1,2\n-1,1,2\n', 'line 3 names client -1'),
-    ('client,first,last\n0,1\n', 'line 2 must hold three whole numbers'),
-    ('client,first,last\n0,1,x\n', 'line 2 must hold three whole numbers'),
-    ('client,first,last\n0,0,2\n', 'line 2 has rounds 0 to 2'),
-    ('client,first,last\n0,3,2\n', 'line 2 has rounds 3 to 2'),
-    ('client,first,last\n0,1,2\0\xff', 'line 2'),
-    ('client,first,last\n0,1,2,3\n', 'line 2 must hold three whole numbers'),
-    ('client,first,last\n0,1,2,\n', 'line 2 must hold three whole numbers'),
-    ('client,first,last\n0,1_0,20\n', "whole numbers, holds '0,1_0,20'"),
-    ('client,first,last\n0,1.0,2\n', "whole numbers, holds '0,1.0,2'"),
-    ('client,first,last\n0,1,' + '9' * 5000, 'line 2 must hold three whole'),
-    ('client,first,last\n"0,1,2\n0,1,2\n', 'must hold three whole numbers'),
-    ('client;first;last\n0;1;2\n', 'line 1 must be client,first,last'),
-    ('client,first,last,more\n0,1,2,3\n', 'line 1 must be client,first,last'),
-  ],
-)
-def test_traces_that_are_refused(tmp_path, content, words):
-  path = tmp_path / 'trace.csv'
-  path.write_bytes(content.encode('latin-1'))
-  with pytest.raises(InputError, match='trace.csv') as told:
-    read_trace(path, 5)
-  assert words in str(told.value) or 'cannot be read' in str(told.value)
-  with pytest.raises(InputError, match='cannot be read .No such file'):
-    read_trace(tmp_path / 'nowhere.csv', 5)
-
-
-@pytest.mark.parametrize(
-  'content',
-  [
-    b'client,first,last\r0,1,2\r4,1,3\r',
-    b'\xef\xbb\xbfclient,first,last\r\n0,1,2\r\n\r\n4,1,3',
-    ' client , first,last\n 0 , 1,\t2 \n,,\n4,1,3\n'.encode('utf-16'),
-    b'"client","first","last"\n"0", "1","2" \n+4,1,3\n',
-  ],
-)
-def test_traces_as_spreadsheets_write_them(tmp_path, content):
-  (tmp_path / 'trace.csv').write_bytes(content)
-  trace = read_trace(tmp_path / 'trace.csv', 5)
-  assert trace.client.tolist() == [0, 4]
-  assert trace.first.tolist() == [1, 1] and trace.last.tolist() == [2, 3]
-
-
-def test_digits_of_other_scripts_are_no_numbers_of_a_trace(tmp_path):
-  path = tmp_path / 'trace.csv'
-  path.write_text('client,first,last\n\u0663,1,2\n', encoding='utf-8')
-  with pytest.raises(InputError, match='line 2 must hold three whole numbers'):
-    read_trace(path, 5)
-
-
-def test_a_trace_in_the_home_of_nobody():
-  with pytest.raises(InputError, match='~nobody-at-all/t.csv: cannot be read'):
-    read_trace('~nobody-at-all/t.csv', 5)
-
-
 # Stragglers.
 
 
@@ -294,28 +223,20 @@ def test_numpy_twin_with_stragglers(
     **options,
   )
   planner = Planner(num_examples=population.num_examples, seed=3, **options)
-  flat = x.reshape(len(x), -1) / 255.0
-  params = twin.init(np.random.default_rng(0), 9, 6, rounds.CLASSES)
   partial = 0
   for t in (1, 2, 3):
-    cohort, completed = planner.work(t)
-    done = dict(zip(cohort, completed, strict=True))
-    reports = [k for k in cohort if done[k]]
     partial += sum(
-      0 < done[k] < len(twin.batches_of(planner, t, k)) for k in cohort
-    )
-    if not reports:
-      continue
-    params, _ = twin.federated_round(
-      params,
-      flat,
-      y,
-      parts,
-      reports,
-      lambda k, t=t, done=done: twin.batches_of(planner, t, k)[: done[k]],
-      rounds.LEARNING_RATE,
+      0 < done < len(twin.batches_of(planner, t, k))
+      for k, done in zip(*planner.work(t), strict=True)
     )
   assert (partial > 0) == (stragglers == 'keep')
+  params = twin.rounds_of_work(
+    planner,
+    twin.init(np.random.default_rng(0), 9, 6, rounds.CLASSES),
+    *(x.reshape(len(x), -1) / 255.0, y, parts),
+    rounds=3,
+    learning_rate=rounds.LEARNING_RATE,
+  )
   rounds.assert_close(got, params, 2e-6)
 
 
@@ -441,33 +362,6 @@ def test_stragglers_by_chance_make_no_round_shorter(stragglers):
     )
   ).account(1)
   assert alone.seconds == late.seconds == 3 * 9 / 2
-
-
-def test_speeds_have_the_median_and_the_spread_that_are_told():
-  clock = draw_clock(
-    4001,
-    examples_per_second=100.0,
-    speed_spread=0.7,
-    megabits_down=8.0,
-    megabits_up=2.0,
-    bandwidth_spread=0.3,
-    seed=0,
-  )
-  for speeds, median, spread in (
-    (clock.examples_per_second, 100.0, 0.7),
-    (clock.bytes_down_per_second, 1e6, 0.3),
-    (clock.bytes_up_per_second, 2.5e5, 0.3),
-  ):
-    logs = np.log(speeds)
-    error = 4 * 1.25 * spread / np.sqrt(4001)
-    np.testing.assert_allclose(np.median(logs), np.log(median), atol=error)
-    np.testing.assert_allclose(logs.std(), spread, rtol=0.05)
-  np.testing.assert_allclose(
-    clock.bytes_down_per_second, 4 * clock.bytes_up_per_second
-  )
-  alike = draw_clock(9, examples_per_second=5.0, seed=0)
-  assert set(alike.examples_per_second) == {5.0}
-  assert np.isinf(alike.bytes_up_per_second).all()
 
 
 def test_without_a_clock_there_is_no_time():

@@ -8,10 +8,10 @@ import pytest
 
 from fedavg_jax.core.choices import SHUFFLES
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule.draws import num_unavailable
 from fedavg_jax.schedule.packing import pack
 from fedavg_jax.schedule.packing import steps_by_width
 from fedavg_jax.schedule.participation import Participation
-from fedavg_jax.schedule.participation import num_unavailable
 from fedavg_jax.schedule.planning import Planner
 from fedavg_jax.schedule.sampling import cohort_size
 

@@ -310,6 +310,21 @@ KEYS = {
   'unavailable -': key('unavailable_fraction', '-0.5', '-0.5'),
   'sampling': key('sampling', 'weights', 'weights', 'examples'),
   'straggler_fraction': key('straggler_fraction', '1.5', '1.5', '[0, 1]'),
+  'straggler_work': key('straggler_work', 'steps', 'steps', 'epochs'),
+  'stragglers by the epoch of one': Case(
+    [
+      *('--config.straggler_work=epochs', '--config.straggler_fraction=0.5'),
+      '--config.client.epochs=1',
+    ],
+    ["straggler_work = 'epochs'", 'client.epochs = 1'],
+  ),
+  'labels of few': Case(
+    [
+      *('--config.partition=few_labels', '--config.sizes=exponential'),
+      '--config.class_assignment=deterministic',
+    ],
+    ['sizes: need ', 'examples of labels', 'must be smaller'],
+  ),
   'stragglers': key('stragglers', 'wait', 'wait', 'keep, drop'),
   'no trace': key('availability_trace', 'no.csv', 'no.csv', 'cannot be read'),
   'trace of others': Case(

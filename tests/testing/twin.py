@@ -103,3 +103,22 @@ def federated_round(params, x, y, parts, cohort, batches_of, learning_rate):
     for name in new:
       new[name] += len(parts[k]) / total * local[name]
   return new, float(np.mean(read))
+
+
+def rounds_of_work(planner, params, x, y, parts, *, rounds, learning_rate):
+  """The model after rounds in which each client stops where the plan says."""
+  for t in range(1, rounds + 1):
+    cohort, completed = planner.work(t)
+    done = dict(zip(cohort, completed, strict=True))
+    reports = [k for k in cohort if done[k]]
+    if reports:
+      params, _ = federated_round(
+        params,
+        x,
+        y,
+        parts,
+        reports,
+        lambda k, t=t, done=done: batches_of(planner, t, k)[: done[k]],
+        learning_rate,
+      )
+  return params

@@ -1,11 +1,12 @@
 """How a data set is divided among K clients. NumPy only, seeded.
 
-A partition is a list of K index arrays; every example is in exactly one.
-Sources: McMahan et al. 2017, section 3 (`iid`, `shards`); Hsu et al. 2019
-(`dirichlet`); Acar et al. 2021 (`inner_dirichlet`). Names and meanings follow
+A partition is a list of K index arrays; every example is in exactly one, but
+that `few_labels` may leave some to nobody. Sources: McMahan et al. 2017,
+section 3 (`iid`, `shards`); Hsu et al. 2019 (`dirichlet`); Acar et al. 2021
+(`inner_dirichlet`); Li et al. 2020 (`few_labels`). Names and meanings follow
 Flower Datasets; its Linear-, Square-, Exponential- and SizePartitioner are laws
-of `sizes` here, for both partitions that take sizes. Draws are our own, and no
-class is left to nobody.
+of `sizes` here, for all partitions that take sizes. Draws are our own, and the
+partitions of all examples leave no class to nobody.
 
 `fedavg-jax partition NAME` prints what a config's
 clients hold and draws it.
@@ -19,11 +20,13 @@ from fedavg_jax.data.partition.by_label import dirichlet
 from fedavg_jax.data.partition.by_label import inner_dirichlet
 from fedavg_jax.data.partition.by_label import pathological
 from fedavg_jax.data.partition.by_label import shards
+from fedavg_jax.data.partition.few_labels import few_labels
 from fedavg_jax.data.partition.sizes import sizes
 
 __all__ = [
   'by_owner',
   'dirichlet',
+  'few_labels',
   'hold_out',
   'iid',
   'inner_dirichlet',

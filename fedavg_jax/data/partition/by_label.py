@@ -11,6 +11,8 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.data.partition.checks import check_clients
 from fedavg_jax.data.partition.checks import check_sizes
 from fedavg_jax.data.partition.checks import cut
+from fedavg_jax.data.partition.dealing import deal
+from fedavg_jax.data.partition.dealing import rows_by_class
 
 # Of a Dirichlet partition until all clients are large enough.
 _MOST_DRAWS = 1000
@@ -100,7 +102,7 @@ def dirichlet(
       f' {num_clients} times it at most the {num_examples} training examples'
     )
   rng = np.random.default_rng(seed)
-  by_class = _by_class(labels, rng)
+  by_class = rows_by_class(labels, rng)
   for _ in range(_MOST_DRAWS):
     held = np.zeros(num_clients, np.int64)
     counts = []  # Of every class, [K].
@@ -111,7 +113,7 @@ def dirichlet(
       counts.append(cut(len(rows), share))
       held += counts[-1]
     if held.min() >= min_size:
-      return _deal(by_class, np.stack(counts), rng)
+      return deal(by_class, np.stack(counts), rng)
   raise InputError(
     f'alpha = {alpha}: left some of num_clients = {num_clients} with fewer than'
     f' min_size = {min_size} examples in each of {_MOST_DRAWS} draws; must be'
@@ -145,7 +147,7 @@ def inner_dirichlet(
   rules.check_seed(seed)
   sizes = check_sizes(sizes, len(labels), len(sizes))
   rng = np.random.default_rng(seed)
-  by_class = _by_class(labels, rng)
+  by_class = rows_by_class(labels, rng)
   concentrations = _check_alpha(alpha, 'the number of labels', len(by_class))
   left = np.array([len(rows) for rows in by_class])
   mixes = rng.dirichlet(concentrations, size=len(sizes))  # [K, classes]
@@ -165,7 +167,7 @@ def inner_dirichlet(
       left[label] -= len(taken)
       np.add.at(counts[label], places[taken], 1)
     places = places[late]
-  return _deal(by_class, counts, rng)
+  return deal(by_class, counts, rng)
 
 
 def pathological(
@@ -199,7 +201,7 @@ def pathological(
     'class_assignment', assignment, choices.CLASS_ASSIGNMENTS
   )
   rng = np.random.default_rng(seed)
-  by_class = _by_class(labels, rng)
+  by_class = rows_by_class(labels, rng)
   number = len(by_class)
   if not 1 <= classes_per_client <= number:
     raise InputError(
@@ -240,7 +242,7 @@ def pathological(
       f'num_clients = {num_clients}: {int(has[label].sum())} of them would'
       f' share the {len(by_class[label])} examples of one label; must be fewer'
     )
-  return _deal(by_class, counts, rng)
+  return deal(by_class, counts, rng)
 
 
 def _check_alpha(alpha, what: str, number: int) -> np.ndarray:
@@ -254,29 +256,8 @@ def _check_alpha(alpha, what: str, number: int) -> np.ndarray:
   return np.broadcast_to(own, number)
 
 
-def _by_class(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-  """The examples of every label that there is, in random order."""
-  return [
-    rng.permutation(np.flatnonzero(labels == label))
-    for label in np.unique(labels)
-  ]
-
-
 def _within(shares: np.ndarray, allowed: np.ndarray) -> np.ndarray:
   """The shares of those that are allowed, evenly where they have none."""
   shares = np.where(allowed, shares, 0.0)
   total = shares.sum()
   return shares / total if total > 0 else allowed / allowed.sum()
-
-
-def _deal(
-  by_class: Sequence[np.ndarray], counts: np.ndarray, rng: np.random.Generator
-) -> list[np.ndarray]:
-  """Parts with so many examples of every class, counts [classes, K]."""
-  cut = [
-    np.split(rows, np.cumsum(own)[:-1])
-    for rows, own in zip(by_class, counts, strict=True)
-  ]
-  return [
-    rng.permutation(np.concatenate(mine)) for mine in zip(*cut, strict=True)
-  ]

@@ -16,8 +16,13 @@ def check_clients(num_examples: int, num_clients: int) -> None:
     )
 
 
-def check_sizes(own, num_examples: int, num_clients: int) -> np.ndarray:
-  """Sizes [K] as an array; raises InputError unless they add up to n."""
+def check_sizes(
+  own, num_examples: int, num_clients: int, *, rest: bool = False
+) -> np.ndarray:
+  """Sizes [K] as an array; raises InputError unless they add up to n.
+
+  With `rest` they may add up to less: some examples are then left to nobody.
+  """
   own = np.asarray(own)
   if not own.size or not np.issubdtype(own.dtype, np.integer):
     raise InputError(f'sizes = {own}: must be whole numbers, one at least')
@@ -29,10 +34,11 @@ def check_sizes(own, num_examples: int, num_clients: int) -> np.ndarray:
   if own.min() < 1:
     raise InputError(f'sizes: one is {own.min()}; must be at least 1')
   total = sum(map(int, own))
-  if total != num_examples:
+  if total > num_examples or (total < num_examples and not rest):
+    at_most = ' at most' if rest else ''
     raise InputError(
-      f'sizes: add up to {total}; must add up to {num_examples}, the number'
-      ' of training examples'
+      f'sizes: add up to {total}; must add up to{at_most} {num_examples}, the'
+      ' number of training examples'
     )
   return own
 

@@ -14,7 +14,14 @@ _SIZES = 4
 
 
 def sizes(
-  law: str, num_examples: int, *, num_clients: int, skew: float = 1.0, seed: int
+  law: str,
+  num_examples: int,
+  *,
+  num_clients: int,
+  skew: float = 1.0,
+  min_size: int = 0,
+  rest: bool = False,
+  seed: int,
 ) -> np.ndarray:
   """Sizes of K clients after a law; each has at least one example.
 
@@ -26,6 +33,8 @@ def sizes(
     num_examples: n, what they add up to.
     num_clients: K.
     skew: of 'power_law' and 'log_normal'.
+    min_size: examples that each client has before a law shares out the others.
+    rest: whether sizes that are given may add up to less than n.
     seed: of 'log_normal'.
 
   Returns:
@@ -37,15 +46,16 @@ def sizes(
   check_clients(num_examples, num_clients)
   if law not in SIZE_LAWS:
     try:
-      told = np.array([int(text) for text in law.split(',')], np.int64)
+      given = np.array([int(text) for text in law.split(',')], np.int64)
     except (ValueError, OverflowError):
       raise InputError(
         f'sizes = {law!r}: must be one of {", ".join(SIZE_LAWS)}, or whole'
         ' numbers with commas between them'
       ) from None
-    return check_sizes(told, num_examples, num_clients)
+    return check_sizes(given, num_examples, num_clients, rest=rest)
   rules.check_seed(seed)
   rules.check_real('skew', skew, 0, 100)
+  rules.check_whole('min_size', min_size, 0, num_examples // num_clients)
   i = np.arange(1, num_clients + 1, dtype=np.float64)
   if law == 'log_normal':
     rng = np.random.default_rng([seed, _SIZES])
@@ -59,7 +69,8 @@ def sizes(
       'power_law': -skew * np.log(i),
     }[law]
   shares = np.exp(logs - logs.max())
-  found = cut(num_examples, shares / shares.sum())
+  shared_out = num_examples - min_size * num_clients
+  found = min_size + cut(shared_out, shares / shares.sum())
   # Who would have nothing gets one from who has the most.
   for k in np.flatnonzero(found == 0):
     found[found.argmax()] -= 1
