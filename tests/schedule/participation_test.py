@@ -387,18 +387,18 @@ def test_traffic_of_the_algorithms():
     (fa.scaffold(0.1, 1.0), 2 * model, 2 * model),
     (fa.clip_delta(fa.fedavg(sgd, momentum), 1.0), model, model),
   ):
-    assert traffic(algorithm, params) == (down, up, False)
+    assert traffic(algorithm, params, 'everybody') == (down, up, False)
   plain = fa.fedavg(sgd, momentum)
   half = plain._replace(
     client_finish=lambda result: fa.ClientOutput(
       jax.tree.map(lambda d: d.astype('bfloat16'), result.delta)
     )
   )
-  assert traffic(half, params) == (model, model // 2, False)
+  assert traffic(half, params, 'everybody') == (model, model // 2, False)
   coded = plain._replace(num_bytes=lambda message: 7)
-  assert traffic(coded, params) == (model, 7, False)
+  assert traffic(coded, params, 'everybody') == (model, 7, False)
   coded = plain._replace(num_bytes=lambda message: (message['b'] > 0).sum())
-  assert traffic(coded, params) == (model, model, True)
+  assert traffic(coded, params, 'everybody') == (model, model, True)
 
 
 # What is refused.
