@@ -106,7 +106,7 @@ def in_random_order(part: np.ndarray, seed: int, client: int) -> np.ndarray:
 
 def _targets(y: Any) -> np.ndarray:
   """Turns integers into int32; other targets stay what they are."""
-  y = np.asarray(y)
+  y = exact.array(y, 'y')
   if not y.ndim:
     raise InputError('y: is a single number, must have rows, [n, ...]')
   if y.dtype.kind in 'iub':
@@ -115,7 +115,7 @@ def _targets(y: Any) -> np.ndarray:
 
 
 def _rows(part: Any, client: int, num_examples: int) -> np.ndarray:
-  rows = np.asarray(part)
+  rows = exact.array(part, f'parts: client {client}')
   if rows.size and (rows.ndim != 1 or rows.dtype.kind not in 'iu'):
     raise InputError(
       f'parts: client {client} has {rows.dtype} {list(rows.shape)}, must have'

@@ -40,7 +40,7 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that gets its name once it is whole."""
   with whole(path) as part:
-    part.write_text(text)
+    part.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def part_name(name: str) -> str:

@@ -46,6 +46,7 @@ class Prepared(NamedTuple):
 
 def prepare(cfg: RunConfig) -> Prepared:
   """The data, the clients and the model that a checked config names."""
+  own_parts.import_all(cfg)
   dataset = own_parts.load_dataset(cfg)
   own = population.build_population(cfg, dataset)
   return Prepared(

@@ -205,21 +205,27 @@ def checked_free(name: str, value: Any) -> dict[str, Any]:
       own = checked_free(f'{name}.{key}', own)
     elif not _is_plain(own):
       raise InputError(
-        f'{name}.{key} = {own!r}: must be a number, a text, or a list of these'
+        f'{name}.{key} = {own!r}: must be a finite number, a text, or a list of'
+        ' these'
       )
     if own != {}:
-      found[key] = list(own) if isinstance(own, tuple) else own
+      found[key] = _lists(own)
   return found
+
+
+def _lists(value: Any) -> Any:
+  """Returns tuples as lists, which is how JSON gives them back."""
+  if isinstance(value, (list, tuple)):
+    return list(map(_lists, value))
+  return value
 
 
 def _is_plain(value: Any) -> bool:
   if isinstance(value, (list, tuple)):
     return all(map(_is_plain, value))
-  return (
-    value is None
-    or is_traced(value)
-    or isinstance(value, (bool, int, float, str))
-  )
+  if isinstance(value, float):
+    return math.isfinite(value)
+  return value is None or is_traced(value) or isinstance(value, (int, str))
 
 
 def flat_fields(

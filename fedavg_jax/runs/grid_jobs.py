@@ -11,8 +11,6 @@ from typing import Any
 from typing import NamedTuple
 import urllib.parse
 
-import numpy as np
-
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
@@ -84,6 +82,11 @@ def plan_jobs(
   for key, texts in sorted(grid.items()):
     if key == 'seed':
       raise InputError('--grid seed: the seeds are those of --seeds')
+    if key == 'cpu_devices':
+      raise InputError(
+        '--grid cpu_devices: a process has its devices once; must be the same'
+        ' for all runs'
+      )
     if key not in known:
       raise InputError(
         f'--grid {key}: there is no such key{did_you_mean(key, known)}; known'
@@ -158,8 +161,8 @@ def check_populations(jobs: Sequence[Job]) -> None:
     source = cfg.dataset, cfg.data_dir, own
     if source not in data:
       data[source] = own_parts.load_dataset(cfg)
-    sizes = [len(part) for part in population.divide(cfg, data[source])]
-    population.build_participation(cfg, np.array(sizes))
+    clients = population.build_population(cfg, data[source]).clients
+    population.build_participation(cfg, clients.num_examples)
 
 
 def _value(key: str, text: str, like: Any) -> Any:

@@ -4,6 +4,7 @@ A logger takes each line as it comes, and is closed once. Your own is such a
 class; what it needs is imported when one is made.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import csv
 import importlib
@@ -32,14 +33,20 @@ class Logger(Protocol):
 class _Csv:
   """metrics.csv, a line per round; written when the run ends."""
 
-  def __init__(self, folder: pathlib.Path, before: Sequence[dict[str, Any]]):
-    self._path = folder / 'metrics.csv'
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    before: Sequence[dict[str, Any]],
+    check: Callable[[], None],
+  ):
+    self._path, self._check = folder / 'metrics.csv', check
     self._records = list(before)
 
   def line(self, record: dict[str, Any]) -> None:
     self._records.append(record)
 
   def close(self) -> None:
+    self._check()  # It may be another run's folder by now.
     columns = list(dict.fromkeys(key for r in self._records for key in r))
     with (
       whole(self._path) as part,
@@ -131,6 +138,7 @@ def open_loggers(
   folder: pathlib.Path,
   config: dict[str, Any],
   before: Sequence[dict[str, Any]],
+  check: Callable[[], None] = lambda: None,
 ) -> list[Logger]:
   """The loggers of a run.
 
@@ -139,9 +147,10 @@ def open_loggers(
     folder: of the run.
     config: of the run.
     before: lines of an interrupted run that stand.
+    check: raises InputError where the folder has become another's.
   """
   make = {
-    'csv': lambda: _Csv(folder, before),
+    'csv': lambda: _Csv(folder, before, check),
     'tensorboard': lambda: _TensorBoard(folder, before),
     'wandb': lambda: _Wandb(folder, config),
   }

@@ -30,6 +30,13 @@ def is_own(cfg: RunConfig, part: str) -> bool:
   return references.is_reference(getattr(cfg, part))
 
 
+def import_all(cfg: RunConfig) -> None:
+  """Imports whoever a config names, so that its files are known."""
+  for part in OWN_PARTS:
+    if is_own(cfg, part):
+      references.load(getattr(cfg, part), f'{part} = {getattr(cfg, part)!r}')
+
+
 def load_dataset(cfg: RunConfig) -> Dataset:
   """Loads the data set that a config names, or calls `function(**options)`."""
   if is_own(cfg, 'dataset'):

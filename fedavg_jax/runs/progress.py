@@ -50,6 +50,7 @@ class Progress:
     self._last_line = time.monotonic()
     self._last_number = done
     self._accuracy: float | None = None
+    self._measured = 'test'
     self._told_duration = False
     self._bar = None
     if sys.stdout.isatty():
@@ -64,6 +65,8 @@ class Progress:
     accuracy = targets.accuracy(record)
     accuracy = self._accuracy if accuracy is None else accuracy
     self._accuracy = accuracy
+    if targets.accuracy(record) is not None:
+      self._measured = targets.measured_on([record])
     if self._bar is not None:
       if accuracy is not None:
         self._bar.set_postfix_str(
@@ -92,7 +95,7 @@ class Progress:
     self._last_line, self._last_number = now, number
     text = f'round {number}/{self._rounds}'
     if self._accuracy is not None:
-      text += f'  test accuracy {self._accuracy:.4f}'
+      text += f'  {self._measured} accuracy {self._accuracy:.4f}'
     if record.get('train_loss') is not None:
       text += f'  train loss {record["train_loss"]:.4f}'
     if number:

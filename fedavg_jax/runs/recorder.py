@@ -151,7 +151,11 @@ class Recorder:
         after=folder.mark_saved,
       )
       self._loggers = loggers.open_loggers(
-        cfg.log, folder.path, cfg.to_dict(), before=folder.lines()
+        cfg.log,
+        folder.path,
+        cfg.to_dict(),
+        before=folder.lines(),
+        check=folder.check_held,
       )
       for logger in self._loggers:
         stack.callback(logger.close)

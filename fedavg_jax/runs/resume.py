@@ -13,7 +13,7 @@ from fedavg_jax.runs.run_dir import Workdir
 # In config.json, what must be the same for the same bits.
 _SAME_BITS = (
   *('versions', 'machine', 'processor'),
-  *('platform', 'device', 'num_devices', 'num_processes', 'own_code_sha256'),
+  *('platform', 'device', 'num_devices', 'num_processes'),
 )
 
 
@@ -40,6 +40,7 @@ def newest(
       ' workdir'
     )
   check_numerics(folder.began.get('numerics'), now['numerics'])
+  check_own_code(folder.began.get('own_code_sha256'), now)
   with contextlib.closing(
     checkpoint.Checkpoints(folder.path, keep=1)  # It saves none.
   ) as checkpoints:
@@ -68,6 +69,18 @@ def check_numerics(before: Any, now: dict[str, Any]) -> None:
       )
 
 
+def check_own_code(before: Any, now: dict[str, Any]) -> None:
+  """Raises InputError where a file of a person's own is another one."""
+  before = before if isinstance(before, dict) else {}
+  for name, sha256 in now.get('own_code_sha256', {}).items():
+    if before.get(name, sha256) != sha256:
+      raise InputError(
+        f'{name}: its code is not that which the run began with (SHA-256 was'
+        f' {str(before[name])[:12]}..., is {sha256[:12]}...); bring it back, or'
+        ' choose a new workdir'
+      )
+
+
 def continued(
   began: dict[str, Any],
   now: dict[str, Any],
@@ -88,16 +101,16 @@ def continued(
   ):
     raise InputError('config.json: resumed must list the machines of the run')
   last = [began, *resumed][-1]
-  changed = [key for key in _SAME_BITS if last.get(key) != now.get(key)]
+  changed = [key for key in _SAME_BITS if last.get(key) != now[key]]
   continued = began | {'config': now['config']}
   if changed:
     number = saved.told['round'] if saved else 0
     logging.warning(
-      'not the device, versions or code (%s) that trained round %d: the same up'
+      'not the device or the versions (%s) that trained round %d: the same up'
       ' to rounding, not to the bit',
       ', '.join(changed),
       number,
     )
-    here = {key: now[key] for key in _SAME_BITS if key in now}
+    here = {key: now[key] for key in _SAME_BITS}
     continued['resumed'] = [*resumed, {'round': number, **here}]
   return continued, not changed

@@ -99,6 +99,11 @@ def test_a_run_of_own_parts_resumes_and_says_whose_code_it_is(module, tmp_path):
     return [record | {'seconds': 0} for record in records]
 
   assert timeless(lines(folder)) == timeless(lines(other))
+  began['own_code_sha256'][module] = 64 * '0'
+  (folder / 'summary.json').unlink()
+  (folder / 'config.json').write_text(json.dumps(began))
+  with pytest.raises(InputError, match=f'{module}: its code is not that'):
+    train.train(settings(module), folder)
   with pytest.raises(InputError, match='options.model.scale = 0.25'):
     changed = settings(module, rounds=5)
     changed.options.model.scale = 0.25
@@ -162,8 +167,9 @@ def test_what_is_refused(module, tmp_path, changes, said):
   [
     ({'modle': {'a': 1}}, 'options.modle: must be below one of dataset'),
     ({'model': {'a': 1}}, "options.model: must be empty with model = '2nn'"),
-    ({'model': {'a': object()}}, 'options.model.a = <object.*must be a number'),
+    ({'model': {'a': object()}}, 'options.model.a = <object.*must be a finite'),
     ({'model': {1: 2}}, 'options.model: has the key 1, must have names'),
+    ({'model': {'a': float('nan')}}, 'options.model.a = nan: must be a finite'),
     ('wide', "options = 'wide': must be a dictionary"),
   ],
 )

@@ -16,6 +16,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import recorder
 from fedavg_jax.runs import train
 from tests.conftest import REPOSITORY
@@ -365,14 +366,14 @@ def test_a_config_of_an_older_version(repository, stopped):
 
 
 def test_data_that_have_changed(repository, stopped, monkeypatch):
-  load_dataset = builders.catalog.load_dataset
+  load_dataset = own_parts.catalog.load_dataset
 
   def changed(*args):
     data = load_dataset(*args)
     data.train.x[3, 2, 1] ^= 1
     return data
 
-  monkeypatch.setattr(builders.catalog, 'load_dataset', changed)
+  monkeypatch.setattr(own_parts.catalog, 'load_dataset', changed)
   before = timeless(stopped)
   with pytest.raises(InputError, match='data of its clients.*SHA-256 was'):
     again(repository, stopped)

@@ -17,6 +17,7 @@ from fedavg_jax.engine import client_evaluation
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import grid
 from fedavg_jax.runs import loggers
+from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import plots
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import train
@@ -74,7 +75,7 @@ def test_summary(finished):
 def test_config_json_tells_versions_and_device(finished):
   config, _, workdir = finished
   told = json.loads((workdir / 'config.json').read_text())
-  assert told['config'] == config.to_dict()
+  assert told['config'] == run_config.read(config).to_dict()
   assert told['versions']['jax'] == jax.__version__
   assert (told['platform'], told['num_devices']) == ('cpu', 2)
 
@@ -503,7 +504,7 @@ def test_nothing_is_chosen_on_the_test_set(repository, tmp_path, monkeypatch):
   summaries = [train.train(config, tmp_path / 'run')]
   data = fa.load_dataset('digits')
   other = data._replace(test=fa.Examples(data.test.x, (data.test.y + 1) % 10))
-  monkeypatch.setattr(builders.catalog, 'load_dataset', lambda *args: other)
+  monkeypatch.setattr(own_parts.catalog, 'load_dataset', lambda *args: other)
   summaries.append(train.train(config, tmp_path / 'other'))
   for a, b in zip(
     lines(tmp_path / 'run'), lines(tmp_path / 'other'), strict=True
