@@ -56,12 +56,8 @@ def run_sweep(
     StoppedError: a signal; the same call goes on.
   """
   base = run_config.read(config)
-  jobs = plan_jobs(base, grid, seeds, workdir)
-  if workdir.exists():
-    earlier = earlier_jobs(workdir, base)
-    known = [job.key for job in earlier]
-    jobs = earlier + [job for job in jobs if job.key not in known]
-  check_populations(jobs)
+  planned = plan_jobs(base, grid, seeds, workdir)
+  check_populations(_with_earlier(planned, workdir, base))
   workdir.mkdir(parents=True, exist_ok=True)
   try:
     held = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
@@ -75,6 +71,8 @@ def run_sweep(
       HeldFile(workdir.resolve() / '.lock', f'workdir = {workdir}')
     ) as own,
   ):
+    # Another command may have been here before the lock.
+    jobs = _with_earlier(planned, workdir, base)
     told = {
       'format': FORMAT,
       'config': base.to_dict(),
@@ -89,7 +87,7 @@ def run_sweep(
         f' {"; ".join(job.name for job in group)}'
       )
       if len(group) > 1 or parts_of(group[0], workdir).exists():
-        train_together(group, workdir)
+        train_together(group, workdir, own.check)
       else:
         # That one setting diverges is a result of the sweep.
         with contextlib.suppress(DivergedError):
@@ -97,3 +95,14 @@ def run_sweep(
     own.check()
     report(jobs, workdir)
   return jobs
+
+
+def _with_earlier(
+  planned: list[Job], workdir: pathlib.Path, base: RunConfig
+) -> list[Job]:
+  """Returns the runs of a folder's earlier commands, and those planned now."""
+  if not workdir.exists():
+    return planned
+  earlier = earlier_jobs(workdir, base)
+  known = [job.key for job in earlier]
+  return earlier + [job for job in planned if job.key not in known]

@@ -1,5 +1,6 @@
 """Trains runs that differ in numbers of the algorithm in the same calls."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
 import functools
@@ -61,10 +62,21 @@ def _algorithm(jobs: Sequence[Job]):
   return algorithm
 
 
-def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
+def train_together(
+  jobs: Sequence[Job], workdir: pathlib.Path, check: Callable[[], None]
+) -> None:
   """Trains runs that differ in numbers of the algorithm, in the same calls.
 
   What they have done is kept in `parts`, until all are over and have folders.
+
+  Args:
+    jobs: of one group.
+    workdir: of the sweep.
+    check: raises InputError where that has become another's folder.
+
+  Raises:
+    InputError: it has, or what the group resumes from is of other data.
+    StoppedError: a signal; the same call resumes.
   """
   folder = parts_of(jobs[0], workdir)
   folder.mkdir(parents=True, exist_ok=True)
@@ -76,12 +88,15 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
     contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved,
   ):
     prepared = builders.prepare(cfg)
+    data_sha256 = provenance.to_begin(cfg, prepared)['data_sha256']
+    newest = saved.newest()
+    lanes = newest.told.get('lanes', cfg.lanes) if newest else cfg.lanes
     simulation = build_sweep(
       prepared.model,
       builders.federate(cfg, prepared),
       _algorithm(jobs),
       range(len(jobs)),
-      execution=builders.execution(cfg, lanes=cfg.lanes),
+      execution=builders.execution(cfg, lanes=lanes),
       placement=builders.placement(cfg),
     )
     # lines: of every run the lines of its metrics.jsonl; status: why it ended.
@@ -90,15 +105,23 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
       'lines': [[] for _ in jobs],
       'status': [''] * len(jobs),
       'numerics': numerics(),
+      'data_sha256': data_sha256,
+      'lanes': simulation.planner.lanes,
     }
-    start, newest = None, saved.newest()
+    start = None
     if newest is not None:
-      start = load(newest, simulation)
+      resume.check_data(
+        newest.told.get('data_sha256', data_sha256), data_sha256, workdir
+      )
       resume.check_numerics(newest.told.get('numerics'), history['numerics'])
+      start = load(newest, simulation)
       history = newest.told
       say(f'  goes on after round {history["round"]}')
     snapshots = Snapshots(
-      saved, seconds=_SECONDS_BETWEEN_SAVES, saved_round=history['round']
+      saved,
+      seconds=_SECONDS_BETWEEN_SAVES,
+      saved_round=history['round'],
+      before=check,
     )
     last = _simulate(cfg, simulation, history, snapshots, start, stop)
     if '' in history['status']:
@@ -108,8 +131,10 @@ def train_together(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
         signum=stop.signum,
       )
     for g, job in enumerate(jobs):
+      check()
       if not is_over(job):  # A kill may have come between them.
         _write_run(job, prepared, simulation, history, last, g)
+  check()
   shutil.rmtree(folder)
   with contextlib.suppress(OSError):  # Other groups have theirs.
     folder.parent.rmdir()
@@ -229,7 +254,7 @@ def _write_run(job, prepared, simulation, history, last, g) -> None:
       [*before, line],
       status,
       simulation.planner.lanes,
-      functools.partial(last_test, state.params) if last_test else None,
+      functools.partial(last_test, state.variables) if last_test else None,
     )
   job.folder.parent.mkdir(exist_ok=True)
   part.rename(job.folder)

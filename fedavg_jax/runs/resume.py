@@ -1,6 +1,7 @@
 """What a run resumes from: its checkpoint, its lines, its machine."""
 
 import contextlib
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -31,14 +32,7 @@ def newest(
       metrics.jsonl is not what the checkpoint has seen.
   """
   assert folder.began is not None
-  digest = folder.began.get('data_sha256')
-  if digest != now['data_sha256']:
-    raise InputError(
-      f'workdir = {folder.path}: the data of its clients, or their division,'
-      f' are not those it began with: SHA-256 was {str(digest)[:12]}..., is'
-      f' {now["data_sha256"][:12]}...; bring the files back, or name a new'
-      ' workdir'
-    )
+  check_data(folder.began.get('data_sha256'), now['data_sha256'], folder.path)
   check_numerics(folder.began.get('numerics'), now['numerics'])
   check_own_code(folder.began.get('own_code_sha256'), now)
   with contextlib.closing(
@@ -56,6 +50,16 @@ def newest(
   else:
     say(f'{folder.path}: ended before its first checkpoint, begins again')
   return saved
+
+
+def check_data(before: Any, now: str, path: pathlib.Path) -> None:
+  """Raises InputError where the SHA-256 of the clients' data is another."""
+  if before != now:
+    raise InputError(
+      f'workdir = {path}: the data of its clients, or their division, are not'
+      f' those it began with: SHA-256 was {str(before)[:12]}..., is'
+      f' {now[:12]}...; bring the files back, or name a new workdir'
+    )
 
 
 def check_numerics(before: Any, now: dict[str, Any]) -> None:
