@@ -21,7 +21,7 @@ from fedavg_jax.runs.progress import duration
 from fedavg_jax.runs.run_dir import check_format
 
 # What decides whether accuracies mean the same.
-_SAME = ('dataset', 'test_sha256')
+_SAME = ('dataset', 'test_sha256', 'measured_on')
 _NUMBERS = (
   *(
     'seconds',
@@ -83,6 +83,7 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
     data={
       'dataset': config['dataset'],
       'test_sha256': began.get('test_sha256'),
+      'measured_on': targets.measured_on(records),
     },
     records=records,
     status=str(summary.get('status', '')),

@@ -119,3 +119,18 @@ def test_examples_that_are_refused(x, y, words):
 def test_seeds_that_are_refused(seed):
   with pytest.raises(InputError, match=f'seed = {seed}'):
     client_data.build_clients(examples(), [[0]], seed=seed)
+
+
+@pytest.mark.parametrize(
+  ('y', 'part', 'words'),
+  [
+    (np.ma.array([0, 1, 7], mask=[0, 1, 0]), [0, 1], 'y: has 1 masked value'),
+    ([0, 1, 2], np.ma.array([0, 1], mask=[0, 1]), 'parts: client 0: has 1'),
+    ([[0], [1, 2], [3]], [0], 'y: must be an array of numbers'),
+    ([0, 1, 2], [[0], [1, 2]], 'parts: client 0: must be an array'),
+  ],
+)
+def test_what_is_masked_or_ragged_is_refused(y, part, words):
+  x = np.zeros((3, 2), np.float32)
+  with pytest.raises(InputError, match=words):
+    client_data.build_clients(client_data.Examples(x, y), [part])

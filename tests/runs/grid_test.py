@@ -320,6 +320,7 @@ def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
   ('values', 'seeds', 'words'),
   [
     ({'client.rate': ['1']}, 1, '--grid client.rate: there is no such key'),
+    ({'cpu_devices': ['1', '2']}, 1, '--grid cpu_devices: a process has its'),
     ({'client': ['1']}, 1, '--grid client: there is no such key'),
     ({'seed': ['1', '2']}, 1, 'those of --seeds'),
     ({'rounds': ['many']}, 1, '--grid rounds=many: must be of type int'),
