@@ -236,9 +236,12 @@ class Workdir:
     os.fsync(self._lines.fileno())
 
   def lines(self) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl."""
-    content = (self.path / _METRICS).read_text(encoding='utf-8')
-    return [json.loads(line) for line in content.splitlines()]
+    """Reads all whole lines of metrics.jsonl, once it is open.
+
+    A full disk may have left a part of one behind them.
+    """
+    content = (self.path / _METRICS).read_bytes()[: self._bytes]
+    return [json.loads(line) for line in content.decode().splitlines()]
 
   def config(self, content: dict[str, Any]) -> None:
     """Writes config.json; the folder is a run's from now on."""

@@ -53,6 +53,14 @@ def test_a_torn_line_goes_and_what_is_sealed_stays(tmp_path):
   assert path.read_text() == '{"round": 0}\n{"round": 1, "again": true}\n'
 
 
+def test_half_a_line_that_a_full_disk_left_is_not_read(tmp_path):
+  with begun(tmp_path / 'run') as folder:
+    folder.line({'round': 0})
+    with open(tmp_path / 'run' / 'metrics.jsonl', 'ab') as file:
+      file.write(b'{"round": 1, "trai')
+    assert folder.lines() == [{'round': 0}]
+
+
 @pytest.mark.parametrize('content', [b'{"round": 7}\n', b'', None])
 def test_other_metrics_than_the_seal_has_seen(tmp_path, content):
   with begun(tmp_path / 'run') as folder:
