@@ -128,13 +128,13 @@ def traffic(
     context = result.context._replace(server_state=server)
     result = result._replace(context=context)
     begun = algorithm.client_start(context) if algorithm.client_start else ()
-    updates, _ = _update(algorithm)(params_of(result), result)
+    updates, _ = _update(algorithm)(result.params, result)
     return begun, updates, algorithm.client_finish(result).message
 
-  def params_of(result):
-    return result.params
-
-  traced = jax.make_jaxpr(one_client)(server, result).jaxpr
+  program, shapes = jax.make_jaxpr(one_client, return_shape=True)(
+    server, result
+  )
+  traced, message = program.jaxpr, shapes[2]
   used = {id(v) for eqn in traced.eqns for v in eqn.invars}
   used |= {id(v) for v in traced.outvars}
   leaves = jax.tree.leaves(server)
@@ -143,7 +143,6 @@ def traffic(
     for leaf, v in zip(leaves, traced.invars, strict=False)
     if id(v) in used
   ]
-  message = jax.eval_shape(one_client, server, result)[2]
   coded = _coded_bytes(algorithm, message)
   beside = num_bytes(state) if state_of == 'everybody' else 0
   return Traffic(

@@ -7,7 +7,7 @@ this scale that the losses and learning rates which McMahan et al. 2017 give for
 Shakespeare make sense (Figure 3: lines fill half of 80 positions, and its
 curves lie at half of what a character costs).
 
-What a loss says of rows that are masked out is not looked at; one that compares
+What a loss says of rows that are masked out does not count; one that compares
 rows with each other, such as a contrastive one, must not compare with those.
 """
 

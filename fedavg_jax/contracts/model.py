@@ -98,6 +98,30 @@ def join(params: Params, state: Any) -> Params | Variables:
   return Variables(params, state)
 
 
+def forward(
+  model: Model, variables: Params | Variables, batch: Batch, context: Any
+) -> tuple[Any, Any]:
+  """Computes what a model makes of a batch that it trains on.
+
+  Args:
+    model: any.
+    variables: of one client.
+    batch: that it reads.
+    context: of the client, a `ClientContext`.
+
+  Returns:
+    Outputs, and the state after the batch; with no `train` the one before.
+  """
+  if model.train is None:
+    return model.apply(variables, batch.x), split(variables)[1]
+  return model.train(variables, batch, context)
+
+
+def describe_shapes(tree: Any) -> str:
+  """Writes what a function returns, its types and shapes in a few words."""
+  return str(jax.tree.map(lambda leaf: f'{leaf.dtype}{[*leaf.shape]}', tree))
+
+
 def num_parameters(params: Params) -> int:
   """How many numbers a model has."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -16,22 +16,32 @@ from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientContext
 from fedavg_jax.contracts.metrics import Metric
 from fedavg_jax.contracts.model import Batch
-from fedavg_jax.contracts.model import join
+from fedavg_jax.contracts.model import Params
+from fedavg_jax.contracts.model import Variables
+from fedavg_jax.contracts.model import describe_shapes
+from fedavg_jax.contracts.model import forward
 from fedavg_jax.contracts.model import split
 from fedavg_jax.contracts.task import Task
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import first_lines
 
 _ROWS = 3  # Of a batch: two that count, and one that does not.
 
 
 def check_task(
-  task: Task, algorithm: Algorithm, x: Any, y: Any, seed: int
+  task: Task,
+  algorithm: Algorithm,
+  variables: Params | Variables,
+  x: Any,
+  y: Any,
+  seed: int,
 ) -> None:
   """Raises InputError where a function does not return what it must.
 
   Args:
     task: to be trained.
     algorithm: that trains it; what server and clients keep is in the context.
+    variables: of the model, or their shapes.
     x: [n, ...] inputs, of which the first two are read.
     y: [n, ...] targets.
     seed: of the run.
@@ -39,30 +49,35 @@ def check_task(
   few = [np.asarray(array[:2]) for array in (x, y)]
   first = _batch(*few, padding=0)
 
-  def train(batch):
-    return train_once(task, algorithm, batch, seed)
+  def train(variables, batch):
+    return train_once(task, algorithm, variables, batch)
 
-  losses, state, like = _traced('the model or the loss', train, first)
+  losses, state, like = _traced(
+    'the model or the loss', train, variables, first
+  )
   if not hasattr(losses, 'shape') or losses.shape != (_ROWS,):
     raise InputError(
-      f'loss: returns {_form(losses)} of a batch of {_ROWS} examples, must be'
-      f' one number each, [{_ROWS}]'
+      f'loss: returns {describe_shapes(losses)} of a batch of {_ROWS} examples,'
+      f' must be one number each, [{_ROWS}]'
     )
   if not jnp.issubdtype(losses.dtype, jnp.floating):
     raise InputError(
       f'loss: returns {losses.dtype}, must be floating-point numbers'
     )
-  if _form(state) != _form(like):
+  came, went_in = describe_shapes(state), describe_shapes(like)
+  if came != went_in:
     raise InputError(
-      f'model {task.model.name!r}: train returns the state {_form(state)},'
-      f' must be {_form(like)}, as it went in'
+      f'model {task.model.name!r}: train returns the state {came}, must be'
+      f' {went_in}, as it went in'
     )
-  _check_metrics(task, first, seed)
+  _check_metrics(task, variables, first)
   if all(map(_is_ours, (task.model.apply, task.loss))) and (
     task.model.train is None
   ):
     return
-  run = jax.jit(train)
+  run = jax.jit(
+    lambda batch: train(task.model.init(jax.random.key(seed)), batch)
+  )
   for here, there in zip(
     jax.tree.leaves(_of_real(run(first))),
     jax.tree.leaves(_of_real(run(_batch(*few, padding=1)))),
@@ -77,17 +92,17 @@ def check_task(
 
 
 def train_once(
-  task: Task, algorithm: Algorithm, batch: Batch, seed: int
+  task: Task,
+  algorithm: Algorithm,
+  variables: Params | Variables,
+  batch: Batch,
 ) -> tuple[jax.Array, Any, Any]:
   """Runs the model and the loss as the first step of client 0 does.
 
   Returns:
     Losses [B]; the state of the model after it, and the one before.
   """
-  variables = task.model.init(jax.random.key(seed))
   params, state = split(variables)
-  if task.model.train is None:
-    return task.loss(task.model.apply(variables, batch.x), batch), state, state
   client, number = jnp.int32(0), jnp.int32(1)
   context = ClientContext(
     global_params=params,
@@ -96,9 +111,9 @@ def train_once(
     client_id=client,
     num_examples=batch.size,
     round=number,
-    key=jax.random.key(seed),
+    key=jax.random.key(0),
   )
-  trained = task.model.train(join(params, state), batch, context)
+  trained = forward(task.model, variables, batch, context)
   if not isinstance(trained, tuple) or len(trained) != 2:
     raise InputError(
       f'model {task.model.name!r}: train returns {type(trained).__name__}, must'
@@ -107,22 +122,20 @@ def train_once(
   return task.loss(trained[0], batch), trained[1], state
 
 
-def _check_metrics(task: Task, batch: Batch, seed: int) -> None:
+def _check_metrics(
+  task: Task, variables: Params | Variables, batch: Batch
+) -> None:
   """Raises InputError where metrics have no rows, no results or one name."""
   if not task.metrics:
     raise InputError('metrics: must hold at least one')
-
-  def outputs(batch):
-    return task.model.apply(task.model.init(jax.random.key(seed)), batch.x)
-
-  found = _traced('the model', outputs, batch)
+  outputs = _traced('the model', task.model.apply, variables, batch.x)
   names: list[str] = []
   for i, metric in enumerate(task.metrics):
     if not isinstance(metric, Metric):
       raise InputError(
         f'metrics[{i}]: is {type(metric).__name__}, must be a Metric'
       )
-    names += _names(metric, f'metrics[{i}]', found, batch)
+    names += _names(metric, f'metrics[{i}]', outputs, batch)
   if len(set(names)) < len(names):
     raise InputError(f'metrics: the names {names} must differ')
 
@@ -133,14 +146,14 @@ def _names(metric: Metric, name: str, outputs: Any, batch: Batch) -> list[str]:
   for leaf in jax.tree.leaves(rows):
     if not leaf.shape or leaf.shape[0] != _ROWS:
       raise InputError(
-        f'{name}.rows: returns {_form(rows)} of a batch of {_ROWS} examples,'
-        f' must have a row for each, [{_ROWS}, ...]'
+        f'{name}.rows: returns {describe_shapes(rows)} of a batch of {_ROWS}'
+        f' examples, must have a row for each, [{_ROWS}, ...]'
       )
   sums = jax.tree.map(lambda leaf: np.ones(leaf.shape[1:]), rows)
   try:
     results = metric.result(sums)
   except Exception as error:  # Of a person's own metric, anything.
-    raise InputError(f'{name}.result: fails ({_reason(error)})') from error
+    raise InputError(f'{name}.result: fails ({first_lines(error)})') from error
   if not isinstance(results, dict) or not results:
     raise InputError(
       f'{name}.result: returns {results!r}, must return a number under a name'
@@ -178,20 +191,11 @@ def _traced(what: str, fn: Callable, *args: Any) -> Any:
   except InputError:
     raise
   except Exception as error:  # Of a person's own function, anything.
-    raise InputError(f'{what}: fails on a batch ({_reason(error)})') from error
+    raise InputError(
+      f'{what}: fails on a batch ({first_lines(error)})'
+    ) from error
 
 
 def _is_ours(function: Callable) -> bool:
   module = getattr(function, '__module__', None) or ''
   return module.partition('.')[0] == __name__.partition('.')[0]
-
-
-def _form(tree: Any) -> str:
-  if not hasattr(tree, 'dtype') and not jax.tree.leaves(tree):
-    return str(tree)
-  return str(jax.tree.map(lambda leaf: f'{leaf.dtype}{[*leaf.shape]}', tree))
-
-
-def _reason(error: Exception) -> str:
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  return ' '.join(lines[:2])[:200] or type(error).__name__

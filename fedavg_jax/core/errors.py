@@ -7,6 +7,12 @@ def describe(error: OSError) -> str:
   return f'{what}{error.strerror or error}'
 
 
+def first_lines(error: Exception) -> str:
+  """Returns the first lines of what was raised, of which flax writes many."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return ' '.join(lines[:2])[:200] or type(error).__name__
+
+
 class InputError(ValueError):
   """A bad config, file or data set: the message names what, where, the rule."""
 

@@ -50,6 +50,17 @@ class Kept(NamedTuple):
   model_state: Any
 
 
+def kept(state_of: str, state: Any, model_state: Any) -> Any:
+  """Returns what a client keeps: its state, and its model's where it has one.
+
+  Args:
+    state_of: as of `Model`.
+    state: what the algorithm has it keep.
+    model_state: of its model.
+  """
+  return Kept(state, model_state) if state_of == 'client' else state
+
+
 class RoundSums(NamedTuple):
   """Sums over the clients of the cohort that have ended, and count.
 
@@ -164,12 +175,10 @@ def finish_clients(
     weight: [L] float32, that of the client in the mean.
   """
   output = jax.vmap(lambda lane: client_output(training, context, lane))(lanes)
-  kept = Kept(output.state, lanes.model_state)
-  if training.model.state_of != 'client':
-    kept = output.state
+  own = kept(training.model.state_of, output.state, lanes.model_state)
   ended = counts = ends >= 0
   if training.skips_clients:
-    counts &= jax.vmap(all_finite)((lanes.loss, output.message, kept))
+    counts &= jax.vmap(all_finite)((lanes.loss, output.message, own))
   # Scatters drop what lies past the end: lanes whose clients do not count.
   position = jnp.where(counts, ends, sums.trained.size)
 
@@ -193,7 +202,7 @@ def finish_clients(
     client_states=jax.tree.map(
       lambda store, new: store.at[position].set(new, mode='drop'),
       sums.client_states,
-      kept,
+      own,
     ),
     model_state=jax.tree.map(
       lambda total, own: total + exact_tensordot(weight, of_counted(own)),
@@ -326,9 +335,7 @@ def empty_sums(
   output = jax.eval_shape(
     lambda lane: client_output(training, context, lane), lane
   )
-  kept = Kept(lane.client_state, lane.model_state)
-  if training.model.state_of != 'client':
-    kept = lane.client_state
+  own = kept(training.model.state_of, lane.client_state, lane.model_state)
   zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
   return RoundSums(
     loss=zero,
@@ -338,7 +345,7 @@ def empty_sums(
     trained=jnp.zeros(cohort, jnp.int32),
     messages=training.algorithm.aggregate.init(output.message, cohort),
     client_states=jax.tree.map(
-      lambda leaf: jnp.zeros((cohort, *leaf.shape), leaf.dtype), kept
+      lambda leaf: jnp.zeros((cohort, *leaf.shape), leaf.dtype), own
     ),
     model_state=jax.tree.map(
       lambda leaf: jnp.zeros(leaf.shape, jnp.float32), lane.model_state

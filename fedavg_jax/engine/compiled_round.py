@@ -30,9 +30,9 @@ from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import keys
 from fedavg_jax.engine import processes
-from fedavg_jax.engine.client_round import Kept
 from fedavg_jax.engine.client_round import RoundSums
 from fedavg_jax.engine.client_round import all_finite
+from fedavg_jax.engine.client_round import kept
 from fedavg_jax.engine.client_round import train_lanes
 from fedavg_jax.engine.client_round import where_lanes
 from fedavg_jax.engine.local_step import Training
@@ -79,7 +79,7 @@ class RoundMetrics(NamedTuple):
     skipped: clients left out, because the loss, the message or what the client
       would keep was not finite; of `on_nan = 'skip_client'`. Loss and examples
       are without theirs.
-    info: name -> mean over the clients that count of what `client_finish` told.
+    info: name -> mean of `ClientOutput.info` over the clients that count.
     coded: float32, bytes of the messages that count, where these depend on the
       numbers in them, else 0.
     finite: False where the loss, the new model or what server or clients would
@@ -149,8 +149,7 @@ def first_states(
 
   def init(variables, client):
     params, model_state = split(variables)
-    state = algorithm.client_init(params, client)
-    return Kept(state, model_state) if state_of == 'client' else state
+    return kept(state_of, algorithm.client_init(params, client), model_state)
 
   return jax.vmap(init, in_axes=(None, 0))(variables, clients)
 

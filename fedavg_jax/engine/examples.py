@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.model import describe_shapes
 from fedavg_jax.contracts.model import split
 from fedavg_jax.contracts.task import Task
 from fedavg_jax.core import choices
@@ -21,6 +22,7 @@ from fedavg_jax.core import exact
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import first_lines
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
 
 
@@ -30,7 +32,7 @@ def init_shapes(model: Model, seed: int) -> Any:
     return jax.eval_shape(model.init, jax.random.key(seed))
   except Exception as error:  # Of a person's own model, anything.
     raise InputError(
-      f'model {model.name!r}: init(key) fails ({_reason(error)})'
+      f'model {model.name!r}: init(key) fails ({first_lines(error)})'
     ) from error
 
 
@@ -125,7 +127,7 @@ def lowering(model: Model, shape: Sequence[int]) -> Iterator[None]:
       raise
     raise InputError(
       f'model {model.name!r}: cannot be trained on examples of shape'
-      f' {list(shape)} ({_reason(error)})'
+      f' {list(shape)} ({first_lines(error)})'
     ) from error
 
 
@@ -143,7 +145,7 @@ def _outputs(model: Model, variables: Any, clients: Clients) -> Any:
   except Exception as error:  # Of a person's own model, anything.
     raise InputError(
       f'model {model.name!r}: cannot take examples of shape'
-      f' {list(shape[1:])} and type {dtype} ({_reason(error)})'
+      f' {list(shape[1:])} and type {dtype} ({first_lines(error)})'
     ) from error
 
 
@@ -167,7 +169,8 @@ class _Targets:
     ):
       raise InputError(
         f'model {name!r}: apply(params, x) must return logits'
-        f' [B, ..., classes], of one example it returns {_tree(outputs)}'
+        ' [B, ..., classes], of one example it returns'
+        f' {describe_shapes(outputs)}'
       )
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
       raise InputError(
@@ -245,14 +248,3 @@ def _check_finite(x: Any, offsets: np.ndarray | None, on_nan: str) -> None:
 
 def _form(array: Any) -> str:
   return f'{array.dtype}{[*array.shape[1:]]}'
-
-
-def _tree(value: Any) -> str:
-  """What a function returns, in a few words."""
-  return str(jax.tree.map(lambda leaf: f'{leaf.dtype}{[*leaf.shape]}', value))
-
-
-def _reason(error: Exception) -> str:
-  """The first lines of what was raised, of which flax writes many."""
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  return ' '.join(lines[:2])[:200] or type(error).__name__

@@ -24,6 +24,7 @@ from fedavg_jax.contracts.losses import Loss
 from fedavg_jax.contracts.model import Array
 from fedavg_jax.contracts.model import Batch
 from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.model import forward
 from fedavg_jax.contracts.model import join
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import keys
@@ -271,10 +272,7 @@ def batch_losses(
   """
   model = training.model
   variables = join(params, lane.model_state)
-  if model.train is None:
-    outputs = model.apply(variables, batch.x)
-    return training.loss(outputs, batch), lane.model_state
-  outputs, state = model.train(variables, batch, context)
+  outputs, state = forward(model, variables, batch, context)
   if model.state_of == 'nobody':
     state = lane.model_state
   state = jax.tree.map(

@@ -287,7 +287,9 @@ def _lay_out(parts: _Parts) -> _LaidOut:
   )
   check_algorithm(algorithm, variables, cohort_size)
   with layers.for_platform(devices[0].platform):
-    check_task(task, algorithm, clients.x, clients.y, federation.seed)
+    check_task(
+      task, algorithm, variables, clients.x, clients.y, federation.seed
+    )
   one_client = traffic(algorithm, variables, task.model.state_of)
   state_bytes = num_bytes(_first_state(task.model, algorithm, variables))
   gathers = placement.client_states_on == 'host' and state_bytes > 0

@@ -104,7 +104,7 @@ def test_fednova_has_no_bias_of_updates(page):
 
 
 def test_feddyn_reaches_the_optimum(page):
-  """Two of four clients a round; FedAvg goes on moving with its cohorts."""
+  """Two of four clients a round; FedAvg keeps moving with its cohorts."""
   even = (3, 3, 3, 3)
   own = quadratics(
     page.feddyn(0.5, ETA), client_fraction=0.5, rounds=400, sizes=even
