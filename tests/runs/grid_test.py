@@ -117,9 +117,9 @@ def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
   ran = []
   together, alone = grid_training.train_together, train.train
 
-  def spy_together(jobs, workdir):
+  def spy_together(jobs, *args):
     ran.append([job.name for job in jobs])
-    together(jobs, workdir)
+    together(jobs, *args)
 
   def spy_alone(*args):
     ran.append('alone')
