@@ -75,12 +75,12 @@ def check_task(
     task.model.train is None
   ):
     return
-  run = jax.jit(
-    lambda batch: train(task.model.init(jax.random.key(seed)), batch)
-  )
+  # Outside jit: what draws weights is compiled once, here or for round 1.
+  weights = task.model.init(jax.random.key(seed))
+  run = jax.jit(train)
   for here, there in zip(
-    jax.tree.leaves(_of_real(run(first))),
-    jax.tree.leaves(_of_real(run(_batch(*few, padding=1)))),
+    jax.tree.leaves(_of_real(run(weights, first))),
+    jax.tree.leaves(_of_real(run(weights, _batch(*few, padding=1)))),
     strict=True,
   ):
     if not np.allclose(here, there, rtol=1e-3, atol=1e-5, equal_nan=True):
