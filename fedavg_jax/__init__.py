@@ -75,7 +75,6 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.engine.compiled_round import place_examples
   from fedavg_jax.engine.devices import use_cpu_devices
   from fedavg_jax.engine.driver import Record
-  from fedavg_jax.engine.driver import run
   from fedavg_jax.engine.driver import run_calls
   from fedavg_jax.engine.driver import simulate
   from fedavg_jax.engine.options import Execution
@@ -89,6 +88,8 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.models import layers
   from fedavg_jax.models.zoo import build_model
   from fedavg_jax.runs.checkpoint import load_params
+  from fedavg_jax.runs.python_run import run
+  from fedavg_jax.runs.result import Result
   from fedavg_jax.runs.run_config import RunConfig
   from fedavg_jax.runs.run_config import default_config
   from fedavg_jax.schedule.availability import Trace
@@ -158,6 +159,7 @@ __all__ = [
   'read_play',
   'read_trace',
   'Record',
+  'Result',
   'RoundMetrics',
   'run',
   'run_calls',

@@ -3,7 +3,6 @@
 While the devices work on a call, the next one is planned and begun.
 """
 
-import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 from fedavg_jax.contracts.task import Task
 from fedavg_jax.contracts.task import results
 from fedavg_jax.core import rules
-from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import processes
@@ -267,35 +265,3 @@ def run_calls(
     yield from calls.records(ended)
     if calls.over:
       return
-
-
-def run(
-  simulation: Simulation, *, rounds: int, eval_every: int = 1
-) -> dict[str, np.ndarray]:
-  """Runs all rounds; returns the history as arrays, for a notebook.
-
-  Returns:
-    Arrays with an entry per round, round 0 included: round, train_loss,
-    examples, seconds, and test_<name> of what tests give, such as
-    test_accuracy and test_loss; NaN where there is none. Of a sweep [R, G],
-    but for round and seconds.
-
-  Raises:
-    DivergedError: the loss or the model is not finite any more.
-  """
-  names = 'round', 'train_loss', 'examples', 'seconds'
-  tests: tuple[str, ...] = ()
-  history: dict[str, list] = collections.defaultdict(list)
-  for record in simulate(simulation, rounds=rounds, eval_every=eval_every):
-    found = {name: getattr(record, name) for name in names}
-    tests = tests or tuple(record.test)  # Of round 0 all.
-    found |= {f'test_{name}': record.test.get(name) for name in tests}
-    for name, value in found.items():
-      history[name].append(np.nan if value is None else value)
-    if not np.any(record.finite):
-      raise DivergedError(f'round {record.round}: {DIVERGED}')
-  return {
-    # What a sweep does not have at a round, it has not for each of its values.
-    name: np.array(np.broadcast_arrays(*values))
-    for name, values in history.items()
-  }

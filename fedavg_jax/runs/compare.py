@@ -60,10 +60,10 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
   """
   began = _read(folder, 'config.json')
   check_format(folder / 'config.json', began)
-  summary = _read(folder, 'summary.json')
   config = began.get('config')
   if not isinstance(config, dict) or 'dataset' not in config:
     raise InputError(f'{folder / "config.json"}: holds no config of a run')
+  summary = _read(folder, 'summary.json')
   path = folder / 'metrics.jsonl'
   records = []
   try:

@@ -6,7 +6,9 @@ load it stands here alone.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import time
+import types
 from typing import Any
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ class Snapshot(NamedTuple):
     beside: () -> JSON that is saved with them, called once it is.
     accuracy: of the model on the test set, None where it was not tested.
     changes: that client states on the host had seen.
+    more: that is saved with them, such as another model.
   """
 
   round: int
@@ -38,6 +41,7 @@ class Snapshot(NamedTuple):
   beside: Callable[[], dict[str, Any]]
   accuracy: float | None = None
   changes: int = 0
+  more: Mapping[str, Any] = types.MappingProxyType({})
 
   def is_there(self) -> bool:
     """Tells whether client states have not gone into a later call."""
@@ -53,7 +57,7 @@ class Snapshot(NamedTuple):
     Raises:
       OSError: it cannot be written.
     """
-    tree = to_tree(self.state, self.client_states)
+    tree = to_tree(self.state, self.client_states) | self.more
     checkpoints.save(self.round, tree, self.beside(), self.accuracy)
 
 
