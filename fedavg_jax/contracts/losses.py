@@ -83,8 +83,9 @@ def of_examples(apply: Callable, loss: Loss = cross_entropy) -> Callable:
   """
 
   def losses(params, x, y):
-    mask = jnp.ones(len(y), bool)
-    size = jnp.full((), len(y), jnp.int32)
+    number = len(jax.tree.leaves(y)[0])
+    mask = jnp.ones(number, bool)
+    size = jnp.full((), number, jnp.int32)
     return loss(apply(params, x), Batch(x, y, mask, size))
 
   return losses
@@ -105,7 +106,8 @@ def per_example_gradients(
   """
 
   def one(x, y, real):
-    own = Batch(x[None], y[None], jnp.ones(1, bool), jnp.int32(1))
+    x, y = jax.tree.map(lambda row: row[None], (x, y))
+    own = Batch(x, y, jnp.ones(1, bool), jnp.int32(1))
 
     def loss(params):
       return jnp.where(real, loss_fn(params, own)[0], 0.0)

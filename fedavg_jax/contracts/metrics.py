@@ -183,8 +183,9 @@ def of_classifier() -> tuple[Metric, ...]:
 
 def num_labels(batch: Batch) -> jax.Array:
   """Counts the labels of each example, [B]; other targets are one each."""
-  if not jnp.issubdtype(batch.y.dtype, jnp.integer):
-    return jnp.ones(len(batch.y), jnp.float32)
+  labels = getattr(batch.y, 'dtype', None)  # A tree has none.
+  if labels is None or not jnp.issubdtype(labels, jnp.integer):
+    return jnp.ones(len(batch.mask), jnp.float32)
   return _of_each(batch.y != NO_LABEL)
 
 

@@ -22,6 +22,7 @@ from fedavg_jax.contracts.model import describe_shapes
 from fedavg_jax.contracts.model import forward
 from fedavg_jax.contracts.model import split
 from fedavg_jax.contracts.task import Task
+from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import first_lines
 
@@ -42,11 +43,13 @@ def check_task(
     task: to be trained.
     algorithm: that trains it; what server and clients keep is in the context.
     variables: of the model, or their shapes.
-    x: [n, ...] inputs, of which the first two are read.
+    x: [n, ...] inputs, or a tree of them, of which the first two are read.
     y: [n, ...] targets.
     seed: of the run.
   """
-  few = [np.asarray(array[:2]) for array in (x, y)]
+  few = [
+    trees.map_arrays(np.asarray, trees.take(own, slice(2))) for own in (x, y)
+  ]
   first = _batch(*few, padding=0)
 
   def train(variables, batch):
@@ -167,12 +170,13 @@ def _names(metric: Metric, name: str, outputs: Any, batch: Batch) -> list[str]:
   return list(results)
 
 
-def _batch(x: np.ndarray, y: np.ndarray, *, padding: int) -> Batch:
+def _batch(x: Any, y: Any, *, padding: int) -> Batch:
   """Makes a batch whose last row does not count, and is one of the others."""
-  rows = np.array([0, len(x) - 1, min(padding, len(x) - 1)])
+  last = trees.num_rows(x) - 1
+  rows = np.array([0, last, min(padding, last)])
   return Batch(
-    jnp.asarray(x[rows]),
-    jnp.asarray(y[rows]),
+    trees.map_arrays(jnp.asarray, trees.take(x, rows)),
+    trees.map_arrays(jnp.asarray, trees.take(y, rows)),
     jnp.array([True, True, False]),
     jnp.int32(2),
   )

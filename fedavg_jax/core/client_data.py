@@ -1,4 +1,4 @@
-"""The clients' examples, back to back in two arrays."""
+"""The clients' examples, back to back in two arrays, or trees of arrays."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 
 from fedavg_jax.core import exact
 from fedavg_jax.core import rules
+from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 
 # At positions of a sequence that have no label.
@@ -20,26 +21,29 @@ _ORDER = 3
 class Examples(NamedTuple):
   """Inputs and labels in their smallest dtypes.
 
+  Either may be a tree of arrays, dicts and tuples, with the same n: x for a
+  model that takes one, y for a loss of one's own.
+
   Attributes:
     x: [n, ...], uint8 pixels for images, int32 tokens [n, T] for sequences.
     y: [n] int32 labels, of sequences [n, T], `NO_LABEL` where there is none.
   """
 
-  x: np.ndarray
-  y: np.ndarray
+  x: Any
+  y: Any
 
 
 class Clients(NamedTuple):
   """K clients' examples: client k holds rows offsets[k] : offsets[k + 1].
 
   Attributes:
-    x: [n, ...] inputs.
-    y: [n] labels.
+    x: [n, ...] inputs, or a tree of such arrays.
+    y: [n] labels, or other targets.
     offsets: [K + 1] int64, ascending from 0 to n.
   """
 
-  x: np.ndarray
-  y: np.ndarray
+  x: Any
+  y: Any
   offsets: np.ndarray
 
   @property
@@ -62,8 +66,8 @@ def build_clients(
   """Lays the examples of each part of a partition back to back.
 
   Args:
-    examples: x [n, ...] real numbers, y [n, ...]; labels that are integers
-      become int32, other targets stay what they are.
+    examples: x [n, ...] real numbers, y [n, ...], or trees of them; labels that
+      are integers become int32, other targets stay what they are.
     parts: the rows of client k, whole numbers from 0 to n - 1, as an array or a
       list, maybe empty; of a dictionary, clients are its values in their order.
       No row may occur twice.
@@ -79,22 +83,34 @@ def build_clients(
   array([1, 0, 2])
   """
   x, y = exact.inputs(examples.x, 'x'), _targets(examples.y)
-  if len(x) != len(y):
-    raise InputError(f'examples: {len(x)} inputs, but {len(y)} labels')
+  number = count_examples(Examples(x, y), 'examples')
   values = parts.values() if isinstance(parts, Mapping) else parts
-  rows = [_rows(part, k, len(x)) for k, part in enumerate(values)]
+  rows = [_rows(part, k, number) for k, part in enumerate(values)]
   if not rows:
     raise InputError('parts: must hold at least one client')
-  _check_once(rows, len(x))
+  _check_once(rows, number)
   if seed is not None:
     rules.check_seed(seed)
     rows = [in_random_order(part, seed, k) for k, part in enumerate(rows)]
   order = np.concatenate(rows)
   return Clients(
-    x=x[order],
-    y=y[order],
+    x=trees.take(x, order),
+    y=trees.take(y, order),
     offsets=np.concatenate([[0], np.cumsum([len(part) for part in rows])]),
   )
+
+
+def count_examples(examples: Examples, name: str) -> int:
+  """Counts examples; raises InputError where x and y have other numbers.
+
+  Args:
+    examples: x and y, or trees of them.
+    name: what the message calls them.
+  """
+  inputs, labels = map(trees.num_rows, examples)
+  if inputs != labels:
+    raise InputError(f'{name}: {inputs} inputs, but {labels} labels')
+  return inputs
 
 
 def in_random_order(part: np.ndarray, seed: int, client: int) -> np.ndarray:
@@ -104,8 +120,10 @@ def in_random_order(part: np.ndarray, seed: int, client: int) -> np.ndarray:
   return np.random.default_rng([seed, _ORDER, client + 1]).permutation(part)
 
 
-def _targets(y: Any) -> np.ndarray:
+def _targets(y: Any) -> Any:
   """Turns integers into int32; other targets stay what they are."""
+  if trees.is_tree(y):
+    return exact.inputs(y, 'y')
   y = exact.array(y, 'y')
   if not y.ndim:
     raise InputError('y: is a single number, must have rows, [n, ...]')
@@ -151,7 +169,11 @@ def first(clients: Clients, number: int) -> Clients:
   """The first clients of a population, their labels in memory."""
   offsets = clients.offsets[: number + 1]
   stop = int(offsets[-1])
-  return Clients(clients.x[:0], clients.y[:stop], offsets)
+  return Clients(
+    trees.take(clients.x, slice(0)),
+    trees.take(clients.y, slice(stop)),
+    offsets,
+  )
 
 
 def stack(clients: Clients, ids: Sequence[int]) -> tuple[np.ndarray, ...]:
@@ -167,10 +189,13 @@ def stack(clients: Clients, ids: Sequence[int]) -> tuple[np.ndarray, ...]:
   """
   sizes = clients.num_examples[list(ids)]
   mask = np.arange(sizes.max()) < sizes[:, None]
-  x = np.zeros(mask.shape + clients.x.shape[1:], clients.x.dtype)
-  y = np.zeros(mask.shape + clients.y.shape[1:], clients.y.dtype)
-  for row, k in enumerate(ids):
-    mine = slice(clients.offsets[k], clients.offsets[k + 1])
-    x[row, : sizes[row]] = clients.x[mine]
-    y[row, : sizes[row]] = clients.y[mine]
+
+  def padded(array):
+    rows = np.zeros(mask.shape + array.shape[1:], array.dtype)
+    for row, k in enumerate(ids):
+      first, stop = clients.offsets[k : k + 2]
+      rows[row, : sizes[row]] = array[first:stop]
+    return rows
+
+  x, y = (trees.map_arrays(padded, own) for own in clients[:2])
   return x, y, mask

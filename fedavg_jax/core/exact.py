@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
 
@@ -78,20 +79,33 @@ def whole_numbers(
   return values if values.dtype == np.int32 else values.astype(np.int32)
 
 
-def inputs(x: Any, name: str) -> np.ndarray:
-  """Turns inputs into a type that JAX holds; every value stays what it is.
+def inputs(x: Any, name: str) -> Any:
+  """Turns inputs into types that JAX holds; every value stays what it is.
 
   Integers of 64 bits become int32, floating-point numbers of 64 bits the
   nearest float32; smaller types stay. What is on disk must have a smaller type.
 
   Args:
-    x: [n, ...] real numbers.
+    x: [n, ...] real numbers, or a tree of such arrays with the same n.
     name: what the message calls them.
 
   Raises:
-    InputError: they have no rows axis, are no real numbers, or are too large
-      for the type they would become.
+    InputError: they have no rows axis or other rows, are no real numbers, or
+      are too large for the type they would become.
   """
+  if not trees.is_tree(x):
+    return _input(x, name)
+  x = trees.map_named(_input, x, name)
+  if len(numbers := sorted({len(own) for own in trees.arrays(x)})) != 1:
+    raise InputError(
+      f'{name}: its arrays have {numbers or "no"} rows, must have the same'
+      ' number, [n, ...]'
+    )
+  return x
+
+
+def _input(x: Any, name: str) -> np.ndarray:
+  """Does for one array what `inputs` does."""
   if isinstance(x, RowsOnDisk):
     return x  # pyrefly: ignore[bad-return]
   x = array(x, name)
@@ -129,9 +143,12 @@ def array(values: Any, name: str) -> np.ndarray:
     name: what the message calls them.
 
   Raises:
-    InputError: their lengths differ, or some of them are masked: what lies
-      behind a mask is not a value.
+    InputError: they are a tree, their lengths differ, or some of them are
+      masked: what lies behind a mask is not a value.
   """
+  if trees.is_tree(values):
+    kind = type(values).__name__
+    raise InputError(f'{name}: is a {kind} of arrays, must be one array')
   if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
     raise InputError(
       f'{name}: has {np.ma.count_masked(values)} masked values, must have none'

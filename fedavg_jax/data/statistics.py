@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.data import partition
 
@@ -16,7 +17,7 @@ def label_counts(clients: Clients, num_classes: int) -> np.ndarray:
   Returns:
     [K, classes], or [K, 1] of sequences.
   """
-  if len(clients.y.shape) > 1:
+  if trees.is_tree(clients.y) or len(clients.y.shape) > 1:
     return clients.num_examples[:, None]
   labels = np.asarray(clients.y)
   parts = np.split(np.arange(len(labels)), clients.offsets[1:-1])

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import filelock
 import numpy as np
 
+from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
@@ -341,6 +342,11 @@ def _parts(
 
 def _check(what: str, own: Examples, num_classes: int | None) -> None:
   """Raises InputError for values that would silently spoil what is learnt."""
+  if trees.is_tree(own.x) or trees.is_tree(own.y):
+    raise InputError(
+      f'{what}: is a tree of arrays; must be one array of inputs and one of'
+      ' labels on disk'
+    )
   if len(own.x) != len(own.y) or not len(own.y):
     raise InputError(f'{what}: {len(own.x)} inputs, but {len(own.y)} labels')
   if not own.x[0].size:

@@ -30,6 +30,7 @@ from fedavg_jax.contracts.task import Sums
 from fedavg_jax.contracts.task import Task
 from fedavg_jax.contracts.task import results
 from fedavg_jax.core import rules
+from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import collectives
@@ -116,7 +117,7 @@ def build_client_tests(
     raise InputError(
       f'held: {held.num_clients} clients, must be the {number} that train'
     )
-  if not len(held.y):
+  if not trees.num_rows(held.y):
     raise InputError(
       'holdout_fraction: leaves no client an example to be tested on'
     )
@@ -261,8 +262,9 @@ def _testing(
 
 def _batch(held: _Held, rows: jax.Array, real: jax.Array) -> Batch:
   """Reads rows [B] of what is held out; others than the real ones are any."""
-  rows = jnp.minimum(rows, len(held.y) - 1)
-  return Batch(held.x[rows], held.y[rows], real, jnp.sum(real, dtype=jnp.int32))
+  rows = jnp.minimum(rows, trees.num_rows(held.y) - 1)
+  x, y = (trees.take(own, rows) for own in held[:2])
+  return Batch(x, y, real, jnp.sum(real, dtype=jnp.int32))
 
 
 def _no_sums(
@@ -270,7 +272,9 @@ def _no_sums(
 ) -> Sums:
   """Returns the sums over nothing."""
   test = evaluation.TestSet(
-    held.x[None, :1], held.y[None, :1], jnp.ones((1, 1), bool)
+    trees.take(held.x, (None, slice(1))),
+    trees.take(held.y, (None, slice(1))),
+    jnp.ones((1, 1), bool),
   )
   return evaluation.no_sums(task, state.variables, test)
 

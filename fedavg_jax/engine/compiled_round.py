@@ -333,9 +333,7 @@ def place_plan(plan: Plan, mesh: jax.sharding.Mesh) -> Plan:
   return collectives.put(plan, shardings)
 
 
-def place_examples(
-  x: np.ndarray, y: np.ndarray, mesh: jax.sharding.Mesh
-) -> Examples:
+def place_examples(x: Any, y: Any, mesh: jax.sharding.Mesh) -> Examples:
   """Puts all examples on every device of the mesh, to stay there."""
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   return collectives.put(Examples(x, y), everywhere)

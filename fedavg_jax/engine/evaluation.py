@@ -16,6 +16,7 @@ from fedavg_jax.contracts.metrics import num_labels
 from fedavg_jax.contracts.model import Batch
 from fedavg_jax.contracts.task import Sums
 from fedavg_jax.contracts.task import Task
+from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
@@ -49,21 +50,22 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
   """Cuts a test set into batches and deals them to the devices.
 
   Args:
-    test: x [n, ...], y [n, ...].
+    test: x [n, ...], y [n, ...], or trees of them.
     mesh: from `compiled_round.lane_mesh`.
   """
-  if test.y.ndim > 1:  # Sequences of about one length: few steps on padding.
+  if not trees.is_tree(test.y) and test.y.ndim > 1:
+    # Sequences of about one length: few steps on padding.
     lengths = np.sum(test.y != NO_LABEL, axis=1)
     order = np.argsort(lengths, kind='stable')
-    test = Examples(test.x[order], test.y[order])
-  return _deal_examples(test.x, test.y, mesh)
+    test = Examples(*(trees.take(own, order) for own in test))
+  return _deal_examples(test, mesh)
 
 
-def _deal_examples(x: Any, y: Any, mesh: jax.sharding.Mesh) -> TestSet:
+def _deal_examples(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
   return TestSet(
-    _deal(x, mesh, 0),
-    _deal(y, mesh, NO_LABEL),
-    _deal(np.ones(len(y), bool), mesh, False),
+    trees.map_arrays(lambda array: _deal(array, mesh, 0), test.x),
+    trees.map_arrays(lambda array: _deal(array, mesh, NO_LABEL), test.y),
+    _deal(np.ones(trees.num_rows(test.y), bool), mesh, False),
   )
 
 
@@ -79,7 +81,7 @@ def place_held_out(
     np.arange(held.num_clients, dtype=np.int32), held.num_examples
   )
   return (
-    _deal_examples(held.x, held.y, mesh),
+    _deal_examples(Examples(held.x, held.y), mesh),
     _deal(owner, mesh, held.num_clients),
   )
 

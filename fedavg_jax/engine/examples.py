@@ -4,7 +4,6 @@ Nothing is cast before it was looked at; nothing is compiled before it fits.
 """
 
 from collections.abc import Iterator
-from collections.abc import Sequence
 import contextlib
 from typing import Any
 
@@ -19,6 +18,7 @@ from fedavg_jax.contracts.task import Task
 from fedavg_jax.core import choices
 from fedavg_jax.core import client_data
 from fedavg_jax.core import exact
+from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
@@ -50,9 +50,9 @@ def check(
   Args:
     task: of the simulation.
     variables: of its model, or their shapes.
-    clients: x [n, ...]; with cross entropy y [n] class numbers or [n, T] of
-      sequences, with another loss any numbers; arrays that are on a disk were
-      looked at when they were converted.
+    clients: x [n, ...], or a tree; with cross entropy y [n] class numbers or
+      [n, T] of sequences, with another loss any numbers or a tree of them;
+      arrays that are on a disk were read when they were converted.
     test: of the same type, shape and form of targets.
     on_nan: one of `choices.ON_NAN`.
     stream: whether the clients' inputs are only read as they are trained on.
@@ -68,22 +68,15 @@ def check(
   checked = []
   for name, (x, y) in (('clients', clients[:2]), ('test', test)):
     x = _inputs(x, f'{name}.x', stream and name == 'clients')
-    if len(x) != len(y):
-      raise InputError(f'{name}: {len(x)} inputs, but {len(y)} labels')
-    if not len(y):
+    y = y if trees.is_tree(y) or hasattr(y, 'shape') else np.asarray(y)
+    if not client_data.count_examples(Examples(x, y), name):
       raise InputError(f'{name}: holds no example, must hold at least one')
     checked.append((x, y))
   (x, y), (test_x, test_y) = checked
-  if x.dtype != test_x.dtype or x.shape[1:] != test_x.shape[1:]:
-    raise InputError(
-      f'test.x: is {_form(test_x)}, but clients.x {_form(x)}; must be alike'
-    )
+  check_alike(x, test_x, 'test.x', 'clients.x')
   y = targets.check(y, 'clients.y')
   test_y = targets.check(test_y, 'test.y')
-  if y.dtype != test_y.dtype or y.shape[1:] != test_y.shape[1:]:
-    raise InputError(
-      f'test.y: is {_form(test_y)}, but clients.y {_form(y)}; must be alike'
-    )
+  check_alike(y, test_y, 'test.y', 'clients.y')
   if not stream:  # Streamed examples are looked at when they are trained on.
     _check_finite(x, clients.offsets, on_nan)
   _check_finite(test_x, None, on_nan)
@@ -104,13 +97,12 @@ def check_held(task: Task, variables: Any, held: Clients) -> Clients:
   targets = _Targets(task, _outputs(task.model, variables, held))
   x = exact.inputs(held.x, 'held.x')
   y = targets.check(held.y, 'held.y')
-  if len(x) != len(y):
-    raise InputError(f'held: {len(x)} inputs, but {len(y)} labels')
+  client_data.count_examples(Examples(x, y), 'held')
   return held._replace(x=x, y=y)
 
 
 @contextlib.contextmanager
-def lowering(model: Model, shape: Sequence[int]) -> Iterator[None]:
+def lowering(model: Model, x: Any) -> Iterator[None]:
   """Raises InputError where gradients of a model cannot be lowered to XLA.
 
   A forward pass may have a shape where its gradient has none, as a convolution
@@ -118,7 +110,7 @@ def lowering(model: Model, shape: Sequence[int]) -> Iterator[None]:
 
   Args:
     model: that is compiled.
-    shape: of an example.
+    x: inputs.
   """
   try:
     yield
@@ -126,26 +118,27 @@ def lowering(model: Model, shape: Sequence[int]) -> Iterator[None]:
     if 'Cannot lower' not in str(error):
       raise
     raise InputError(
-      f'model {model.name!r}: cannot be trained on examples of shape'
-      f' {list(shape)} ({first_lines(error)})'
+      f'model {model.name!r}: cannot be trained on examples {_form(x)}'
+      f' ({first_lines(error)})'
     ) from error
 
 
 def _outputs(model: Model, variables: Any, clients: Clients) -> Any:
   """Traces the model; returns the shapes of its outputs for one example."""
-  inputs = clients.x
-  dtype = inputs.dtype
-  if dtype.kind in 'iuf' and dtype.itemsize == 8:  # As `exact.inputs` has it.
-    dtype = np.dtype(np.float32 if dtype.kind == 'f' else np.int32)
-  shape = (1, *inputs.shape[1:])
+
+  def of_one(array):
+    dtype = array.dtype
+    if dtype.kind in 'iuf' and dtype.itemsize == 8:  # As `exact.inputs` has it.
+      dtype = np.dtype(np.float32 if dtype.kind == 'f' else np.int32)
+    return jax.ShapeDtypeStruct((1, *array.shape[1:]), dtype)
+
+  x = trees.map_arrays(of_one, clients.x)
   try:
-    return jax.eval_shape(
-      model.apply, variables, jax.ShapeDtypeStruct(shape, dtype)
-    )
+    return jax.eval_shape(model.apply, variables, x)
   except Exception as error:  # Of a person's own model, anything.
     raise InputError(
-      f'model {model.name!r}: cannot take examples of shape'
-      f' {list(shape[1:])} and type {dtype} ({first_lines(error)})'
+      f'model {model.name!r}: cannot take examples {_form(x)}'
+      f' ({first_lines(error)})'
     ) from error
 
 
@@ -187,6 +180,11 @@ class _Targets:
     """
     if self._axes is None:
       return exact.inputs(y, name)
+    if trees.is_tree(y):
+      raise InputError(
+        f'{name}: is a tree, must be class numbers with cross entropy; another'
+        ' loss takes it'
+      )
     *positions, classes = self._axes
     if tuple(y.shape[1:]) != tuple(positions):
       raise InputError(
@@ -220,19 +218,27 @@ def _inputs(x: Any, name: str, stays_on_disk: bool) -> Any:
   """Inputs in a type that JAX holds; arrays that are read later have one."""
   if not stays_on_disk:
     return exact.inputs(x, name)
-  if x.dtype.itemsize == 8:
-    raise InputError(
-      f'{name}: is {x.dtype}; must be of at most 32 bits where examples stay on'
-      ' the host'
-    )
-  return x
+
+  def check_small(array, name):
+    if array.dtype.itemsize == 8:
+      raise InputError(
+        f'{name}: is {array.dtype}; must be of at most 32 bits where examples'
+        ' stay on the host'
+      )
+    return array
+
+  return trees.map_named(check_small, x, name)
 
 
 def _check_finite(x: Any, offsets: np.ndarray | None, on_nan: str) -> None:
   """Raises InputError for inputs that would silently spoil what is learnt."""
-  if not jnp.issubdtype(x.dtype, jnp.floating) or isinstance(x, RowsOnDisk):
-    return  # What is on disk was looked at when it was converted.
-  finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+  finite = np.ones(trees.num_rows(x), bool)
+  for array in trees.arrays(x):
+    if jnp.issubdtype(array.dtype, jnp.floating) and not isinstance(
+      array,
+      RowsOnDisk,  # What is on disk was read when it was converted.
+    ):
+      finite &= np.isfinite(array.reshape(len(array), -1)).all(axis=1)
   row = int(finite.argmin())
   if finite[row] or (offsets is not None and on_nan == 'skip_client'):
     return
@@ -246,5 +252,24 @@ def _check_finite(x: Any, offsets: np.ndarray | None, on_nan: str) -> None:
   )
 
 
-def _form(array: Any) -> str:
-  return f'{array.dtype}{[*array.shape[1:]]}'
+def check_alike(expected: Any, found: Any, name: str, like: str) -> None:
+  """Raises InputError where examples have another form than others.
+
+  Args:
+    expected: arrays, or trees of them.
+    found: what must have their types and shapes, but for the number of rows.
+    name: what a message calls `found`.
+    like: what it calls `expected`.
+  """
+  if _form(found) != _form(expected):
+    raise InputError(
+      f'{name}: is {_form(found)}, but {like} {_form(expected)}; must be alike'
+    )
+
+
+def _form(examples: Any) -> str:
+  """Writes types and shapes of an example, such as uint8[28, 28, 1]."""
+  form = trees.map_arrays(
+    lambda array: f'{array.dtype}{[*array.shape[1:]]}', examples
+  )
+  return str(form).replace('"', '').replace("'", '')

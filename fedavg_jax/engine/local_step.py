@@ -207,7 +207,7 @@ def read_batch(
 ) -> Batch:
   """Reads the examples of a step of ONE lane."""
   rows = lax.dynamic_slice_in_dim(order, step.start, training.step_examples)
-  x = data.x[rows]
+  x, y = (jax.tree.map(lambda own: own[rows], own) for own in data[:2])
   if training.model.augment is not None:
     # An example has the same keys wherever it is read from. A client reads a
     # row once per epoch, each time after other updates.
@@ -216,7 +216,7 @@ def read_batch(
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
     x = jax.vmap(training.model.augment)(keys, x)
   mask = jnp.arange(training.step_examples) < step.count
-  return Batch(x, data.y[rows], mask, jnp.asarray(step.batch))
+  return Batch(x, y, mask, jnp.asarray(step.batch))
 
 
 def gradient(

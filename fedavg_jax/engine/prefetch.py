@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
 from fedavg_jax.schedule.planning import Planner
@@ -30,7 +31,7 @@ class Buffer(NamedTuple):
   """Examples of a cohort, of every device those of its lanes in a row.
 
   Attributes:
-    x: [D * N, ...]; rows behind a device's last client are anybody's.
+    x: [D * N, ...], or a tree; rows behind a device's last client are any.
     y: [D * N, ...].
     row: [D * N] int32, where each stands among all clients' examples.
   """
@@ -52,8 +53,8 @@ def _shapes(clients: Clients, number: int) -> Buffer:
     return jax.ShapeDtypeStruct((number, *array.shape[1:]), array.dtype)
 
   return Buffer(
-    like(clients.x),
-    like(clients.y),
+    trees.map_arrays(like, clients.x),
+    trees.map_arrays(like, clients.y),
     jax.ShapeDtypeStruct((number,), np.dtype(np.int32)),
   )
 
@@ -129,16 +130,17 @@ class Stream:
     """Reads some clients, one behind another."""
     # A disk answers many questions at a time as fast as one: ask all of them
     # first, where the arrays are on one and can be asked.
-    for array in self._clients[:2]:
+    arrays = trees.arrays(tuple(self._clients[:2]))
+    for array in arrays:
       if isinstance(array, RowsOnDisk):
         for k in clients:
           array.expect(*self._clients.offsets[k : k + 2])
-    position = 0
+    position, into = 0, trees.arrays(tuple(buffer[:2]))
     for k in clients:
       first, stop = self._clients.offsets[k : k + 2]
       here = slice(position, position + int(stop - first))
-      buffer.x[here] = self._clients.x[first:stop]
-      buffer.y[here] = self._clients.y[first:stop]
+      for array, own in zip(arrays, into, strict=True):
+        own[here] = array[first:stop]
       buffer.row[here] = np.arange(first, stop)
       position = here.stop
 

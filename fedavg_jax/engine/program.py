@@ -149,9 +149,9 @@ class Program(NamedTuple):
     Raises:
       InputError: the model cannot be trained on such examples.
     """
-    shape = self.federation.clients.x.shape[1:]
+    x = self.federation.clients.x
     with layers.for_platform(self.platform):
-      with examples.lowering(self.task.model, shape):
+      with examples.lowering(self.task.model, x):
         return self.call().lower(*(arguments or self.arguments()))
 
   def export(self, target: str) -> jax.export.Exported:

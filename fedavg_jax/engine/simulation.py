@@ -37,6 +37,7 @@ from fedavg_jax.contracts.task import make_task
 from fedavg_jax.contracts.task import results
 from fedavg_jax.contracts.task_checks import check_task
 from fedavg_jax.core import client_data
+from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_state_store
 from fedavg_jax.engine import collectives
@@ -367,7 +368,8 @@ def _build(parts: _Parts) -> Simulation:
     mesh = compiled_round.lane_mesh(laid_out.devices[:number])
     data: Any = None
     if not laid_out.planner.streamed:
-      x, y = map(np.asarray, clients[:2])  # Read, where they are on disk.
+      # Read, where they are on disk.
+      x, y = (trees.map_arrays(np.asarray, own) for own in clients[:2])
       data = compiled_round.place_examples(x, y, mesh)
     return data, evaluation.place_test_set(test, mesh)
 
@@ -473,14 +475,13 @@ def _lane_bytes(
       params
     )
 
-  def shapes(array):
+  def shape(array):
     return jax.ShapeDtypeStruct(
       (planner.step_examples, *array.shape[1:]), array.dtype
     )
 
-  step = cost.count(
-    gradient, params, state, shapes(clients.x), shapes(clients.y)
-  )
+  x, y = (trees.map_arrays(shape, own) for own in clients[:2])
+  step = cost.count(gradient, params, state, x, y)
   held = (
     variables,  # The local model, and the global one to return to.
     variables,
@@ -507,5 +508,5 @@ def _resident(data: client_data.Examples, numbers: Sequence[int]):
 def _data_bytes(clients, planner) -> int:
   """Of examples, on a device: all of them, or what calls in line read."""
   if not planner.streamed:
-    return clients.x.nbytes + clients.y.nbytes
+    return sum(array.nbytes for array in trees.arrays(tuple(clients[:2])))
   return _CALLS_WITH_DATA * num_bytes(prefetch.shapes(clients, planner))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from fedavg_jax.contracts.model import Model
 from fedavg_jax.core import choices
 from fedavg_jax.core import exact
+from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
 from fedavg_jax.data.dataset import Dataset
@@ -266,6 +267,11 @@ def build_model(
     ('precision', precision, choices.PRECISIONS),
   ):
     choices.check_choice(key, value, known)
+  if any(map(trees.is_tree, data.train)):
+    raise InputError(
+      f'model = {name!r}: takes one array of inputs and of labels, those of'
+      f' {data.name} are trees; bring a model of your own'
+    )
   sequences = data.train.y.ndim > 1
   if sequences != (name in _SEQUENCES):
     kind = 'sequences' if sequences else 'images'

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedavg_jax.core import choices
+from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.client_data import build_clients
@@ -65,7 +66,7 @@ def build_population(cfg: RunConfig, dataset: Dataset) -> Population:
         f'validation_fraction = {cfg.validation_fraction}: leaves nothing to'
         ' validate on; clients have too few examples'
       )
-    validation = Examples(dataset.train.x[rows], dataset.train.y[rows])
+    validation = Examples(*(trees.take(own, rows) for own in dataset.train))
   parts, held = partition.hold_out(
     parts, fraction=cfg.holdout_fraction, seed=cfg.seed
   )
@@ -86,16 +87,16 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
   labels, owners, seed = dataset.train.y, dataset.owners, cfg.seed
   natural = [] if owners is None else partition.by_owner(owners)
   number = cfg.num_clients or len(natural)
-  kind = cfg.partition
+  kind, size = cfg.partition, trees.num_rows(labels)
   if not number:
     raise InputError(
       f'num_clients = 0: {dataset.name} has no natural clients; must be at'
       " least 1, and partition another one than 'natural'"
     )
-  if kind in _BY_LABEL and labels.ndim > 1:
+  if kind in _BY_LABEL and (trees.is_tree(labels) or labels.ndim > 1):
     raise InputError(
-      f'partition = {kind!r}: goes by label, the sequences of {dataset.name}'
-      " have many each; must be 'iid' or 'natural'"
+      f'partition = {kind!r}: goes by label, the examples of {dataset.name}'
+      " have more than one each; must be 'iid' or 'natural'"
     )
   if kind == 'natural':
     return natural
@@ -126,7 +127,7 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
   few = kind == 'few_labels'
   sizes = partition.sizes(
     cfg.sizes,
-    len(labels),
+    size,
     num_clients=number,
     skew=cfg.size_skew,
     min_size=cfg.min_size if few else 0,
@@ -145,7 +146,7 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
     return partition.inner_dirichlet(
       labels, sizes=sizes, alpha=cfg.alpha, seed=seed
     )
-  return partition.iid(len(labels), num_clients=number, seed=seed, sizes=sizes)
+  return partition.iid(size, num_clients=number, seed=seed, sizes=sizes)
 
 
 def partition_name(cfg: RunConfig) -> str:

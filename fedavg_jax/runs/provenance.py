@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 import fedavg_jax
+from fedavg_jax.core import trees
 from fedavg_jax.engine import devices
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import own_parts
@@ -73,13 +74,14 @@ def _version(name: str) -> str:
 
 def to_begin(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
   """config.json of a run that begins here and now."""
-  test, clients = prepared.dataset.test, prepared.clients
+  clients = prepared.clients
+  test = trees.arrays(tuple(prepared.dataset.test))
   trace = population.build_participation(cfg, clients.num_examples).trace
   periods = () if trace is None else (trace.client, trace.first, trace.last)
   return {
     'config': cfg.to_dict(),
     'data_sha256': checkpoint.digest([*_content(prepared), *test, *periods]),
-    'test_sha256': checkpoint.digest([*test]),
+    'test_sha256': checkpoint.digest(test),
     'numerics': devices.numerics(),
     **_own_code(cfg),
     **environment(),
@@ -92,10 +94,10 @@ def _own_code(cfg: RunConfig) -> dict[str, Any]:
   return {'own_code_sha256': own} if own else {}
 
 
-def _content(prepared: Prepared) -> Sequence[np.ndarray]:
+def _content(prepared: Prepared) -> Sequence[Any]:
   """Arrays that differ where clients do; those on disk tell their SHA-256."""
   clients = prepared.clients
   if prepared.dataset.clients is clients:
     sha256 = bytes.fromhex(prepared.dataset.sha256)
     return [np.frombuffer(sha256, np.uint8), clients.offsets]
-  return clients
+  return trees.arrays(tuple(clients))

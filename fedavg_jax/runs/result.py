@@ -11,7 +11,9 @@ import numpy as np
 
 from fedavg_jax.contracts.model import split
 from fedavg_jax.core import exact
+from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import examples
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
@@ -110,25 +112,22 @@ class Result(Mapping[str, np.ndarray]):
     if best and self.best is None:
       raise InputError('best = True: needs a run with keep_best=True')
     variables = self.best.variables if best and self.best else self.variables
-    x, like = exact.inputs(x, 'x'), self.simulation.test.x
-    if x.shape[1:] != like.shape[2:] or x.dtype != like.dtype or not len(x):
-      raise InputError(
-        f'x: is {x.dtype}{list(x.shape)}, must be'
-        f' {like.dtype}{["n", *like.shape[2:]]} with n at least 1'.replace(
-          "'", ''
-        )
-      )
+    x = exact.inputs(x, 'x')
+    test = jax.tree.map(lambda array: array[0], self.simulation.test.x)
+    examples.check_alike(test, x, 'x', 'the test set')
+    if not trees.num_rows(x):
+      raise InputError('x: holds no example, must hold at least one')
     apply = jax.jit(self.simulation.task.model.apply)
     # One size for all, so that it compiles once.
-    missing = -len(x) % _BATCH
-    padded = np.concatenate([x, np.repeat(x[:1], missing, axis=0)])
+    number = trees.num_rows(x)
+    rows = np.minimum(np.arange(-(-number // _BATCH) * _BATCH), number - 1)
     platform = self.simulation.mesh.devices.flat[0].platform
     with layers.for_platform(platform):
       outputs = [
-        jax.device_get(apply(variables, padded[i : i + _BATCH]))
-        for i in range(0, len(padded), _BATCH)
+        jax.device_get(apply(variables, trees.take(x, rows[i : i + _BATCH])))
+        for i in range(0, len(rows), _BATCH)
       ]
-    return jax.tree.map(lambda *a: np.concatenate(a)[: len(x)], *outputs)
+    return jax.tree.map(lambda *a: np.concatenate(a)[:number], *outputs)
 
   def __getitem__(self, name: str) -> np.ndarray:
     return self.history[name]

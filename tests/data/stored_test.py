@@ -308,6 +308,7 @@ def test_what_is_damaged_is_told(name, harm, said, tmp_path):
     ({'parts': 'shape'}, 'must be of one shape and type'),
     ({'parts': 'double'}, 'x is float64 and y int32'),
     ({'parts': 'none'}, 'there is no client with an example'),
+    ({'parts': 'tree'}, 'the test set: is a tree of arrays'),
   ],
 )
 def test_what_is_no_federation_is_refused(changes, said, tmp_path):
@@ -320,6 +321,8 @@ def test_what_is_no_federation_is_refused(changes, said, tmp_path):
     parts[2] = Examples(parts[2].x[:, :3], parts[2].y)
   if kind == 'double':
     parts = examples('float64')
+  if kind == 'tree':
+    parts[1] = Examples({'pixels': parts[1].x}, parts[1].y)
   test = parts[1]
   if kind == 'none':
     parts = []

@@ -192,3 +192,41 @@ def test_clipping_of_examples_is_that_of_each_gradient(page):
   expected = (single * np.minimum(1, 0.5 / norms)).sum(axis=0) / 3
   np.testing.assert_allclose(grads['w'], expected, rtol=1e-5)
   np.testing.assert_allclose(losses[:3], loss_fn(params, batch)[:3], rtol=1e-6)
+
+
+def test_two_tasks_of_two_inputs(page):
+  """Their test is the sum of both losses, in NumPy."""
+  examples = page.of_two_tasks(fa.load_dataset('digits').test)
+
+  def init(key):
+    return {'w': jax.random.normal(key, (64, 10)), 'odd': jnp.float32(2.0)}
+
+  def apply(params, x):
+    pixels = x['pixels'].astype(jnp.float32).reshape(len(x['dark']), -1) / 16
+    return {'digit': pixels @ params['w'], 'odd': params['odd'] * x['dark']}
+
+  simulation = fa.build_simulation(
+    fa.Model('two', init, apply),
+    fa.Federation(
+      fa.build_clients(examples, [range(9), range(9, 30)]),
+      examples,
+      client_fraction=1.0,
+      epochs=1,
+      batch_size=5,
+    ),
+    fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+    loss=page.both_losses,
+  )
+  result = fa.run(simulation, rounds=1)
+  for params, found in zip(
+    (simulation.init()[0].params, result.params),
+    result['test_loss'],
+    strict=True,
+  ):
+    w, odd = (np.asarray(params[name], np.float64) for name in ('w', 'odd'))
+    logits = examples.x['pixels'].reshape(-1, 64) / 16 @ w
+    label = logits[np.arange(len(logits)), examples.y['digit']]
+    digit = np.log(np.exp(logits).sum(axis=1)) - label
+    signs = 1 - 2 * examples.y['odd']
+    parity = np.log1p(np.exp(signs * odd * examples.x['dark']))
+    assert found == pytest.approx((digit + parity).mean(), rel=1e-5)

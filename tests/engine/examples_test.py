@@ -145,9 +145,9 @@ def test_examples_that_do_not_fit(changes, words):
     (own(lambda params, x: x[:, 0]), 'must return logits'),
     (own(lambda params, x: x.sum(0, keepdims=True).T), 'must return logits'),
     (own(lambda params, x: x.astype(jnp.int32)), 'floating-point logits'),
-    (own(lambda params, x: params['w']), 'cannot take examples of shape [2]'),
+    (own(lambda params, x: params['w']), 'cannot take examples float32[2]'),
     (own(lambda params, x: x, fails), "model 'own': init(key) fails"),
-    (linear(features=7), "model 'linear': cannot take examples of shape [2]"),
+    (linear(features=7), "model 'linear': cannot take examples float32[2]"),
   ],
 )
 def test_models_that_do_not_fit(model, words):
@@ -161,13 +161,13 @@ def test_a_gradient_that_xla_refuses_is_one_line():
   with pytest.raises(
     InputError, match="'linear': cannot be trained on"
   ) as own_:
-    with examples.lowering(linear(), (2,)):
+    with examples.lowering(linear(), X):
       raise ValueError(
         'Cannot lower jaxpr with verifier errors:\n\twindow 0\nat'
       )
   assert '\n' not in str(own_.value)
   with pytest.raises(ValueError, match='another'):
-    with examples.lowering(linear(), (2,)):
+    with examples.lowering(linear(), X):
       raise ValueError('another')
 
 
@@ -199,7 +199,7 @@ def test_networks_of_images_need_images(name, shape):
     ((X, Y[:, None]), 'held.y: has the shape [n, 1]'),
     ((X, Y + 1), 'held.y: holds 1 to 3'),
     ((X[:3], Y), 'held: 3 inputs, but 4 labels'),
-    ((np.ones((4, 5)), Y), 'cannot take examples of shape [5]'),
+    ((np.ones((4, 5)), Y), 'cannot take examples float32[5]'),
   ],
 )
 def test_what_clients_hold_out_keeps_the_same_rules(held, words):

@@ -1,0 +1,71 @@
+"""Trees of arrays, dicts and tuples as JAX has them, where JAX is not imported.
+
+An example may have several inputs, such as an image and a text: its x, or its y
+with a loss of one's own, then is a tree of arrays with the same rows. A list is
+an array that is still to be made.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def is_tree(value: Any) -> bool:
+  """Tells whether a value holds arrays and is none itself.
+
+  >>> is_tree({'image': 1}), is_tree((1, 2)), is_tree([[1], [2]])
+  (True, False, False)
+  """
+  if isinstance(value, dict):
+    return True
+  return isinstance(value, tuple) and any(
+    hasattr(part, 'shape') or is_tree(part) for part in value
+  )
+
+
+def map_named(function: Callable[[Any, str], Any], tree: Any, name: str) -> Any:
+  """Calls a function with each array and what a message calls it.
+
+  >>> map_named(lambda array, name: name, {'a': 1, 'b': {'c': 2}}, 'x')
+  {'a': "x['a']", 'b': {'c': "x['b']['c']"}}
+  """
+  if not is_tree(tree):
+    return function(tree, name)
+  if isinstance(tree, dict):
+    return {
+      key: map_named(function, tree[key], f'{name}[{key!r}]')
+      for key in sorted(tree)
+    }
+  parts = [
+    map_named(function, part, f'{name}[{i}]') for i, part in enumerate(tree)
+  ]
+  return type(tree)(*parts) if hasattr(tree, '_fields') else tuple(parts)
+
+
+def map_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
+  """Calls a function with each array.
+
+  >>> map_arrays(len, {'a': 'xyz', 'b': ''})
+  {'a': 3, 'b': 0}
+  """
+  return map_named(lambda array, name: function(array), tree, '')
+
+
+def arrays(tree: Any) -> list[Any]:
+  """Lists the arrays of a tree, keys in their order.
+
+  >>> arrays({'b': 1, 'a': {'c': 2}})
+  [2, 1]
+  """
+  found: list[Any] = []
+  map_arrays(found.append, tree)
+  return found
+
+
+def take(tree: Any, rows: Any) -> Any:
+  """Returns rows of each array, by a slice or by their numbers."""
+  return map_arrays(lambda array: array[rows], tree)
+
+
+def num_rows(tree: Any) -> int:
+  """Counts the rows of the first array; all have as many."""
+  return len(arrays(tree)[0])
