@@ -9,6 +9,7 @@ which is named where the runtime has ended the child.
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,12 @@ _WAYS_TO_ASK = (signal.SIGINT, signal.SIGTERM)
 
 
 def is_child() -> bool:
-  """Tells whether this process has such a parent."""
-  return _CHILD in os.environ
+  """Tells whether this process has such a parent, whose pipe is open."""
+  try:
+    pipe = os.fstat(int(os.environ.get(_CHILD, '')))
+  except (ValueError, OverflowError, OSError):
+    return False
+  return stat.S_ISFIFO(pipe.st_mode)
 
 
 def live_with_parent() -> None:
@@ -63,7 +68,11 @@ def run() -> int:
   if code >= 0 or said:
     return max(code, 1) if code else 0
   if -code in _WAYS_TO_ASK:
-    print('error: interrupted before round 1', file=sys.stderr)
+    print(
+      f'error: interrupted by {signal.Signals(-code).name}; the same command'
+      ' continues, or begins, the run',
+      file=sys.stderr,
+    )
     return 128 - code
   print(
     "error: JAX's runtime has ended this process: another one has ended, does"

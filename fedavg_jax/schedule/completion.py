@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedavg_jax.core import exact
 from fedavg_jax.core.errors import InputError
 
 
@@ -105,12 +106,7 @@ def check_completed(completed: object, work: WorkContext) -> np.ndarray:
   """
   where = f'participation.completion, round {work.round_number}'
   number = len(work.clients)
-  try:
-    done = np.asarray(completed)
-  except ValueError:  # Lists of several lengths.
-    raise InputError(
-      f'{where}: must return minibatches [{number}], returns ragged lists'
-    ) from None
+  done = exact.array(completed, where)
   if done.shape != (number,) or (number and done.dtype.kind not in 'iu'):
     raise InputError(
       f'{where}: must return minibatches [{number}], a whole number for each'

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedavg_jax.core import exact
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.schedule.availability import Trace
 
@@ -109,12 +110,7 @@ def check_cohort(drawn: object, context: DrawContext) -> np.ndarray:
       plan, names a client that there is not, or one twice.
   """
   where = f'participation.draw, round {context.round_number}'
-  try:
-    clients = np.asarray(drawn)
-  except ValueError:  # Lists of several lengths.
-    raise InputError(
-      f'{where}: must return client numbers [m], returns ragged lists'
-    ) from None
+  clients = exact.array(drawn, where)
   if not clients.size and clients.ndim == 1:
     return np.zeros(0, np.int64)
   if clients.ndim != 1 or clients.dtype.kind not in 'iu':

@@ -270,7 +270,10 @@ def test_a_signal_before_round_1_is_a_signal(tmp_path):
   process.send_signal(signal.SIGTERM)
   (ended,) = lost_process.wait([process], 30)
   assert ended.code == 128 + signal.SIGTERM
-  assert ended.stderr == 'error: interrupted before round 1\n'
+  assert ended.stderr == (
+    'error: interrupted by SIGTERM; the same command continues, or begins, the'
+    ' run\n'
+  )
 
 
 def test_the_manifest_starts_what_there_is(repository):

@@ -189,7 +189,11 @@ def test_who_drops_out_has_no_weight():
     (lambda rng, work: 3, 'returns int64 of shape []'),
     (lambda rng, work: work.updates / 2, 'returns float64 of shape [6]'),
     (lambda rng, work: work.updates > 2, 'returns bool of shape [6]'),
-    (lambda rng, work: [[1], [2, 3]], 'returns ragged lists'),
+    (lambda rng, work: [[1], [2, 3]], 'must be an array of numbers'),
+    (
+      lambda rng, work: np.ma.masked_equal(np.ones_like(work.clients), 1),
+      'masked values, must have none',
+    ),
     (lambda rng, work: None, 'returns object of shape []'),
   ],
 )
