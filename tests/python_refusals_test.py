@@ -145,7 +145,7 @@ CASES = {
   'plan batch': (planner(batch_size=-1), 'batch_size = -1: must be at least 0'),
   'plan cohort': (
     planner(cohort_size=3),
-    'cohort_size = 3: must lie in [1, 2]',
+    'cohort_size = 3: must be in [1, 2]',
   ),
   'fraction': (
     lambda: fa.Participation(unavailable_fraction='a').check(3),

@@ -28,7 +28,7 @@ def define_flags() -> None:
 def _run(folders: Sequence[str]) -> None:
   target = float(flags.FLAGS['target'].value or 0.0)
   if not 0 <= target <= 1:
-    raise InputError(f'--target {target}: must lie in [0, 1]')
+    raise InputError(f'--target {target}: must be in [0, 1]')
   if not folders:
     raise InputError('name the folders of the runs to compare')
   path = command.new_file('picture', 'compare.png')

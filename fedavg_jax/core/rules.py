@@ -7,6 +7,8 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+
 from fedavg_jax.core.errors import InputError
 
 MOST = 2**31 - 1
@@ -48,26 +50,37 @@ def check_seed(value: Any) -> int:
   return check_whole('seed', value, 0)
 
 
+def is_traced(value: Any) -> bool:
+  """Tells whether a value is an array of JAX, known on the device alone."""
+  return hasattr(value, 'aval') and not isinstance(value, np.generic)
+
+
 def check_real(name: str, value: Any, low: float, high: float) -> None:
   """Makes sure that a number lies between two, both included.
 
   Args:
     name: what the message calls it.
     value: a number; arrays of JAX, such as the values of a sweep under a trace,
-      are not looked at.
+      are not checked.
     low: the smallest that is allowed.
     high: the largest.
 
   Raises:
-    InputError: it is not finite, or out of range.
+    InputError: it is no number, not finite, or out of range.
+
+  >>> check_real('alpha', 0.5, 0, 1)
   """
-  if not isinstance(value, numbers.Real):
-    if hasattr(value, 'shape'):
-      return
+  if is_traced(value):
+    return
+  if isinstance(value, bool) or not isinstance(value, numbers.Real):
     raise InputError(f'{name} = {value!r}: must be a number')
-  number = float(value)
+  try:
+    number = float(value)
+  except OverflowError:  # Of a whole number.
+    number = math.inf
   if not math.isfinite(number):
-    raise InputError(f'{name} = {value!r}: must be finite')
+    text = repr(value) if isinstance(value, float) else f'{number}'
+    raise InputError(f'{name} = {text}: must be finite')
   if not low <= number <= high:
     raise InputError(f'{name} = {value!r}: must be in [{low:g}, {high:g}]')
 

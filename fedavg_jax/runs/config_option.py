@@ -36,7 +36,7 @@ class Rule(NamedTuple):
 
 
 ANYTHING = Rule(lambda value: True, '')
-BELOW_ONE = Rule(lambda value: 0 <= value < 1, 'must lie in [0, 1)')
+BELOW_ONE = Rule(lambda value: 0 <= value < 1, 'must be in [0, 1)')
 
 
 def one_of(words: Sequence[str]) -> Rule:
@@ -57,9 +57,7 @@ def one_of_or_own(words: Sequence[str]) -> Rule:
 
 def between(low: float, high: float) -> Rule:
   """Makes the rule of a number between two, both included."""
-  return Rule(
-    lambda value: low <= value <= high, f'must lie in [{low}, {high}]'
-  )
+  return Rule(lambda value: low <= value <= high, f'must be in [{low}, {high}]')
 
 
 def at_least(low: int) -> Rule:
@@ -147,23 +145,18 @@ def is_free(field: dataclasses.Field) -> bool:
   return 'free' in field.metadata
 
 
-def is_traced(value: Any) -> bool:
-  """Tells whether a value is known only on the device, as those of a sweep."""
-  return hasattr(value, 'aval') and not isinstance(value, np.generic)
-
-
 def checked(name: str, value: Any, field: dataclasses.Field) -> Any:
   """Returns the value of an option in the type of its default.
 
   Args:
     name: of the option, as a config has it.
-    value: what it was given; arrays of JAX are not looked at.
+    value: what it was given; arrays of JAX are not checked.
     field: of the option.
 
   Raises:
     InputError: it is of another type, not finite, or breaks the rule.
   """
-  if is_traced(value):
+  if rules.is_traced(value):
     return value
   if isinstance(value, np.generic):
     value = value.item()
@@ -225,7 +218,9 @@ def _is_plain(value: Any) -> bool:
     return all(map(_is_plain, value))
   if isinstance(value, float):
     return math.isfinite(value)
-  return value is None or is_traced(value) or isinstance(value, (int, str))
+  return (
+    value is None or rules.is_traced(value) or isinstance(value, (int, str))
+  )
 
 
 def flat_fields(

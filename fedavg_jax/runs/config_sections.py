@@ -12,6 +12,7 @@ from fedavg_jax.runs.config_option import between
 from fedavg_jax.runs.config_option import one_of
 from fedavg_jax.runs.config_option import option
 from fedavg_jax.runs.config_option import zero_or_between
+from fedavg_jax.schedule import clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,28 +76,30 @@ class ClockConfig(Options):
 
   examples_per_second: float = option(
     0.0,
-    zero_or_between(1e-12, 1e12),
+    zero_or_between(*clock.EXAMPLES_PER_SECOND),
     'Training speed of the median client; 0 simulates no clock.',
   )
   speed_spread: float = option(
-    0.0, between(0, 10), 'Sigma of the log-normal speeds; 0 makes all alike.'
+    0.0,
+    between(*clock.SPREAD),
+    'Sigma of the log-normal speeds; 0 makes all alike.',
   )
   megabits_down: float = option(
     0.0,
-    zero_or_between(1e-12, 1e9),
+    zero_or_between(*clock.MEGABITS),
     "Median client's download rate in Mbit/s; 0 takes no time.",
   )
   megabits_up: float = option(
     0.0,
-    zero_or_between(1e-12, 1e9),
+    zero_or_between(*clock.MEGABITS),
     "Median client's upload rate in Mbit/s; 0 takes no time.",
   )
   bandwidth_spread: float = option(
-    0.0, between(0, 10), 'Sigma of the log-normal bandwidths.'
+    0.0, between(*clock.SPREAD), 'Sigma of the log-normal bandwidths.'
   )
   deadline: float = option(
     0.0,
-    between(0, 1e9),
+    between(*clock.DEADLINE),
     'Seconds after which a client is a straggler; 0 sets no deadline.',
   )
 

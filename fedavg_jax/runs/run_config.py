@@ -14,6 +14,7 @@ from typing import Any
 
 from fedavg_jax.core import choices
 from fedavg_jax.core import references
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.runs import loggers
@@ -28,7 +29,6 @@ from fedavg_jax.runs.config_option import flat_fields
 from fedavg_jax.runs.config_option import free
 from fedavg_jax.runs.config_option import is_free
 from fedavg_jax.runs.config_option import is_section
-from fedavg_jax.runs.config_option import is_traced
 from fedavg_jax.runs.config_option import one_of
 from fedavg_jax.runs.config_option import one_of_or_own
 from fedavg_jax.runs.config_option import option
@@ -387,7 +387,7 @@ def flatten(
 
 def _check_contradictions(cfg: RunConfig) -> None:
   """Raises InputError where two options contradict each other; names both."""
-  if any(is_traced(value) for _, value in flatten(cfg)):
+  if any(rules.is_traced(value) for _, value in flatten(cfg)):
     return  # Of a sweep, whose runs were checked each.
   if cfg.num_clients:
     _check_cohort(cfg)

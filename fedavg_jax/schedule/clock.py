@@ -10,6 +10,9 @@ import numpy as np
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 
+# What its numbers may be, from and to; in units of `draw_clock`.
+EXAMPLES_PER_SECOND, MEGABITS = (1e-12, 1e12), (1e-12, 1e9)
+SPREAD, DEADLINE = (0, 10), (0, 1e9)
 # A stream of random numbers beside those of sampling.py and partition/.
 _CLOCK = 6
 
@@ -60,12 +63,12 @@ def draw_clock(
   """
   rules.check_whole('num_clients', num_clients, 1)
   for name, value, low, high in (
-    ('examples_per_second', examples_per_second, 1e-12, 1e12),
-    ('speed_spread', speed_spread, 0, 10),
-    ('megabits_down', megabits_down or 1, 1e-12, 1e9),
-    ('megabits_up', megabits_up or 1, 1e-12, 1e9),
-    ('bandwidth_spread', bandwidth_spread, 0, 10),
-    ('deadline', deadline, 0, 1e9),
+    ('examples_per_second', examples_per_second, *EXAMPLES_PER_SECOND),
+    ('speed_spread', speed_spread, *SPREAD),
+    ('megabits_down', megabits_down or 1, *MEGABITS),
+    ('megabits_up', megabits_up or 1, *MEGABITS),
+    ('bandwidth_spread', bandwidth_spread, *SPREAD),
+    ('deadline', deadline, *DEADLINE),
   ):
     rules.check_real(name, value, low, high)
   rng = np.random.default_rng([rules.check_seed(seed), _CLOCK])

@@ -108,7 +108,7 @@ class Sampler:
       (
         'cohort_size',
         1 <= self.cohort_size <= reachable,
-        f'must lie in [1, {reachable}], the clients in reach',
+        f'must be in [1, {reachable}], the clients in reach',
       ),
       (
         'epochs',

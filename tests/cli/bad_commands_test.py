@@ -31,7 +31,7 @@ CASES = {
       'sweep',
       *quickstart('--grid=client.learning_rate=0.1,-5', '--workdir=new'),
     ),
-    'client.learning_rate = -5.0: must lie in',
+    'client.learning_rate = -5.0: must be in',
   ),
   'sweep: twice the same': (
     ('sweep', *quickstart('--grid=rounds=3,3', '--workdir=new')),
@@ -58,7 +58,7 @@ CASES = {
   ),
   'sweep: a seed too large': (
     ('sweep', *quickstart('--config.seed=100000000000', '--workdir=new')),
-    'seed = 100000000000: must lie in [0, 2147483647]',
+    'seed = 100000000000: must be in [0, 2147483647]',
   ),
   'sweep: too many runs': (
     ('sweep', *quickstart('--seeds=1000000', '--workdir=new')),

@@ -244,11 +244,11 @@ def test_seeds_change_labels_and_examples():
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'classes_per_client': 4}, 'classes_per_client = 4: must lie in [1, 3]'),
-    ({'classes_per_client': 0}, 'classes_per_client = 0: must lie in [1, 3]'),
+    ({'classes_per_client': 4}, 'classes_per_client = 4: must be in [1, 3]'),
+    ({'classes_per_client': 0}, 'classes_per_client = 0: must be in [1, 3]'),
     ({'classes_per_client': 1.5}, 'classes_per_client = 1.5: must be a whole'),
     ({'classes_per_client': [1, 2]}, 'one for each of 3 clients'),
-    ({'classes_per_client': [1, 2, 4]}, 'must lie in [1, 3]'),
+    ({'classes_per_client': [1, 2, 4]}, 'must be in [1, 3]'),
     (
       {'sizes': [5, 1, 5]},
       'sizes: client 1 has 1 examples; must have at least',

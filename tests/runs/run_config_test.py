@@ -214,7 +214,7 @@ def test_every_option_has_a_meaning_and_a_rule_that_its_default_keeps():
 
 
 def test_settings_cannot_be_made_or_changed_wrongly():
-  with pytest.raises(InputError, match='^client.epochs = 0: must lie in'):
+  with pytest.raises(InputError, match='^client.epochs = 0: must be in'):
     ClientConfig(epochs=0)
   with pytest.raises(InputError, match='^client = 3: must be a ClientConfig'):
     RunConfig(client=3)

@@ -320,11 +320,11 @@ def test_padding_is_bounded_by_the_longest_lane():
     ({'lanes': 3, 'num_devices': 2}, 'lanes = 3.*num_devices = 2'),
     ({'lanes': 0}, 'lanes = 0'),
     ({'shuffle': 'no'}, "shuffle = 'no'"),
-    ({'cohort_size': 6}, r'cohort_size = 6: must lie in \[1, 5\]'),
+    ({'cohort_size': 6}, r'cohort_size = 6: must be in \[1, 5\]'),
     ({'cohort_size': 0}, 'cohort_size = 0'),
     (
       {'participation': Participation(unavailable_fraction=0.6)},
-      r'cohort_size = 5: must lie in \[1, 2\]',
+      r'cohort_size = 5: must be in \[1, 2\]',
     ),
     (
       {'participation': Participation(unavailable_fraction=-0.1)},

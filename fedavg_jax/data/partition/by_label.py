@@ -205,7 +205,7 @@ def pathological(
   number = len(by_class)
   if not 1 <= classes_per_client <= number:
     raise InputError(
-      f'classes_per_client = {classes_per_client}: must lie in [1, {number}],'
+      f'classes_per_client = {classes_per_client}: must be in [1, {number}],'
       ' the labels there are'
     )
   if num_clients * classes_per_client < number:

@@ -98,7 +98,7 @@ def _check_numbers(own, sizes: np.ndarray, num_labels: int) -> np.ndarray:
   numbers = np.broadcast_to(numbers, sizes.shape)
   if numbers.min() < 1 or numbers.max() > num_labels:
     raise InputError(
-      f'classes_per_client = {own!r}: must lie in [1, {num_labels}], the labels'
+      f'classes_per_client = {own!r}: must be in [1, {num_labels}], the labels'
       ' there are'
     )
   if (sizes < numbers).any():
