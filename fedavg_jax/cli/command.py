@@ -31,7 +31,8 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import LostError
 from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs import config_text
-from fedavg_jax.runs.progress import say
+from fedavg_jax.runs.progress import drop
+from fedavg_jax.runs.progress import show
 
 _FAILED, _BAD_INPUT, _DIVERGED, _SIGNAL = 1, 2, 3, 128
 # As JAX says it of a variable of the environment, when it is imported.
@@ -222,8 +223,7 @@ def parse_flags(argv: Sequence[str], module: types.ModuleType) -> Sequence[str]:
       stream.reconfigure(errors='backslashreplace')
   logging.set_verbosity(logging.ERROR)  # What is wrong is told in one line.
   if any(word in _HELP for word in _before_dashes(argv)):
-    say(_help(module))
-    sys.exit(0)
+    sys.exit(print_all(_help(module)))
   try:
     argv = _with_config(argv)
     if 'config' in flags.FLAGS and (source := _named(argv)) is not None:
@@ -331,6 +331,15 @@ def _named(argv: Sequence[str]) -> str | None:
   return None
 
 
+def print_all(text: str) -> int:
+  """Prints what was asked for. Returns the exit code."""
+  try:
+    show(text)
+  except OSError as error:
+    return _fail(_FAILED, errors.describe(error))
+  return 0
+
+
 def fail(message: object) -> int:
   """Prints a line about bad input. Returns the exit code."""
   return _fail(_BAD_INPUT, message)
@@ -342,5 +351,9 @@ def interrupted() -> int:
 
 
 def _fail(code: int, message: object) -> int:
-  print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
+  line = f'error: {" ".join(str(message).split())}'
+  try:
+    print(line, file=sys.stderr, flush=True)
+  except OSError:  # The exit code is all that is left to say it.
+    drop(sys.stderr)
   return code

@@ -17,6 +17,7 @@ from fedavg_jax.runs.compare import read_run
 from fedavg_jax.runs.compare import row
 from fedavg_jax.runs.compare import table
 from fedavg_jax.runs.progress import say
+from fedavg_jax.runs.progress import show
 
 
 def define_flags() -> None:
@@ -38,7 +39,7 @@ def _run(folders: Sequence[str]) -> None:
       raise InputError(f'{name}: named twice')
   runs = [read_run(pathlib.Path(name)) for name in names]
   check_same_data(runs)
-  say(table([row(run, target) for run in runs], target))
+  show(table([row(run, target) for run in runs], target))
   with whole(path) as part:
     draw(part, {run.name: [run] for run in runs}, target)
   say(f'{path} is drawn')

@@ -23,6 +23,7 @@ from fedavg_jax.core.files import whole
 from fedavg_jax.runs import config_text
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs.progress import say
+from fedavg_jax.runs.progress import show
 
 
 def define_flags() -> None:
@@ -44,14 +45,14 @@ def _run(action: str = '', *words: str) -> None:
   if len(words) > most[action]:
     raise InputError(f'config {action}: {words[-1]!r} is one word too many')
   if action == 'list':
-    say('\n'.join(package_configs.names()))
+    show('\n'.join(package_configs.names()))
     return
   if not words:
     raise InputError(
       f'config {action}: needs a NAME of {", ".join(package_configs.names())}'
     )
   if action == 'show':
-    say(_shown(words[0]))
+    show(_shown(words[0]))
     return
   path = package_configs.path(words[0])
   copy = _new_file(words[1] if len(words) > 1 else path.name)

@@ -15,7 +15,6 @@ from absl import app
 import fedavg_jax
 from fedavg_jax.cli import command
 from fedavg_jax.core.suggest import did_you_mean
-from fedavg_jax.runs.progress import say
 
 COMMANDS = {
   'run': 'train the federation that a config describes',
@@ -33,9 +32,9 @@ def main() -> None:
   if name == 'help' and arguments:
     name, arguments = arguments[0], ['--help']
   if name in ('-h', '-help', '--help', 'help'):
-    say(_usage())
+    sys.exit(command.print_all(_usage()))
   elif name == '--version':
-    say(f'fedavg_jax {fedavg_jax.__version__}')
+    sys.exit(command.print_all(f'fedavg_jax {fedavg_jax.__version__}'))
   elif name in COMMANDS:
     start(name, arguments)
   else:

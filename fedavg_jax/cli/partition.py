@@ -19,6 +19,7 @@ from fedavg_jax.runs import plots
 from fedavg_jax.runs import population
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs.progress import say
+from fedavg_jax.runs.progress import show
 
 
 def define_flags() -> None:
@@ -40,7 +41,7 @@ def _run() -> None:
   clients = population.build_population(cfg, dataset).clients
   counts = statistics.label_counts(clients, dataset.num_classes)
   lines = statistics.describe(counts)
-  say('\n'.join(lines))
+  show('\n'.join(lines))
   title = f'{name}: {population.partition_name(cfg)}'
   with whole(path) as part:
     plots.draw_partition(

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from typing import Any
+from typing import TextIO
 
 from absl import logging
 from tqdm import tqdm
@@ -16,20 +17,37 @@ _LONG_RUN_SECONDS = 60.0
 
 
 def say(text: str) -> None:
-  """Prints a line; where nobody can read it any more, work continues."""
+  """Prints a line about work, which continues where that cannot be written."""
+  try:
+    show(text)
+  except OSError as error:
+    logging.warning(
+      'standard output cannot be written (%s): what follows is not shown',
+      error.strerror,
+    )
+
+
+def show(text: str) -> None:
+  """Prints what a command was asked for.
+
+  Raises:
+    OSError: it cannot be written; a reader that has left has had enough.
+  """
   try:
     try:
       print(text, flush=True)
     except UnicodeEncodeError:  # Of a name, on a terminal of plain ASCII.
       print(text.encode('ascii', 'backslashreplace').decode(), flush=True)
   except OSError as error:
-    with open(os.devnull, 'w') as nobody:
-      os.dup2(nobody.fileno(), sys.stdout.fileno())
-    if not isinstance(error, BrokenPipeError):  # That one is meant.
-      logging.warning(
-        'standard output cannot be written (%s): what follows is not shown',
-        error.strerror,
-      )
+    drop(sys.stdout)
+    if not isinstance(error, BrokenPipeError):
+      raise OSError(error.errno, error.strerror, 'standard output') from error
+
+
+def drop(stream: TextIO) -> None:
+  """Writes a stream that has failed to nowhere, or its end fails again."""
+  with open(os.devnull, 'w') as nobody:
+    os.dup2(nobody.fileno(), stream.fileno())
 
 
 class Progress:
