@@ -10,7 +10,7 @@ from absl import flags
 
 from fedavg_jax.cli import command
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.files import whole
+from fedavg_jax.core.files import whole_new
 from fedavg_jax.runs.compare import check_same_data
 from fedavg_jax.runs.compare import draw
 from fedavg_jax.runs.compare import read_run
@@ -40,7 +40,7 @@ def _run(folders: Sequence[str]) -> None:
   runs = [read_run(pathlib.Path(name)) for name in names]
   check_same_data(runs)
   show(table([row(run, target) for run in runs], target))
-  with whole(path) as part:
+  with whole_new(path) as part:
     draw(part, {run.name: [run] for run in runs}, target)
   say(f'{path} is drawn')
 

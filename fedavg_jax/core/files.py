@@ -6,6 +6,8 @@ import errno
 import os
 import pathlib
 
+from fedavg_jax.core.errors import InputError
+
 # A disk, a network or a limit of the system: the file itself may be good.
 _MACHINE = frozenset(
   (
@@ -33,6 +35,32 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
   try:
     yield part
     os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_new(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A path to write a new file to, which takes nobody's name once it is whole.
+
+  Raises:
+    InputError: another process has made such a file meanwhile; it stays.
+  """
+  part = path.with_name(part_name(f'{os.getpid()}{path.suffix}'))
+  try:
+    yield part
+    try:
+      os.link(part, path)
+    except FileExistsError:
+      raise
+    except OSError:  # A file system without links: a name is taken first.
+      path.open('xb').close()
+      os.replace(part, path)
+  except FileExistsError:
+    raise InputError(
+      f'{path}: another process has made it meanwhile; choose a new file,'
+      ' existing ones are never overwritten'
+    ) from None
   finally:
     part.unlink(missing_ok=True)
 

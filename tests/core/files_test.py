@@ -1,10 +1,12 @@
-"""Whose fault it is that a file cannot be read."""
+"""Files that are new, and whose fault it is that one cannot be read."""
 
 import errno
+import os
 
 import pytest
 
 from fedavg_jax.core import files
+from fedavg_jax.core.errors import InputError
 
 
 @pytest.mark.parametrize('number', [errno.EIO, errno.ENOSPC, errno.EMFILE])
@@ -24,3 +26,28 @@ def test_of_the_machine(number):
 )
 def test_of_what_was_handed_over(error):
   assert not files.is_of_machine(error)
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_a_new_file_takes_nobodys_name(tmp_path, monkeypatch, links):
+  """Whoever was first has it, also where it came while the other wrote."""
+  if not links:
+
+    def no_links(*args):
+      raise PermissionError(errno.EPERM, 'no')
+
+    monkeypatch.setattr(os, 'link', no_links)
+  path = tmp_path / ('a' * 251 + '.png')
+  with files.whole_new(path) as part:
+    assert part.suffix == '.png'
+    part.write_text('first')
+  with pytest.raises(InputError, match='another process has made it meanwhile'):
+    with files.whole_new(path) as part:
+      part.write_text('second')
+  with pytest.raises(ZeroDivisionError):
+    with files.whole_new(tmp_path / 'never.png') as part:
+      part.write_text('half')
+      _ = 1 / 0
+  assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+    path.name: 'first'
+  }
