@@ -103,15 +103,18 @@ def named(cfg: RunConfig, given: Given) -> RunConfig:
 def _name(part: Any) -> str:
   """Returns by whose functions something was made; of a data set its name.
 
-  A person's own come before ours, and these before those of other packages,
-  which are what all are made of.
+  A person's own functions name it; else the first of ours, or of whoever's.
   """
   if isinstance(part, Dataset):
     return part.name
+  if isinstance(part, Metric):
+    return _maker(part.rows)
+  if not isinstance(part, (Model, Algorithm)) and isinstance(part, tuple):
+    return ', '.join(map(_name, part))
   makers = list(dict.fromkeys(map(_maker, _functions(part))))
   own = [name for name in makers if not _is_installed(name)]
   ours = [name for name in makers if name.startswith(f'{_OURS}.')]
-  return ', '.join(own or ours or makers)
+  return ', '.join(own or ours[:1] or makers[:1])
 
 
 def _functions(part: Any) -> Iterator[Callable]:
