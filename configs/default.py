@@ -39,6 +39,15 @@ def get_config() -> ml_collections.ConfigDict:
   # float32, bfloat16.
   config.precision = 'float32'
 
+  # What is learned by; empty is cross entropy. One of cross_entropy,
+  # squared_error, binary_cross_entropy.
+  config.loss = ''
+
+  # Of tests, with commas between them, such as accuracy, macro_f1, loss,
+  # perplexity, squared_error, top_5; target, best and sweeps go by the first
+  # one. Empty: accuracy and loss, or the mean of another loss.
+  config.metrics = ''
+
   # How the data are divided; 'natural' takes the clients of the data. One of
   # iid, shards, dirichlet, inner_dirichlet, pathological, few_labels, natural.
   config.partition = 'shards'
@@ -196,6 +205,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Test accuracy at which the run ends; 0 runs all rounds.
   config.target_accuracy = 0.0
 
+  # Value of the first metric at which the run ends, at most that where smaller
+  # is better; 0 runs all rounds.
+  config.target = 0.0
+
   # Seed of partition, initial weights, cohorts and orders.
   config.seed = 0
 
@@ -235,6 +248,6 @@ def get_config() -> ml_collections.ConfigDict:
   # What your own functions take by name: config.options.model.width = 64; see
   # docs/bring_your_own.md.
   config.options = ml_collections.ConfigDict(
-    {'dataset': {}, 'model': {}, 'algorithm': {}}
+    {'dataset': {}, 'model': {}, 'algorithm': {}, 'loss': {}, 'metrics': {}}
   )
   return config

@@ -92,6 +92,7 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.runs.result import Result
   from fedavg_jax.runs.run_config import RunConfig
   from fedavg_jax.runs.run_config import default_config
+  from fedavg_jax.runs.train import train
   from fedavg_jax.schedule.availability import Trace
   from fedavg_jax.schedule.availability import read_trace
   from fedavg_jax.schedule.clock import Clock
@@ -171,6 +172,7 @@ __all__ = [
   'Simulation',
   'stack',
   'Trace',
+  'train',
   'use_cpu_devices',
   'Variables',
   'weighted_mean',

@@ -12,6 +12,7 @@ from fedavg_jax.cli import command
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.files import whole_new
 from fedavg_jax.runs.compare import check_same_data
+from fedavg_jax.runs.compare import check_target
 from fedavg_jax.runs.compare import draw
 from fedavg_jax.runs.compare import read_run
 from fedavg_jax.runs.compare import row
@@ -22,14 +23,14 @@ from fedavg_jax.runs.progress import show
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  flags.DEFINE_float('target', 0.0, 'Test accuracy to count rounds to.')
+  flags.DEFINE_float(
+    'target', 0.0, 'Test accuracy, or other first metric, to count rounds to.'
+  )
   flags.DEFINE_string('picture', None, 'PNG to draw, default compare.png.')
 
 
 def _run(folders: Sequence[str]) -> None:
   target = float(flags.FLAGS['target'].value or 0.0)
-  if not 0 <= target <= 1:
-    raise InputError(f'--target {target}: must be in [0, 1]')
   if not folders:
     raise InputError('name the folders of the runs to compare')
   path = command.new_file('picture', 'compare.png')
@@ -39,7 +40,9 @@ def _run(folders: Sequence[str]) -> None:
       raise InputError(f'{name}: named twice')
   runs = [read_run(pathlib.Path(name)) for name in names]
   check_same_data(runs)
-  show(table([row(run, target) for run in runs], target))
+  measure = runs[0].measure
+  check_target('--target', target, measure)
+  show(table([row(run, target) for run in runs], target, measure))
   with whole_new(path) as part:
     draw(part, {run.name: [run] for run in runs}, target)
   say(f'{path} is drawn')

@@ -15,6 +15,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import LostError
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import supervisor
+from fedavg_jax.runs import targets
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import default_workdir
 
@@ -91,14 +92,15 @@ def _run() -> None:
     ) from error
   if not processes.leads():
     return
-  best = ('best_validation_accuracy', 'best_test_accuracy')
-  name = next(key for key in best if key in summary)
-  measured = 'validation ' if 'validation' in name else ''
-  test = summary.get('final_test_accuracy')  # None where it was interrupted.
+  measure = targets.from_json(summary, 'validation')
+  validated = f'best_{measure.key}' in summary
+  best = summary[f'best_{measure.key if validated else f"test_{measure.name}"}']
+  # None where it was interrupted, or is not finite.
+  test = summary.get(f'final_test_{measure.name}')
   say(
     f'{summary["status"]} after {summary["rounds"]} rounds:'
-    + (f' test accuracy {test:.4f}' if test is not None else '')
-    + f' (best {measured}{summary[name]:.4f}),'
+    + (f' test {measure.name} {measure.show(test)}' if test is not None else '')
+    + f' (best {"validation " * validated}{measure.show(best)}),'
     f' {summary["rounds_per_second"]:.3g} rounds/s; results in {workdir}'
   )
   if summary.get('skipped_clients'):

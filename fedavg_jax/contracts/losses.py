@@ -20,6 +20,7 @@ import optax
 
 from fedavg_jax.contracts.model import Batch
 from fedavg_jax.core.client_data import NO_LABEL
+from fedavg_jax.core.errors import InputError
 
 Loss = Callable[[Any, Batch], jax.Array]
 
@@ -56,6 +57,7 @@ def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
   >>> squared_error(jnp.array([[1.0]]), batch).tolist()
   [4.0]
   """
+  check_alike('squared_error', outputs, batch.y)
   return _mean_of_example((outputs - _float(batch.y)) ** 2)
 
 
@@ -67,6 +69,7 @@ def binary_cross_entropy(outputs: jax.Array, batch: Batch) -> jax.Array:
   >>> bool(jnp.isclose(binary_cross_entropy(0 * y, batch)[0], jnp.log(2)))
   True
   """
+  check_alike('binary_cross_entropy', outputs, batch.y)
   losses = optax.losses.sigmoid_binary_cross_entropy(outputs, _float(batch.y))
   return _mean_of_example(losses)
 
@@ -115,6 +118,21 @@ def per_example_gradients(
     return jax.value_and_grad(loss)(params)
 
   return jax.vmap(one)(batch.x, batch.y, batch.mask)
+
+
+def check_alike(name: str, outputs: Any, y: jax.Array) -> None:
+  """Raises InputError where a model makes something of another shape than y.
+
+  Args:
+    name: of the loss or metric that would broadcast one to the other.
+    outputs: of the model.
+    y: targets.
+  """
+  if outputs.shape != y.shape:
+    raise InputError(
+      f'{name}: the model makes {[*outputs.shape[1:]]} of an example, its'
+      f' targets are {[*y.shape[1:]]}; must be of one shape'
+    )
 
 
 def _mean_of_example(losses: jax.Array) -> jax.Array:

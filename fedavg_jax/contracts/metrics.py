@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax.contracts.losses import Loss
+from fedavg_jax.contracts.losses import check_alike
 from fedavg_jax.contracts.losses import label_losses
 from fedavg_jax.contracts.model import Batch
 from fedavg_jax.core.client_data import NO_LABEL
+from fedavg_jax.core.errors import InputError
 
 
 class Metric(NamedTuple):
@@ -79,6 +81,7 @@ def accuracy() -> Metric:
   """
 
   def rows(logits, batch):
+    _check_labels('accuracy', logits, batch.y)
     return Ratio(
       _of_each(jnp.argmax(logits, axis=-1) == batch.y),
       num_labels(batch),
@@ -93,20 +96,27 @@ def accuracy() -> Metric:
 
 def top_k(k: int) -> Metric:
   """Makes the share of labels among the k largest logits, `top_k_accuracy`."""
+  name = f'top_{k}_accuracy'
 
   def rows(logits, batch):
+    _check_labels(name, logits, batch.y)
+    if k > logits.shape[-1]:
+      raise InputError(
+        f'{name}: the model has {logits.shape[-1]} classes, must have at least'
+        f' {k}'
+      )
     _, best = jax.lax.top_k(logits, k)
     found = jnp.any(best == batch.y[..., None], axis=-1)
     return Ratio(_of_each(found), num_labels(batch))
 
-  share = ratio(f'top_{k}_accuracy', rows, lower_is_better=False)
-  return share._replace(most=1.0)
+  return ratio(name, rows, lower_is_better=False)._replace(most=1.0)
 
 
 def label_loss() -> Metric:
   """Makes the mean cross entropy of a label, `loss`."""
 
   def rows(logits, batch):
+    _check_labels('loss', logits, batch.y)
     return Ratio(_of_each(label_losses(logits, batch.y)), num_labels(batch))
 
   return ratio('loss', rows, lower_is_better=True)
@@ -137,6 +147,7 @@ def squared_error() -> Metric:
   """Makes the mean of (outputs - y)^2, `squared_error`."""
 
   def rows(outputs, batch):
+    check_alike('squared_error', outputs, batch.y)
     errors = (outputs - batch.y.astype(outputs.dtype)) ** 2
     size = math.prod(errors.shape[1:])
     return Ratio(_of_each(errors), jnp.full(len(errors), size, jnp.float32))
@@ -155,15 +166,22 @@ class Confusion(NamedTuple):
 def macro_f1() -> Metric:
   """Makes the mean over classes of F1, `macro_f1`.
 
-  A class that neither occurs nor is predicted has an F1 of 0, as scikit-learn's
+  Where y [B, C] marks several labels of an example by 1, those with a logit
+  above 0 are predicted; else the one with the largest. A class that neither
+  occurs nor is predicted has an F1 of 0, as scikit-learn's
   `f1_score(average='macro', zero_division=0)` over all C labels has it.
   """
 
   def rows(logits, batch):
-    classes = logits.shape[-1]
-    real = (batch.y != NO_LABEL)[..., None].astype(jnp.float32)
-    actual = jax.nn.one_hot(batch.y, classes) * real
-    predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes) * real
+    classes, real = logits.shape[-1], batch.y != NO_LABEL
+    if batch.y.shape == logits.shape:  # Several labels of an example.
+      actual = (batch.y == 1).astype(jnp.float32)
+      predicted = jnp.where(real, logits > 0, False).astype(jnp.float32)
+    else:
+      _check_labels('macro_f1', logits, batch.y)
+      real = real[..., None].astype(jnp.float32)
+      actual = jax.nn.one_hot(batch.y, classes) * real
+      predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes) * real
     return jax.tree.map(
       lambda counts: counts.reshape(len(counts), -1, classes).sum(axis=1),
       Confusion(actual * predicted, predicted, actual),
@@ -179,6 +197,16 @@ def macro_f1() -> Metric:
 def of_classifier() -> tuple[Metric, ...]:
   """Returns the metrics of cross entropy: `accuracy` and `loss`."""
   return accuracy(), label_loss()
+
+
+def _check_labels(name: str, logits: Any, y: jax.Array) -> None:
+  """Raises InputError where targets are no class numbers of the logits."""
+  whole = jnp.issubdtype(y.dtype, jnp.integer)
+  if not whole or y.shape != logits.shape[:-1]:
+    raise InputError(
+      f'metrics: {name} needs logits [B, ..., classes] and class numbers'
+      f' [B, ...], has logits {[*logits.shape]} and {y.dtype} {[*y.shape]}'
+    )
 
 
 def num_labels(batch: Batch) -> jax.Array:

@@ -23,6 +23,10 @@ AUGMENTATIONS = ('none', 'tutorial')
 CONVOLUTIONS = ('auto', 'canonical', 'patches', 'lax')
 PRECISIONS = ('float32', 'bfloat16')
 
+LOSSES = ('cross_entropy', 'squared_error', 'binary_cross_entropy')
+# And top_1, top_2, ...
+METRICS = ('accuracy', 'macro_f1', 'loss', 'perplexity', 'squared_error')
+
 ALGORITHMS = ('fedavg', 'fedprox', 'scaffold')
 SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
 WEIGHTINGS = ('examples', 'uniform')

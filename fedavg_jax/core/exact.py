@@ -66,8 +66,7 @@ def whole_numbers(
   if values.dtype.kind not in 'biuf':
     raise InputError(f'{name}: is {values.dtype}, must be whole numbers')
   if values.dtype.kind == 'f':
-    wrong = ~np.isfinite(values)
-    wrong |= np.where(wrong, 0, values) != np.where(wrong, 0, np.trunc(values))
+    wrong = _not_whole(values)
     if wrong.any():
       at = tuple(int(i) for i in np.argwhere(wrong)[0])
       raise InputError(
@@ -77,6 +76,18 @@ def whole_numbers(
   if values.size:
     _in_range(values, name, num_classes, least)
   return values if values.dtype == np.int32 else values.astype(np.int32)
+
+
+def are_whole(values: np.ndarray) -> bool:
+  """Tells whether real numbers are whole, as class numbers are."""
+  return values.dtype.kind != 'f' or not _not_whole(np.asarray(values)).any()
+
+
+def _not_whole(values: np.ndarray) -> np.ndarray:
+  wrong = ~np.isfinite(values)
+  return wrong | (
+    np.where(wrong, 0, values) != np.where(wrong, 0, np.trunc(values))
+  )
 
 
 def inputs(x: Any, name: str) -> Any:

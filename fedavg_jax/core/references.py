@@ -1,6 +1,7 @@
 """Functions of a person's own, named as `module:function`.
 
-The module is imported, which runs it: a name is code, as a config file is.
+The module is imported, which runs it: a name is code, as a config file is. What
+was given to `train` as an object has a name too, by which nothing is imported.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 from fedavg_jax.core.errors import InputError
 
+_FROM_PYTHON = 'from Python: '
 _REFERENCE = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_]\w*')
 
 
@@ -21,6 +23,25 @@ def is_reference(text: Any) -> bool:
   (True, False)
   """
   return isinstance(text, str) and bool(_REFERENCE.fullmatch(text))
+
+
+def from_python(name: str) -> str:
+  """Returns what a config has for an object that was given from Python."""
+  return _FROM_PYTHON + name
+
+
+def is_from_python(text: Any) -> bool:
+  """Tells whether a config's text is that of an object from Python.
+
+  >>> is_from_python(from_python('mine.build')), is_from_python('mine:build')
+  (True, False)
+  """
+  return isinstance(text, str) and text.startswith(_FROM_PYTHON)
+
+
+def short(text: str) -> str:
+  """Returns a name as titles have it, wherever what it names is from."""
+  return text.removeprefix(_FROM_PYTHON)
 
 
 def load(text: str, name: str) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ class Dataset(NamedTuple):
     train: x [n, H, W, C] uint8, y [n] int32; of sequences x [n, T] int32 and
       y [n, T] int32, the token that follows, `losses.NO_LABEL` for none.
     test: the same of the test set.
-    num_classes: labels are 0 .. num_classes - 1.
+    num_classes: labels are 0 .. num_classes - 1; 1 where they are no classes.
     max_value: the largest value that a pixel can have.
     owners: [n] int32, whose each training example is where the data have
       natural clients 0 .. K - 1, else None.

@@ -2,24 +2,28 @@
 
 import numpy as np
 
+from fedavg_jax.core import exact
 from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.data import partition
 
 
 def label_counts(clients: Clients, num_classes: int) -> np.ndarray:
-  """Examples of each label at each client; of sequences all count as one.
+  """Examples of each label at each client; all count as one without labels.
 
   Args:
-    clients: the population.
-    num_classes: labels are 0 .. num_classes - 1.
+    clients: the population; without labels are sequences, and targets that are
+      any numbers.
+    num_classes: labels are 0 .. num_classes - 1; at most 1 is none.
 
   Returns:
-    [K, classes], or [K, 1] of sequences.
+    [K, classes], or [K, 1] without labels.
   """
-  if trees.is_tree(clients.y) or len(clients.y.shape) > 1:
+  if trees.is_tree(clients.y) or len(clients.y.shape) > 1 or num_classes <= 1:
     return clients.num_examples[:, None]
   labels = np.asarray(clients.y)
+  if not exact.are_whole(labels):
+    return clients.num_examples[:, None]
   parts = np.split(np.arange(len(labels)), clients.offsets[1:-1])
   return partition.label_counts(labels, parts, num_classes)
 

@@ -5,13 +5,21 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from fedavg_jax import algorithms
 from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.losses import Loss
+from fedavg_jax.contracts.metrics import Metric
 from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.task import Task
+from fedavg_jax.contracts.task import make_task
 from fedavg_jax.contracts.task import results
 from fedavg_jax.core import client_data
+from fedavg_jax.core import exact
+from fedavg_jax.core import trees
+from fedavg_jax.core.errors import InputError
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.engine import evaluation
@@ -23,7 +31,10 @@ from fedavg_jax.engine.simulation import build_simulation
 from fedavg_jax.models import zoo
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
+from fedavg_jax.runs.given import NOTHING
+from fedavg_jax.runs.given import Given
 from fedavg_jax.runs.run_config import RunConfig
+from fedavg_jax.runs.targets import Measure
 
 
 class Prepared(NamedTuple):
@@ -35,6 +46,9 @@ class Prepared(NamedTuple):
     held: what clients hold out, back to back.
     validation: what all clients have given to choose by, None for nothing.
     model: of the config.
+    loss: of the config.
+    metrics: of the config; None are those that go with the loss.
+    algorithm: that was given from Python, None where the config names one.
   """
 
   dataset: Dataset
@@ -42,20 +56,61 @@ class Prepared(NamedTuple):
   held: client_data.Clients
   validation: client_data.Examples | None
   model: Model
+  loss: Loss
+  metrics: tuple[Metric, ...] | None
+  algorithm: Algorithm | None
+
+  @property
+  def task(self) -> Task:
+    """What is learned, and by what it is measured."""
+    return make_task(self.model, self.loss, self.metrics)
 
 
-def prepare(cfg: RunConfig) -> Prepared:
-  """The data, the clients and the model that a checked config names."""
+def prepare(cfg: RunConfig, given: Given = NOTHING) -> Prepared:
+  """The data, the clients and the task that a checked config names.
+
+  Args:
+    cfg: checked.
+    given: what comes from Python in the place of names.
+  """
   own_parts.import_all(cfg)
-  dataset = own_parts.load_dataset(cfg)
+  dataset = given.dataset or own_parts.load_dataset(cfg)
   own = population.build_population(cfg, dataset)
-  return Prepared(
+  loss = given.loss or own_parts.loss(cfg, dataset)
+  prepared = Prepared(
     dataset=dataset,
     clients=own.clients,
     held=own.held,
     validation=own.validation,
-    model=build_model(cfg, dataset),
+    model=given.model or build_model(cfg, dataset),
+    loss=loss,
+    metrics=given.metrics or own_parts.metrics(cfg, dataset, loss),
+    algorithm=given.algorithm,
   )
+  _check_targets(cfg, prepared)
+  return prepared
+
+
+def _check_targets(cfg: RunConfig, prepared: Prepared) -> None:
+  """Raises InputError where labels, or a target value, do not fit the task."""
+  task, labels = prepared.task, prepared.dataset.train.y
+  if task.classifies and not (trees.is_tree(labels) or exact.are_whole(labels)):
+    raise InputError(
+      f'loss = {cfg.loss!r}: is cross entropy, which needs class numbers, but'
+      f' {prepared.dataset.name} has other ones; must be another loss, such as'
+      ' squared_error'
+    )
+  first = task.metrics[0]
+  if cfg.target_accuracy and first.lower_is_better:
+    raise InputError(
+      f'target_accuracy = {cfg.target_accuracy}: must be 0 where smaller is'
+      ' better, as of the first metric here; target is the value to come down'
+      ' to'
+    )
+  if cfg.target and first.most == 1 and not 0 <= cfg.target <= 1:
+    raise InputError(
+      f'target = {cfg.target}: must lie in [0, 1], as the first metric does'
+    )
 
 
 def build_model(cfg: RunConfig, dataset: Dataset) -> Model:
@@ -110,10 +165,40 @@ def build(cfg: RunConfig, prepared: Prepared, *, lanes: int) -> Simulation:
   return build_simulation(
     prepared.model,
     federate(cfg, prepared),
-    build_algorithm(cfg),
+    prepared.algorithm or build_algorithm(cfg),
+    loss=prepared.loss,
+    metrics=prepared.metrics,
     execution=execution(cfg, lanes=lanes),
     placement=placement(cfg),
   )
+
+
+def build_measure(
+  cfg: RunConfig, prepared: Prepared, simulation: Simulation
+) -> Measure:
+  """Returns what a run is judged by: its first metric.
+
+  Args:
+    cfg: checked.
+    prepared: of the config.
+    simulation: compiled.
+  """
+  task = simulation.task
+  if prepared.metrics is None and task.classifies:
+    return Measure(on=cfg.measured_on)  # Without a trace: this is the usual.
+  variables = jax.eval_shape(simulation.init)[0].variables
+  if simulation.sweep is not None:
+    variables = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables
+    )
+  shapes = jax.eval_shape(
+    lambda variables, test: evaluation.no_sums(task, variables, test),
+    variables,
+    simulation.test,
+  )
+  nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
+  (name, *_) = results(task, nothing)
+  return Measure(name, task.metrics[0].lower_is_better, cfg.measured_on)
 
 
 def build_algorithm(cfg: RunConfig) -> Algorithm:

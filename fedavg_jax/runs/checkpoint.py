@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -27,7 +28,8 @@ import numpy as np
 from fedavg_jax.core.errors import InputError
 
 FOLDER = 'checkpoints'
-_ACCURACY, _SAVED_AS = 'test_accuracy', 'saved_as'
+_SCORE, _SAVED_AS = 'score', 'saved_as'
+_SCORE_BEFORE = 'test_accuracy'  # Its name in folders of earlier versions.
 # Of a file that cannot be read now: whether it is damaged nobody knows.
 _UNREADABLE = frozenset(
   (
@@ -55,7 +57,7 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run: the last few, and that of the best accuracy."""
+  """The checkpoints of one run: the last few, and that of the best test."""
 
   def __init__(self, workdir: pathlib.Path, *, keep: int):
     """Opens the checkpoints of a run, none if it has just begun.
@@ -70,7 +72,7 @@ class Checkpoints:
     self._clear()  # A kill may have left something.
 
   def save(
-    self, number: int, tree: Any, told: dict[str, Any], accuracy: float | None
+    self, number: int, tree: Any, told: dict[str, Any], score: float | None
   ) -> None:
     """Writes a checkpoint, then deletes those that need not be kept.
 
@@ -78,7 +80,7 @@ class Checkpoints:
       number: of the round.
       tree: of arrays; a model under 'params' can be loaded by itself.
       told: JSON, beside it.
-      accuracy: on the test set, None where it was not tested.
+      score: of the model's test, larger is better; None where there was none.
 
     Raises:
       OSError: it cannot be written, for want of space for example.
@@ -87,7 +89,7 @@ class Checkpoints:
 
     leaves = _leaves(tree)
     told = told | {
-      _ACCURACY: accuracy,
+      _SCORE: score,
       'paths': _paths(tree),
       _SAVED_AS: number,
     }
@@ -204,8 +206,8 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
 
   Args:
     workdir: the folder that the run printed.
-    best: that of the best test accuracy among the checkpoints that are kept;
-      else the last one.
+    best: that of the best test, by the first metric, among the checkpoints
+      that are kept; else the last one.
 
   Returns:
     A dict of dicts of NumPy arrays, for `Model.apply`.
@@ -327,14 +329,15 @@ def _numbers(folder: pathlib.Path) -> list[int]:
 
 
 def _best(folder: pathlib.Path) -> int | None:
-  """The newest of the best test accuracy; None where none was tested."""
-  best, best_accuracy = None, -1.0
+  """The newest of the best test; None where none was tested."""
+  best, best_score = None, -math.inf
   for number in _numbers(folder):
     # A damaged one is nobody's best.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
       told = json.loads((folder / str(number) / 'told/metadata').read_text())
-      if told[_ACCURACY] > best_accuracy:
-        best, best_accuracy = number, told[_ACCURACY]
+      score = told[_SCORE] if _SCORE in told else told[_SCORE_BEFORE]
+      if score > best_score:
+        best, best_score = number, score
   return best
 
 

@@ -16,11 +16,12 @@ import numpy as np
 
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import plots
-from fedavg_jax.runs import targets
 from fedavg_jax.runs.progress import duration
 from fedavg_jax.runs.run_dir import check_format
+from fedavg_jax.runs.targets import Measure
+from fedavg_jax.runs.targets import from_json
 
-# What decides whether accuracies mean the same.
+# What decides whether tests mean the same.
 _SAME = ('dataset', 'test_sha256', 'measured_on')
 _NUMBERS = (
   *(
@@ -43,6 +44,7 @@ class Run(NamedTuple):
     data: what `_SAME` names.
     records: the lines of metrics.jsonl.
     status: of its end.
+    measure: that it is judged by.
   """
 
   name: str
@@ -50,6 +52,7 @@ class Run(NamedTuple):
   data: dict[str, Any]
   records: list[dict[str, Any]]
   status: str
+  measure: Measure = Measure()
 
 
 def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
@@ -65,17 +68,22 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
     raise InputError(f'{folder / "config.json"}: holds no config of a run')
   summary = _read(folder, 'summary.json')
   path = folder / 'metrics.jsonl'
+  measures = [from_json(summary, on) for on in ('validation', 'test')]
   records = []
   try:
     for number, text in enumerate(path.read_text().splitlines(), 1):
       record = json.loads(text)
-      if not _is_record(record):
+      if not _is_record(record, measures):
         raise ValueError(f'line {number} is no round')
       records.append(record)
   except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     raise InputError(f'{path}: cannot be read ({reason})') from error
-  if not any(targets.accuracy(record) is not None for record in records):
+  # The first of them that some line has.
+  measure = next(
+    (m for m in measures if any(m.key in r for r in records)), measures[-1]
+  )
+  if not any(measure.of(record) is not None for record in records):
     raise InputError(f'{path}: holds no test of a model')
   return Run(
     name=name or str(folder),
@@ -83,15 +91,21 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
     data={
       'dataset': config['dataset'],
       'test_sha256': began.get('test_sha256'),
-      'measured_on': targets.measured_on(records),
+      'measured_on': measure.on,
     },
     records=records,
     status=str(summary.get('status', '')),
+    measure=measure,
   )
 
 
-def _is_record(record: Any) -> bool:
-  """Whether a line of metrics.jsonl has numbers where they are used."""
+def _is_record(record: Any, measures: Sequence[Measure]) -> bool:
+  """Whether a line of metrics.jsonl has numbers where they are used.
+
+  Args:
+    record: the line.
+    measures: that the run may be judged by; null is one that was not finite.
+  """
   return (
     isinstance(record, dict)
     and isinstance(record.get('round'), int)
@@ -99,6 +113,10 @@ def _is_record(record: Any) -> bool:
       isinstance(record[name], (int, float)) and math.isfinite(record[name])
       for name in _NUMBERS
       if name in record
+    )
+    and all(
+      isinstance(record.get(measure.key), (int, float, type(None)))
+      for measure in measures
     )
   )
 
@@ -126,6 +144,25 @@ def check_same_data(runs: Sequence[Run]) -> None:
           f'{run.name}: has other data than {runs[0].name}: {key} ='
           f' {run.data[key]!r}, not {runs[0].data[key]!r}'
         )
+    if run.measure != runs[0].measure:
+      raise InputError(
+        f'{run.name}: is judged by {run.measure.name}, not by'
+        f' {runs[0].measure.name} as {runs[0].name}'
+      )
+
+
+def check_target(name: str, target: float, measure: Measure) -> None:
+  """Raises InputError where no run can have a value.
+
+  Args:
+    name: of the option, with what the message begins.
+    target: value of the measure; 0 is none.
+    measure: that the runs are judged by.
+  """
+  if not math.isfinite(target):
+    raise InputError(f'{name} {target}: must be finite')
+  if measure.name == 'accuracy' and not 0 <= target <= 1:
+    raise InputError(f'{name} {target}: must be in [0, 1]')
 
 
 def row(run: Run, target: float) -> dict[str, Any]:
@@ -133,22 +170,20 @@ def row(run: Run, target: float) -> dict[str, Any]:
 
   Args:
     run: read.
-    target: accuracy; 0 is none.
+    target: value of its measure; 0 is none.
   """
-  tested = [r for r in run.records if targets.accuracy(r) is not None]
-  rounds = [r['round'] for r in tested]
-  accuracies = [targets.accuracy(r) or 0.0 for r in tested]
-  reached, spent = None, run.records  # In all, where there is no target.
+  values = [v for r in run.records if (v := run.measure.of(r)) is not None]
+  spent = run.records  # In all, where there is no target.
+  reached, _ = run.measure.crossings(run.records, target)
   if target:
-    reached = targets.rounds_to_target(rounds, accuracies, target)
     last = -1 if reached is None else reached
     spent = [r for r in run.records if r['round'] <= last]
   seconds = sum(r.get('seconds', 0.0) for r in run.records)
   return {
     'run': run.name,
     'rounds': run.records[-1]['round'],
-    'best': max(accuracies),
-    'last': accuracies[-1],
+    'best': run.measure.best(values),
+    'last': values[-1],
     'to_target': reached,
     'bytes': _sum(spent, 'bytes_down', 'bytes_up'),
     'simulated': _sum(spent, 'simulated_seconds'),
@@ -162,10 +197,14 @@ def _sum(records, *names) -> float | None:
   return sum(told) if told else None
 
 
-def table(rows: Sequence[dict[str, Any]], target: float) -> str:
+def table(
+  rows: Sequence[dict[str, Any]],
+  target: float,
+  measure: Measure = Measure(),  # noqa: B008 (it is frozen)
+) -> str:
   """Rows of `row` as a table in Markdown."""
   until = f'to {target:g}' if target else 'in all'
-  head = ['run', 'rounds', 'best accuracy', 'last']
+  head = ['run', 'rounds', f'best {measure.name}', 'last']
   head += [f'rounds to {target:g}'] if target else []
   head += [f'sent {until}', f'simulated time {until}', 'rounds / s', 'ended']
   lines = [head, ['---'] * len(head)]
@@ -173,8 +212,8 @@ def table(rows: Sequence[dict[str, Any]], target: float) -> str:
     cells = [
       told['run'],
       f'{told["rounds"]}',
-      f'{told["best"]:.4f}',
-      f'{told["last"]:.4f}',
+      measure.show(told['best']),
+      measure.show(told['last']),
     ]
     if target:
       cells.append(_or_dash(told['to_target'], str))
@@ -210,7 +249,7 @@ def amount(number: float) -> str:
 def draw(
   path: pathlib.Path, groups: dict[str, Sequence[Run]], target: float
 ) -> None:
-  """Draws test accuracy against what there is to spend.
+  """Draws the tests of runs against what there is to spend.
 
   Args:
     path: of the new PNG.
@@ -228,21 +267,27 @@ def draw(
   curves = {
     name: [_curve(run) for run in runs] for name, runs in groups.items()
   }
-  plots.draw_comparison(path, curves=curves, axes=axes, target=target)
+  plots.draw_comparison(
+    path,
+    curves=curves,
+    axes=axes,
+    measure=everything[0].measure,
+    target=target,
+  )
 
 
 def _curve(run: Run) -> dict[str, np.ndarray]:
-  """Accuracy, and what was spent until then, wherever it was tested."""
+  """Its measure, and what was spent until then, wherever it was tested."""
   sent = np.cumsum(
     [r.get('bytes_down', 0) + r.get('bytes_up', 0) for r in run.records]
   )
   seconds = np.cumsum([r.get('simulated_seconds', 0.0) for r in run.records])
   tested = [
-    i for i, r in enumerate(run.records) if targets.accuracy(r) is not None
+    i for i, r in enumerate(run.records) if run.measure.of(r) is not None
   ]
   return {
     'round': np.array([run.records[i]['round'] for i in tested]),
     'bytes': sent[tested],
     'simulated': seconds[tested],
-    'accuracy': np.array([targets.accuracy(run.records[i]) for i in tested]),
+    'value': np.array([run.measure.of(run.records[i]) for i in tested]),
   }

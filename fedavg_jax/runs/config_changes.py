@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs.run_config import RunConfig
@@ -67,6 +68,19 @@ def check_same(now: RunConfig, began: Any, *, extend: bool) -> None:
     InputError: names the keys that differ, with both values.
   """
   differ, may_differ = differences(now, began), {'rounds', *MACHINE_KEYS}
+  missing = [
+    part
+    for part in run_config.OWN_PARTS
+    if references.is_from_python(began.get(part))
+    and not references.is_from_python(getattr(now, part))
+  ]
+  if missing:
+    names = [f'{part} ({references.short(began[part])})' for part in missing]
+    raise InputError(
+      f'config: the run in the workdir was given its {", ".join(names)} from'
+      ' Python; no command can resume it, must be called as it was,'
+      f' fedavg_jax.train(config, workdir, {missing[0]}=...)'
+    )
   wrong = {
     key: text
     for key, text in differ.items()

@@ -47,12 +47,26 @@ def one_of(words: Sequence[str]) -> Rule:
 
 
 def one_of_or_own(words: Sequence[str]) -> Rule:
-  """Makes the rule of one of some words, or of a function `module:function`."""
+  """Makes the rule of one of some words, or of what is a person's own."""
   return Rule(
-    lambda value: value in words or references.is_reference(value),
+    lambda value: value in words or is_own(value),
     f'must be one of {", ".join(words)}, or module:function',
     words,
   )
+
+
+def empty_or(rule: Rule) -> Rule:
+  """Makes the rule of a text that may be empty too."""
+  return Rule(
+    lambda value: value == '' or rule.holds(value),
+    rule.text.replace('must be', 'must be empty,', 1),
+    rule.words,
+  )
+
+
+def is_own(value: Any) -> bool:
+  """Tells whether a text names what a person has made, or has given."""
+  return references.is_reference(value) or references.is_from_python(value)
 
 
 def between(low: float, high: float) -> Rule:

@@ -87,6 +87,11 @@ def plan_jobs(
         '--grid cpu_devices: a process has its devices once; must be the same'
         ' for all runs'
       )
+    if key == 'metrics' or (key == 'loss' and not base.metrics):
+      raise InputError(
+        f'--grid {key}: the runs of a sweep are compared by one first metric;'
+        ' config.metrics must name it, the same for all runs'
+      )
     if key not in known:
       raise InputError(
         f'--grid {key}: there is no such key{did_you_mean(key, known)}; known'

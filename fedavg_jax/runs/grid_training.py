@@ -27,7 +27,6 @@ from fedavg_jax.runs import provenance
 from fedavg_jax.runs import resume
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import summary
-from fedavg_jax.runs import targets
 from fedavg_jax.runs.grid_jobs import MARK
 from fedavg_jax.runs.grid_jobs import TOGETHER
 from fedavg_jax.runs.grid_jobs import Job
@@ -98,7 +97,10 @@ def train_together(
       range(len(jobs)),
       execution=builders.execution(cfg, lanes=lanes),
       placement=builders.placement(cfg),
+      loss=prepared.loss,
+      metrics=prepared.metrics,
     )
+    measure = builders.build_measure(cfg, prepared, simulation)
     # lines: of every run the lines of its metrics.jsonl; status: why it ended.
     history: dict[str, Any] = {
       'round': 0,
@@ -123,7 +125,7 @@ def train_together(
       saved_round=history['round'],
       before=check,
     )
-    last = _simulate(cfg, simulation, history, snapshots, start, stop)
+    last = _simulate(cfg, simulation, history, snapshots, start, stop, measure)
     if '' in history['status']:
       raise StoppedError(
         f'round {history["round"]} is saved; the same command with --workdir'
@@ -133,14 +135,14 @@ def train_together(
     for g, job in enumerate(jobs):
       check()
       if not is_over(job):  # A kill may have come between them.
-        _write_run(job, prepared, simulation, history, last, g)
+        _write_run(job, prepared, simulation, history, last, g, measure)
   check()
   shutil.rmtree(folder)
   with contextlib.suppress(OSError):  # Other groups have theirs.
     folder.parent.rmdir()
 
 
-def _simulate(cfg, simulation, history, snapshots, start, stopping):
+def _simulate(cfg, simulation, history, snapshots, start, stopping, measure):
   """Runs to the end, or until it is to stop; returns the last state."""
   said_at = time.monotonic()
   if '' not in history['status']:
@@ -149,7 +151,7 @@ def _simulate(cfg, simulation, history, snapshots, start, stopping):
     simulation,
     rounds=cfg.rounds,
     eval_every=cfg.eval_every,
-    target=cfg.target_accuracy,
+    target=cfg.ends_at,
     start=start,
     wanted=lambda number: snapshots.due(),
     stopping=stopping,
@@ -158,15 +160,14 @@ def _simulate(cfg, simulation, history, snapshots, start, stopping):
     for g, status in enumerate(history['status']):
       if not status:
         history['status'][g] = _add_line(
-          cfg, simulation, record, g, history['lines'][g]
+          cfg, simulation, record, g, history['lines'][g], measure
         )
     now = time.monotonic()
     if now - said_at > _SECONDS_BETWEEN_LINES and record.round:
       said_at = now
-      best = max(
-        targets.accuracy(lines[-1]) or 0.0 for lines in history['lines']
-      )
-      say(f'  round {record.round}/{cfg.rounds}  best {best:.4f}')
+      values = [measure.of(lines[-1]) for lines in history['lines']]
+      best = measure.best([value for value in values if value is not None])
+      say(f'  round {record.round}/{cfg.rounds}  best {measure.show(best)}')
     snapshots.hold(of(record, lambda: history))
   snapshots.save()
   last = snapshots.held
@@ -174,7 +175,7 @@ def _simulate(cfg, simulation, history, snapshots, start, stopping):
   return last.state, last.client_states
 
 
-def _add_line(cfg, simulation, record, g, lines) -> str:
+def _add_line(cfg, simulation, record, g, lines, measure) -> str:
   """Adds the line of run g; returns why it ended, '' if it has not."""
   finite = bool(record.finite[g])
 
@@ -195,12 +196,12 @@ def _add_line(cfg, simulation, record, g, lines) -> str:
   lines.append(summary.to_line(mine, simulation.planner, cfg.measured_on))
   if not finite:
     return 'diverged'
-  if 0 < cfg.target_accuracy <= (targets.accuracy(lines[-1]) or -1.0):
+  if measure.reached(lines[-1], cfg.ends_at):
     return 'target reached'
   return 'finished' if record.round == cfg.rounds else ''
 
 
-def _write_run(job, prepared, simulation, history, last, g) -> None:
+def _write_run(job, prepared, simulation, history, last, g, measure) -> None:
   """The folder of run g, as if it had been trained by itself.
 
   It gets its name once it is whole.
@@ -220,6 +221,7 @@ def _write_run(job, prepared, simulation, history, last, g) -> None:
     seal = folder.seal()
     folder.line(line)
     diverged = status == 'diverged'
+    value = None if diverged else measure.of(line)
     beside = {
       'round': line['round'] - diverged,
       'lanes': simulation.planner.lanes,
@@ -230,7 +232,7 @@ def _write_run(job, prepared, simulation, history, last, g) -> None:
       state=state,
       client_states=client_states,
       beside=lambda: beside,
-      accuracy=None if diverged else targets.accuracy(line),
+      score=None if value is None else measure.score(value),
     )
     with contextlib.closing(
       checkpoint.Checkpoints(folder.path, keep=1)
@@ -254,6 +256,7 @@ def _write_run(job, prepared, simulation, history, last, g) -> None:
       [*before, line],
       status,
       simulation.planner.lanes,
+      measure,
       functools.partial(last_test, state.variables) if last_test else None,
     )
   job.folder.parent.mkdir(exist_ok=True)

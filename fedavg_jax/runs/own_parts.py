@@ -1,9 +1,11 @@
-"""A person's own data set, model and algorithm, which a config names.
+"""A person's own data, model, algorithm, loss, metrics, which a config names.
 
 `config.model = 'module:function'` calls the function with the data set and
 `config.options.model`. Whoever is named is imported, which runs the module.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import hashlib
 import pathlib
 import sys
@@ -15,11 +17,15 @@ from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import catalog
 from fedavg_jax.data.dataset import Dataset
+from fedavg_jax.runs import metric_words
 from fedavg_jax.runs.run_config import OWN_PARTS
 from fedavg_jax.runs.run_config import RunConfig
+from fedavg_jax.runs.run_config import own_name
 
 if TYPE_CHECKING:
   from fedavg_jax.contracts.algorithm import Algorithm
+  from fedavg_jax.contracts.losses import Loss
+  from fedavg_jax.contracts.metrics import Metric
   from fedavg_jax.contracts.model import Model
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -27,14 +33,14 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 def is_own(cfg: RunConfig, part: str) -> bool:
   """Tells whether a part is a person's own."""
-  return references.is_reference(getattr(cfg, part))
+  return bool(own_name(cfg, part))
 
 
 def import_all(cfg: RunConfig) -> None:
   """Imports whoever a config names, so that its files are known."""
   for part in OWN_PARTS:
-    if is_own(cfg, part):
-      references.load(getattr(cfg, part), f'{part} = {getattr(cfg, part)!r}')
+    if name := own_name(cfg, part):
+      references.load(name, f'{part} = {getattr(cfg, part)!r}')
 
 
 def load_dataset(cfg: RunConfig) -> Dataset:
@@ -63,13 +69,66 @@ def algorithm(cfg: RunConfig) -> 'Algorithm':
   return _call(cfg, 'algorithm', Algorithm, cfg)
 
 
+def loss(cfg: RunConfig, dataset: Dataset) -> 'Loss':
+  """Returns a ready-made loss, or what `function(dataset, **options)` does."""
+  from fedavg_jax.contracts import losses
+
+  if is_own(cfg, 'loss'):
+    return _call(cfg, 'loss', Callable, dataset)
+  return getattr(losses, cfg.loss or 'cross_entropy')
+
+
+def metrics(
+  cfg: RunConfig, dataset: Dataset, loss: 'Loss'
+) -> tuple['Metric', ...] | None:
+  """Returns the metrics that a config names, None where it names none.
+
+  Args:
+    cfg: checked; of a person's own, `function(dataset, **options)` returns a
+      metric, or several.
+    dataset: of the config.
+    loss: whose mean is the metric 'loss'.
+  """
+  found: list[Metric] = []
+  for word in metric_words.split(cfg.metrics):
+    found += _metrics_of(cfg, word, dataset, loss)
+  return tuple(found) or None
+
+
+def _metrics_of(
+  cfg: RunConfig, word: str, dataset: Dataset, loss: 'Loss'
+) -> Sequence['Metric']:
+  """Returns the metric of a word, or those of a person's function."""
+  from fedavg_jax.contracts import losses
+  from fedavg_jax.contracts import metrics as ready_made
+
+  if references.is_reference(word):
+    own = _call(cfg, 'metrics', Sequence, dataset)
+    own = [own] if isinstance(own, ready_made.Metric) else list(own)
+    if not own or not all(isinstance(m, ready_made.Metric) for m in own):
+      raise InputError(
+        f'metrics = {cfg.metrics!r}: returns {own!r:.80}, must return a Metric,'
+        ' or several'
+      )
+    return own
+  if top := metric_words.TOP.fullmatch(word):
+    return [ready_made.top_k(int(top[1]))]
+  if word == 'loss' and loss is not losses.cross_entropy:
+    return [ready_made.mean_loss(loss)]
+  names = {'loss': 'label_loss'}
+  return [getattr(ready_made, names.get(word, word))()]
+
+
 def code_sha256(cfg: RunConfig) -> dict[str, str]:
   """Returns the SHA-256 of each imported file of a person's own, by its path.
 
-  Nothing where a config names no function; files of Python, of installed
-  packages and of this one are not a person's own.
+  Nothing where a config names no function and nothing is from Python; files of
+  Python, of installed packages and of this one are not a person's own.
   """
-  if not any(is_own(cfg, part) for part in OWN_PARTS):
+  if not any(
+    is_own(cfg, part) or references.is_from_python(getattr(cfg, part))
+    for part in OWN_PARTS
+  ):
     return {}
   paths = sysconfig.get_paths()
   installed = [
@@ -91,10 +150,10 @@ def code_sha256(cfg: RunConfig) -> dict[str, str]:
   return dict(sorted(found.items()))
 
 
-def _call(cfg: RunConfig, part: str, kind: type, *args: Any) -> Any:
+def _call(cfg: RunConfig, part: str, kind: Any, *args: Any) -> Any:
   """Calls a person's function; what it returns must be of a kind."""
   text = getattr(cfg, part)
-  function = references.load(text, f'{part} = {text!r}')
+  function = references.load(own_name(cfg, part), f'{part} = {text!r}')
   try:
     found = function(*args, **cfg.options.get(part, {}))
   except InputError:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fedavg_jax.runs import targets
+from fedavg_jax.runs.targets import Measure
 
 # That a picture of a population shows.
 MOST_CLIENTS = 5000
-_ACCURACY, _LOSS, _TARGET = '#1f5f99', '#b8541a', '#666666'
+_MEASURE, _LOSS, _TARGET = '#1f5f99', '#b8541a', '#666666'
 
 
 def draw_curves(
@@ -20,35 +20,39 @@ def draw_curves(
   *,
   title: str,
   records: list[dict[str, Any]],
-  target_accuracy: float,
+  measure: Measure,
+  target: float,
+  loss: str,
 ) -> None:
-  """Draws test accuracy and both losses against rounds.
+  """Draws what a run is judged by and both losses against rounds.
 
   Args:
     path: of the new PNG.
     title: what was run.
     records: the lines of metrics.jsonl.
-    target_accuracy: drawn as a line, unless 0.
+    measure: that the run is judged by.
+    target: drawn as a line, unless 0.
+    loss: what it is called.
   """
   figure = new_figure(8, 6)
   top, bottom = figure.subplots(2, 1, sharex=True)
-  tested = [r for r in records if targets.accuracy(r) is not None]
-  measured = targets.measured_on(records)
+  tested = [r for r in records if measure.of(r) is not None]
   rounds = [r['round'] for r in tested]
-  accuracies = [targets.accuracy(r) or 0.0 for r in tested]
+  values = [measure.of(r) or 0.0 for r in tested]
   few = '.' if len(tested) <= 40 else ''
-  top.plot(rounds, accuracies, color=_ACCURACY, marker=few, label=measured)
-  if target_accuracy:
+  top.plot(rounds, values, color=_MEASURE, marker=few, label=measure.on)
+  if target:
     top.axhline(
-      target_accuracy,
+      target,
       color=_TARGET,
       linestyle='--',
       linewidth=1,
-      label=f'target {target_accuracy:g}',
+      label=f'target {target:g}',
     )
-  _focus(top, accuracies, target_accuracy)
-  top.set_ylabel(f'{measured} accuracy')
-  top.legend(loc='lower right')
+  if not measure.lower_is_better:
+    _focus(top, values, target)
+  top.set_ylabel(f'{measure.on} {measure.name}')
+  top.legend(loc='upper right' if measure.lower_is_better else 'lower right')
   trained = [r for r in records if r.get('train_loss') is not None]
   bottom.plot(
     [r['round'] for r in trained],
@@ -56,16 +60,15 @@ def draw_curves(
     color=_LOSS,
     label='training, while it goes on',
   )
-  bottom.plot(
-    rounds,
-    [targets.loss(r) for r in tested],
-    color=_ACCURACY,
-    marker=few,
-    label=measured,
-  )
-  bottom.set_yscale('log')
+  drawn = [r['train_loss'] for r in trained]
+  key = f'{measure.on}_loss'
+  if any(key in r for r in tested):
+    drawn += (losses := [r.get(key) for r in tested])
+    bottom.plot(rounds, losses, color=_MEASURE, marker=few, label=measure.on)
+  if all(value is None or value >= 0 for value in drawn):
+    bottom.set_yscale('log')
   bottom.set_xlabel('communication round')
-  bottom.set_ylabel('cross entropy')
+  bottom.set_ylabel(loss)
   bottom.legend(loc='upper right')
   for axes in (top, bottom):
     axes.grid(alpha=0.3)
@@ -74,7 +77,12 @@ def draw_curves(
 
 
 def draw_clients(
-  path: pathlib.Path, *, title: str, records: list[dict[str, Any]], tests: Any
+  path: pathlib.Path,
+  *,
+  title: str,
+  records: list[dict[str, Any]],
+  tests: Any,
+  measure: Measure,
 ) -> None:
   """Draws how clients fare: over the rounds, and all of them at the end.
 
@@ -83,22 +91,24 @@ def draw_clients(
     title: what was run.
     records: the lines of metrics.jsonl.
     tests: the last `client_evaluation.ClientTests`.
+    measure: that the run is judged by.
   """
   figure = new_figure(8, 7)
   top, bottom = figure.subplots(2, 1)
   for name, told, color in (
-    ('client', tests.global_model, _ACCURACY),
+    ('client', tests.global_model, _MEASURE),
     ('personal', tests.personal, _LOSS),
   ):
-    rows = [r for r in records if f'{name}_accuracy_p50' in r]
+    key = f'{name}_{measure.name}'
+    rows = [r for r in records if f'{key}_p50' in r]
     if told is None or not rows:
       continue
     what = 'global model' if name == 'client' else 'after training on its own'
     rounds = [r['round'] for r in rows]
     top.fill_between(
       rounds,
-      [r[f'{name}_accuracy_p10'] for r in rows],
-      [r[f'{name}_accuracy_p90'] for r in rows],
+      [r[f'{key}_p10'] for r in rows],
+      [r[f'{key}_p90'] for r in rows],
       color=color,
       alpha=0.2,
       linewidth=0,
@@ -106,22 +116,24 @@ def draw_clients(
     )
     top.plot(
       rounds,
-      [r[f'{name}_accuracy_p50'] for r in rows],
+      [r[f'{key}_p50'] for r in rows],
       color=color,
       marker='.' if len(rows) <= 40 else '',
       label=f'{what}: the median client',
     )
-    accuracies = np.sort(told.values['accuracy'][told.count > 0])
+    values = np.sort(told.values[measure.name][told.count > 0])
     bottom.plot(
-      accuracies,
-      np.arange(1, len(accuracies) + 1) / len(accuracies),
+      values,
+      np.arange(1, len(values) + 1) / len(values),
       drawstyle='steps-post',
       color=color,
       label=what,
     )
   top.set_xlabel('communication round')
-  top.set_ylabel("accuracy on a client's own")
-  bottom.set_xlabel("accuracy on a client's own held-out examples, at the end")
+  top.set_ylabel(f"{measure.name} on a client's own")
+  bottom.set_xlabel(
+    f"{measure.name} on a client's own held-out examples, at the end"
+  )
   bottom.set_ylabel('share of clients at or below')
   bottom.set_ylim(0, 1.02)
   top.legend(loc='lower right')
@@ -137,15 +149,17 @@ def draw_comparison(
   *,
   curves: dict[str, list[dict[str, np.ndarray]]],
   axes: dict[str, str],
+  measure: Measure,
   target: float,
 ) -> None:
-  """Draws the test accuracy of several runs, a panel for each thing to spend.
+  """Draws the tests of several runs, a panel for each thing to spend.
 
   Args:
     path: of the new PNG.
-    curves: name -> curves, each with 'accuracy' and all keys of `axes`, [T]; of
+    curves: name -> curves, each with 'value' and all keys of `axes`, [T]; of
       several the mean is drawn, over a band from the lowest to the highest.
     axes: key -> what it is called.
+    measure: that all are judged by.
     target: drawn as a line, unless 0.
   """
   from matplotlib.ticker import EngFormatter
@@ -159,13 +173,13 @@ def draw_comparison(
     for i, (name, own) in enumerate(curves.items()):
       style = ('-', '--', ':', '-.')[i // 10 % 4]
       if len(own) == 1:
-        x, middle = own[0][key], own[0]['accuracy']
+        x, middle = own[0][key], own[0]['value']
       else:  # As far as all of them have come.
         ends = min(curve[key][-1] for curve in own)
         x = np.unique(np.concatenate([curve[key] for curve in own]))
         x = x[x <= ends]
         each = np.stack(
-          [np.interp(x, curve[key], curve['accuracy']) for curve in own]
+          [np.interp(x, curve[key], curve['value']) for curve in own]
         )
         middle = each.mean(axis=0)
         panel.fill_between(
@@ -183,8 +197,10 @@ def draw_comparison(
     panel.grid(alpha=0.3)
     if key == 'bytes':
       panel.xaxis.set_major_formatter(EngFormatter('B'))
-  panels[0].set_ylabel('test accuracy')
-  if target:  # How they come there is what matters.
+  panels[0].set_ylabel(f'test {measure.name}')
+  if (
+    0 < target <= 1 and not measure.lower_is_better
+  ):  # How they come there is what matters.
     panels[0].set_ylim(max(target - 0.3, 0.0), min(target + 0.1, 1.002))
   figure.legend(
     *panels[0].get_legend_handles_labels(),
@@ -282,9 +298,9 @@ def _colors(number: int):
   return _import_matplotlib().colormaps['tab10'](np.arange(number) % 10)
 
 
-def _focus(axes, accuracies: list[float], target: float) -> None:
-  """Shows the end of the climb where that is what matters."""
-  best = max(target, *accuracies)
-  if best >= 0.9:
+def _focus(axes, values: list[float], target: float) -> None:
+  """Shows the end of the climb of a share where that is what matters."""
+  best = max(target, *values)
+  if 0.9 <= best <= 1:
     low = 0.95 if best >= 0.985 else 0.9 if target else 0.0
     axes.set_ylim(min(low, target - 0.02) if target else low, 1.002)

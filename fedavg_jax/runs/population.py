@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedavg_jax.core import choices
+from fedavg_jax.core import exact
 from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
@@ -97,6 +98,11 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
     raise InputError(
       f'partition = {kind!r}: goes by label, the examples of {dataset.name}'
       " have more than one each; must be 'iid' or 'natural'"
+    )
+  if kind in _BY_LABEL and not exact.are_whole(labels):
+    raise InputError(
+      f'partition = {kind!r}: goes by label, {dataset.name} has other'
+      " numbers; must be 'iid' or 'natural'"
     )
   if kind == 'natural':
     return natural

@@ -9,7 +9,7 @@ from typing import TextIO
 from absl import logging
 from tqdm import tqdm
 
-from fedavg_jax.runs import targets
+from fedavg_jax.runs.targets import Measure
 
 # However long a run, its log stays short.
 _SECONDS_BETWEEN_LINES, _MOST_LINES = 5.0, 500
@@ -53,13 +53,21 @@ def drop(stream: TextIO) -> None:
 class Progress:
   """Shows rounds as they end. Says how long a long run will take."""
 
-  def __init__(self, rounds: int, *, done: int, may_end_sooner: bool):
+  def __init__(
+    self,
+    rounds: int,
+    *,
+    done: int,
+    may_end_sooner: bool,
+    measure: Measure = Measure(),  # noqa: B008 (it is frozen)
+  ):
     """Begins to show.
 
     Args:
       rounds: of the whole run.
       done: rounds of an earlier process.
       may_end_sooner: whether the rounds are but the most there can be.
+      measure: that the run is judged by.
     """
     self._rounds = rounds
     self._done = done
@@ -67,8 +75,8 @@ class Progress:
     self._seconds = 0.0  # Of all rounds so far.
     self._last_line = time.monotonic()
     self._last_number = done
-    self._accuracy: float | None = None
-    self._measured = 'test'
+    self._measure = measure
+    self._value: float | None = None  # Of the last test.
     self._told_duration = False
     self._bar = None
     if sys.stdout.isatty():
@@ -80,17 +88,11 @@ class Progress:
     """Takes a record of metrics.jsonl; the first one is round 0."""
     number = record['round']
     self._seconds += record['seconds']
-    accuracy = targets.accuracy(record)
-    accuracy = self._accuracy if accuracy is None else accuracy
-    self._accuracy = accuracy
-    if targets.accuracy(record) is not None:
-      self._measured = targets.measured_on([record])
+    if (value := self._measure.of(record)) is not None:
+      self._value = value
     if self._bar is not None:
-      if accuracy is not None:
-        self._bar.set_postfix_str(
-          f'{targets.measured_on([record])} accuracy {accuracy:.4f}',
-          refresh=False,
-        )
+      if self._value is not None:
+        self._bar.set_postfix_str(self._tested(self._value), refresh=False)
       self._bar.update(1 if number else 0)
     else:
       self._line(number, record)
@@ -100,6 +102,10 @@ class Progress:
     """Leaves the last state of the bar on the terminal."""
     if self._bar is not None:
       self._bar.close()
+
+  def _tested(self, value: float) -> str:
+    measure = self._measure
+    return f'{measure.on} {measure.name} {measure.show(value)}'
 
   def _line(self, number, record) -> None:
     now = time.monotonic()
@@ -112,8 +118,8 @@ class Progress:
       return
     self._last_line, self._last_number = now, number
     text = f'round {number}/{self._rounds}'
-    if self._accuracy is not None:
-      text += f'  {self._measured} accuracy {self._accuracy:.4f}'
+    if self._value is not None:
+      text += f'  {self._tested(self._value)}'
     if record.get('train_loss') is not None:
       text += f'  train loss {record["train_loss"]:.4f}'
     if number:

@@ -25,6 +25,7 @@ from fedavg_jax.runs.summary import describe
 from fedavg_jax.runs.summary import end_status
 from fedavg_jax.runs.summary import finish
 from fedavg_jax.runs.summary import to_line
+from fedavg_jax.runs.targets import Measure
 
 
 class Run(NamedTuple):
@@ -39,6 +40,7 @@ class Run(NamedTuple):
     start: of a run that goes on.
     host_states: of clients, where they stay on the host.
     stopping: whether a signal has asked for an end.
+    measure: that the run is judged by.
   """
 
   cfg: RunConfig
@@ -48,6 +50,7 @@ class Run(NamedTuple):
   start: tuple[compiled_round.ServerState, Any] | None
   host_states: ClientStates | None
   stopping: Callable[[], bool]
+  measure: Measure
 
   def saves(self, number: int) -> bool:
     """Whether a checkpoint is due after a round, by its number."""
@@ -77,7 +80,7 @@ class Run(NamedTuple):
       self.simulation,
       rounds=cfg.rounds,
       eval_every=cfg.eval_every,
-      target=cfg.target_accuracy,
+      target=cfg.ends_at,
       start=self.start,
       host_states=self.host_states,
       wanted=lambda number: self.saves(number) or self.tests(number),
@@ -86,8 +89,8 @@ class Run(NamedTuple):
     ):
       tests = None
       if self.client_tests and record.state is not None and record.finite:
-        reached = 0 < cfg.target_accuracy <= (record.test_accuracy or 0.0)
-        if reached or self.tests(record.round):
+        test = {self.measure.key: record.test.get(self.measure.name)}
+        if self.measure.reached(test, cfg.ends_at) or self.tests(record.round):
           tests = self.client_tests(record.state)
       yield record, tests
     if record is None and self.client_tests and self.start:
@@ -160,7 +163,10 @@ class Recorder:
       for logger in self._loggers:
         stack.callback(logger.close)
       self._progress = Progress(
-        cfg.rounds, done=done or 0, may_end_sooner=cfg.target_accuracy > 0
+        cfg.rounds,
+        done=done or 0,
+        may_end_sooner=cfg.ends_at != 0,
+        measure=run.measure,
       )
       self._open = stack.pop_all()
 
@@ -197,13 +203,14 @@ class Recorder:
     if not record.finite:
       number, seal = number - 1, before
     self._lanes = record.lanes
+    value = self._run.measure.of(line) if record.finite else None
     self.snapshots.hold(
       Snapshot(
         round=number,
         state=record.state,
         client_states=record.client_states,
         beside=lambda: beside(number, record, seal),
-        accuracy=record.test_accuracy if record.finite else None,
+        score=None if value is None else self._run.measure.score(value),
         changes=getattr(record.client_states, 'changes', 0),
       )
     )
@@ -226,18 +233,22 @@ class Recorder:
         )
       with folder.replacing('clients.png') as path:
         plots.draw_clients(
-          path, title=describe(cfg), records=lines, tests=tests
+          path,
+          title=describe(cfg),
+          records=lines,
+          tests=tests,
+          measure=self._run.measure,
         )
-    status = (
-      end_status(cfg, lines[-1], self._finite) if self.ended else 'failed'
-    )
+    measure, status = self._run.measure, 'failed'
+    if self.ended:
+      status = end_status(cfg, lines[-1], self._finite, measure)
     test = None
     if self._run.last_test and status in ('finished', 'target reached'):
       test = functools.partial(
         self._run.last_test, self._last_state().variables
       )
     self.summary = finish(
-      cfg, simulation, folder, lines, status, self._lanes, test
+      cfg, simulation, folder, lines, status, self._lanes, measure, test
     )
 
   def _last_state(self) -> compiled_round.ServerState:

@@ -18,12 +18,14 @@ from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.runs import loggers
+from fedavg_jax.runs import metric_words
 from fedavg_jax.runs.config_option import ANYTHING
 from fedavg_jax.runs.config_option import BELOW_ONE
 from fedavg_jax.runs.config_option import Options
 from fedavg_jax.runs.config_option import Rule
 from fedavg_jax.runs.config_option import at_least
 from fedavg_jax.runs.config_option import between
+from fedavg_jax.runs.config_option import empty_or
 from fedavg_jax.runs.config_option import fields
 from fedavg_jax.runs.config_option import flat_fields
 from fedavg_jax.runs.config_option import free
@@ -51,7 +53,7 @@ _SIZES = Rule(
 )
 _YES_OR_NO = ANYTHING
 # Of which a person's own functions take options.
-OWN_PARTS = ('dataset', 'model', 'algorithm')
+OWN_PARTS = ('dataset', 'model', 'algorithm', 'loss', 'metrics')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,18 @@ class RunConfig(Options):
     'float32',
     one_of(choices.PRECISIONS),
     "'bfloat16' computes products in bfloat16; weights stay float32.",
+  )
+  loss: str = option(
+    '',
+    empty_or(one_of_or_own(choices.LOSSES)),
+    'What is learned by; empty is cross entropy.',
+  )
+  metrics: str = option(
+    '',
+    ANYTHING,
+    'Of tests, with commas between them, such as'
+    f' {", ".join(choices.METRICS)}, top_5; target, best and sweeps go by the'
+    ' first one. Empty: accuracy and loss, or the mean of another loss.',
   )
 
   partition: str = option(
@@ -222,6 +236,12 @@ class RunConfig(Options):
     between(0, 1),
     'Test accuracy at which the run ends; 0 runs all rounds.',
   )
+  target: float = option(
+    0.0,
+    between(-1e30, 1e30),
+    'Value of the first metric at which the run ends, at most that where'
+    ' smaller is better; 0 runs all rounds.',
+  )
   seed: int = option(
     0, at_least(0), 'Seed of partition, initial weights, cohorts and orders.'
   )
@@ -269,6 +289,11 @@ class RunConfig(Options):
   def measured_on(self) -> str:
     """What the model is tested on after rounds: 'validation' or 'test'."""
     return 'validation' if self.validation_fraction else 'test'
+
+  @property
+  def ends_at(self) -> float:
+    """The value of the first metric at which the run ends; 0 is none."""
+    return self.target or self.target_accuracy
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the settings as JSON has them, sections within."""
@@ -425,15 +450,29 @@ def _check_contradictions(cfg: RunConfig) -> None:
       raise InputError(
         f'options.{part}: must be below one of {", ".join(OWN_PARTS)}'
       )
-    if not references.is_reference(getattr(cfg, part)):
+    if not own_name(cfg, part):
       raise InputError(
         f'options.{part}: must be empty with {part} ='
         f' {getattr(cfg, part)!r}, which is no function of your own'
       )
+  if cfg.target and cfg.target_accuracy:
+    raise InputError(
+      f'target = {cfg.target}: must be 0 with target_accuracy ='
+      f' {cfg.target_accuracy}, which is one already'
+    )
+  metric_words.check(cfg.metrics)
   _check_placement(cfg)
   loggers.check(cfg.log)
   if cfg.algorithm == 'scaffold':
     _check_scaffold(cfg)
+
+
+def own_name(cfg: RunConfig, part: str) -> str:
+  """Returns the `module:function` that a part of a config names, or ''."""
+  text = getattr(cfg, part)
+  if part == 'metrics':
+    return metric_words.own(text)
+  return text if references.is_reference(text) else ''
 
 
 def _check_cohort(cfg: RunConfig) -> None:

@@ -54,7 +54,9 @@ class SharedFolder(contextlib.AbstractContextManager):
     path: of the folder, as process 0 has it.
   """
 
-  def __init__(self, workdir: pathlib.Path, cfg: RunConfig, *, extend: bool):
+  def __init__(
+    self, workdir: str | pathlib.Path, cfg: RunConfig, *, extend: bool
+  ):
     """Takes the folder; it is made by `begin` alone.
 
     Args:

@@ -30,7 +30,7 @@ class Snapshot(NamedTuple):
     state: of the server.
     client_states: of all clients, on the devices or the host.
     beside: () -> JSON that is saved with them, called once it is.
-    accuracy: of the model on the test set, None where it was not tested.
+    score: of the model's test, larger is better; None where there was none.
     changes: that client states on the host had seen.
     more: that is saved with them, such as another model.
   """
@@ -39,7 +39,7 @@ class Snapshot(NamedTuple):
   state: ServerState
   client_states: Any
   beside: Callable[[], dict[str, Any]]
-  accuracy: float | None = None
+  score: float | None = None
   changes: int = 0
   more: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -58,7 +58,7 @@ class Snapshot(NamedTuple):
       OSError: it cannot be written.
     """
     tree = to_tree(self.state, self.client_states) | self.more
-    checkpoints.save(self.round, tree, self.beside(), self.accuracy)
+    checkpoints.save(self.round, tree, self.beside(), self.score)
 
 
 def of(record: Record, beside: Callable[[], dict[str, Any]]) -> Snapshot | None:

@@ -8,15 +8,17 @@ import numpy as np
 
 from fedavg_jax.contracts.model import num_parameters
 from fedavg_jax.core import client_data
+from fedavg_jax.core import references
 from fedavg_jax.data import statistics
 from fedavg_jax.engine.driver import Record
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import plots
 from fedavg_jax.runs import population
-from fedavg_jax.runs import targets
 from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
+from fedavg_jax.runs.targets import Measure
+from fedavg_jax.runs.targets import from_json
 from fedavg_jax.schedule import planning
 
 
@@ -43,6 +45,7 @@ def finish(
   lines: list[dict[str, Any]],
   status: str,
   lanes: int,
+  measure: Measure,
   test: Callable[[], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
   """Writes curves.png, then summary.json; returns the summary.
@@ -56,9 +59,10 @@ def finish(
     lines: of its metrics.jsonl.
     status: why it ended.
     lanes: of the last round.
+    measure: that it is judged by.
     test: tests the last model on the test set, where that was not used before.
   """
-  summary = summarize(cfg, simulation, lines, status, lanes)
+  summary = summarize(cfg, simulation, lines, status, lanes, measure)
   if test is not None:
     for name, value in test().items():
       summary[f'final_test_{name}'] = float(value)
@@ -67,25 +71,30 @@ def finish(
       path,
       title=describe(cfg),
       records=lines,
-      target_accuracy=cfg.target_accuracy,
+      measure=measure,
+      target=cfg.ends_at,
+      loss='cross entropy' if simulation.task.classifies else 'loss',
     )
   folder.summary(summary)
   return summary
 
 
-def end_status(cfg: RunConfig, last: dict[str, Any], finite: bool) -> str:
+def end_status(
+  cfg: RunConfig, last: dict[str, Any], finite: bool, measure: Measure
+) -> str:
   """Why a run ended after the last line of its metrics.jsonl."""
   if not finite:
     return 'diverged'
-  if 0 < cfg.target_accuracy <= (targets.accuracy(last) or -1.0):
+  if measure.reached(last, cfg.ends_at):
     return 'target reached'
   return 'finished' if last['round'] == cfg.rounds else 'interrupted'
 
 
 def is_over(summary: dict[str, Any], cfg: RunConfig) -> bool:
   """Whether a run with this summary has nothing left to do."""
-  numbers = ('final_test_accuracy', 'rounds_per_second')
-  numbers += (f'best_{cfg.measured_on}_accuracy',)
+  measure = from_json(summary, cfg.measured_on)
+  numbers = (f'final_test_{measure.name}', 'rounds_per_second')
+  numbers += (f'best_{measure.key}',)
   if not all(isinstance(summary.get(key), float) for key in numbers):
     return False  # Not ours: it is made anew.
   status, rounds = summary.get('status'), summary.get('rounds')
@@ -97,9 +106,12 @@ def is_over(summary: dict[str, Any], cfg: RunConfig) -> bool:
 def describe(cfg: RunConfig) -> str:
   """One line that names a setting, with the paper's letters."""
   local = cfg.client
-  algorithm = '' if cfg.algorithm == 'fedavg' else f'{cfg.algorithm}, '
+  algorithm = f'{references.short(cfg.algorithm)}, '
+  if cfg.algorithm == 'fedavg':
+    algorithm = ''
   return (
-    f'{algorithm}{cfg.model} on {cfg.dataset},'
+    f'{algorithm}{references.short(cfg.model)} on'
+    f' {references.short(cfg.dataset)},'
     f' {population.partition_name(cfg)}: K={cfg.num_clients or "natural"}'
     f' C={cfg.client_fraction:g}'
     f' E={local.epochs} B={local.batch_size or "inf"}'
@@ -113,31 +125,26 @@ def summarize(
   records: list[dict[str, Any]],
   status: str,
   lanes: int,
+  measure: Measure,
 ) -> dict[str, Any]:
   """summary.json of a run from the lines of its metrics.jsonl."""
-  tested = [r for r in records if targets.accuracy(r) is not None]
-  rounds = [r['round'] for r in tested]
-  accuracies = [targets.accuracy(r) or 0.0 for r in tested]
-  target = cfg.target_accuracy
+  values = [measure.of(r) for r in records if measure.key in r]
+  target = cfg.ends_at
+  reached, on_paper_grid = measure.crossings(records, target)
   seconds = sum(r['seconds'] for r in records)
   planner = simulation.planner
   mean_examples = float(np.mean(planner.num_examples))
   return {
     'status': status,
     'rounds': records[-1]['round'],
-    f'final_{cfg.measured_on}_accuracy': accuracies[-1],
-    f'best_{cfg.measured_on}_accuracy': max(accuracies),
-    'target_accuracy': target,
-    'rounds_to_target': (
-      targets.rounds_to_target(rounds, accuracies, target) if target else None
-    ),
-    'rounds_to_target_paper_grid': (
-      targets.rounds_to_target_paper_grid(rounds, accuracies, target)
-      if target
-      else None
-    ),
+    **measure.to_json(),
+    f'final_{measure.key}': values[-1],
+    f'best_{measure.key}': measure.best([v for v in values if v is not None]),
+    f'target_{measure.name}': target,
+    'rounds_to_target': reached,
+    'rounds_to_target_paper_grid': on_paper_grid,
     **_spent('', records),
-    **_spent('_to_target', _until(records, target)),
+    **_spent('_to_target', _until(records, reached)),
     'rounds_per_second': (records[-1]['round'] / seconds if seconds else None),
     'compile_seconds': simulation.compile_seconds,
     # u = E n / (K B), the paper's measure of local work.
@@ -152,13 +159,11 @@ def summarize(
   }
 
 
-def _until(records, target) -> list[dict[str, Any]] | None:
-  """The records up to the first that is at the target, None without one."""
-  if target:
-    for i, record in enumerate(records):
-      if (targets.accuracy(record) or -1.0) >= target:
-        return records[: i + 1]
-  return None
+def _until(records, number: int | None) -> list[dict[str, Any]] | None:
+  """The records up to that of a round, None without one."""
+  if number is None:
+    return None
+  return [record for record in records if record['round'] <= number]
 
 
 def _spent(suffix: str, records) -> dict[str, Any]:

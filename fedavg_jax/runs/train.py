@@ -1,16 +1,23 @@
 """The narrative: data, clients, model, rounds, evaluation, what is kept.
 
-`train(config, workdir)` is what `cli/run.py` calls; a ConfigDict ends here.
+`train(config, workdir)` is what `cli/run.py` calls, and `fa.train` with objects
+in the place of names; a ConfigDict ends here.
 """
 
+from collections.abc import Sequence
 import pathlib
 import signal
 from typing import Any
 
 import ml_collections
 
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.losses import Loss
+from fedavg_jax.contracts.metrics import Metric
+from fedavg_jax.contracts.model import Model
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import processes
 from fedavg_jax.engine.devices import check_jax
 from fedavg_jax.engine.devices import numerics
@@ -19,12 +26,14 @@ from fedavg_jax.engine.driver import DIVERGED
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import distributed
+from fedavg_jax.runs import given as given_parts
 from fedavg_jax.runs import provenance
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.builders import build
 from fedavg_jax.runs.builders import build_client_tests
 from fedavg_jax.runs.builders import build_last_test
+from fedavg_jax.runs.builders import build_measure
 from fedavg_jax.runs.builders import prepare
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.provenance import to_begin
@@ -38,9 +47,14 @@ from fedavg_jax.runs.summary import is_over
 
 def train(
   config: ml_collections.ConfigDict | RunConfig,
-  workdir: pathlib.Path,
+  workdir: str | pathlib.Path,
   *,
   extend: bool = False,
+  dataset: Dataset | None = None,
+  model: Model | None = None,
+  algorithm: Algorithm | None = None,
+  loss: Loss | None = None,
+  metrics: Metric | Sequence[Metric] | None = None,
 ) -> dict[str, Any]:
   """Runs the federation that a config describes and keeps what it gives.
 
@@ -50,6 +64,12 @@ def train(
       which resumes to the same bits.
     extend: resumes with more rounds than the run in the folder had, and lets
       `config_changes.MACHINE_KEYS` be others.
+    dataset: in the place of that which the config names; so are the following.
+      A run that was given some resumes by the same call, and by no command.
+    model: for the data set.
+    algorithm: whose numbers are its own, such as learning rates.
+    loss: (outputs, batch) -> [B].
+    metrics: of tests; the first one decides target, best and tables.
 
   Returns:
     The content of summary.json.
@@ -59,7 +79,8 @@ def train(
     DivergedError: the loss or the model is not finite any more.
     StoppedError: SIGINT or SIGTERM; all that was done is kept.
   """
-  cfg = run_config.read(config)
+  given = given_parts.check(dataset, model, algorithm, loss, metrics)
+  cfg = given_parts.named(run_config.read(config), given)
   use_cpu_devices(cfg.cpu_devices)
   check_jax()
   if processes.several():  # Or nobody is there to differ.
@@ -73,7 +94,7 @@ def train(
       return summary
 
     # Data, divided among the clients, and a model; what a run has left of it.
-    prepared = processes.together(lambda: prepare(cfg))
+    prepared = processes.together(lambda: prepare(cfg, given))
     left = folder.read(to_begin(cfg, prepared))
 
     # Optimizers, compiled round, tests of clients.
@@ -81,6 +102,7 @@ def train(
     _say(_layout(cfg, prepared, simulation))
     client_tests = build_client_tests(cfg, prepared, simulation)
     last_test = build_last_test(prepared, simulation)
+    measure = build_measure(cfg, prepared, simulation)
 
     # The folder: nothing of what is wrong above has left one.
     start, states = folder.start(simulation, left)
@@ -88,7 +110,9 @@ def train(
     _say(f'workdir: {folder.path}')
 
     # The rounds.
-    run = Run(cfg, simulation, client_tests, last_test, start, states, stop)
+    run = Run(
+      cfg, simulation, client_tests, last_test, start, states, stop, measure
+    )
     summary = folder.record(run)
   _check_end(cfg, summary, folder.path, stop.signum)
   return summary

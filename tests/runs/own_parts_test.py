@@ -1,9 +1,7 @@
 """Data, models and algorithms of a person's own, by name in a config."""
 
 import hashlib
-import importlib
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import train
 from fedavg_jax.runs.run_config import RunConfig
+from tests.testing import own_modules
 from tests.testing.run_folders import lines
 
 MODULE = """
@@ -59,14 +58,9 @@ number = 3
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-  """The name of a module that is imported anew."""
-  name = f'mine_{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:8]}'
-  (tmp_path / f'{name}.py').write_text(MODULE)
-  monkeypatch.syspath_prepend(tmp_path)
-  importlib.invalidate_caches()
-  yield name
-  sys.modules.pop(name, None)
+def module(tmp_path):
+  with own_modules.importable(tmp_path, MODULE) as name:
+    yield name
 
 
 def settings(module, **changes):

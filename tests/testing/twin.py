@@ -3,6 +3,8 @@
 It shares nothing with the package but the plan's words for who reads what.
 """
 
+import itertools
+
 import numpy as np
 
 
@@ -122,3 +124,24 @@ def rounds_of_work(planner, params, x, y, parts, *, rounds, learning_rate):
         learning_rate,
       )
   return params
+
+
+def linear_rounds(clients, planner, w, gradient, learning_rate):
+  """Yields w of a linear model after rounds 0, 1, 2, ... of FedAvg.
+
+  `gradient(w, x, y)` is that of the mean loss of a minibatch.
+  """
+  for number in itertools.count(1):
+    yield w
+    cohort, new = planner.cohort(number), np.zeros_like(w)
+    total = sum(planner.num_examples[cohort])
+    for k in cohort:
+      x, y = (
+        array[clients.offsets[k] : clients.offsets[k + 1]]
+        for array in clients[:2]
+      )
+      local = w.copy()
+      for rows in batches_of(planner, number, k):
+        local -= learning_rate * gradient(local, x[rows], y[rows])
+      new += len(x) / total * local
+    w = new
