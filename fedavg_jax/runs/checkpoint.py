@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -172,33 +173,40 @@ class Checkpoints:
     self._checkpointer.close()
 
 
-def restore(leaves: Sequence[np.ndarray], like: Any) -> Any:
+def restore(saved: Checkpoint, like: Any) -> Any:
   """Puts the leaves of a checkpoint back into a tree.
 
   Args:
-    leaves: of a checkpoint.
+    saved: the checkpoint.
     like: the tree that was saved, or its shapes.
 
   Raises:
-    InputError: they are not the leaves of such a tree.
+    InputError: it holds other leaves; names the first one that differs.
   """
+
+  def told(paths, leaves):
+    return [
+      f'{".".join(path)} {leaf.dtype}{list(leaf.shape)}'
+      for path, leaf in zip(paths, leaves, strict=True)
+    ]
+
   flat, structure = jax.tree.flatten(like)
-  stored = iter(leaves)
-  restored = []
-  for leaf in flat:
-    if not leaf.size:  # Nothing to store.
-      restored.append(np.zeros(leaf.shape, leaf.dtype))
-      continue
-    array = next(stored, None)
-    if array is None or (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
-      break
-    restored.append(array)
-  if len(restored) < len(flat) or next(stored, None) is not None:
-    raise InputError(
-      f'{FOLDER}: hold arrays of another model or algorithm than the config;'
-      ' name a new workdir'
-    )
-  return jax.tree.unflatten(structure, restored)
+  wanted = told(_paths(like), [leaf for leaf in flat if leaf.size])
+  found = told(saved.told['paths'], saved.leaves)
+  for here, there in itertools.zip_longest(wanted, found, fillvalue='nothing'):
+    if here != there:
+      raise InputError(
+        f'{FOLDER}: hold {there} where the model and the algorithm of this run'
+        f' have {here}; choose a new workdir'
+      )
+  stored = iter(saved.leaves)
+  return jax.tree.unflatten(
+    structure,
+    [
+      next(stored) if leaf.size else np.zeros(leaf.shape, leaf.dtype)
+      for leaf in flat
+    ],
+  )
 
 
 def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
@@ -215,6 +223,7 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
   Raises:
     FileNotFoundError: no checkpoint is there.
     InputError: the checkpoint is not whole.
+    OSError: it cannot be read now, which says nothing of what it holds.
   """
   folder = pathlib.Path(workdir).resolve() / FOLDER
   number = _best(folder) if best else next(iter(_numbers(folder)), None)
@@ -224,7 +233,10 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
   try:
     with _one_error():
       leaves, told = _read(checkpointer, folder / str(number))
+  except MemoryError:
+    raise
   except Exception as error:  # As in `Checkpoints.newest`.
+    _check_readable(folder / str(number), error)
     raise InputError(
       f'{folder / str(number)}: not whole ({_reason(error)})'
     ) from error

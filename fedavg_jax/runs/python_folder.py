@@ -143,7 +143,7 @@ class PythonFolder(contextlib.AbstractContextManager):
     like, found = to_tree(state, kept), saved.told.get(_BEST)
     if found:
       like[_BEST] = state.variables
-    tree = checkpoint.restore(saved.leaves, like)
+    tree = checkpoint.restore(saved, like)
     state, kept = from_tree(tree)
     if states is not None:
       states.scatter(kept['clients'], kept['states'])

@@ -141,7 +141,7 @@ class SharedFolder(contextlib.AbstractContextManager):
   def _restore(self, like: Any) -> Any:
     """Returns the tree of the checkpoint, which is then let go."""
     assert self._saved is not None
-    tree = checkpoint.restore(self._saved.leaves, like)
+    tree = checkpoint.restore(self._saved, like)
     self._saved = None
     return tree
 

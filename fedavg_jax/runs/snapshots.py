@@ -144,7 +144,7 @@ def load(
     InputError: they are of another model or algorithm.
   """
   like = to_tree(*jax.eval_shape(simulation.init))
-  tree = checkpoint.restore(saved.leaves, like)
+  tree = checkpoint.restore(saved, like)
   return from_tree(place(tree, simulation))
 
 

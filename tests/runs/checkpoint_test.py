@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 
@@ -57,7 +58,7 @@ def test_what_is_saved_comes_back(tmp_path):
   save(tmp_path, [3]).close()
   found = checkpoint.Checkpoints(tmp_path, keep=2).newest()
   assert found.told['round'] == 3
-  back = checkpoint.restore(found.leaves, tree(0))
+  back = checkpoint.restore(found, tree(0))
   assert_same(back, tree(3))
   assert isinstance(back['server'], tuple)
 
@@ -127,7 +128,7 @@ def test_a_damaged_one_is_told_and_the_one_before_used(tmp_path, how, caplog):
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
   found = checkpoints.newest()
   assert found.told['round'] == 1
-  assert_same(checkpoint.restore(found.leaves, tree(0)), tree(1))
+  assert_same(checkpoint.restore(found, tree(0)), tree(1))
   (warning,) = [r for r in caplog.records if r.name == 'absl']
   message = warning.getMessage()
   assert 'checkpoints/2: not whole, the one before is used' in message
@@ -201,18 +202,47 @@ def test_one_that_was_being_written_is_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'like',
+  ('change', 'words'),
   [
-    {'params': np.zeros((300, 71), np.float32)},
-    {'params': np.zeros((300, 70), np.float64)},
-    [np.zeros((300, 70), np.float32)] * 2,
-    (),
+    ({'w': np.zeros((3, 71))}, 'hold params.w float64[3, 70] where'),
+    ({'w': np.zeros((3, 70), np.float32)}, 'have params.w float32[3, 70];'),
+    ({'v': np.zeros(2)}, 'hold params.w float64[3, 70] where'),
+    ({'x': np.zeros(2)}, 'hold nothing where'),
+    ({'w': np.zeros((0, 70))}, 'have nothing; choose a new workdir'),
   ],
 )
-def test_arrays_of_another_model(like):
-  leaves = [np.zeros((300, 70), np.float32)]
-  with pytest.raises(InputError, match='another model or algorithm'):
-    checkpoint.restore(leaves, like)
+def test_arrays_of_another_model(change, words):
+  """Of other names too, where shapes and types are those of the run."""
+  saved = checkpoint.Checkpoint(
+    [np.zeros((3, 70))], {'paths': [['params', 'w']]}
+  )
+  like = {'params': {'w': np.zeros((3, 70))} | change}
+  with pytest.raises(InputError, match=re.escape(words)):
+    checkpoint.restore(saved, like)
+  renamed = {'params': {'weights': np.zeros((3, 70))}}
+  with pytest.raises(InputError, match='have params.weights float64'):
+    checkpoint.restore(saved, renamed)
+
+
+@pytest.mark.parametrize(
+  ('error', 'kind'),
+  [
+    (MemoryError(), MemoryError),
+    (ValueError('Input/output error'), OSError),
+    (ValueError('no such key'), InputError),
+  ],
+)
+def test_what_cannot_be_read_now_is_not_called_damaged(
+  tmp_path, monkeypatch, error, kind
+):
+  save(tmp_path, [1]).close()
+
+  def fails(*args):
+    raise error
+
+  monkeypatch.setattr(checkpoint, '_read', fails)
+  with pytest.raises(kind, match='not whole' if kind is InputError else None):
+    fa.load_params(tmp_path)
 
 
 class _Evil:

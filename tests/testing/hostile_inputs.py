@@ -621,7 +621,7 @@ RUNS = {
   ),
   'checkpoints of another model': run_folder(
     _checkpoints_of({'w': np.zeros((3, 4), np.float32)}),
-    'another model or algorithm',
+    'checkpoints: hold ',
   ),
 }
 
