@@ -159,8 +159,6 @@ def check_target(name: str, target: float, measure: Measure) -> None:
     target: value of the measure; 0 is none.
     measure: that the runs are judged by.
   """
-  if not math.isfinite(target):
-    raise InputError(f'{name} {target}: must be finite')
   if measure.name == 'accuracy' and not 0 <= target <= 1:
     raise InputError(f'{name} {target}: must be in [0, 1]')
 

@@ -224,6 +224,9 @@ def test_comparison_and_sweep_go_by_the_smallest(module, regression, tmp_path):
   other = runs[1]._replace(measure=Measure())
   with pytest.raises(InputError, match='is judged by accuracy, not by squared'):
     compare.check_same_data([runs[0], other])
+  compare.check_target('--target', 9.0, runs[0].measure)
+  with pytest.raises(InputError, match=r'--target 9.0: must be in .0, 1'):
+    compare.check_target('--target', 9.0, Measure())
   # Without a target the smallest mean of the best.
   plain = [job._replace(cfg=job.cfg.replace({'target': 0.0})) for job in jobs]
   grid_report.report(plain, tmp_path / 'sweep')
@@ -388,7 +391,7 @@ def test_words_that_are_refused(changes, said):
     ({'target_accuracy': 0.9}, 'target_accuracy = 0.9: must be 0 where small'),
     (
       {'metrics': 'macro_f1', 'target': 2.0},
-      r'target = 2.0: must lie in .0, 1',
+      r'target = 2.0: must be in .0, 1',
     ),
     ({'partition': 'shards'}, "partition = 'shards': goes by label"),
   ],
