@@ -4,6 +4,7 @@ fedavg-jax compare outputs/fedavg outputs/fedprox --target 0.95
 """
 
 from collections.abc import Sequence
+import math
 import pathlib
 
 from absl import flags
@@ -31,6 +32,8 @@ def define_flags() -> None:
 
 def _run(folders: Sequence[str]) -> None:
   target = float(flags.FLAGS['target'].value or 0.0)
+  if not math.isfinite(target):
+    raise InputError(f'--target {target}: must be finite')
   if not folders:
     raise InputError('name the folders of the runs to compare')
   path = command.new_file('picture', 'compare.png')

@@ -166,15 +166,16 @@ class Confusion(NamedTuple):
 def macro_f1() -> Metric:
   """Makes the mean over classes of F1, `macro_f1`.
 
-  Where y [B, C] marks several labels of an example by 1, those with a logit
-  above 0 are predicted; else the one with the largest. A class that neither
-  occurs nor is predicted has an F1 of 0, as scikit-learn's
+  Where integers y [B, C] mark several labels of an example by 1, those with a
+  logit above 0 are predicted; else the one with the largest. A class that
+  neither occurs nor is predicted has an F1 of 0, as scikit-learn's
   `f1_score(average='macro', zero_division=0)` over all C labels has it.
   """
 
   def rows(logits, batch):
     classes, real = logits.shape[-1], batch.y != NO_LABEL
-    if batch.y.shape == logits.shape:  # Several labels of an example.
+    several = batch.y.shape == logits.shape
+    if several and jnp.issubdtype(batch.y.dtype, jnp.integer):
       actual = (batch.y == 1).astype(jnp.float32)
       predicted = jnp.where(real, logits > 0, False).astype(jnp.float32)
     else:

@@ -109,7 +109,7 @@ def _check_targets(cfg: RunConfig, prepared: Prepared) -> None:
     )
   if cfg.target and first.most == 1 and not 0 <= cfg.target <= 1:
     raise InputError(
-      f'target = {cfg.target}: must lie in [0, 1], as the first metric does'
+      f'target = {cfg.target}: must be in [0, 1], as the first metric does'
     )
 
 

@@ -75,10 +75,9 @@ def check_same(now: RunConfig, began: Any, *, extend: bool) -> None:
     and not references.is_from_python(getattr(now, part))
   ]
   if missing:
-    names = [f'{part} ({references.short(began[part])})' for part in missing]
     raise InputError(
-      f'config: the run in the workdir was given its {", ".join(names)} from'
-      ' Python; no command can resume it, must be called as it was,'
+      f'config: the run in the workdir was given its {", ".join(missing)} from'
+      ' Python; no command can resume it, must be the same call of'
       f' fedavg_jax.train(config, workdir, {missing[0]}=...)'
     )
   wrong = {

@@ -6,6 +6,7 @@ the same parts.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+import contextlib
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -103,7 +104,7 @@ def named(cfg: RunConfig, given: Given) -> RunConfig:
 def _name(part: Any) -> str:
   """Returns by whose functions something was made; of a data set its name.
 
-  A person's own functions name it; else the first of ours, or of whoever's.
+  A person's own functions name it; else ours, or the first of whoever's.
   """
   if isinstance(part, Dataset):
     return part.name
@@ -111,19 +112,34 @@ def _name(part: Any) -> str:
     return _maker(part.rows)
   if not isinstance(part, (Model, Algorithm)) and isinstance(part, tuple):
     return ', '.join(map(_name, part))
-  makers = list(dict.fromkeys(map(_maker, _functions(part))))
+  makers = list(dict.fromkeys(map(_maker, _functions(part, set()))))
   own = [name for name in makers if not _is_installed(name)]
-  ours = [name for name in makers if name.startswith(f'{_OURS}.')]
-  return ', '.join(own or ours[:1] or makers[:1])
+  # Defaults of the contracts are in all of them.
+  ours = [
+    name
+    for name in makers
+    if name.startswith(f'{_OURS}.')
+    and not name.startswith(f'{_OURS}.contracts')
+  ]
+  return ', '.join(own or ours or makers[:1])
 
 
-def _functions(part: Any) -> Iterator[Callable]:
-  """Yields all functions within tuples."""
-  if isinstance(part, tuple):
+def _functions(part: Any, seen: set[int]) -> Iterator[Callable]:
+  """Yields all functions within tuples, and within those that they hold.
+
+  Args:
+    part: a function, or tuples of them.
+    seen: what was yielded before, by `id`; functions may hold each other.
+  """
+  if isinstance(part, (list, tuple)):
     for inner in part:
-      yield from _functions(inner)
-  elif callable(part):
+      yield from _functions(inner, seen)
+  elif callable(part) and id(part) not in seen:
+    seen.add(id(part))
     yield part
+    for cell in getattr(part, '__closure__', None) or ():
+      with contextlib.suppress(ValueError):  # It is empty yet.
+        yield from _functions(cell.cell_contents, seen)
 
 
 def _maker(function: Any) -> str:

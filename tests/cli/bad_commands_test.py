@@ -103,8 +103,8 @@ CASES = {
     ('compare', 'old', '--picture=there.png'),
     'there.png: exists already',
   ),
-  'compare: a target beyond 1': (
-    ('compare', 'old', '--target=1.5'),
+  'compare: a target without an end': (
+    ('compare', 'old', '--target=inf'),
     '--target',
   ),
   # Partitions.

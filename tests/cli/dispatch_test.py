@@ -148,7 +148,7 @@ def test_what_a_config_lacks(command, tmp_path, name, args, words):
     (['compare'], ['folders of the runs']),
     (['compare', 'no'], ['no/config.json', 'cannot be read']),
     (['compare', 'a', 'a'], ['a: named twice']),
-    (['compare', 'a', '--target=2'], ['--target 2.0', '[0, 1]']),
+    (['compare', 'a', '--target=nan'], ['--target nan', 'finite']),
     (['compare', 'a', '--picture=a.gif'], ['--picture a.gif', '.png']),
     (['compare', 'a', '--flagfile=no'], ["No such file or directory: 'no'"]),
     (['compare', 'a', '--config=x.py'], ["'config'"]),

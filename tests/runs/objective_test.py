@@ -12,6 +12,7 @@ import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import compare
+from fedavg_jax.runs import given
 from fedavg_jax.runs import grid
 from fedavg_jax.runs import grid_report
 from fedavg_jax.runs import run_config
@@ -224,6 +225,9 @@ def test_comparison_and_sweep_go_by_the_smallest(module, regression, tmp_path):
   other = runs[1]._replace(measure=Measure())
   with pytest.raises(InputError, match='is judged by accuracy, not by squared'):
     compare.check_same_data([runs[0], other])
+  compare.check_target('--target', 9.0, runs[0].measure)
+  with pytest.raises(InputError, match=r'--target 9.0: must be in .0, 1'):
+    compare.check_target('--target', 9.0, Measure())
   # Without a target the smallest mean of the best.
   plain = [job._replace(cfg=job.cfg.replace({'target': 0.0})) for job in jobs]
   grid_report.report(plain, tmp_path / 'sweep')
@@ -320,14 +324,18 @@ def test_objects_are_the_run_that_names_are(module, tmp_path):
   sha256 = began['own_code_sha256'][module]
   assert sha256 == names['own_code_sha256'][module] and len(sha256) == 64
 
-  def refused(said, *, config=plain, **given):
+  compare.check_same_data(
+    [compare.read_run(tmp_path / name) for name in ('objects', 'names')]
+  )
+
+  def refused(said, *, config=plain, **parts):
     before = contents(folder)
     with pytest.raises(InputError, match=said) as raised:
-      fa.train(config, folder, extend=True, **given)
+      fa.train(config, folder, extend=True, **parts)
     assert '\n' not in str(raised.value)
     assert contents(folder) == before
 
-  refused('was given its dataset .numbers., model .* from Python; no command')
+  refused('was given its dataset, model, .*metrics from Python; no command')
   kept = json.loads((folder / 'config.json').read_text())['config']
   refused(
     "dataset = 'from Python: numbers': was given from Python",
@@ -342,7 +350,25 @@ def test_objects_are_the_run_that_names_are(module, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('given', 'said'),
+  ('algorithm', 'names'),
+  [
+    (fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)), ['fedavg.fedavg']),
+    (
+      fa.fedprox(0.1, optax.sgd(0.1), optax.sgd(1.0)),
+      ['fedprox.proximal', 'fedavg.fedavg'],
+    ),
+    (fa.scaffold(0.1, 1.0), ['scaffold.scaffold']),
+  ],
+)
+def test_an_algorithm_has_the_name_of_its_makers(algorithm, names):
+  cfg = given.named(RunConfig(), given.Given(algorithm=algorithm))
+  expected = ', '.join(f'fedavg_jax.algorithms.{name}' for name in names)
+  assert cfg.algorithm == f'from Python: {expected}'
+  assert cfg.replace({'algorithm': 'fedavg'}) == RunConfig()
+
+
+@pytest.mark.parametrize(
+  ('parts', 'said'),
   [
     ({'model': 3}, 'model: is int, must be an fa.Model'),
     ({'dataset': 'digits'}, 'dataset: is str, must be an fa.Dataset'),
@@ -351,9 +377,9 @@ def test_objects_are_the_run_that_names_are(module, tmp_path):
     ({'metrics': ['loss']}, r'metrics.0.: is str, must be an fa.Metric'),
   ],
 )
-def test_objects_that_are_refused(tmp_path, given, said):
+def test_objects_that_are_refused(tmp_path, parts, said):
   with pytest.raises(InputError, match=said):
-    fa.train(RunConfig(), tmp_path / 'run', **given)
+    fa.train(RunConfig(), tmp_path / 'run', **parts)
   assert not (tmp_path / 'run').exists()
 
 
@@ -383,12 +409,13 @@ def test_words_that_are_refused(changes, said):
     ({'loss': 'MINE:nothing'}, "loss = '.*returns NoneType, must return a C"),
     ({'metrics': 'MINE:nothing'}, 'metrics = .*returns NoneType'),
     ({'metrics': 'MINE:empty'}, r'metrics.0..result: returns {}, must return'),
+    ({'metrics': 'macro_f1'}, 'metrics: macro_f1 needs logits .* class numb'),
     ({'metrics': 'accuracy'}, 'metrics: accuracy needs logits .* class numb'),
     ({'metrics': 'loss,MINE:none'}, 'metrics = .*: must be module:function'),
     ({'target_accuracy': 0.9}, 'target_accuracy = 0.9: must be 0 where small'),
     (
       {'metrics': 'macro_f1', 'target': 2.0},
-      r'target = 2.0: must lie in .0, 1',
+      r'target = 2.0: must be in .0, 1',
     ),
     ({'partition': 'shards'}, "partition = 'shards': goes by label"),
   ],

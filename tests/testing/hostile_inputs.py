@@ -360,6 +360,8 @@ KEYS = {
   ),
   'target': key('target_accuracy', '97', '97.0', '[0, 1]'),
   'target nan': key('target_accuracy', 'nan', 'nan'),
+  'loss': key('loss', 'squared_eror', 'did you mean squared_error'),
+  'metrics': key('metrics', 'loss,acuracy', 'did you mean accuracy'),
   'seed': key('seed', '-1', '-1'),
   'seed huge': key('seed', '2147483648', '2147483648'),
   'lanes': key('lanes', '-1', '-1'),
