@@ -234,6 +234,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Loggers beside metrics.jsonl: csv, tensorboard, wandb.
   config.log = ''
 
+  # Draws curves.png, partition.png and clients.png, a second or so a run.
+  config.pictures = True
+
   config.checkpoint = ml_collections.ConfigDict()
 
   # Rounds between two checkpoints; 0 saves by time alone.

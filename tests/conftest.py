@@ -34,8 +34,15 @@ def _compile_sooner():
 
 
 def _share_compiled(config):
-  """Lets all tests, workers and later runs share what XLA has compiled."""
+  """Lets all tests, workers and what they start share what XLA has compiled."""
   folder = config.rootpath / '.pytest_cache' / 'jax'
+  os.environ |= {
+    'JAX_COMPILATION_CACHE_DIR': str(folder),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    # XLA warns of the features of its own machine when it reads them.
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+  }
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

@@ -42,6 +42,7 @@ SETTING = (
   '--config.rounds_per_call=2',
   '--config.checkpoint.rounds=5',
   '--config.cpu_devices=1',
+  '--config.pictures=False',
 )
 
 

@@ -20,6 +20,7 @@ MACHINE_KEYS = (
   'cpu_devices',
   'examples_on',
   'log',
+  'pictures',
   'checkpoint.rounds',
   'checkpoint.minutes',
   'checkpoint.keep',

@@ -231,14 +231,15 @@ class Recorder:
         client_evaluation.write_csv(
           path, simulation.planner.num_examples, tests
         )
-      with folder.replacing('clients.png') as path:
-        plots.draw_clients(
-          path,
-          title=describe(cfg),
-          records=lines,
-          tests=tests,
-          measure=self._run.measure,
-        )
+      if cfg.pictures:
+        with folder.replacing('clients.png') as path:
+          plots.draw_clients(
+            path,
+            title=describe(cfg),
+            records=lines,
+            tests=tests,
+            measure=self._run.measure,
+          )
     measure, status = self._run.measure, 'failed'
     if self.ended:
       status = end_status(cfg, lines[-1], self._finite, measure)

@@ -275,6 +275,11 @@ class RunConfig(Options):
   log: str = option(
     '', ANYTHING, 'Loggers beside metrics.jsonl: csv, tensorboard, wandb.'
   )
+  pictures: bool = option(
+    True,
+    ANYTHING,
+    'Draws curves.png, partition.png and clients.png, a second or so a run.',
+  )
   checkpoint: CheckpointConfig = section(CheckpointConfig)
   options: dict[str, Any] = free(
     'What your own functions take by name: config.options.model.width = 64;'

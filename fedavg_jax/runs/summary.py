@@ -25,7 +25,9 @@ from fedavg_jax.schedule import planning
 def draw_population(
   cfg: RunConfig, prepared: Prepared, folder: Workdir
 ) -> None:
-  """Writes partition.png."""
+  """Writes partition.png, where a run has pictures."""
+  if not cfg.pictures:
+    return
   with folder.replacing('partition.png') as path:
     plots.draw_partition(
       path,
@@ -66,15 +68,16 @@ def finish(
   if test is not None:
     for name, value in test().items():
       summary[f'final_test_{name}'] = float(value)
-  with folder.replacing('curves.png') as path:
-    plots.draw_curves(
-      path,
-      title=describe(cfg),
-      records=lines,
-      measure=measure,
-      target=cfg.ends_at,
-      loss='cross entropy' if simulation.task.classifies else 'loss',
-    )
+  if cfg.pictures:
+    with folder.replacing('curves.png') as path:
+      plots.draw_curves(
+        path,
+        title=describe(cfg),
+        records=lines,
+        measure=measure,
+        target=cfg.ends_at,
+        loss='cross entropy' if simulation.task.classifies else 'loss',
+      )
   folder.summary(summary)
   return summary
 

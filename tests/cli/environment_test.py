@@ -18,7 +18,8 @@ def start(tmp_path, repository, *args, command=None, **environment):
     command
     or [
       *(sys.executable, '-m', 'fedavg_jax', 'run', f'--config={config}'),
-      *('--config.rounds=1', '--config.num_clients=5', '--workdir=run', *args),
+      *('--config.rounds=1', '--config.num_clients=5', '--workdir=run'),
+      *('--config.pictures=False', *args),
     ],
     cwd=tmp_path,
     env=os.environ | environment,
@@ -70,6 +71,7 @@ def test_names_in_any_letters_on_a_terminal_of_ascii(tmp_path, repository):
     tmp_path,
     repository,
     '--workdir=é漢',
+    '--config.pictures',
     PYTHONIOENCODING='ascii',
     LC_ALL='C',
     MPLBACKEND='nonsense',
@@ -135,7 +137,8 @@ def test_nobody_reads_what_others_print(command, ending, tmp_path, repository):
   )
   args = {
     'sweep': f'--config={repository / "configs" / "quickstart.py"}'
-    ' --config.rounds=2 --config.num_clients=5 --seeds=2 --workdir=NAME',
+    ' --config.rounds=2 --config.num_clients=5 --config.pictures=False'
+    ' --seeds=2 --workdir=NAME',
     'convert': '--source=arrays --path=clients.npz --out=NAME',
   }[command]
   script = f'{sys.executable} -m fedavg_jax {command} {args}'

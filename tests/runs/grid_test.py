@@ -81,7 +81,6 @@ def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
     assert told.keys() == alike.keys()
     assert told['parameters'] == alike['parameters']
     assert told['status'] == alike['status'] == 'finished'
-    assert (job.folder / 'curves.png').exists()
     # The folder is a run's, and over.
     assert train.train(job.cfg, job.folder) == told
 
@@ -514,6 +513,7 @@ def test_sweep_command(repository, tmp_path):
   )
   assert process.returncode == 0, process.stderr
   assert 'Best: client.learning_rate=' in process.stdout
+  assert len([*(tmp_path / 'grid').rglob('curves.png')]) == 3  # And all.
   bad = subprocess.run(
     [
       *(sys.executable, '-m', 'fedavg_jax', 'sweep', '--grid', 'rate=1'),

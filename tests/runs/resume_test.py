@@ -87,7 +87,8 @@ def assert_same_bits(workdir, other):
 def whole(tmp_path_factory):
   """A run that was never interrupted; never changed by a test."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  train.train(small(REPOSITORY, **{'checkpoint.rounds': 4}), workdir)
+  config = small(REPOSITORY, pictures=True, **{'checkpoint.rounds': 4})
+  train.train(config, workdir)
   return workdir
 
 
@@ -101,7 +102,8 @@ def stopped(whole, tmp_path):
 
 
 def again(repository, workdir, *, extend=False, **changes):
-  config = small(repository, **({'checkpoint.rounds': 4} | changes))
+  own = {'checkpoint.rounds': 4, 'pictures': True}
+  config = small(repository, **(own | changes))
   return train.train(config, workdir, extend=extend)
 
 

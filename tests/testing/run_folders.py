@@ -9,14 +9,15 @@ import numpy as np
 from fedavg_jax.runs import recorder
 
 
-def load(repository, name, **changes):
+def load(repository, name, *, pictures=False, **changes):
+  """Loads a config; without pictures, which would take most of the time."""
   path = repository / 'configs' / f'{name}.py'
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config()
   with config.unlocked():
-    config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict({'pictures': pictures} | changes)
   return config
 
 
