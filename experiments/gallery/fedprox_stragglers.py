@@ -24,6 +24,7 @@ curves of all lines are drawn beside the file.
 """
 
 import argparse
+from collections.abc import Callable
 from collections.abc import Sequence
 import os
 import pathlib
@@ -75,7 +76,7 @@ SETTINGS = (
 )
 
 
-def partition(labels: np.ndarray) -> list[np.ndarray]:
+def divide(labels: np.ndarray, seed: int) -> list[np.ndarray]:
   """Divides examples among clients as Flower's partitioner does.
 
   Client i has the labels i and i + 1, modulo their number. Of each label every
@@ -84,14 +85,14 @@ def partition(labels: np.ndarray) -> list[np.ndarray]:
 
   Args:
     labels: [n] whole numbers.
+    seed: of the shares.
 
   Returns:
-    [K] arrays of the rows that a client trains on, nine tenths of its own.
+    [K] arrays of rows.
   """
   kinds = np.unique(labels)
   holders = CLIENTS * LABELS // len(kinds)
-  rng = np.random.default_rng(PARTITION_SEED)
-  shares = rng.lognormal(0.0, 2.0, (len(kinds), holders))
+  shares = np.random.default_rng(seed).lognormal(0, 2, (len(kinds), holders))
   shares /= shares.sum(axis=1, keepdims=True)
   rng = np.random.default_rng(PARTITION_SEED)
   parts: list[list[np.ndarray]] = [[] for _ in range(CLIENTS)]
@@ -102,8 +103,13 @@ def partition(labels: np.ndarray) -> list[np.ndarray]:
     has = [k for k in range(CLIENTS) if (c - k) % len(kinds) < LABELS]
     for k, own in zip(has, np.split(rows, np.cumsum(counts)[:-1]), strict=True):
       parts[k].append(own)
-  mine = [rng.permutation(np.concatenate(own)) for own in parts]
-  return [rows[: len(rows) * 9 // 10] for rows in mine]
+  return [np.concatenate(own) for own in parts]
+
+
+def to_train_on(parts: list[np.ndarray]) -> list[np.ndarray]:
+  """Returns nine tenths of each client's rows, drawn at random."""
+  rng = np.random.default_rng(PARTITION_SEED)
+  return [rng.permutation(rows)[: len(rows) * 9 // 10] for rows in parts]
 
 
 def some_epochs(rng: np.random.Generator, work: fa.WorkContext) -> np.ndarray:
@@ -132,16 +138,12 @@ def logistic_regression() -> fa.Model:
   return fa.Model('logistic_regression', init, apply)
 
 
-def accuracies(
-  dataset: fa.Dataset,
-  setting: Setting,
-  seed: int,
-  rounds: int = ROUNDS,
-) -> np.ndarray:
-  """Trains once; returns the test accuracy after each round, [rounds + 1]."""
+def accuracies(dataset: fa.Dataset, setting: Setting, seed: int) -> np.ndarray:
+  """Trains once; returns the test accuracy from round 0 on, [101]."""
   sgd = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE))
+  parts = to_train_on(divide(dataset.train.y, PARTITION_SEED))
   federation = fa.Federation(
-    fa.build_clients(dataset.train, partition(dataset.train.y)),
+    fa.build_clients(dataset.train, parts),
     dataset.test,
     client_fraction=0.01,
     epochs=EPOCHS,
@@ -156,7 +158,7 @@ def accuracies(
     federation,
     fa.fedprox(setting.mu, sgd, optax.sgd(1.0)),
   )
-  return fa.run(simulation, rounds=rounds)['test_accuracy']
+  return fa.run(simulation, rounds=ROUNDS)['test_accuracy']
 
 
 def end_of(curve: Sequence[float]) -> float:
@@ -172,6 +174,32 @@ def results_in(path: pathlib.Path) -> results.Lines:
     return all(isinstance(row.get(k), kind) for k, kind in kinds.items())
 
   return results.Lines(path, whole, flag='--out')
+
+
+def run_missing(
+  store: results.Lines,
+  seeds: int,
+  train: Callable[[Setting, int], Sequence[float]],
+  beside: dict[str, Any],
+) -> None:
+  """Trains the settings and seeds that a file lacks, and appends their lines.
+
+  Args:
+    store: the file.
+    seeds: how many, from 0.
+    train: (setting, seed) -> test accuracies from round 0 on.
+    beside: what stands in each line beside the numbers.
+  """
+  done = {(row['seed'], row['setting']) for row in store.rows}
+  for seed in range(seeds):
+    for setting in SETTINGS:
+      if (seed, setting.name) in done:
+        continue
+      curve = [round(float(a), 4) for a in train(setting, seed)]
+      row = {'setting': setting.name, 'seed': seed, 'rounds': ROUNDS}
+      row |= {'accuracy': round(end_of(curve), 4), 'curve': curve}
+      store.append([row | beside])
+      say(f'{setting.name}, seed {seed}: {end_of(curve):.3f}')
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> str:
@@ -239,20 +267,16 @@ def main() -> None:
   args = parser.parse_args()
   rules.check_whole('--seeds', args.seeds, 1)
   store = results_in(args.out)
-  store.append([])  # Before any work: whether it can be written.
-  done = {(row['seed'], row['setting']) for row in store.rows}
+  store.append([])  # Fails before any work where it cannot be written.
   fa.use_cpu_devices(0)
   beside = sweeps.beside_numbers(provenance.environment())
   dataset = cells.load('mnist', args.data)
-  for seed in range(args.seeds):
-    for setting in SETTINGS:
-      if (seed, setting.name) in done:
-        continue
-      curve = [round(float(a), 4) for a in accuracies(dataset, setting, seed)]
-      row = {'setting': setting.name, 'seed': seed, 'rounds': ROUNDS}
-      row |= {'accuracy': round(end_of(curve), 4), 'curve': curve}
-      store.append([row | beside])
-      say(f'{setting.name}, seed {seed}: {end_of(curve):.3f}')
+  run_missing(
+    store,
+    args.seeds,
+    lambda setting, seed: accuracies(dataset, setting, seed),
+    beside,
+  )
   draw(args.out.with_suffix('.png'), store.rows)
   print(summarize(store.rows))
 
