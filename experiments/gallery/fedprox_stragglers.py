@@ -16,8 +16,9 @@ on nine tenths of their examples; logistic regression, E = 10, B = 10, eta =
 straggler with probability 0.9 and then does 1 to 9 epochs. A number is the mean
 test accuracy of rounds 81 to 100.
 
-It differs from the baseline in one thing: a client weighs as many as its
-examples, there as its minibatches, which are about a tenth of them.
+It differs from the baseline in two things: a client weighs as many as its
+examples, there as its minibatches, which are about a tenth of them; and which
+tenth of its examples a client leaves out is drawn otherwise.
 
 A line per seed and setting; those that the file has are not run again. The
 curves of all lines are drawn beside the file.
@@ -179,7 +180,7 @@ def results_in(path: pathlib.Path) -> results.Lines:
 def run_missing(
   store: results.Lines,
   seeds: int,
-  train: Callable[[Setting, int], Sequence[float]],
+  train: Callable[[Setting, int], np.ndarray],
   beside: dict[str, Any],
 ) -> None:
   """Trains the settings and seeds that a file lacks, and appends their lines.
