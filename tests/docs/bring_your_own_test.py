@@ -2,9 +2,6 @@
 
 import contextlib
 import io
-import pathlib
-import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -14,34 +11,11 @@ import pytest
 
 import fedavg_jax as fa
 from tests.testing import results
+from tests.testing.pages import python_of
 
+PAGE = 'docs/bring_your_own.md'
 SIZES, CENTRES = (2, 6, 3, 1), (0.0, 2.0, 4.0, 6.0)
 ETA = 0.1
-
-
-def blocks(repository):
-  text = (repository / 'docs' / 'bring_your_own.md').read_text()
-  return re.findall(r'^```python\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture(scope='module')
-def page():
-  """The functions of the page; what it trains is left out."""
-  repository = pathlib.Path(__file__).parents[2]
-  program = '\n'.join(blocks(repository))
-  program = re.sub(
-    r'^(fa\.use_cpu|data =|parts =|clients =|federation =|    clients, data'
-    r'|model =|simulation =|print\(|    print\().*\n',
-    '',
-    program,
-    flags=re.MULTILINE,
-  )
-  program = program.partition('best, since')[0]
-  program = re.sub(r'^for rule in .*\n', '', program, flags=re.MULTILINE)
-  program = program.replace('def accuracy(model=model, ', 'def accuracy(')
-  names = {'federation': None}
-  exec(program, names)  # noqa: S102
-  return types.SimpleNamespace(**names)
 
 
 @pytest.mark.slow
@@ -53,7 +27,7 @@ def test_the_page_runs(repository):
       jax.numpy_dtype_promotion('standard'),
       jax.numpy_rank_promotion('allow'),
     ):
-      exec('\n'.join(blocks(repository)), {'__name__': 'page'})  # noqa: S102
+      exec(python_of(repository / PAGE), {'__name__': 'page'})  # noqa: S102
   values = [float(line) for line in printed.getvalue().splitlines()]
   assert len(values) == 11
   assert min(values) > 0.3, values  # Krum takes one client of two labels.
