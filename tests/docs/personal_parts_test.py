@@ -7,58 +7,10 @@ import optax
 import pytest
 
 import fedavg_jax as fa
+from tests.testing import normalised
 from tests.testing import twin
 
-SIZES = (5, 1, 3)  # With B = 2 short last batches, and a client of one example.
-ETA, MOMENTUM, EPSILON = 0.1, 0.9, 1e-5
-CLASSES, FEATURES, HIDDEN = 3, 8, 4
-
-
-def normalise(norm, h, mean, variance):
-  h = (h - mean[None]) / jnp.sqrt(variance[None] + EPSILON)
-  return h * norm['scale'][None] + norm['bias'][None]
-
-
-def logits_of(params, h):
-  return jax.nn.relu(h) @ params['out']
-
-
-def moved(state, mean, variance):
-  return {
-    'mean': MOMENTUM * state['mean'] + (1 - MOMENTUM) * mean,
-    'variance': MOMENTUM * state['variance'] + (1 - MOMENTUM) * variance,
-  }
-
-
-def init(key):
-  first, last = jax.random.split(key)
-  return fa.Variables(
-    {
-      'dense': jax.random.normal(first, (FEATURES, HIDDEN)) / 3,
-      'norm': {'scale': jnp.ones(HIDDEN), 'bias': jnp.zeros(HIDDEN)},
-      'out': jax.random.normal(last, (HIDDEN, CLASSES)) / 2,
-    },
-    {'mean': jnp.zeros(HIDDEN), 'variance': jnp.ones(HIDDEN)},
-  )
-
-
-def apply(variables, x):
-  params, state = variables
-  h = normalise(params['norm'], x @ params['dense'], **state)
-  return logits_of(params, h)
-
-
-def train(variables, batch, context):
-  """BatchNorm over the rows that are real."""
-  del context
-  params, state = variables
-  h = batch.x @ params['dense']
-  real = batch.mask[:, None]
-  count = jnp.maximum(batch.mask.sum(), 1).astype(jnp.float32)
-  mean = jnp.where(real, h, 0.0).sum(axis=0) / count
-  variance = jnp.where(real, (h - mean[None]) ** 2, 0.0).sum(axis=0) / count
-  h = normalise(params['norm'], h, mean, variance)
-  return logits_of(params, h), moved(state, mean, variance)
+ETA = 0.1
 
 
 @jax.jit
@@ -68,9 +20,11 @@ def plain_step(params, state, x, y):
   def loss(params):
     h = x @ params['dense']
     mean, variance = h.mean(axis=0), h.var(axis=0)
-    logits = logits_of(params, normalise(params['norm'], h, mean, variance))
+    logits = normalised.logits_of(
+      params, normalised.normalise(params['norm'], h, mean, variance)
+    )
     losses = -jax.nn.log_softmax(logits)[jnp.arange(len(y)), y]
-    return losses.mean(), moved(state, mean, variance)
+    return losses.mean(), normalised.moved(state, mean, variance)
 
   grads, state = jax.grad(loss, has_aux=True)(params)
   return jax.tree.map(lambda w, g: w - ETA * g, params, grads), state
@@ -103,18 +57,11 @@ def plain_rounds(simulation, clients, rounds):
 @pytest.mark.parametrize('on', ['device', 'host'])
 def test_fedbn(page, on):
   """Norm parameters and statistics stay, all else is averaged."""
-  rng = np.random.default_rng(4)
-  examples = fa.Examples(
-    rng.normal(size=(9, FEATURES)).astype(np.float32),
-    rng.integers(0, CLASSES, 9).astype(np.int32),
-  )
-  parts = np.split(np.arange(9), np.cumsum(SIZES)[:-1])
-  clients = fa.build_clients(examples, parts)
+  federation = normalised.federation()
+  clients = federation.clients
   simulation = fa.build_simulation(
-    fa.Model('normalised', init, apply, train=train, state_of='client'),
-    fa.Federation(
-      clients, examples, client_fraction=0.7, epochs=2, batch_size=2, seed=5
-    ),
+    normalised.model('client'),
+    federation,
     page.fedper(optax.sgd(ETA), head=['norm']),
     execution=fa.Execution(lanes=2),
     placement=fa.Placement(client_states_on=on),
