@@ -40,7 +40,11 @@ def built_of(page, recipe):
     ),
   }
   return fa.build_simulation(
-    model, normalised.federation(**options), algorithms[recipe]()
+    model,
+    normalised.federation(**options),
+    algorithms[recipe](),
+    # One lane on one device compiles soonest.
+    execution=fa.Execution(lanes=1, devices=jax.devices()[:1]),
   )
 
 
@@ -70,10 +74,10 @@ def row_of(record):
   ['fednova', 'feddyn', 'fedbn', 'mime', 'ifca', 'qsgd', 'local_noise'],
 )
 def test_a_continued_run_has_the_bits_of_a_whole_one(page, recipe, tmp_path):
-  whole = list(fa.simulate(built_of(page, recipe), rounds=ROUNDS))
+  simulation = built_of(page, recipe)
+  whole = list(fa.simulate(simulation, rounds=ROUNDS))
   path = tmp_path / 'saved.npz'
-  first = built_of(page, recipe)
-  *_, record = fa.simulate(first, rounds=SAVED)
+  *_, record = fa.simulate(simulation, rounds=SAVED)
   save(path, record)
   rebuilt = built_of(page, recipe)
   rest = list(fa.simulate(rebuilt, rounds=ROUNDS, start=load(path, rebuilt)))
