@@ -39,19 +39,23 @@ class Lines:
   """
 
   def __init__(
-    self, path: pathlib.Path, whole: Callable[[Any], bool] = lambda row: True
+    self,
+    path: pathlib.Path,
+    whole: Callable[[Any], bool] = lambda row: True,
+    flag: str = '--results',
   ):
     """Reads a file, if it is there.
 
     Args:
       path: of the file.
       whole: whether a JSON object is a row of this file.
+      flag: of the command, that named the file; errors name it.
 
     Raises:
       InputError: it is no file, or cannot be read.
     """
     self.path = path
-    self._whole = whole
+    self._whole, self._flag = whole, flag
     self.read()
 
   def read(self) -> None:
@@ -62,7 +66,7 @@ class Lines:
       content = self.path.read_bytes() if self.path.exists() else b''
     except OSError as error:
       raise fa.InputError(
-        f'--results {self.path}: cannot be read ({error.strerror})'
+        f'{self._flag} {self.path}: cannot be read ({error.strerror})'
       ) from error
     for number, line in enumerate(content.split(b'\n'), 1):
       if not line.strip():
@@ -102,7 +106,8 @@ class Lines:
           os.fsync(file.fileno())
     except OSError as error:
       raise fa.InputError(
-        f'--results {self.path}: cannot be written ({error.strerror or error})'
+        f'{self._flag} {self.path}: cannot be written'
+        f' ({error.strerror or error})'
       ) from error
     self.rows += rows
 

@@ -2,9 +2,6 @@
 
 import contextlib
 import io
-import pathlib
-import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,35 +10,12 @@ import optax
 import pytest
 
 import fedavg_jax as fa
+from tests.testing import quadratics
 from tests.testing import results
+from tests.testing.pages import python_of
 
-SIZES, CENTRES = (2, 6, 3, 1), (0.0, 2.0, 4.0, 6.0)
+PAGE = 'docs/bring_your_own.md'
 ETA = 0.1
-
-
-def blocks(repository):
-  text = (repository / 'docs' / 'bring_your_own.md').read_text()
-  return re.findall(r'^```python\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture(scope='module')
-def page():
-  """The functions of the page; what it trains is left out."""
-  repository = pathlib.Path(__file__).parents[2]
-  program = '\n'.join(blocks(repository))
-  program = re.sub(
-    r'^(fa\.use_cpu|data =|parts =|clients =|federation =|    clients, data'
-    r'|model =|simulation =|print\(|    print\().*\n',
-    '',
-    program,
-    flags=re.MULTILINE,
-  )
-  program = program.partition('best, since')[0]
-  program = re.sub(r'^for rule in .*\n', '', program, flags=re.MULTILINE)
-  program = program.replace('def accuracy(model=model, ', 'def accuracy(')
-  names = {'federation': None}
-  exec(program, names)  # noqa: S102
-  return types.SimpleNamespace(**names)
 
 
 @pytest.mark.slow
@@ -53,67 +27,68 @@ def test_the_page_runs(repository):
       jax.numpy_dtype_promotion('standard'),
       jax.numpy_rank_promotion('allow'),
     ):
-      exec('\n'.join(blocks(repository)), {'__name__': 'page'})  # noqa: S102
+      exec(python_of(repository / PAGE), {'__name__': 'page'})  # noqa: S102
   values = [float(line) for line in printed.getvalue().splitlines()]
-  assert len(values) == 11
+  assert len(values) == 12
   assert min(values) > 0.3, values  # Krum takes one client of two labels.
-
-
-def quadratics(algorithm, *, client_fraction, rounds, sizes=SIZES):
-  """The model w after rounds on losses (w - c_k)^2 / 2, n_k updates each."""
-  y = np.repeat(np.float32(CENTRES), sizes)
-  parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-  examples = fa.Examples(np.zeros((len(y), 1), np.float32), y)
-  model = fa.Model(
-    'point',
-    lambda key: {'w': jnp.float32(1.0)},
-    lambda params, x: jnp.broadcast_to(params['w'], (len(x),)),
-  )
-  simulation = fa.build_simulation(
-    model,
-    fa.Federation(
-      fa.build_clients(examples, parts),
-      examples,
-      client_fraction=client_fraction,
-      epochs=1,
-      batch_size=1,
-      seed=1,
-    ),
-    algorithm,
-    loss=lambda outputs, batch: (outputs - batch.y) ** 2 / 2,
-  )
-  models = [
-    float(record.state.params['w'])
-    for record in fa.simulate(
-      simulation, rounds=rounds, wanted=lambda number: True
-    )
-  ]
-  return np.array(models)
 
 
 def test_fednova_has_no_bias_of_updates(page):
   """Both end where their weighted deltas vanish, in closed form."""
-  n, c = np.array(SIZES, float), np.array(CENTRES)
+  n, c = np.array(quadratics.SIZES, float), np.array(quadratics.CENTRES)
   moved = 1 - (1 - ETA) ** n  # Of the way to c_k, after n_k updates.
   for algorithm, pull in (
     (fa.fedavg(optax.sgd(ETA), optax.sgd(1.0)), n * moved),
     (page.fednova(optax.sgd(ETA)), moved),
   ):
-    w = quadratics(algorithm, client_fraction=1.0, rounds=150)[-1]
+    w = quadratics.models(algorithm, rounds=150)[-1]
     assert w == pytest.approx((pull * c).sum() / pull.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize('momentum', [0.0, 0.5, 0.8])
+def test_fednova_with_momentum_of_clients(page, momentum):
+  """Clients of 4 to 24 updates: where it ends, and how it comes there.
+
+  A client's distance to its centre and its momentum are multiplied by a matrix
+  in each update; the recipe's |a|_1 is that of gradients which are all 1.
+  """
+  sizes, eta = (24, 4, 9, 15), 0.05
+  centres = np.array(quadratics.CENTRES)
+  moves, ones = [], []
+  for n in sizes:
+    update = np.array([[1 - eta, -eta * momentum], [1.0, momentum]])
+    left = np.linalg.matrix_power(update, n) @ [1.0, 0.0]
+    moves.append(1 - left[0])
+    ones.append(
+      sum((1 - momentum**j) / (1 - momentum) for j in range(1, n + 1))
+    )
+  shares = np.array(sizes) / sum(sizes)
+  pull = shares * moves / ones
+  w, path = 1.0, [1.0]
+  for _ in range(60):
+    w += (shares @ ones) * (pull * (centres - w)).sum()
+    path.append(w)
+  found = quadratics.models(
+    page.fednova(optax.sgd(eta, momentum=momentum), momentum),
+    rounds=60,
+    sizes=sizes,
+  )
+  np.testing.assert_allclose(found, path, rtol=1e-5)
+  end = (pull * centres).sum() / pull.sum()
+  assert found[-1] == pytest.approx(end, rel=1e-5)
+  # FedAvg ends elsewhere: who takes more updates counts for more.
+  assert abs(end - (shares * moves) @ centres / (shares @ moves)) > 0.1
 
 
 def test_feddyn_reaches_the_optimum(page):
   """Two of four clients a round; FedAvg keeps moving with its cohorts."""
   even = (3, 3, 3, 3)
-  own = quadratics(
-    page.feddyn(0.5, ETA), client_fraction=0.5, rounds=400, sizes=even
-  )
-  plain = quadratics(
-    fa.fedavg(optax.sgd(ETA), optax.sgd(1.0)),
-    client_fraction=0.5,
-    rounds=400,
-    sizes=even,
+  own, plain = (
+    quadratics.models(algorithm, client_fraction=0.5, rounds=400, sizes=even)
+    for algorithm in (
+      page.feddyn(0.5, ETA),
+      fa.fedavg(optax.sgd(ETA), optax.sgd(1.0)),
+    )
   )
   assert own[-50:] == pytest.approx(3.0, abs=1e-3)
   assert plain[-50:].std() > 0.1

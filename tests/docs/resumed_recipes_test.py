@@ -1,0 +1,93 @@
+"""Runs of recipes that were saved and continued have the bits of whole ones."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedavg_jax as fa
+from tests.testing import normalised
+
+SGD, SERVER = optax.sgd(0.1), optax.sgd(1.0, momentum=0.5)
+ROUNDS, SAVED = 6, 3  # Mime is saved between the halves of a round of its own.
+
+
+def built_of(page, recipe):
+  """Builds a federation that trains by a recipe."""
+  model, options = normalised.model('everybody'), {}
+  if recipe == 'fedbn':
+    model = normalised.model('client')
+  if recipe == 'ifca':
+    linear = fa.Model(
+      'linear',
+      lambda key: {
+        'w': jax.random.normal(key, (normalised.FEATURES, normalised.CLASSES))
+      },
+      lambda params, x: x @ params['w'],
+    )
+    model = page.clustered(linear, 2)
+  if recipe == 'mime':
+    options = {'participation': page.in_pairs(5)}
+  algorithms = {
+    'fednova': lambda: page.fednova(optax.sgd(0.1, momentum=0.5), 0.5),
+    'feddyn': lambda: page.feddyn(0.1, 0.1),
+    'fedbn': lambda: page.fedper(SGD, head=['norm']),
+    'mime': lambda: page.mime(optax.sgd(0.1, momentum=0.5), 0.5),
+    'ifca': lambda: page.ifca(0.1, 2, 2),
+    'qsgd': lambda: page.qsgd(fa.fedavg(SGD, SERVER), 4),
+    'local_noise': lambda: fa.fedavg(
+      optax.chain(page.local_noise(0.1), SGD), SERVER
+    ),
+  }
+  return fa.build_simulation(
+    model,
+    normalised.federation(**options),
+    algorithms[recipe](),
+    # One lane on one device compiles soonest.
+    execution=fa.Execution(lanes=1, devices=jax.devices()[:1]),
+  )
+
+
+def save(path, record):
+  """Writes what server and clients keep, as a file of arrays."""
+  leaves = jax.tree.leaves((record.state, record.client_states))
+  np.savez(path, *map(np.asarray, leaves))
+
+
+def load(path, simulation):
+  """Reads it, in the form that a simulation begins with."""
+  with np.load(path) as file:
+    leaves = [file[name] for name in file.files]
+  return jax.tree.unflatten(jax.tree.structure(simulation.init()), leaves)
+
+
+def row_of(record):
+  """What a record says of its round, but for how long it took."""
+  return (
+    *(record.round, record.train_loss, record.examples, record.test),
+    *(record.info, record.coded, record.skipped),
+  )
+
+
+@pytest.mark.parametrize(
+  'recipe',
+  ['fednova', 'feddyn', 'fedbn', 'mime', 'ifca', 'qsgd', 'local_noise'],
+)
+def test_a_continued_run_has_the_bits_of_a_whole_one(page, recipe, tmp_path):
+  simulation = built_of(page, recipe)
+  whole = list(fa.simulate(simulation, rounds=ROUNDS))
+  path = tmp_path / 'saved.npz'
+  *_, record = fa.simulate(simulation, rounds=SAVED)
+  save(path, record)
+  rebuilt = built_of(page, recipe)
+  rest = list(fa.simulate(rebuilt, rounds=ROUNDS, start=load(path, rebuilt)))
+  assert [row_of(record) for record in rest] == [
+    row_of(record) for record in whole[SAVED + 1 :]
+  ]
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    (rest[-1].state, rest[-1].client_states),
+    (whole[-1].state, whole[-1].client_states),
+  )
+  # Something was learned and kept, so that equality says something.
+  assert rest[-1].train_loss != whole[1].train_loss

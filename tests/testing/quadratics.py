@@ -1,0 +1,51 @@
+"""Federations whose rounds have a closed form: losses (w - c_k)^2 / 2."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import fedavg_jax as fa
+
+SIZES, CENTRES = (2, 6, 3, 1), (0.0, 2.0, 4.0, 6.0)
+
+
+def build(algorithm, *, client_fraction=1.0, sizes=SIZES, **options):
+  """Builds one of four clients, of n_k updates each in a round.
+
+  Args:
+    algorithm: any.
+    client_fraction: C.
+    sizes: n_k of the clients.
+    **options: of `fa.Federation`.
+  """
+  y = np.repeat(np.float32(CENTRES), sizes)
+  parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+  examples = fa.Examples(np.zeros((len(y), 1), np.float32), y)
+  model = fa.Model(
+    'point',
+    lambda key: {'w': jnp.float32(1.0)},
+    lambda params, x: jnp.broadcast_to(params['w'], (len(x),)),
+  )
+  return fa.build_simulation(
+    model,
+    fa.Federation(
+      fa.build_clients(examples, parts),
+      examples,
+      client_fraction=client_fraction,
+      **{'epochs': 1, 'batch_size': 1, 'seed': 1, **options},
+    ),
+    algorithm,
+    loss=lambda outputs, batch: (outputs - batch.y) ** 2 / 2,
+  )
+
+
+def models(algorithm, *, rounds, **options):
+  """Returns w after each round, that before the first one included."""
+  simulation = build(algorithm, **options)
+  return np.array(
+    [
+      float(record.state.params['w'])
+      for record in fa.simulate(
+        simulation, rounds=rounds, wanted=lambda number: True
+      )
+    ]
+  )
