@@ -67,8 +67,8 @@ def test_several_processes_are_one(alone, tmp_path):
 def test_one_dies_the_others_say_so_and_the_run_goes_on(tmp_path):
   lost_process.run(1, tmp_path / 'alone')
   for number, after, victim, signum in (
-    (4, 2, 0, signal.SIGKILL),
-    (2, 4, 1, signal.SIGSTOP),
+    (3, 2, 0, signal.SIGKILL),
+    (2, 1, 1, signal.SIGSTOP),
   ):
     workdir = tmp_path / f'{number} {after}'
     others, seconds = lost_process.kill_one(number, victim, signum, workdir, 9)
