@@ -15,8 +15,12 @@ import ml_collections
 
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.core.files import write_text
 from fedavg_jax.core.folders import HeldFile
+from fedavg_jax.engine.devices import use_cpu_devices
+from fedavg_jax.engine.simulation import lower_simulation
+from fedavg_jax.runs import builders
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import train
 from fedavg_jax.runs.grid_jobs import MARK
@@ -32,6 +36,14 @@ from fedavg_jax.runs.grid_training import train_together
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import FORMAT
+from fedavg_jax.runs.signals import stop_on_signals
+
+# What decides whether a model fits its data.
+_FITS = (
+  *('dataset', 'data_dir', 'model', 'loss', 'metrics', 'algorithm', 'options'),
+  *('pixels', 'augmentation', 'convolution', 'precision', 'examples_on'),
+  *('lanes', 'client_states_on'),
+)
 
 
 def run_sweep(
@@ -57,7 +69,9 @@ def run_sweep(
   """
   base = run_config.read(config)
   planned = plan_jobs(base, grid, seeds, workdir)
-  check_populations(_with_earlier(planned, workdir, base))
+  jobs = _with_earlier(planned, workdir, base)
+  check_populations(jobs)
+  _check_models(jobs)
   workdir.mkdir(parents=True, exist_ok=True)
   try:
     held = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
@@ -79,6 +93,18 @@ def run_sweep(
       'runs': [job.key for job in jobs],
     }
     write_text(workdir / MARK, json.dumps(told, indent=1) + '\n')
+    _run_all(jobs, workdir, own)
+    report(jobs, workdir)
+  return jobs
+
+
+def _run_all(jobs: list[Job], workdir: pathlib.Path, own: HeldFile) -> None:
+  """Runs what is not over, a group after the other.
+
+  Raises:
+    StoppedError: a signal, during a run or between two.
+  """
+  with stop_on_signals() as stop:
     while group := next_group(jobs, workdir):
       own.check()
       done = sum(map(is_over, jobs))
@@ -86,15 +112,46 @@ def run_sweep(
         f'{done} of {len(jobs)} runs are over; seed {group[0].seed},'
         f' {"; ".join(job.name for job in group)}'
       )
-      if len(group) > 1 or parts_of(group[0], workdir).exists():
-        train_together(group, workdir, own.check)
-      else:
-        # That one setting diverges is a result of the sweep.
-        with contextlib.suppress(DivergedError):
-          train.train(group[0].cfg, group[0].folder)
-    own.check()
-    report(jobs, workdir)
-  return jobs
+      with contextlib.suppress(StoppedError):  # Said below, of the sweep.
+        if len(group) > 1 or parts_of(group[0], workdir).exists():
+          train_together(group, workdir, own.check)
+        else:
+          # That one setting diverges is a result of the sweep.
+          with contextlib.suppress(DivergedError):
+            train.train(group[0].cfg, group[0].folder)
+      own.check()
+      if stop():
+        raise StoppedError(
+          f'{sum(map(is_over, jobs))} of {len(jobs)} runs are over, and what'
+          ' else was done is saved; the same command with --workdir'
+          f' {workdir} continues',
+          signum=stop.signum,
+        )
+
+
+def _check_models(jobs: list[Job]) -> None:
+  """Raises InputError where a model or an algorithm does not fit the data.
+
+  Of runs that differ in numbers of training alone the first one is checked.
+  """
+  seen = set()
+  for job in jobs:
+    cfg = job.cfg
+    kind = json.dumps([getattr(cfg, name) for name in _FITS], sort_keys=True)
+    if kind in seen or is_over(job):
+      continue
+    seen.add(kind)
+    use_cpu_devices(cfg.cpu_devices)
+    prepared = builders.prepare(cfg)
+    lower_simulation(
+      prepared.model,
+      builders.federate(cfg, prepared),
+      builders.build_algorithm(cfg),
+      loss=prepared.loss,
+      metrics=prepared.metrics,
+      execution=builders.execution(cfg, lanes=cfg.lanes),
+      placement=builders.placement(cfg),
+    )
 
 
 def _with_earlier(

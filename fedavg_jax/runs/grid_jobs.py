@@ -31,6 +31,7 @@ TOGETHER = (
   'server.adaptivity',
 )
 _MOST_RUNS = 100_000
+_LONGEST_NAME = 255  # Of a folder, on every system.
 MARK, _PARTS = 'sweep.json', 'parts'
 _OVER = ('finished', 'target reached', 'diverged')
 
@@ -116,20 +117,28 @@ def plan_jobs(
 
 def _job(base, setting, seed, workdir) -> Job:
   name = ','.join(f'{k}={v}' for k, v in setting.items()) or 'as it is'
+  folder = urllib.parse.quote(name, safe='=,. ')
+  if len(folder) > _LONGEST_NAME:
+    raise InputError(
+      f'--grid: {name[:60]}... would be the name of a folder of {len(folder)}'
+      f' characters, must be at most {_LONGEST_NAME}; sweep fewer keys at once'
+    )
   return Job(
     setting,
     seed,
     base.replace(setting | {'seed': seed}),
-    workdir / urllib.parse.quote(name, safe='=,. ') / f'seed_{seed}',
+    workdir / folder / f'seed_{seed}',
   )
 
 
 def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
   """The runs that a sweep's folder already has, or is to have."""
   mark = workdir / MARK
+  if workdir.is_dir():
+    names = {path.name for path in workdir.iterdir()}
+    if names <= {'.lock', MARK}:
+      return []  # Nothing of it has run: another sweep may have the folder.
   if not mark.is_file():
-    if workdir.is_dir() and {p.name for p in workdir.iterdir()} <= {'.lock'}:
-      return []  # Killed at once.
     raise InputError(
       f'workdir = {workdir}: exists already, and is no folder of a sweep; name'
       ' a new one, nothing is ever written over'
@@ -138,6 +147,10 @@ def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
     told = json.loads(mark.read_text())
     runs = [(dict(setting), int(seed)) for setting, seed in told['runs']]
     began = dict(told['config']) | {'seed': base.seed}
+    known = dict(run_config.flatten(base))
+    for key in itertools.chain.from_iterable(setting for setting, _ in runs):
+      if key not in known:
+        raise ValueError(f'a run has {key!r}, which is no option')
   except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
     raise InputError(
       f'{mark}: cannot be read ({error}); put it back, or name a new workdir'
@@ -159,7 +172,10 @@ def check_populations(jobs: Sequence[Job]) -> None:
   for job in jobs:
     cfg = job.cfg
     text = json.dumps(_common(job), sort_keys=True)
-    if text in seen or is_over(job):
+    if is_over(job):
+      _check_settings(job)
+      continue
+    if text in seen:
       continue
     seen.add(text)
     own = json.dumps(cfg.options.get('dataset'), sort_keys=True)
@@ -194,8 +210,8 @@ def next_group(jobs: Sequence[Job], workdir: pathlib.Path) -> list[Job]:
   left = [job for job in jobs if not is_over(job)]
   for first in left:
     if (begun := parts_of(first, workdir) / MARK).is_file():
-      keys = json.loads(begun.read_text())
-      return [job for job in jobs if job.key in keys]
+      if group := [job for job in jobs if job.key in _keys(begun)]:
+        return group
   if not left:
     return []
   common = _common(left[0])
@@ -205,6 +221,43 @@ def next_group(jobs: Sequence[Job], workdir: pathlib.Path) -> list[Job]:
     if _common(job) == common
     and (job is left[0] or not (job.folder.exists() or left[0].folder.exists()))
   ]
+
+
+def _keys(path: pathlib.Path) -> list[Any]:
+  """Returns the keys of a group that has begun."""
+  try:
+    keys = json.loads(path.read_text())
+    if not isinstance(keys, list):
+      raise ValueError('must be a list')
+  except (OSError, ValueError, RecursionError) as error:
+    raise InputError(
+      f'{path}: cannot be read ({error}); delete its folder, what it holds is'
+      ' trained anew'
+    ) from error
+  return keys
+
+
+def _check_settings(job: Job) -> None:
+  """Raises InputError where a folder is of a run with other settings."""
+  path = job.folder / 'config.json'
+  try:
+    began = json.loads(path.read_text())
+    check_format(path, began)
+    found = config_changes.differences(job.cfg, began.get('config'))
+  except (OSError, ValueError, AttributeError, RecursionError) as error:
+    raise InputError(
+      f'{path}: cannot be read ({error}); put it back, or move the folder away'
+    ) from error
+  differ = {
+    key: text
+    for key, text in found.items()
+    if key not in config_changes.MACHINE_KEYS
+  }
+  if differ:
+    raise InputError(
+      f'{job.folder}: is of a run with other settings:'
+      f' {config_changes.listed(differ)}; move it away'
+    )
 
 
 def _common(job: Job) -> dict[str, Any]:

@@ -128,9 +128,7 @@ def train_together(
     last = _simulate(cfg, simulation, history, snapshots, start, stop, measure)
     if '' in history['status']:
       raise StoppedError(
-        f'round {history["round"]} is saved; the same command with --workdir'
-        f' {workdir} goes on from there',
-        signum=stop.signum,
+        f'round {history["round"]} is saved', signum=stop.signum
       )
     for g, job in enumerate(jobs):
       check()

@@ -104,7 +104,7 @@ class SharedFolder(contextlib.AbstractContextManager):
     self._began, same_bits = resume.continued(self._own.began, now, saved)
     if saved is None:
       return Left(lanes, False, 0)
-    if same_bits and lanes == self._own.began['config']['lanes']:
+    if same_bits and lanes == self._own.began['config'].get('lanes', 0):
       lanes = saved.told['lanes']  # What memory is free may have changed.
     return Left(lanes, True, saved.told.get('clients', 0))
 

@@ -27,14 +27,22 @@ class Stop:
     return bool(self.signum)
 
 
+_asked: list[Stop] = []  # Of the main thread, while its signals are taken.
+
+
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
   """Turns the first SIGINT or SIGTERM into a question that a loop may ask.
 
   One that comes a second later ends the process at once, as the system does it.
   Signals that the process ignores stay ignored; outside the main thread, where
-  Python takes no signals, nothing changes.
+  Python takes no signals, nothing changes. Inside another one, such as the runs
+  of a sweep, it is the same question: no signal is lost between two of them.
   """
+  main = threading.current_thread() is threading.main_thread()
+  if main and _asked:
+    yield _asked[-1]
+    return
   stop = Stop()
   before = {}
   first = 0.0
@@ -52,12 +60,15 @@ def stop_on_signals() -> Iterator[Stop]:
       signal.signal(signum, signal.SIG_DFL)
       signal.raise_signal(signum)
 
-  if threading.current_thread() is threading.main_thread():
+  if main:
+    _asked.append(stop)
     for taken in _SIGNALS:
       if signal.getsignal(taken) is not signal.SIG_IGN:
         before[taken] = signal.signal(taken, handler)
   try:
     yield stop
   finally:
+    if main:
+      _asked.remove(stop)
     for taken, previous in before.items():
       signal.signal(taken, previous)

@@ -22,6 +22,7 @@ from fedavg_jax.runs import grid
 from fedavg_jax.runs import grid_jobs
 from fedavg_jax.runs import grid_report
 from fedavg_jax.runs import grid_training
+from fedavg_jax.runs import run_config
 from fedavg_jax.runs import summary
 from fedavg_jax.runs import train
 from tests.testing.run_folders import lines
@@ -350,6 +351,91 @@ def test_folders_that_are_refused(swept, repository, tmp_path):
     pytest.raises(InputError, match='another process is at work'),
   ):
     grid.run_sweep(small(repository), GRID, 2, folder)
+
+
+@pytest.mark.slow
+def test_a_signal_between_two_runs_ends_the_sweep(
+  repository, tmp_path, monkeypatch
+):
+  """With a line about the sweep, which the same call completes."""
+  config, values = small(repository, rounds=1), {'rounds': ['1', '2']}
+  next_group = grid.next_group
+
+  def interrupted(jobs, workdir):
+    if any(map(grid_jobs.is_over, jobs)):
+      signal.raise_signal(signal.SIGINT)
+    return next_group(jobs, workdir)
+
+  folder = tmp_path / 'grid'
+  with monkeypatch.context() as patch:
+    patch.setattr(grid, 'next_group', interrupted)
+    with pytest.raises(
+      StoppedError, match=f'1 of 2 runs are over.* --workdir {folder} continues'
+    ) as info:
+      grid.run_sweep(config, values, 1, folder)
+  assert info.value.signum == signal.SIGINT
+  assert all(map(grid_jobs.is_over, grid.run_sweep(config, values, 1, folder)))
+
+
+def test_what_cannot_run_leaves_nothing(repository, tmp_path):
+  """A model that does not fit, a name that no folder can have."""
+  folder = tmp_path / 'grid'
+  for changes, values, words in (
+    ({'model': 'char_lstm'}, {}, "model = 'char_lstm': must be one of"),
+    ({'lanes': 99}, {}, 'lanes = 99'),
+    ({}, {'data_dir': ['a' * 300, 'b']}, 'folder of 309 characters, must be'),
+  ):
+    with pytest.raises(InputError, match=words):
+      grid.run_sweep(small(repository, **changes), values, 1, folder)
+    assert not folder.exists()
+
+
+def test_a_sweep_of_which_nothing_has_run_blocks_no_other(tmp_path):
+  base = run_config.RunConfig()
+  (tmp_path / '.lock').touch()
+  (tmp_path / 'sweep.json').write_text('{')
+  assert grid_jobs.earlier_jobs(tmp_path, base) == []
+  (tmp_path / 'mine').touch()
+  with pytest.raises(InputError, match='sweep.json: cannot be read'):
+    grid_jobs.earlier_jobs(tmp_path, base)
+
+
+@pytest.mark.slow
+def test_damaged_folders_are_one_line(swept, tmp_path):
+  config, jobs, folder = swept
+  own = shutil.copytree(folder, tmp_path / 'grid')
+  run = own / jobs[0].folder.relative_to(folder)
+
+  def refused(words):
+    with pytest.raises(InputError, match=words) as info:
+      grid.run_sweep(config, GRID, 2, own)
+    assert '\n' not in str(info.value)
+
+  began = (run / 'config.json').read_text()
+  other = json.loads(began)
+  other['config']['client']['epochs'] = 7
+  (run / 'config.json').write_text(json.dumps(other))
+  refused('seed_0: is of a run with other settings: client.epochs = 1')
+  (run / 'config.json').write_text('[]')
+  refused('config.json: cannot be read')
+  (run / 'config.json').write_text(began)
+  mark = json.loads((own / 'sweep.json').read_text())
+  mark['runs'][0][0]['client.epoch'] = 1
+  (own / 'sweep.json').write_text(json.dumps(mark))
+  refused("sweep.json: cannot be read .a run has 'client.epoch', which")
+
+
+@pytest.mark.parametrize('text', ['{', '{}', '3'])
+def test_a_damaged_group_is_one_line(tmp_path, text):
+  base = run_config.RunConfig()
+  jobs = grid_jobs.plan_jobs(base, {'client.decay': ['1', '0.9']}, 1, tmp_path)
+  parts = grid_jobs.parts_of(jobs[0], tmp_path)
+  parts.mkdir(parents=True)
+  (parts / 'sweep.json').write_text(text)
+  with pytest.raises(InputError, match='sweep.json: cannot be read'):
+    grid_jobs.next_group(jobs, tmp_path)
+  (parts / 'sweep.json').write_text('[]')
+  assert grid_jobs.next_group(jobs, tmp_path) == jobs
 
 
 @pytest.mark.slow
