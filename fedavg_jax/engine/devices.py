@@ -44,6 +44,12 @@ def check_jax() -> None:
     raise InputError(
       'JAX_DISABLE_JIT = True: must be off; a round is one compiled call'
     )
+  for name in ('jax_debug_nans', 'jax_debug_infs'):
+    if getattr(config, name):
+      raise InputError(
+        f'{name.upper()} = True: must be off; idle lanes compute on anything,'
+        ' and a round that is not finite says so itself'
+      )
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 import csv
 import importlib
 import pathlib
+import secrets
 import time
 from typing import Any
 from typing import Protocol
 
 from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import first_lines
 from fedavg_jax.core.files import whole
+from fedavg_jax.core.files import write_text
 
 _SECONDS_BETWEEN_FLUSHES = 5.0
 
@@ -101,11 +104,18 @@ class _Wandb:
 
   def __init__(self, folder: pathlib.Path, config: dict[str, Any]):
     wandb: Any = importlib.import_module('wandb')  # Only where installed.
-    # The same folder is the same run, also when it goes on.
-    name = str(folder.resolve()).strip('/').replace('/', '-')[-100:]
-    self._run = wandb.init(
-      dir=str(folder), config=config, id=name, resume='allow'
-    )
+    try:
+      self._run = wandb.init(
+        dir=str(folder),
+        config=config,
+        id=_wandb_id(folder / 'wandb' / 'run_id'),
+        resume='allow',
+      )
+    except wandb.Error as error:  # Nobody has logged in, or no network.
+      raise InputError(
+        f"log = 'wandb': {first_lines(error)}; log in, or set WANDB_MODE to"
+        " 'offline'"
+      ) from error
 
   def line(self, record: dict[str, Any]) -> None:
     told = {k: v for k, v in record.items() if v is not None}
@@ -113,6 +123,20 @@ class _Wandb:
 
   def close(self) -> None:
     self._run.finish()
+
+
+def _wandb_id(path: pathlib.Path) -> str:
+  """Returns the name of a run for Weights & Biases, which its folder keeps.
+
+  A run that resumes, wherever its folder is by then, is the same one there; two
+  folders are never one, whatever they are called on other machines.
+  """
+  if path.is_file() and (found := path.read_text().strip()):
+    return found
+  path.parent.mkdir(exist_ok=True)
+  made = secrets.token_hex(8)
+  write_text(path, made + '\n')
+  return made
 
 
 def check(names: str) -> None:

@@ -34,6 +34,7 @@ def start(tmp_path, repository, *args, command=None, **environment):
   [
     ('JAX_ENABLE_X64', '1', 'JAX_ENABLE_X64 = True: must be off'),
     ('JAX_DISABLE_JIT', '1', 'JAX_DISABLE_JIT = True: must be off'),
+    ('JAX_DEBUG_NANS', '1', 'JAX_DEBUG_NANS = True: must be off'),
     ('JAX_PLATFORMS', 'nonsense', "JAX_PLATFORMS = 'nonsense': cannot be used"),
     ('JAX_PLATFORMS', 'rocm', "JAX_PLATFORMS = 'rocm': cannot be used"),
     (

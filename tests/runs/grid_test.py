@@ -25,6 +25,7 @@ from fedavg_jax.runs import grid_training
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import summary
 from fedavg_jax.runs import train
+from tests.testing import conversions
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 
@@ -269,6 +270,56 @@ def test_interrupted_and_resumed_to_the_same_lines(
     other = whole[job.name, 0]
     assert without_times(lines(job.folder)) == without_times(lines(other))
   assert not (own / 'parts').exists()
+
+
+@pytest.mark.slow
+def test_a_group_on_stored_clients_resumes_on_their_data_alone(
+  repository, tmp_path, monkeypatch
+):
+  """Other files in their place are refused; lanes stay those it began with."""
+  data = tmp_path / 'data'
+  for seed in (1, 0):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 256, (40, 3, 3), dtype=np.uint8)
+    np.savez(
+      tmp_path / f'{seed}.npz',
+      **{'x': x, 'y': x[:, 0, 0] % 3, 'client': np.arange(40) % 5},
+      **{'x_test': x[:9], 'y_test': x[:9, 0, 0] % 3},
+    )
+    conversions.convert(
+      'arrays', tmp_path / f'{seed}.npz', tmp_path / f'c{seed}'
+    )
+  config = small(
+    repository,
+    **{'dataset': 'stored', 'data_dir': str(data), 'partition': 'natural'},
+    **{'num_clients': 0, 'rounds_per_call': 1, 'lanes': 1},
+  )
+  values = {'client.learning_rate': ['0.1', '0.2']}
+  simulate, lanes = grid_training.simulate, []
+
+  def interrupted(simulation, **kwargs):
+    lanes.append(simulation.planner.lanes)
+    for record in simulate(simulation, **kwargs):
+      if record.round == 3 and len(lanes) == 1:
+        signal.raise_signal(signal.SIGTERM)
+      yield record
+
+  monkeypatch.setattr(grid_training, 'simulate', interrupted)
+  shutil.copytree(tmp_path / 'c0', data)
+  with pytest.raises(StoppedError):
+    grid.run_sweep(config, values, 1, tmp_path / 'own')
+  shutil.rmtree(data)
+  shutil.copytree(tmp_path / 'c1', data)
+  with pytest.raises(InputError, match='the data of its clients, or their'):
+    grid.run_sweep(config, values, 1, tmp_path / 'own')
+  shutil.rmtree(data)
+  shutil.copytree(tmp_path / 'c0', data)
+  jobs = grid.run_sweep(config, values, 1, tmp_path / 'own')
+  grid.run_sweep(config, values, 1, tmp_path / 'whole')
+  assert lanes == [1, 1, 1]
+  for job in jobs:
+    other = tmp_path / 'whole' / job.folder.relative_to(tmp_path / 'own')
+    assert without_times(lines(job.folder)) == without_times(lines(other))
 
 
 @pytest.mark.slow

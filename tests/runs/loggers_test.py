@@ -112,10 +112,41 @@ def test_names():
     loggers.check('csv,excel')
 
 
+def test_nothing_is_written_into_a_folder_that_is_anothers_by_now(tmp_path):
+  (tmp_path / 'metrics.csv').write_text('of another run')
+
+  def check():
+    raise InputError('another has it')
+
+  (logger,) = loggers.open_loggers('csv', tmp_path, {}, [], check)
+  logger.line({'round': 0})
+  with pytest.raises(InputError, match='another has it'):
+    logger.close()
+  assert (tmp_path / 'metrics.csv').read_text() == 'of another run'
+
+
 def test_without_wandb_it_says_so(monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
   with pytest.raises(InputError, match='wandb cannot be imported'):
     loggers.check('wandb')
+
+
+def test_a_folder_keeps_its_run_of_wandb(tmp_path):
+  """Also where it is moved; another one is another run."""
+  made = loggers._wandb_id(tmp_path / 'a' / 'run_id')
+  (tmp_path / 'a').rename(tmp_path / 'b')
+  assert loggers._wandb_id(tmp_path / 'b' / 'run_id') == made
+  assert loggers._wandb_id(tmp_path / 'a' / 'run_id') != made
+
+
+def test_wandb_without_a_login_is_one_line(tmp_path, monkeypatch):
+  pytest.importorskip('wandb')
+  for name in ('WANDB_API_KEY', 'WANDB_MODE'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  with pytest.raises(InputError, match="log = 'wandb': .*; log in, or") as info:
+    loggers.open_loggers('wandb', tmp_path, {}, [])
+  assert '\n' not in str(info.value)
 
 
 def test_wandb_keeps_the_rounds(repository, tmp_path):
