@@ -6,6 +6,7 @@ from typing import Any
 from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import run_config
+from fedavg_jax.runs.part_names import OWN_PARTS
 from fedavg_jax.runs.run_config import RunConfig
 
 # Where files are: hosts may keep them in different places.
@@ -71,7 +72,7 @@ def check_same(now: RunConfig, began: Any, *, extend: bool) -> None:
   differ, may_differ = differences(now, began), {'rounds', *MACHINE_KEYS}
   missing = [
     part
-    for part in run_config.OWN_PARTS
+    for part in OWN_PARTS
     if references.is_from_python(began.get(part))
     and not references.is_from_python(getattr(now, part))
   ]

@@ -11,7 +11,7 @@ import textwrap
 from fedavg_jax.runs.config_option import fields
 from fedavg_jax.runs.config_option import flat_fields
 from fedavg_jax.runs.config_option import is_free
-from fedavg_jax.runs.run_config import OWN_PARTS
+from fedavg_jax.runs.part_names import OWN_PARTS
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_config import flatten
 

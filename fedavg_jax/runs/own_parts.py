@@ -18,9 +18,9 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import catalog
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs import metric_words
-from fedavg_jax.runs.run_config import OWN_PARTS
+from fedavg_jax.runs.part_names import OWN_PARTS
+from fedavg_jax.runs.part_names import own_name
 from fedavg_jax.runs.run_config import RunConfig
-from fedavg_jax.runs.run_config import own_name
 
 if TYPE_CHECKING:
   from fedavg_jax.contracts.algorithm import Algorithm

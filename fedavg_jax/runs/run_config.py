@@ -13,12 +13,10 @@ import re
 from typing import Any
 
 from fedavg_jax.core import choices
-from fedavg_jax.core import references
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
-from fedavg_jax.runs import loggers
-from fedavg_jax.runs import metric_words
+from fedavg_jax.runs import contradictions
 from fedavg_jax.runs.config_option import ANYTHING
 from fedavg_jax.runs.config_option import BELOW_ONE
 from fedavg_jax.runs.config_option import Options
@@ -39,8 +37,7 @@ from fedavg_jax.runs.config_sections import CheckpointConfig
 from fedavg_jax.runs.config_sections import ClientConfig
 from fedavg_jax.runs.config_sections import ClockConfig
 from fedavg_jax.runs.config_sections import ServerConfig
-from fedavg_jax.schedule import draws
-from fedavg_jax.schedule import sampling
+from fedavg_jax.runs.part_names import OWN_PARTS
 
 _NUMBERS = re.compile(r'\s*\d+(\s*,\s*\d+)*\s*')
 _SIZES = Rule(
@@ -52,8 +49,6 @@ _SIZES = Rule(
   choices.SIZE_LAWS,
 )
 _YES_OR_NO = ANYTHING
-# Of which a person's own functions take options.
-OWN_PARTS = ('dataset', 'model', 'algorithm', 'loss', 'metrics')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +283,9 @@ class RunConfig(Options):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    _check_contradictions(self)
+    # Those of a sweep are traced, after its runs were checked each.
+    if not any(rules.is_traced(value) for _, value in flatten(self)):
+      contradictions.check(self)
 
   @property
   def measured_on(self) -> str:
@@ -413,108 +410,3 @@ def flatten(
       yield from flatten(value, f'{prefix}{key}.')
     else:
       yield f'{prefix}{key}', value
-
-
-def _check_contradictions(cfg: RunConfig) -> None:
-  """Raises InputError where two options contradict each other; names both."""
-  if any(rules.is_traced(value) for _, value in flatten(cfg)):
-    return  # Of a sweep, whose runs were checked each.
-  if cfg.num_clients:
-    _check_cohort(cfg)
-  if cfg.partition == 'natural' and cfg.num_clients:
-    raise InputError(
-      f'num_clients = {cfg.num_clients}: must be 0 with partition ='
-      " 'natural', where the data say how many there are"
-    )
-  if (
-    cfg.straggler_fraction
-    and cfg.straggler_work == 'epochs'
-    and cfg.client.epochs == 1
-  ):
-    raise InputError(
-      "straggler_work = 'epochs': of client.epochs = 1 there is no part; must"
-      " be 'minibatches', or client.epochs at least 2"
-    )
-  if cfg.clock.deadline and not cfg.clock.examples_per_second:
-    raise InputError(
-      f'clock.deadline = {cfg.clock.deadline}: must be 0 without a clock,'
-      ' which clock.examples_per_second = 0 leaves out'
-    )
-  if cfg.client_eval_every and not cfg.holdout_fraction:
-    raise InputError(
-      f'client_eval_every = {cfg.client_eval_every}: tests on what clients'
-      ' hold out; holdout_fraction must be above 0'
-    )
-  if cfg.finetune_epochs and not cfg.client_eval_every:
-    raise InputError(
-      f'finetune_epochs = {cfg.finetune_epochs}: must be 0 without tests of'
-      ' clients, which client_eval_every = 0 leaves out'
-    )
-  for part in cfg.options:
-    if part not in OWN_PARTS:
-      raise InputError(
-        f'options.{part}: must be below one of {", ".join(OWN_PARTS)}'
-      )
-    if not own_name(cfg, part):
-      raise InputError(
-        f'options.{part}: must be empty with {part} ='
-        f' {getattr(cfg, part)!r}, which is no function of your own'
-      )
-  if cfg.target and cfg.target_accuracy:
-    raise InputError(
-      f'target = {cfg.target}: must be 0 with target_accuracy ='
-      f' {cfg.target_accuracy}, which is one already'
-    )
-  metric_words.check(cfg.metrics)
-  _check_placement(cfg)
-  loggers.check(cfg.log)
-  if cfg.algorithm == 'scaffold':
-    _check_scaffold(cfg)
-
-
-def own_name(cfg: RunConfig, part: str) -> str:
-  """Returns the `module:function` that a part of a config names, or ''."""
-  text = getattr(cfg, part)
-  if part == 'metrics':
-    return metric_words.own(text)
-  return text if references.is_reference(text) else ''
-
-
-def _check_cohort(cfg: RunConfig) -> None:
-  clients = cfg.num_clients
-  cohort = sampling.cohort_size(clients, cfg.client_fraction)
-  away = draws.num_unavailable(clients, cfg.unavailable_fraction)
-  if clients - away < cohort:
-    raise InputError(
-      f'unavailable_fraction = {cfg.unavailable_fraction}: leaves'
-      f' {clients - away} of num_clients = {clients} in reach, fewer than the'
-      f' cohort of {cohort} that client_fraction ='
-      f' {cfg.client_fraction} asks for'
-    )
-
-
-def _check_placement(cfg: RunConfig) -> None:
-  for key, most, place in (
-    ('finetune_epochs', 0, 'examples_on'),
-    ('rounds_per_call', 1, 'examples_on'),
-    ('rounds_per_call', 1, 'client_states_on'),
-  ):
-    if getattr(cfg, place) != 'device' and getattr(cfg, key) > most:
-      raise InputError(
-        f'{key} = {getattr(cfg, key)}: must be at most {most} with {place} ='
-        f" {getattr(cfg, place)!r}, where a device has the cohort's alone"
-      )
-
-
-def _check_scaffold(cfg: RunConfig) -> None:
-  """SCAFFOLD is defined with plain SGD on both sides."""
-  for key, value, plain in (
-    ('server.optimizer', cfg.server.optimizer, 'sgd'),
-    ('server.momentum', cfg.server.momentum, 0),
-    ('client.clip_norm', cfg.client.clip_norm, 0),
-    ('client.decay', cfg.client.decay, 1),
-  ):
-    if value != plain:
-      raise InputError(
-        f"{key} = {value!r}: must be {plain!r} with algorithm = 'scaffold'"
-      )

@@ -1,0 +1,244 @@
+"""A federation laid out for its devices: checked, with lanes, nothing placed.
+
+Shape letters are those of `planning.py`.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+from typing import NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from fedavg_jax.contracts import losses
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.algorithm_checks import Traffic
+from fedavg_jax.contracts.algorithm_checks import check_algorithm
+from fedavg_jax.contracts.algorithm_checks import message_shapes
+from fedavg_jax.contracts.algorithm_checks import traffic
+from fedavg_jax.contracts.model import Model
+from fedavg_jax.contracts.model import join
+from fedavg_jax.contracts.model import num_bytes
+from fedavg_jax.contracts.model import num_parameters
+from fedavg_jax.contracts.model import split
+from fedavg_jax.contracts.task import Task
+from fedavg_jax.contracts.task_checks import check_task
+from fedavg_jax.core import client_data
+from fedavg_jax.core import trees
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import compiled_round
+from fedavg_jax.engine import cost
+from fedavg_jax.engine import examples
+from fedavg_jax.engine import layout
+from fedavg_jax.engine import prefetch
+from fedavg_jax.engine import program
+from fedavg_jax.engine import superstep
+from fedavg_jax.engine.devices import check_jax
+from fedavg_jax.engine.hyperparameter_axis import Trained
+from fedavg_jax.engine.options import Execution
+from fedavg_jax.engine.options import Federation
+from fedavg_jax.engine.options import Placement
+from fedavg_jax.engine.options import check_calls
+from fedavg_jax.models import layers
+from fedavg_jax.models import rewriting
+from fedavg_jax.schedule import planning
+from fedavg_jax.schedule import sampling
+
+# That have their data on a device at most: begun, and read ahead.
+_CALLS_WITH_DATA = superstep.CALLS_IN_FLIGHT + prefetch.AHEAD
+# Rows of a step by default, where a minibatch has more.
+_MICRO_BATCH = 256
+
+
+class Parts(NamedTuple):
+  """What a simulation is made of, as it was given."""
+
+  task: Task
+  federation: Federation
+  trained: Trained
+  execution: Execution
+  placement: Placement
+
+
+class LaidOut(NamedTuple):
+  """A federation whose examples fit the model, with lanes for its devices.
+
+  Attributes:
+    parts: with checked examples.
+    planner: with lanes.
+    devices: that may be used.
+    why: one line about the lanes.
+    traffic: of a client in a round.
+  """
+
+  parts: Parts
+  planner: planning.Planner
+  devices: tuple[jax.Device, ...]
+  why: str
+  traffic: Traffic
+
+  def program(self, planner: planning.Planner) -> program.Program:
+    """Returns the program with the lanes of a planner."""
+    mesh = compiled_round.lane_mesh(self.devices[: planner.num_devices])
+    most = self.parts.execution.rounds_per_call
+    if planner.streamed or planner.gathers:
+      most = 1
+    return program.Program(
+      task=self.parts.task,
+      federation=self.parts.federation,
+      trained=self.parts.trained,
+      planner=planner,
+      mesh=mesh,
+      platform=self.devices[0].platform,
+      rounds_per_call=most or program.rounds_per_call(planner),
+      counts_bytes=self.traffic.coded,
+    )
+
+
+def lay_out(parts: Parts) -> LaidOut:
+  """Checks that all fits together, and chooses the lanes."""
+  check_jax()
+  task = parts.task._replace(model=rewriting.fast_model(parts.task.model))
+  parts = parts._replace(task=task)
+  _, federation, trained, execution, placement = parts
+  check_calls(execution, placement)
+  devices = execution.devices
+  devices = tuple(jax.devices() if devices is None else devices)
+  stream = placement.examples_on == 'host'
+  variables = examples.init_shapes(task.model, federation.seed)
+  with layers.for_platform(devices[0].platform):
+    clients, test = examples.check(
+      task,
+      variables,
+      federation.clients,
+      federation.test,
+      on_nan=federation.on_nan,
+      stream=stream,
+    )
+  federation = dataclasses.replace(federation, clients=clients, test=test)
+  algorithm = trained.first
+  cohort_size = sampling.cohort_size(
+    clients.num_clients, federation.client_fraction
+  )
+  check_algorithm(algorithm, variables, cohort_size)
+  with layers.for_platform(devices[0].platform):
+    check_task(
+      task, algorithm, variables, clients.x, clients.y, federation.seed
+    )
+  one_client = traffic(algorithm, variables, task.model.state_of)
+  state_bytes = num_bytes(_first_state(task.model, algorithm, variables))
+  gathers = placement.client_states_on == 'host' and state_bytes > 0
+  if gathers and trained.values is not None:
+    raise InputError('client_states_on: must be on the devices in a sweep')
+  planner = planning.Planner(
+    num_examples=clients.num_examples,
+    cohort_size=cohort_size,
+    participation=federation.participation,
+    epochs=federation.epochs,
+    batch_size=federation.batch_size,
+    micro_batch=execution.micro_batch or _MICRO_BATCH,
+    shuffle=federation.shuffle,
+    weighting=federation.weighting,
+    seed=federation.seed,
+    streamed=stream,
+    bytes_down=one_client.down,
+    bytes_up=one_client.up,
+    gathers=gathers,
+  )
+  parts = parts._replace(federation=federation)
+  with layers.for_platform(devices[0].platform):
+    planner, why = _choose_lanes(
+      parts, planner, devices, variables, state_bytes
+    )
+  logging.info('%d lanes: %s', planner.lanes, why)
+  if execution.widths is not None:
+    planner = dataclasses.replace(planner, widths=tuple(execution.widths))
+  return LaidOut(parts, planner, devices, why, one_client)
+
+
+def _choose_lanes(
+  parts: Parts,
+  planner: planning.Planner,
+  devices: Sequence[jax.Device],
+  variables: Any,
+  state_bytes: int,
+) -> tuple[planning.Planner, str]:
+  """Chooses lanes by what they need, and what a device has."""
+  clients, trained = parts.federation.clients, parts.trained
+  algorithms = len(trained.values or (0,))
+  # Those that train side by side; on a CPU they take turns.
+  together = 1 if devices[0].platform == 'cpu' else algorithms
+  # Clients whose states are on the devices.
+  kept = clients.num_clients
+  if planner.gathers:
+    kept = _CALLS_WITH_DATA * planner.cohort_size
+  algorithm, (params, _) = trained.first, split(variables)
+  lane_bytes = _lane_bytes(parts.task, algorithm, variables, planner, clients)
+  cohort_bytes = algorithm.aggregate.num_bytes(
+    message_shapes(algorithm, variables), planner.cohort_size
+  )
+  return layout.choose_lanes(
+    parts.execution.lanes,
+    planner,
+    devices,
+    num_weights=together * num_parameters(params),
+    lane_bytes=together * lane_bytes,
+    other_bytes=_data_bytes(clients, planner)
+    + algorithms * kept * state_bytes
+    + together * cohort_bytes,
+  )
+
+
+def _first_state(model: Model, algorithm: Algorithm, variables: Any) -> Any:
+  """Returns the shapes of what one client keeps, [1, ...]."""
+  return jax.eval_shape(
+    functools.partial(compiled_round.first_states, algorithm, model.state_of),
+    variables,
+    jax.ShapeDtypeStruct((1,), jnp.int32),
+  )
+
+
+def _lane_bytes(
+  task: Task,
+  algorithm: Algorithm,
+  variables: Any,
+  planner: planning.Planner,
+  clients: client_data.Clients,
+) -> int:
+  """Estimates what a lane needs: models, their states, one step's results."""
+  augment = task.model.augment
+  params, state = split(variables)
+
+  def gradient(params, state, x, y):
+    if augment is not None:
+      x = jax.vmap(augment, in_axes=(None, 0))(jax.random.key(0), x)
+    loss = losses.of_examples(task.model.apply, task.loss)
+    return jax.grad(lambda params: jnp.sum(loss(join(params, state), x, y)))(
+      params
+    )
+
+  def shape(array):
+    return jax.ShapeDtypeStruct(
+      (planner.step_examples, *array.shape[1:]), array.dtype
+    )
+
+  x, y = (trees.map_arrays(shape, own) for own in clients[:2])
+  step = cost.count(gradient, params, state, x, y)
+  held = (
+    variables,  # The local model, and the global one to return to.
+    variables,
+    jax.eval_shape(algorithm.client_optimizer.init, params),
+    _first_state(task.model, algorithm, variables),
+    params if planner.accumulates else (),
+  )
+  return step.bytes + num_bytes(held)
+
+
+def _data_bytes(clients, planner) -> int:
+  """Of examples, on a device: all of them, or what calls in line read."""
+  if not planner.streamed:
+    return sum(array.nbytes for array in trees.arrays(tuple(clients[:2])))
+  return _CALLS_WITH_DATA * num_bytes(prefetch.shapes(clients, planner))
