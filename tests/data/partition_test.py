@@ -431,7 +431,7 @@ def test_explicit_sizes():
       lambda y: partition.pathological(
         y, num_clients=3, classes_per_client=4, seed=0
       ),
-      'classes_per_client = 4: must lie in .1, 3., the labels there are',
+      'classes_per_client = 4: must be in .1, 3., the labels there are',
     ),
     (
       lambda y: partition.pathological(

@@ -252,7 +252,10 @@ GENERATORS = {
     'yield np.zeros((2, 3)), [0, 2**31]',
     'test set, client -1: y: holds 0 to 2147483648',
   ),
-  'the model of the world': ('yield {}, []', 'x has the shape []'),
+  'the model of the world': (
+    'yield {}, []',
+    'x: is a dict of arrays, must be one array',
+  ),
 }
 
 
