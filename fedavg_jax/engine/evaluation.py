@@ -53,7 +53,7 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
     test: x [n, ...], y [n, ...], or trees of them.
     mesh: from `compiled_round.lane_mesh`.
   """
-  if not trees.is_tree(test.y) and test.y.ndim > 1:
+  if not trees.is_tree(test.y) and test.y.ndim == 2:
     # Sequences of about one length: few steps on padding.
     lengths = np.sum(test.y != NO_LABEL, axis=1)
     order = np.argsort(lengths, kind='stable')

@@ -183,7 +183,8 @@ def _check_same(own: Workdir, made_of: dict[str, Any]) -> None:
   before = own.began.get(FROM_PYTHON)
   if not isinstance(before, dict):
     raise InputError(
-      f'folder = {own.path}: is not of a run from Python; choose a new folder'
+      f'folder = {own.path}: has a run of `train` or of the command, which'
+      ' continue it; choose a new folder'
     )
   for name, value in made_of.items():
     if before.get(name) != value:

@@ -49,8 +49,9 @@ def run(
     keep_best: keeps the model of the best test; every tested round then ends a
       call.
     progress: shows a bar, in a notebook or on a terminal.
-    folder: where the run is saved, every minute and at its end, however it
-      ends. The same call continues what is there, to the same bits.
+    folder: where the run is saved, every minute, at its end and at an error or
+      Ctrl-C. The same call continues what is there, to the same bits; it must
+      have the same algorithm and training examples, which are not compared.
 
   Returns:
     A `Result`, with the history from round 0 on.
@@ -154,6 +155,8 @@ class _Following:
     metric = self._simulation.task.metrics[0]
     value = float(next(iter(record.test.values())))
     sign = -1 if metric.lower_is_better else 1
+    if not np.isfinite(value):
+      return
     if self.best is None or sign * value > sign * self.best.value:
       assert record.state is not None
       variables = jax.device_get(record.state.variables)

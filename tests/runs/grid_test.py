@@ -25,6 +25,7 @@ from fedavg_jax.runs import grid_training
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import summary
 from fedavg_jax.runs import train
+from fedavg_jax.runs.targets import Measure
 from tests.testing import conversions
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
@@ -512,12 +513,15 @@ def test_the_best_is_none_that_diverged_or_of_a_rule_nobody_met():
       for best, to, status in own
     ]
 
+  def merit(own, target):
+    return grid_report._merit(own, target, Measure())
+
   good = rows((0.94, 50, 'target reached'), (0.93, 60, 'target reached'))
   bad = rows((0.95, 5, 'target reached'), (0.95, None, 'diverged'))
-  assert grid_report._merit(good, 0.9) < grid_report._merit(bad, 0.9)
-  assert grid_report._merit(good, 0.0) < grid_report._merit(bad, 0.0)
+  assert merit(good, 0.9) < merit(bad, 0.9)
+  assert merit(good, 0.0) < merit(bad, 0.0)
   at_once = rows((0.5, 0, 'target reached'))
-  assert grid_report._merit(at_once, 0.4)[1] == 0.0
+  assert merit(at_once, 0.4)[1] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -648,7 +652,7 @@ def test_sweep_command(repository, tmp_path):
   )
   assert process.returncode == 0, process.stderr
   assert 'Best: client.learning_rate=' in process.stdout
-  assert len([*(tmp_path / 'grid').rglob('curves.png')]) == 3  # And all.
+  assert len([*(tmp_path / 'grid').rglob('seed_0/curves.png')]) == 2
   bad = subprocess.run(
     [
       *(sys.executable, '-m', 'fedavg_jax', 'sweep', '--grid', 'rate=1'),
