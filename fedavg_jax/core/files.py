@@ -41,7 +41,7 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def whole_new(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A path to write a new file to, which takes nobody's name once it is whole.
+  """A path to write a new file to, which never replaces an existing one.
 
   Raises:
     InputError: another process has made such a file meanwhile; it stays.

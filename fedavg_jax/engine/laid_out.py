@@ -238,7 +238,7 @@ def _lane_bytes(
 
 
 def _data_bytes(clients, planner) -> int:
-  """Of examples, on a device: all of them, or what calls in line read."""
+  """Of examples, on a device: all of them, or what queued calls read."""
   if not planner.streamed:
     return sum(array.nbytes for array in trees.arrays(tuple(clients[:2])))
   return _CALLS_WITH_DATA * num_bytes(prefetch.shapes(clients, planner))

@@ -26,6 +26,7 @@ from fedavg_jax.contracts.model import Batch
 from fedavg_jax.contracts.model import Model
 from fedavg_jax.contracts.model import forward
 from fedavg_jax.contracts.model import join
+from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import keys
 from fedavg_jax.engine.prefetch import Buffer
@@ -207,7 +208,7 @@ def read_batch(
 ) -> Batch:
   """Reads the examples of a step of ONE lane."""
   rows = lax.dynamic_slice_in_dim(order, step.start, training.step_examples)
-  x, y = (jax.tree.map(lambda own: own[rows], own) for own in data[:2])
+  x, y = (trees.take(own, rows) for own in data[:2])
   if training.model.augment is not None:
     # An example has the same keys wherever it is read from. A client reads a
     # row once per epoch, each time after other updates.

@@ -184,15 +184,15 @@ def restore(saved: Checkpoint, like: Any) -> Any:
     InputError: it holds other leaves; names the first one that differs.
   """
 
-  def told(paths, leaves):
+  def described(paths, leaves):
     return [
       f'{".".join(path)} {leaf.dtype}{list(leaf.shape)}'
       for path, leaf in zip(paths, leaves, strict=True)
     ]
 
   flat, structure = jax.tree.flatten(like)
-  wanted = told(_paths(like), [leaf for leaf in flat if leaf.size])
-  found = told(saved.told['paths'], saved.leaves)
+  wanted = described(_paths(like), [leaf for leaf in flat if leaf.size])
+  found = described(saved.told['paths'], saved.leaves)
   for here, there in itertools.zip_longest(wanted, found, fillvalue='nothing'):
     if here != there:
       raise InputError(

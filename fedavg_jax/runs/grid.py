@@ -18,14 +18,16 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.core.files import write_text
 from fedavg_jax.core.folders import HeldFile
+from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine.devices import use_cpu_devices
 from fedavg_jax.engine.simulation import lower_simulation
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import train
+from fedavg_jax.runs.given import Given
 from fedavg_jax.runs.grid_jobs import MARK
 from fedavg_jax.runs.grid_jobs import Job
-from fedavg_jax.runs.grid_jobs import check_populations
+from fedavg_jax.runs.grid_jobs import check_data
 from fedavg_jax.runs.grid_jobs import earlier_jobs
 from fedavg_jax.runs.grid_jobs import is_over
 from fedavg_jax.runs.grid_jobs import next_group
@@ -37,13 +39,6 @@ from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import FORMAT
 from fedavg_jax.runs.signals import stop_on_signals
-
-# What decides whether a model fits its data.
-_FITS = (
-  *('dataset', 'data_dir', 'model', 'loss', 'metrics', 'algorithm', 'options'),
-  *('pixels', 'augmentation', 'convolution', 'precision', 'examples_on'),
-  *('lanes', 'client_states_on'),
-)
 
 
 def run_sweep(
@@ -69,9 +64,7 @@ def run_sweep(
   """
   base = run_config.read(config)
   planned = plan_jobs(base, grid, seeds, workdir)
-  jobs = _with_earlier(planned, workdir, base)
-  check_populations(jobs)
-  _check_models(jobs)
+  check_data(_with_earlier(planned, workdir, base), _check_model)
   workdir.mkdir(parents=True, exist_ok=True)
   try:
     held = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
@@ -129,29 +122,19 @@ def _run_all(jobs: list[Job], workdir: pathlib.Path, own: HeldFile) -> None:
         )
 
 
-def _check_models(jobs: list[Job]) -> None:
-  """Raises InputError where a model or an algorithm does not fit the data.
-
-  Of runs that differ in numbers of training alone the first one is checked.
-  """
-  seen = set()
-  for job in jobs:
-    cfg = job.cfg
-    kind = json.dumps([getattr(cfg, name) for name in _FITS], sort_keys=True)
-    if kind in seen or is_over(job):
-      continue
-    seen.add(kind)
-    use_cpu_devices(cfg.cpu_devices)
-    prepared = builders.prepare(cfg)
-    lower_simulation(
-      prepared.model,
-      builders.federate(cfg, prepared),
-      builders.build_algorithm(cfg),
-      loss=prepared.loss,
-      metrics=prepared.metrics,
-      execution=builders.execution(cfg, lanes=cfg.lanes),
-      placement=builders.placement(cfg),
-    )
+def _check_model(cfg: RunConfig, dataset: Dataset) -> None:
+  """Raises InputError where a model or an algorithm does not fit its data."""
+  use_cpu_devices(cfg.cpu_devices)
+  prepared = builders.prepare(cfg, Given(dataset=dataset))
+  lower_simulation(
+    prepared.model,
+    builders.federate(cfg, prepared),
+    builders.build_algorithm(cfg),
+    loss=prepared.loss,
+    metrics=prepared.metrics,
+    execution=builders.execution(cfg, lanes=cfg.lanes),
+    placement=builders.placement(cfg),
+  )
 
 
 def _with_earlier(

@@ -1,5 +1,6 @@
 """The runs of a sweep: their names, which are over, which go together."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
 import hashlib
@@ -14,6 +15,7 @@ import urllib.parse
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
+from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
@@ -33,6 +35,12 @@ TOGETHER = (
 _MOST_RUNS = 100_000
 _LONGEST_NAME = 255  # Of a folder, on every system.
 MARK, _PARTS = 'sweep.json', 'parts'
+# What decides whether a model fits its data, as it is checked.
+_FITS = (
+  *('dataset', 'data_dir', 'model', 'loss', 'metrics', 'algorithm', 'options'),
+  *('pixels', 'augmentation', 'convolution', 'precision', 'examples_on'),
+  *('lanes', 'client_states_on'),
+)
 _OVER = ('finished', 'target reached', 'diverged')
 
 
@@ -165,25 +173,37 @@ def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
   return [_job(base, setting, seed, workdir) for setting, seed in runs]
 
 
-def check_populations(jobs: Sequence[Job]) -> None:
-  """Raises InputError where the data cannot be divided as a run asks."""
-  data: dict[tuple, Any] = {}
-  seen = set()
+def check_data(
+  jobs: Sequence[Job], check_model: Callable[[RunConfig, Dataset], None]
+) -> None:
+  """Raises InputError where data cannot be divided or learned as a run asks.
+
+  Args:
+    jobs: of which those that are over only must have the settings of theirs.
+    check_model: raises it for settings and their data; called once for all runs
+      that are alike in `_FITS`.
+  """
+  data: dict[tuple, Dataset] = {}
+  divided, fitted = set(), set()
   for job in jobs:
     cfg = job.cfg
-    text = json.dumps(_common(job), sort_keys=True)
     if is_over(job):
       _check_settings(job)
       continue
-    if text in seen:
+    text = json.dumps(_common(job), sort_keys=True)
+    if text in divided:
       continue
-    seen.add(text)
+    divided.add(text)
     own = json.dumps(cfg.options.get('dataset'), sort_keys=True)
     source = cfg.dataset, cfg.data_dir, own
     if source not in data:
       data[source] = own_parts.load_dataset(cfg)
     clients = population.build_population(cfg, data[source]).clients
     population.build_participation(cfg, clients.num_examples)
+    kind = json.dumps([getattr(cfg, name) for name in _FITS], sort_keys=True)
+    if kind not in fitted:
+      fitted.add(kind)
+      check_model(cfg, data[source])
 
 
 def _value(key: str, text: str, like: Any) -> Any:

@@ -11,16 +11,16 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import processes
 from fedavg_jax.engine.driver import Record
 from fedavg_jax.engine.simulation import Simulation
-from fedavg_jax.engine.simulation import place
 from fedavg_jax.runs import checkpoint
-from fedavg_jax.runs.recorder import beside
+from fedavg_jax.runs.recorder import snapshot_of
 from fedavg_jax.runs.result import Best
 from fedavg_jax.runs.result import Result
+from fedavg_jax.runs.resume import newest_whole
 from fedavg_jax.runs.run_dir import Workdir
-from fedavg_jax.runs.snapshots import Snapshot
 from fedavg_jax.runs.snapshots import Snapshots
 from fedavg_jax.runs.snapshots import from_tree
-from fedavg_jax.runs.snapshots import to_tree
+from fedavg_jax.runs.snapshots import put
+from fedavg_jax.runs.snapshots import shapes
 
 # In config.json: what a run from Python is made of.
 FROM_PYTHON = 'from_python'
@@ -61,10 +61,10 @@ class PythonFolder(contextlib.AbstractContextManager):
       saved = None
       if own.began is not None:
         _check_same(own, made_of)
-        saved = self._newest()
+        saved = newest_whole(own)
       else:
-        shapes = jax.eval_shape(simulation.init)
-        own.begin(room=checkpoint.bytes_needed(shapes, _KEEP + 2))
+        states = jax.eval_shape(simulation.init)
+        own.begin(room=checkpoint.bytes_needed(states, _KEEP + 2))
         own.config({FROM_PYTHON: made_of})
       own.open_metrics()
       checkpoints = checkpoint.Checkpoints(own.path, keep=_KEEP)
@@ -102,58 +102,30 @@ class PythonFolder(contextlib.AbstractContextManager):
     self._own.line(row)
     if record.state is None or record.client_states is None:
       return
-    # A round that is not finite leaves everything as it was before it.
-    number, seal = record.round, self._own.seal()
-    if not np.any(record.finite):
-      number, seal = number - 1, before
-    told = {} if best is None else {_BEST: [best.round, best.value]}
-    self._snapshots.hold(
-      Snapshot(
-        round=number,
-        state=record.state,
-        client_states=record.client_states,
-        beside=lambda: beside(number, record, seal) | told,
-        changes=getattr(record.client_states, 'changes', 0),
-        more={} if best is None else {_BEST: best.variables},
+    snapshot = snapshot_of(record, before, self._own.seal())
+    if best is not None:
+      own, found = snapshot.beside, [best.round, best.value]
+      snapshot = snapshot._replace(
+        beside=lambda: own() | {_BEST: found}, more={_BEST: best.variables}
       )
-    )
-
-  def _newest(self) -> checkpoint.Checkpoint | None:
-    """Returns what to continue from, None where nothing was saved."""
-    with contextlib.closing(
-      checkpoint.Checkpoints(self._own.path, keep=_KEEP)
-    ) as checkpoints:
-      saved = checkpoints.newest()
-    if saved is not None:
-      self._own.check_metrics(saved.told['metrics'])
-    elif self._own.has_saved():
-      raise InputError(
-        f'{self._own.path / checkpoint.FOLDER}: the checkpoints are gone; put'
-        ' them back, or choose a new folder'
-      )
-    return saved
+    self._snapshots.hold(snapshot)
 
   def _continue(self, saved: checkpoint.Checkpoint) -> None:
     """Makes the result of what an earlier call has left."""
     simulation = self._simulation
-    state, kept = jax.eval_shape(simulation.init)
     states = simulation.host_states() if simulation.host_states else None
-    if states is not None:
-      kept = states.shapes(saved.told.get('clients', 0))
-    like, found = to_tree(state, kept), saved.told.get(_BEST)
-    if found:
-      like[_BEST] = state.variables
+    like = shapes(simulation, states, saved.told.get('clients', 0))
+    if found := saved.told.get(_BEST):
+      like[_BEST] = from_tree(like)[0].variables
     tree = checkpoint.restore(saved, like)
-    state, kept = from_tree(tree)
-    if states is not None:
-      states.scatter(kept['clients'], kept['states'])
+    state, client_states = put(tree, simulation, states)
     rows = self._own.lines()
     _check_first(simulation, rows[0], self._own.path)
     self.result = Result(
       simulation,
       {name: _column([row[name] for row in rows]) for name in rows[0]},
-      place(state, simulation),
-      place(kept, simulation) if states is None else states,
+      state,
+      client_states,
       Best(found[0], found[1], tree[_BEST]) if found else None,
     )
 
@@ -198,9 +170,9 @@ def _check_first(
   simulation: Simulation, row: dict[str, Any], path: pathlib.Path
 ) -> None:
   """Raises InputError where the first model has another test than it had."""
-  state, _ = simulation.init()
   if simulation.sweep is not None:
     return
+  state, _ = simulation.init()
   for name, value in simulation.evaluate(state.variables).items():
     before = _number(row.get(f'test_{name}'))
     if not np.isclose(before, value, rtol=1e-3, equal_nan=True):

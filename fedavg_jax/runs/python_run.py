@@ -20,6 +20,7 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs.python_folder import PythonFolder
 from fedavg_jax.runs.result import Best
 from fedavg_jax.runs.result import Result
+from fedavg_jax.runs.targets import Measure
 
 _NAMES = 'round', 'train_loss', 'examples', 'seconds'
 
@@ -152,12 +153,14 @@ class _Following:
 
   def _hold_best(self, record: Record) -> None:
     """Takes a model that is better than the best one so far."""
-    metric = self._simulation.task.metrics[0]
-    value = float(next(iter(record.test.values())))
-    sign = -1 if metric.lower_is_better else 1
+    lower = self._simulation.task.metrics[0].lower_is_better
+    measure = Measure(next(iter(record.test)), lower)
+    value = float(record.test[measure.name])
     if not np.isfinite(value):
       return
-    if self.best is None or sign * value > sign * self.best.value:
+    if self.best is None or (
+      measure.score(value) > measure.score(self.best.value)
+    ):
       assert record.state is not None
       variables = jax.device_get(record.state.variables)
       self.best = Best(record.round, value, variables)

@@ -7,6 +7,8 @@ import functools
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
+
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine.client_state_store import ClientStates
@@ -198,22 +200,12 @@ class Recorder:
     self._progress.update(line)
     if record.state is None or record.client_states is None:
       return
-    # A round that is not finite leaves everything as it was before it.
-    number, seal = record.round, folder.seal()
-    if not record.finite:
-      number, seal = number - 1, before
     self._lanes = record.lanes
+    snapshot = snapshot_of(record, before, folder.seal())
     value = self._run.measure.of(line) if record.finite else None
-    self.snapshots.hold(
-      Snapshot(
-        round=number,
-        state=record.state,
-        client_states=record.client_states,
-        beside=lambda: beside(number, record, seal),
-        score=None if value is None else self._run.measure.score(value),
-        changes=getattr(record.client_states, 'changes', 0),
-      )
-    )
+    if value is not None:
+      snapshot = snapshot._replace(score=self._run.measure.score(value))
+    self.snapshots.hold(snapshot)
 
   def __exit__(self, *raised: object) -> None:
     """Saves what is held and writes what stands beside the lines."""
@@ -260,7 +252,34 @@ class Recorder:
     return self._run.start[0]
 
 
-def beside(number: int, record: Record, seal: dict[str, Any]) -> dict[str, Any]:
+def snapshot_of(
+  record: Record, before: dict[str, Any], after: dict[str, Any]
+) -> Snapshot:
+  """Returns what can be saved of a record that has its states.
+
+  A round that is not finite leaves everything as it was before it.
+
+  Args:
+    record: of a round.
+    before: seal of metrics.jsonl up to the round before.
+    after: seal up to this one.
+  """
+  assert record.state is not None
+  number, seal = record.round, after
+  if not np.any(record.finite):
+    number, seal = number - 1, before
+  return Snapshot(
+    round=number,
+    state=record.state,
+    client_states=record.client_states,
+    beside=lambda: _beside(number, record, seal),
+    changes=getattr(record.client_states, 'changes', 0),
+  )
+
+
+def _beside(
+  number: int, record: Record, seal: dict[str, Any]
+) -> dict[str, Any]:
   """Returns what a checkpoint of a run holds beside its arrays.
 
   Args:

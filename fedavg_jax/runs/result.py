@@ -17,6 +17,7 @@ from fedavg_jax.engine import examples
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
+from fedavg_jax.runs.snapshots import are_there
 
 # Examples at a time: enough to be fast, few enough to bound memory.
 _BATCH = 256
@@ -72,11 +73,7 @@ class Result(Mapping[str, np.ndarray]):
     Raises:
       InputError: another run has taken the client states along.
     """
-    if getattr(self.client_states, 'changes', 0) != self._changes or any(
-      leaf.is_deleted()
-      for leaf in jax.tree.leaves(self.client_states)
-      if isinstance(leaf, jax.Array)
-    ):
+    if not are_there(self.client_states, self._changes):
       raise InputError(
         'start: another run has taken along what its clients keep; start from'
         ' the result of that run, or save runs in folders'

@@ -35,20 +35,32 @@ def newest(
   check_data(folder.began.get('data_sha256'), now['data_sha256'], folder.path)
   check_numerics(folder.began.get('numerics'), now['numerics'])
   check_own_code(folder.began.get('own_code_sha256'), now)
+  saved = newest_whole(folder)
+  if saved is not None:
+    say(f'{folder.path}: goes on after round {saved.told["round"]}')
+  else:
+    say(f'{folder.path}: ended before its first checkpoint, begins again')
+  return saved
+
+
+def newest_whole(folder: Workdir) -> checkpoint.Checkpoint | None:
+  """Returns the newest checkpoint of a run, None where it has had none.
+
+  Raises:
+    InputError: none is whole or they are gone, or metrics.jsonl is not what the
+      checkpoint has seen.
+  """
   with contextlib.closing(
     checkpoint.Checkpoints(folder.path, keep=1)  # It saves none.
   ) as checkpoints:
     saved = checkpoints.newest()
   if saved is not None:
     folder.check_metrics(saved.told['metrics'])
-    say(f'{folder.path}: goes on after round {saved.told["round"]}')
   elif folder.has_saved():
     raise InputError(
       f'{folder.path / checkpoint.FOLDER}: the checkpoints are gone; put them'
       ' back, or name a new workdir'
     )
-  else:
-    say(f'{folder.path}: ended before its first checkpoint, begins again')
   return saved
 
 

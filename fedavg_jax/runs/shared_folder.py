@@ -18,7 +18,6 @@ from fedavg_jax.engine import processes
 from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.simulation import Simulation
-from fedavg_jax.engine.simulation import place
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import resume
@@ -28,8 +27,8 @@ from fedavg_jax.runs.recorder import follow_rounds
 from fedavg_jax.runs.recorder import record_rounds
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
-from fedavg_jax.runs.snapshots import from_tree
-from fedavg_jax.runs.snapshots import to_tree
+from fedavg_jax.runs.snapshots import put
+from fedavg_jax.runs.snapshots import shapes
 from fedavg_jax.runs.summary import draw_population
 
 
@@ -124,19 +123,9 @@ class SharedFolder(contextlib.AbstractContextManager):
     states = self._host_states(simulation)
     if not left.resumes:
       return None, states
-    state, kept = jax.eval_shape(simulation.init)
-    if states is not None:
-      kept = states.shapes(left.num_clients)
-    like = to_tree(state, kept)
-    state, kept = from_tree(
-      collectives.copy(processes.first(lambda: self._restore(like)), like)
-    )
-    if states is None:
-      kept = place(kept, simulation)
-    else:
-      states.scatter(kept['clients'], kept['states'])
-      kept = states
-    return (place(state, simulation), kept), states
+    like = shapes(simulation, states, left.num_clients)
+    tree = collectives.copy(processes.first(lambda: self._restore(like)), like)
+    return put(tree, simulation, states), states
 
   def _restore(self, like: Any) -> Any:
     """Returns the tree of the checkpoint, which is then let go."""

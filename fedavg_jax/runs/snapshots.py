@@ -43,14 +43,6 @@ class Snapshot(NamedTuple):
   changes: int = 0
   more: Mapping[str, Any] = types.MappingProxyType({})
 
-  def is_there(self) -> bool:
-    """Tells whether client states have not gone into a later call."""
-    if isinstance(self.client_states, ClientStates):
-      return self.client_states.changes == self.changes
-    return not any(
-      leaf.is_deleted() for leaf in jax.tree.leaves(self.client_states)
-    )
-
   def save(self, checkpoints: checkpoint.Checkpoints) -> None:
     """Writes a checkpoint.
 
@@ -59,6 +51,21 @@ class Snapshot(NamedTuple):
     """
     tree = to_tree(self.state, self.client_states) | self.more
     checkpoints.save(self.round, tree, self.beside(), self.score)
+
+
+def are_there(client_states: Any, changes: int) -> bool:
+  """Tells whether client states have not gone into a later call.
+
+  Args:
+    client_states: of all clients, on the devices or the host.
+    changes: that those on the host had seen.
+  """
+  if isinstance(client_states, ClientStates):
+    return client_states.changes == changes
+  return not any(
+    isinstance(leaf, jax.Array) and leaf.is_deleted()
+    for leaf in jax.tree.leaves(client_states)
+  )
 
 
 def of(record: Record, beside: Callable[[], dict[str, Any]]) -> Snapshot | None:
@@ -123,7 +130,9 @@ class Snapshots:
       OSError: it cannot be written; it is not tried again.
     """
     held = self.held
-    if not held or held.round == self._saved_round or not held.is_there():
+    if not held or held.round == self._saved_round:
+      return
+    if not are_there(held.client_states, held.changes):
       return
     self._saved_round = held.round
     self._before()
@@ -143,9 +152,45 @@ def load(
   Raises:
     InputError: they are of another model or algorithm.
   """
-  like = to_tree(*jax.eval_shape(simulation.init))
-  tree = checkpoint.restore(saved, like)
-  return from_tree(place(tree, simulation))
+  like = shapes(simulation, None, 0)
+  return put(checkpoint.restore(saved, like), simulation, None)
+
+
+def shapes(
+  simulation: Simulation, states: ClientStates | None, number: int
+) -> Any:
+  """Returns the shapes of what a checkpoint of a simulation holds.
+
+  Args:
+    simulation: compiled.
+    states: of clients that stay on the host, None where they do not.
+    number: of these clients in the checkpoint.
+  """
+  state, kept = jax.eval_shape(simulation.init)
+  if states is not None:
+    kept = states.shapes(number)
+  return to_tree(state, kept)
+
+
+def put(
+  tree: Any, simulation: Simulation, states: ClientStates | None
+) -> tuple[ServerState, Any]:
+  """Puts what a checkpoint held where a simulation has it.
+
+  Args:
+    tree: of `shapes`.
+    simulation: compiled.
+    states: of clients that stay on the host, which get theirs; None where they
+      are on the devices.
+
+  Returns:
+    Server state and client states, as `simulate` takes them for its `start`.
+  """
+  state, kept = from_tree(tree)
+  if states is None:
+    return place((state, kept), simulation)
+  states.scatter(kept['clients'], kept['states'])
+  return place(state, simulation), states
 
 
 def to_tree(state: ServerState, client_states: Any) -> Any:

@@ -42,6 +42,19 @@ def test_padding_does_not_count(num_devices, examples):
   )
 
 
+def test_every_label_of_a_picture_belongs_to_its_own():
+  """Labels [n, H, W], whose examples stay in their order, against NumPy."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(130, 2, 3, 4)).astype(np.float32)
+  y = rng.integers(0, 4, (130, 2, 3)).astype(np.int32)
+  mesh = compiled_round.lane_mesh(jax.devices()[:1])
+  test = evaluation.place_test_set(client_data.Examples(x, y), mesh)
+  np.testing.assert_array_equal(test.x.reshape(-1, 2, 3, 4)[:130], x)
+  got, count = evaluate(lambda params, x: x, (), test, mesh)
+  assert count == 130 * 6
+  assert got['accuracy'] == pytest.approx((x.argmax(axis=-1) == y).mean())
+
+
 @pytest.mark.parametrize('num_devices', [1, 2])
 @pytest.mark.parametrize('examples', [1, 125, 300])
 def test_every_label_of_a_sequence_counts_once(num_devices, examples):
