@@ -70,14 +70,12 @@ class Task(NamedTuple):
 
     if sums.count.ndim and not metric.stacks:
       compared = jax.vmap(compared)
-    value = compared(sums.metrics[0])
-    return value <= enough if metric.lower_is_better else value >= enough
+    return self.reaches(compared(sums.metrics[0]), enough)
 
-  def reaches(self, value: Any, target: float) -> Any:
-    """Tells on the host whether a result of the first metric is the target."""
-    return (
-      value <= target if self.metrics[0].lower_is_better else value >= target
-    )
+  def reaches(self, value: Any, target: Any) -> Any:
+    """Tells whether a result of the first metric is the target, or better."""
+    lower = self.metrics[0].lower_is_better
+    return value <= target if lower else value >= target
 
 
 def make_task(

@@ -85,6 +85,7 @@ class Simulation(NamedTuple):
   with_lanes: Callable[[int], 'Simulation']
   sweep: tuple[float, ...] | None
   host_states: Callable[..., client_state_store.ClientStates] | None
+  parts: Parts
 
 
 def build_simulation(
@@ -223,6 +224,7 @@ def _build(parts: Parts) -> Simulation:
       source = prefetch.Stream(clients, planner, own.mesh)
     return _compile(
       own,
+      laid_out.parts,
       source,
       data,
       test_set,
@@ -241,6 +243,7 @@ def _build(parts: Parts) -> Simulation:
 
 def _compile(
   own: program.Program,
+  parts: Parts,
   source: Callable[[Sequence[int]], Any],
   data: client_data.Examples | None,
   test_set: evaluation.TestSet,
@@ -283,6 +286,7 @@ def _compile(
     why_lanes=why_lanes,
     with_lanes=with_lanes,
     sweep=own.trained.values,
+    parts=parts,
   )
 
 

@@ -29,6 +29,8 @@ import numpy as np
 from fedavg_jax.core.errors import InputError
 
 FOLDER = 'checkpoints'
+# In a tree: {'params', 'state'} of a model that was better than the last one.
+BEST = 'best'
 _SCORE, _SAVED_AS = 'score', 'saved_as'
 _SCORE_BEFORE = 'test_accuracy'  # Its name in folders of earlier versions.
 # Of a file that cannot be read now: whether it is damaged nobody knows.
@@ -221,12 +223,14 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
     A dict of dicts of NumPy arrays, for `Model.apply`.
 
   Raises:
-    FileNotFoundError: no checkpoint is there.
+    FileNotFoundError: no checkpoint is there, or none of them has a test.
     InputError: the checkpoint is not whole.
     OSError: it cannot be read now, which says nothing of what it holds.
   """
   folder = pathlib.Path(workdir).resolve() / FOLDER
-  number = _best(folder) if best else next(iter(_numbers(folder)), None)
+  newest = next(iter(_numbers(folder)), None)
+  scored = _best(folder) if best else None
+  number = newest if scored is None else scored
   if number is None:
     raise FileNotFoundError(f'{folder}: no checkpoint of a run is here')
   checkpointer = _checkpointer()
@@ -249,6 +253,12 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
     for parent in parents:
       inner = inner.setdefault(parent, {})
     inner[name] = leaf
+  if best and scored is None:
+    tree = tree.get(BEST, {})
+    if not tree:
+      raise FileNotFoundError(
+        f'{folder}: no best model is here; `run` keeps it with keep_best=True'
+      )
   return tree['params']
 
 

@@ -18,6 +18,7 @@ from fedavg_jax.contracts.model import Model
 from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data.dataset import Dataset
+from fedavg_jax.runs.own_code import is_own_object
 from fedavg_jax.runs.run_config import RunConfig
 
 _OURS = __name__.partition('.')[0]
@@ -94,14 +95,14 @@ def named(cfg: RunConfig, given: Given) -> RunConfig:
         f' fedavg_jax.train(config, workdir, {part}=...)'
       )
   names = {
-    part: references.from_python(_name(own))
+    part: references.from_python(name_of(own))
     for part, own in given._asdict().items()
     if own is not None
   }
   return cfg.replace(names) if names else cfg
 
 
-def _name(part: Any) -> str:
+def name_of(part: Any) -> str:
   """Returns by whose functions something was made; of a data set its name.
 
   A person's own functions name it; else ours, or the first of whoever's.
@@ -111,9 +112,10 @@ def _name(part: Any) -> str:
   if isinstance(part, Metric):
     return _maker(part.rows)
   if not isinstance(part, (Model, Algorithm)) and isinstance(part, tuple):
-    return ', '.join(map(_name, part))
-  makers = list(dict.fromkeys(map(_maker, _functions(part, set()))))
-  own = [name for name in makers if not _is_installed(name)]
+    return ', '.join(map(name_of, part))
+  functions = list(_functions(part, set()))
+  own = [function for function in functions if is_own_object(_made(function))]
+  makers = list(dict.fromkeys(map(_maker, own or functions)))
   # Defaults of the contracts are in all of them.
   ours = [
     name
@@ -121,7 +123,7 @@ def _name(part: Any) -> str:
     if name.startswith(f'{_OURS}.')
     and not name.startswith(f'{_OURS}.contracts')
   ]
-  return ', '.join(own or ours or makers[:1])
+  return ', '.join(makers if own else ours or makers[:1])
 
 
 def _functions(part: Any, seen: set[int]) -> Iterator[Callable]:
@@ -142,15 +144,14 @@ def _functions(part: Any, seen: set[int]) -> Iterator[Callable]:
         yield from _functions(cell.cell_contents, seen)
 
 
-def _maker(function: Any) -> str:
-  """Returns the module and name of the function that a closure is from."""
+def _made(function: Any) -> Any:
+  """Returns the function or the class that something callable is from."""
   while isinstance(function, functools.partial):
     function = function.func
-  if not hasattr(function, '__qualname__'):
-    function = type(function)
-  name = function.__qualname__.partition('.<locals>')[0]
-  return f'{function.__module__}.{name}'
+  return function if hasattr(function, '__qualname__') else type(function)
 
 
-def _is_installed(name: str) -> bool:
-  return name.partition('.')[0] in (_OURS, 'optax', 'jax', 'flax', 'functools')
+def _maker(function: Any) -> str:
+  """Returns the module and name of the function that a closure is from."""
+  made = _made(function)
+  return f'{made.__module__}.{made.__qualname__.partition(".<locals>")[0]}'

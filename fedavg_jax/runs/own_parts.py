@@ -6,10 +6,6 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import hashlib
-import pathlib
-import sys
-import sysconfig
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -18,6 +14,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import catalog
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs import metric_words
+from fedavg_jax.runs import own_code
 from fedavg_jax.runs.part_names import OWN_PARTS
 from fedavg_jax.runs.part_names import own_name
 from fedavg_jax.runs.run_config import RunConfig
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
   from fedavg_jax.contracts.losses import Loss
   from fedavg_jax.contracts.metrics import Metric
   from fedavg_jax.contracts.model import Model
-
-_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
 def is_own(cfg: RunConfig, part: str) -> bool:
@@ -120,7 +115,7 @@ def _metrics_of(
 
 
 def code_sha256(cfg: RunConfig) -> dict[str, str]:
-  """Returns the SHA-256 of each imported file of a person's own, by its path.
+  """Returns the SHA-256 of each imported file of a person's own, by its module.
 
   Nothing where a config names no function and nothing is from Python; files of
   Python, of installed packages and of this one are not a person's own.
@@ -130,24 +125,7 @@ def code_sha256(cfg: RunConfig) -> dict[str, str]:
     for part in OWN_PARTS
   ):
     return {}
-  paths = sysconfig.get_paths()
-  installed = [
-    _PACKAGE,
-    *(
-      pathlib.Path(paths[name]).resolve()
-      for name in ('stdlib', 'platstdlib', 'purelib', 'platlib')
-    ),
-  ]
-  found = {}
-  for module in list(sys.modules.values()):
-    file = getattr(module, '__file__', None)
-    if not isinstance(file, str) or not file.endswith('.py'):
-      continue
-    path = pathlib.Path(file).resolve()
-    if path.is_file() and not any(map(path.is_relative_to, installed)):
-      content = path.read_bytes()
-      found[module.__name__] = hashlib.sha256(content).hexdigest()
-  return dict(sorted(found.items()))
+  return own_code.file_sha256()
 
 
 def _call(cfg: RunConfig, part: str, kind: Any, *args: Any) -> Any:

@@ -13,12 +13,14 @@ import jax
 import numpy as np
 
 import fedavg_jax
+from fedavg_jax.core import references
 from fedavg_jax.core import trees
 from fedavg_jax.engine import devices
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
 from fedavg_jax.runs.builders import Prepared
+from fedavg_jax.runs.fingerprint import fingerprint
 from fedavg_jax.runs.run_config import RunConfig
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
@@ -83,15 +85,20 @@ def to_begin(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
     'data_sha256': checkpoint.digest([*_content(prepared), *test, *periods]),
     'test_sha256': checkpoint.digest(test),
     'numerics': devices.numerics(),
-    **_own_code(cfg),
+    **_own_code(cfg, prepared),
     **environment(),
   }
 
 
-def _own_code(cfg: RunConfig) -> dict[str, Any]:
-  """Returns what a person's own files are, where there are some."""
-  own = own_parts.code_sha256(cfg)
-  return {'own_code_sha256': own} if own else {}
+def _own_code(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
+  """Returns what a person's own files and objects are, where there are some."""
+  own = {'own_code_sha256': own_parts.code_sha256(cfg)}
+  own['from_python_sha256'] = {
+    part: fingerprint(getattr(prepared, part))
+    for part in ('model', 'algorithm', 'loss', 'metrics')
+    if references.is_from_python(getattr(cfg, part))
+  }
+  return {name: sha256 for name, sha256 in own.items() if sha256}
 
 
 def _content(prepared: Prepared) -> Sequence[Any]:

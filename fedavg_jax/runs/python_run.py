@@ -1,25 +1,33 @@
 """A run from Python: one call runs it, saves it and resumes it."""
 
-import collections
 from collections.abc import Callable
 import contextlib
+import itertools
 import pathlib
+import signal
 from typing import Any
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.driver import DIVERGED
 from fedavg_jax.engine.driver import Record
 from fedavg_jax.engine.driver import simulate
 from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.engine.simulation import place
 from fedavg_jax.runs.python_folder import PythonFolder
 from fedavg_jax.runs.result import Best
 from fedavg_jax.runs.result import Result
+from fedavg_jax.runs.result import history
+from fedavg_jax.runs.signals import Stop
+from fedavg_jax.runs.signals import stop_on_signals
 from fedavg_jax.runs.targets import Measure
 
 _NAMES = 'round', 'train_loss', 'examples', 'seconds'
@@ -44,15 +52,16 @@ def run(
     rounds: of the whole run, those before `start` included.
     eval_every: rounds from one test to the next; the last one is tested too.
     target: of the first metric, which ends the run; 0 is none.
-    start: continues from a result, or from server state and client states.
+    start: continues from a result, or from server state and client states, of
+      this simulation or of one with the same model and algorithm.
     on_round: called with the `Record` of every round, its states included; what
       returns True ends the run. Every round is then a call of its own.
-    keep_best: keeps the model of the best test; every tested round then ends a
-      call.
+    keep_best: keeps the model of the best test, those before `start` included
+      where their run kept it; every tested round then ends a call.
     progress: shows a bar, in a notebook or on a terminal.
-    folder: where the run is saved, every minute, at its end and at an error or
-      Ctrl-C. The same call continues what is there, to the same bits; it must
-      have the same algorithm and training examples, which are not compared.
+    folder: where the run is saved, every minute, at its end and at an error,
+      Ctrl-C or SIGTERM. The same call continues what is there, to the same
+      bits; it is refused where examples, model, algorithm or a setting differ.
 
   Returns:
     A `Result`, with the history from round 0 on.
@@ -60,15 +69,22 @@ def run(
   Raises:
     InputError: a value breaks its rule, or the folder is another run's.
     DivergedError: the loss or the model is not finite any more.
+    StoppedError: SIGTERM, where a folder has saved what was done.
   """
   with contextlib.ExitStack() as stack:
-    kept = None
+    kept, stop = None, Stop()
     if folder is not None:
       if start is not None:
         raise InputError('start: must be left out where a folder has the run')
+      stop = stack.enter_context(stop_on_signals())
       kept = stack.enter_context(PythonFolder(folder, simulation, keep_best))
       start = kept.result
     following = _Following(simulation, start, keep_best)
+    if following.round > rounds:
+      raise InputError(
+        f'rounds = {rounds}: must be at least {following.round}, those that are'
+        ' done'
+      )
     bar = _bar(rounds, following.round) if progress else None
     if bar is not None:
       stack.callback(bar.close)
@@ -83,6 +99,7 @@ def run(
         or (keep_best and (number % eval_every == 0 or number == rounds))
       ),
       looking=kept.due if kept else lambda: False,
+      stopping=stop,
     ):
       row = following.take(record)
       if kept is not None:
@@ -93,14 +110,28 @@ def run(
         raise DivergedError(f'round {record.round}: {DIVERGED}')
       if on_round is not None and on_round(record):
         break
+  _check_end(stop, following.round, folder)
   return following.result()
+
+
+def _check_end(
+  stop: Stop, number: int, folder: str | pathlib.Path | None
+) -> None:
+  """Raises what a signal means, once all that was done is saved."""
+  if stop.signum == signal.SIGINT:
+    raise KeyboardInterrupt
+  if stop():
+    raise StoppedError(
+      f'round {number} is saved; the same call with folder={str(folder)!r}'
+      ' continues it',
+      signum=stop.signum,
+    )
 
 
 class _Following:
   """What a run has given so far.
 
   Attributes:
-    round: the last one.
     start: what its first call begins with, None for round 0.
     best: the model of the best test, None where none was tested or kept.
   """
@@ -114,18 +145,24 @@ class _Following:
     if keep_best and simulation.sweep is not None:
       raise InputError('keep_best = True: must be False in a sweep')
     self._simulation, self._keep_best = simulation, keep_best
-    self._rows: dict[str, list] = collections.defaultdict(list)
-    self._tests: tuple[str, ...] = ()
+    self._rows: list[dict[str, Any]] = []
     self.best: Best | None = None
+    before = None
     if isinstance(start, Result):
-      self.best = start.best
-      for name, values in start.history.items():
-        self._rows[name] = list(values)
-      self._tests = tuple(name for name in start if name.startswith('test_'))
-      start = start.to_start()
-    elif start is not None:
-      _check_start(start)
+      names, columns = zip(*start.history.items(), strict=True)
+      self._rows = [
+        dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
+      ]
+      before, start = start.best, start.to_start()
+    if start is not None:
+      _check_start(start, simulation)
     self.start = self._reached = start
+    if keep_best and start is not None:
+      # Tested here: it may have been by another metric, or on other examples.
+      own = Best(self.round, 0.0, start[0].variables)
+      for model in filter(None, (before, own)):
+        variables = place(model.variables, simulation)
+        self._hold_best(model.round, variables, simulation.evaluate(variables))
 
   @property
   def round(self) -> int:
@@ -137,47 +174,44 @@ class _Following:
   def take(self, record: Record) -> dict[str, Any]:
     """Adds a round; returns its row of the history."""
     row = {name: getattr(record, name) for name in _NAMES}
+    if self._simulation.sweep is not None:
+      row['finite'] = record.finite
     row |= {f'test_{name}': value for name, value in record.test.items()}
-    self._tests = self._tests or tuple(name for name in row if 'test_' in name)
-    row = {
-      name: np.nan if (value := row.get(name)) is None else value
-      for name in (*_NAMES, *self._tests)
-    }
-    for name, value in row.items():
-      self._rows[name].append(value)
+    self._rows.append(row)
     if record.state is not None and record.client_states is not None:
       self._reached = record.state, record.client_states
     if self._keep_best and record.test and record.state is not None:
-      self._hold_best(record)
+      self._hold_best(record.round, record.state.variables, record.test)
     return row
 
-  def _hold_best(self, record: Record) -> None:
-    """Takes a model that is better than the best one so far."""
+  def _hold_best(
+    self, number: int, variables: Any, test: dict[str, Any]
+  ) -> None:
+    """Takes a model that is better than the best one so far.
+
+    Args:
+      number: of the round that it is after.
+      variables: of the model.
+      test: its results.
+    """
+    name, value = next(iter(test.items()))
     lower = self._simulation.task.metrics[0].lower_is_better
-    measure = Measure(next(iter(record.test)), lower)
-    value = float(record.test[measure.name])
-    if not np.isfinite(value):
-      return
-    if self.best is None or (
-      measure.score(value) > measure.score(self.best.value)
+    measure, value = Measure(name, lower), float(value)
+    if np.isfinite(value) and (
+      self.best is None or measure.score(value) > measure.score(self.best.value)
     ):
-      assert record.state is not None
-      variables = jax.device_get(record.state.variables)
-      self.best = Best(record.round, value, variables)
+      self.best = Best(number, value, jax.device_get(variables))
 
   def result(self) -> Result:
     """Returns what the run gave."""
     assert self._reached is not None
     state, client_states = self._reached
-    history = {
-      # What a sweep lacks at a round, it lacks for each of its values.
-      name: np.array(np.broadcast_arrays(*values))
-      for name, values in self._rows.items()
-    }
-    return Result(self._simulation, history, state, client_states, self.best)
+    return Result(
+      self._simulation, history(self._rows), state, client_states, self.best
+    )
 
 
-def _check_start(start: Any) -> None:
+def _check_start(start: Any, simulation: Simulation) -> None:
   """Raises InputError where a run cannot start from something."""
   if (
     not isinstance(start, tuple)
@@ -188,6 +222,27 @@ def _check_start(start: Any) -> None:
       f'start: is {type(start).__name__}, must be a result of `run`, or server'
       ' state and client states'
     )
+  state, kept = jax.eval_shape(simulation.init)
+  parts = [('the server has', start[0], state)]
+  if simulation.host_states is None or not isinstance(start[1], ClientStates):
+    parts.append(('the clients keep', start[1], kept))
+  for what, found, wanted in parts:
+    for there, here in itertools.zip_longest(
+      _form(found), _form(wanted), fillvalue='nothing'
+    ):
+      if there != here:
+        raise InputError(
+          f'start: {what} {there} where this simulation has {here}; must be of'
+          ' the same model and algorithm'
+        )
+
+
+def _form(tree: Any) -> list[str]:
+  """Returns the leaves of a tree with their types and shapes."""
+  return [
+    f'{jax.tree_util.keystr(path)} {jnp.result_type(leaf)}{[*np.shape(leaf)]}'
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  ]
 
 
 def _bar(rounds: int, done: int) -> Any:

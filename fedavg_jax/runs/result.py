@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 from typing import NamedTuple
@@ -44,11 +45,12 @@ class Result(Mapping[str, np.ndarray]):
   The history has an entry per round, round 0 included, under 'round',
   'train_loss', 'examples', 'seconds' and 'test_<name>' of each test's results,
   such as 'test_accuracy'; NaN where there was none. Of a sweep [R, G], but for
-  round and seconds.
+  round and seconds, and with 'finite', which tells where a value diverged. A
+  run that starts from states has the rounds behind them.
 
   Attributes:
     simulation: that was run.
-    history: name -> [R + 1] of numbers.
+    history: name -> [R + 1] of numbers, see `history`.
     state: of the server after the last round.
     client_states: what all clients keep after it. A run that starts from here
       takes them along: a second one cannot.
@@ -134,3 +136,26 @@ class Result(Mapping[str, np.ndarray]):
 
   def __len__(self) -> int:
     return len(self.history)
+
+
+def history(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  """Returns the columns of rows; what a row lacks, and null of JSON, is NaN.
+
+  >>> history([{'round': 0}, {'round': 1, 'test_loss': [0.5, None]}])
+  {'round': array([0, 1]), 'test_loss': array([[nan, nan],
+         [0.5, nan]])}
+  """
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  return {
+    name: np.array(
+      np.broadcast_arrays(*(_number(row.get(name)) for row in rows))
+    )
+    for name in names
+  }
+
+
+def _number(value: Any) -> Any:
+  """Returns a number, or an array of them, of JSON."""
+  if isinstance(value, list):
+    return np.array([_number(one) for one in value])
+  return np.nan if value is None else value

@@ -35,6 +35,7 @@ def newest(
   check_data(folder.began.get('data_sha256'), now['data_sha256'], folder.path)
   check_numerics(folder.began.get('numerics'), now['numerics'])
   check_own_code(folder.began.get('own_code_sha256'), now)
+  check_from_python(folder.began, now)
   saved = newest_whole(folder)
   if saved is not None:
     say(f'{folder.path}: goes on after round {saved.told["round"]}')
@@ -94,6 +95,23 @@ def check_own_code(before: Any, now: dict[str, Any]) -> None:
         f'{name}: its code is not that which the run began with (SHA-256 was'
         f' {str(before[name])[:12]}..., is {sha256[:12]}...); bring it back, or'
         ' choose a new workdir'
+      )
+
+
+def check_from_python(began: dict[str, Any], now: dict[str, Any]) -> None:
+  """Raises InputError where what was given from Python is made otherwise.
+
+  Not with other versions of Python or of packages, which have other functions.
+  """
+  if any(began.get(name) != now[name] for name in ('python', 'versions')):
+    return
+  before = began.get('from_python_sha256')
+  before = before if isinstance(before, dict) else {}
+  for name, sha256 in now.get('from_python_sha256', {}).items():
+    if before.get(name, sha256) != sha256:
+      raise InputError(
+        f'{name}: its functions, or numbers that they use, are not those which'
+        ' the run began with; bring them back, or choose a new workdir'
       )
 
 

@@ -74,17 +74,19 @@ class Workdir:
     began: what its config.json holds, None where no run has begun in it.
   """
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, *, key: str = 'workdir'):
     """Takes a folder that exists; `begin` makes one that does not.
 
     Args:
       path: of the folder.
+      key: by which messages name it.
 
     Raises:
       InputError: it is not a run's folder, another process is at work in it, or
         it cannot be written.
     """
     self.path = path
+    self._named = f'{key} = {path}'
     self.began: dict[str, Any] | None = None
     self._lock: filelock.BaseFileLock | None = None
     self._held: HeldFile | None = None
@@ -96,7 +98,7 @@ class Workdir:
       str(path).encode()  # As orbax has to.
     except UnicodeEncodeError:
       raise InputError(
-        f'workdir = {str(path)!a}: must be a name in UTF-8'
+        f'{key} = {str(path)!a}: must be a name in UTF-8'
       ) from None
     try:  # What cannot be made is known before anything is compiled.
       os.lstat(path)
@@ -114,19 +116,19 @@ class Workdir:
 
   def _take(self) -> None:
     if not self.path.is_dir():
-      raise InputError(f'workdir = {self.path}: is no folder')
+      raise InputError(f'{self._named}: is no folder')
     self._began_lock = _LOCK not in self._names()
     lock = filelock.FileLock(self.path.resolve() / _LOCK, timeout=0)
     try:
       lock.acquire()
     except filelock.Timeout:
       raise InputError(
-        f'workdir = {self.path}: another process is at work in it'
+        f'{self._named}: another process is at work in it'
       ) from None
     except OSError as error:
       raise self._unusable(error, 'written') from error
     self._lock = lock
-    self._held = HeldFile(self.path.resolve() / _LOCK, f'workdir = {self.path}')
+    self._held = HeldFile(self.path.resolve() / _LOCK, self._named)
     if _CONFIG in self._names():  # Another process may have been here.
       try:
         self.began = _read_json(self.path / _CONFIG)
@@ -144,7 +146,7 @@ class Workdir:
     # A run that was killed at once leaves its lock, or a part of a first file.
     if _CONFIG not in names and names - {_LOCK, part_name(_CONFIG)}:
       raise InputError(
-        f'workdir = {self.path}: exists already, and is no folder of a run;'
+        f'{self._named}: exists already, and is no folder of a run;'
         ' name a new one, nothing is ever written over'
       )
     return names
@@ -167,7 +169,7 @@ class Workdir:
       raise self._unusable(error, 'made') from error
     if free < room:
       raise InputError(
-        f'workdir = {self.path}: {free / 2**20:.1f} MiB are free, a run needs'
+        f'{self._named}: {free / 2**20:.1f} MiB are free, a run needs'
         f' {room / 2**20:.1f}'
       )
     if self._lock is not None:
@@ -176,7 +178,7 @@ class Workdir:
       self.path.mkdir(parents=True)
     except FileExistsError:
       raise InputError(
-        f'workdir = {self.path}: another process has made it meanwhile'
+        f'{self._named}: another process has made it meanwhile'
       ) from None
     except OSError as error:
       raise self._unusable(error, 'made') from error
@@ -299,7 +301,7 @@ class Workdir:
 
   def _unusable(self, error: Exception, done: str) -> InputError:
     reason = getattr(error, 'strerror', None) or error
-    return InputError(f'workdir = {self.path}: cannot be {done} ({reason})')
+    return InputError(f'{self._named}: cannot be {done} ({reason})')
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

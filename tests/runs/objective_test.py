@@ -343,9 +343,14 @@ def test_objects_are_the_run_that_names_are(module, tmp_path):
   )
   other = objects(module) | {'loss': fa.losses.squared_error}
   refused("loss = 'from Python: fedavg_jax.*squared_error' .was", **other)
+  plain.rounds = 5
+  rate = fa.fedavg(optax.sgd(0.7), optax.sgd(1.0))
+  refused(
+    'algorithm: its functions, or numbers that they use, are not those',
+    **objects(module) | {'algorithm': rate},
+  )
   began['own_code_sha256'][module] = 64 * '0'
   (folder / 'config.json').write_text(json.dumps(began))
-  plain.rounds = 5
   refused(f'{module}: its code is not that', **objects(module))
 
 

@@ -1,11 +1,16 @@
 """A run from Python: the same rounds, in one call or in several."""
 
+import json
+import signal
+
 import jax
 import numpy as np
+import optax
 import pytest
 
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs import compare
 from fedavg_jax.runs import train
 from tests.testing import simulations
@@ -17,12 +22,12 @@ pytestmark = pytest.mark.filterwarnings('default')
 CLIENTS_STAY = {'devices': {}, 'host': {'client_states_on': 'host'}}
 
 
-def build(uneven_examples, **changes):
+def build(uneven_examples, own=None, **changes):
   """SCAFFOLD, whose server and clients keep something."""
   x, y, parts = uneven_examples
   return simulations.build(
     fa.build_clients(fa.Examples(x, y), parts),
-    simulations.model(),
+    own or simulations.model(),
     **{'algorithm': fa.scaffold(0.1, 0.9)} | changes,
   )
 
@@ -168,37 +173,193 @@ def test_a_bar_shows_rounds_and_the_first_metric(uneven_examples, capsys):
   assert '2/2' in shown and 'test accuracy=' in shown
 
 
-@pytest.mark.parametrize(
-  ('changes', 'options', 'said'),
-  [
-    ({'seed': 6}, {}, r'seed = 6: was 5 in folder = .*own; set it back'),
-    ({'epochs': 3}, {}, 'epochs = 3: was 2'),
-    ({'metrics': fa.metrics.of_classifier()}, {'keep_best': True}, 'keep_best'),
-    ({'sweep': (0.1,)}, {}, r'sweep = \[0.1'),
-    ({'loss': fa.losses.cross_entropy}, {'start': (1, 2)}, 'start: must be'),
-  ],
-)
-def test_a_folder_of_another_run_is_refused(
-  uneven_examples, tmp_path, changes, options, said
-):
+def squared(outputs, batch, power=2):
+  """A loss whose functions are the same, and its number another."""
+  return jax.numpy.sum(outputs, axis=-1) ** power
+
+
+def other_examples(examples, change):
+  x, y, parts = examples
+  return {
+    'order': (x[::-1].copy(), y, parts),
+    'labels': (x, y[::-1].copy(), parts),
+    'division': (x, y, [parts[1], parts[0], *parts[2:]]),
+  }[change]
+
+
+REFUSED = {
+  'seed': ({'seed': 6}, r'seed = 6: was 5 in folder = .*own; set it back'),
+  'epochs': ({'epochs': 3}, 'epochs = 3: was 2'),
+  'on_nan': ({'on_nan': 'skip_client'}, "on_nan = 'skip_client': was 'stop'"),
+  'best': ({'keep_best': True}, 'keep_best = True: was False'),
+  'sweep': (
+    {'algorithm': lambda eta: fa.scaffold(eta, 1.0), 'sweep': (0.1,)},
+    r'sweep = \[0.1',
+  ),
+  'algorithm': (
+    {'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(0.9))},
+    r'algorithm = .*fedavg.* was .*scaffold',
+  ),
+  'its number': ({'algorithm': fa.scaffold(0.1, 0.8)}, 'algorithm: its func'),
+  'loss': ({'loss': squared}, 'loss = .*squared.* was .*cross_entropy'),
+  'metrics': ({'metrics': (fa.metrics.accuracy(),)}, 'metrics = .*accuracy'),
+  'participation': (
+    {'participation': fa.Participation(straggler_fraction=0.5)},
+    'participation: its functions, or numbers',
+  ),
+  'order': ({}, 'clients: their examples are not those of the run in folder'),
+  'labels': ({}, 'clients: their examples are not'),
+  'division': ({}, 'clients: their examples are not'),
+}
+
+
+@pytest.mark.parametrize('change', REFUSED)
+def test_a_folder_of_another_run_is_refused(uneven_examples, tmp_path, change):
   folder = tmp_path / 'own'
   fa.run(build(uneven_examples), rounds=1, folder=folder)
   before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-  if 'sweep' in changes:
-    changes = changes | {'algorithm': lambda eta: fa.scaffold(eta, 1.0)}
+  changes, said = REFUSED[change]
+  options = {'keep_best': changes.get('keep_best', False)}
+  changes = {k: v for k, v in changes.items() if k != 'keep_best'}
+  examples = uneven_examples
+  if not (changes or options['keep_best']):
+    examples = other_examples(uneven_examples, change)
   with pytest.raises(InputError, match=said):
-    fa.run(
-      build(uneven_examples, **changes), rounds=2, folder=folder, **options
-    )
+    fa.run(build(examples, **changes), rounds=2, folder=folder, **options)
   assert before == {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
-def test_other_data_are_refused(uneven_examples, tmp_path):
+def test_a_loss_of_one_line_and_a_sweep_are_compared(uneven_examples, tmp_path):
+  """Two lambdas have the same name, two sweeps the same values."""
+
+  def run(factor, power, folder):
+    simulation = build(
+      uneven_examples,
+      algorithm=lambda eta: fa.scaffold(factor * eta, 1.0),
+      sweep=(0.1, 0.3),
+      loss=lambda outputs, batch: squared(outputs, batch, power),
+    )
+    return fa.run(simulation, rounds=1, folder=tmp_path / folder)
+
+  for folder, other, said in (
+    ('a', (1.0, 4), 'loss: its functions'),
+    ('b', (2.0, 2), 'algorithm: its functions'),
+  ):
+    run(1.0, 2, folder)
+    run(1.0, 2, folder)
+    with pytest.raises(InputError, match=said):
+      run(*other, folder)
+
+
+def test_other_versions_have_other_functions(uneven_examples, tmp_path):
+  """What their closures hold says nothing then; names and examples do."""
   folder = tmp_path / 'own'
   fa.run(build(uneven_examples), rounds=1, folder=folder)
-  x, y, parts = uneven_examples
-  with pytest.raises(InputError, match='before round 1 had the test'):
-    fa.run(build((x[::-1].copy(), y, parts)), rounds=2, folder=folder)
+  path = folder / 'config.json'
+  began = json.loads(path.read_text())
+  began['from_python']['versions']['optax'] = '0.0.1'
+  began['from_python']['code_sha256']['algorithm'] = 64 * '0'
+  path.write_text(json.dumps(began))
+  fa.run(build(uneven_examples), rounds=2, folder=folder)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_is_what_it_is(uneven_examples, tmp_path, number):
+  simulation, folder = build(uneven_examples), tmp_path / 'own'
+  before = signal.getsignal(number)
+
+  def ask(record):
+    if record.round == 3:
+      signal.raise_signal(number)
+
+  error = StoppedError if number == signal.SIGTERM else KeyboardInterrupt
+  with pytest.raises(error) as raised:
+    fa.run(simulation, rounds=9, folder=folder, on_round=ask)
+  if error is StoppedError:
+    assert "round 3 is saved; the same call with folder='" in str(raised.value)
+  assert signal.getsignal(number) is before
+  result = fa.run(simulation, rounds=5, folder=folder)
+  check_equal(result, fa.run(simulation, rounds=5))
+
+
+def test_the_best_of_a_run_that_continues(uneven_examples, tmp_path):
+  """Those before count where they were kept, and by the test that is here."""
+  simulation = build(uneven_examples)
+  first = fa.run(simulation, rounds=2, keep_best=True)
+  assert fa.run(simulation, rounds=3, start=first).best is None
+  state, kept = fa.run(simulation, rounds=2).to_start()
+  result = fa.run(simulation, rounds=2, start=(state, kept), keep_best=True)
+  assert result.best.round == 2
+  by_loss = build(
+    uneven_examples, metrics=(fa.metrics.mean_loss(fa.losses.cross_entropy),)
+  )
+  first = fa.run(simulation, rounds=2, keep_best=True)
+  result = fa.run(by_loss, rounds=3, start=first, keep_best=True)
+  losses = result['test_loss']
+  best = result.best
+  assert losses.shape == (4,)
+  assert best.value == losses[best.round]
+  assert best.value <= min(losses[2:].min(), losses[first.best.round])
+
+
+def test_the_best_model_is_loaded_from_a_folder(uneven_examples, tmp_path):
+  folder = tmp_path / 'own'
+  simulation = build(uneven_examples)
+  result = fa.run(simulation, rounds=4, keep_best=True, folder=folder)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    fa.load_params(folder, best=True),
+    result.best.variables,
+  )
+  fa.run(simulation, rounds=1, folder=tmp_path / 'none')
+  with pytest.raises(FileNotFoundError, match='keeps it with keep_best=True'):
+    fa.load_params(tmp_path / 'none', best=True)
+
+
+def test_a_value_that_diverges_is_marked(uneven_examples, tmp_path):
+  simulation = build(
+    uneven_examples,
+    algorithm=lambda eta: fa.scaffold(eta, 1.0),
+    sweep=(0.1, 1e30),
+  )
+  result = fa.run(simulation, rounds=2)
+  assert result['finite'].shape == (3, 2)
+  assert result['finite'][0].all()
+  assert result['finite'][-1].tolist() == [True, False]
+
+
+NARROW = simulations.model()._replace(
+  init=lambda key: jax.tree.map(
+    lambda leaf: leaf[tuple(slice(5 if n == 6 else n) for n in leaf.shape)],
+    simulations.model().init(key),
+  )
+)
+
+
+@pytest.mark.parametrize(
+  ('other', 'said'),
+  [
+    (
+      {'own': NARROW},
+      r'start: the server has .*6\] where this simulation has .*5\]',
+    ),
+    ({'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))}, 'start: the'),
+    (
+      {'algorithm': lambda eta: fa.scaffold(eta, 1.0), 'sweep': (0.1,)},
+      r'the server has .round int32\[\] where this simulation has .*\[1\]',
+    ),
+  ],
+)
+def test_a_start_of_another_simulation_is_one_line(
+  uneven_examples, other, said
+):
+  simulation = build(uneven_examples)
+  start = fa.run(simulation, rounds=1)
+  with pytest.raises(InputError, match=said) as raised:
+    fa.run(build(uneven_examples, **other), rounds=2, start=start)
+  assert len(str(raised.value).splitlines()) == 1
+  with pytest.raises(InputError, match='start: the clients keep nothing'):
+    fa.run(simulation, rounds=2, start=(start.state, None))
 
 
 def test_what_cannot_be_is_one_line(uneven_examples, tmp_path):
@@ -209,6 +370,10 @@ def test_what_cannot_be_is_one_line(uneven_examples, tmp_path):
     (lambda: result.predict(result.simulation.test.x, best=True), 'keep_best'),
     (lambda: fa.run(simulation, rounds=1, start=3), 'start: is int'),
     (lambda: fa.run(simulation, rounds=0), 'rounds = 0'),
+    (
+      lambda: fa.run(simulation, rounds=1, start=fa.run(simulation, rounds=3)),
+      'rounds = 1: must be at least 3, those that are done',
+    ),
   ):
     with pytest.raises(InputError, match=said):
       call()

@@ -1,0 +1,178 @@
+"""A SHA-256 of functions, and of the numbers that they use.
+
+Two calls that make the same model, loss or algorithm give the same one, in
+other processes too, and a changed learning rate, layer or line of code gives
+another. Of code that is installed the names count and what its closures hold;
+of a person's own also the compiled code, and the globals that it reads. What is
+neither a number, an array, a function nor made of them counts by its type.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import hashlib
+import inspect
+import types
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedavg_jax.core.rows_on_disk import RowsOnDisk
+from fedavg_jax.runs.own_code import is_own_object
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
+# Of arrays on a disk, which may be larger than memory: rows that are read.
+_ROWS_READ = 3
+
+
+def fingerprint(part: Any) -> str:
+  """Returns the SHA-256 of what a part is made of, in hexadecimal.
+
+  Args:
+    part: a function, an array, a number, or tuples, dictionaries and
+      dataclasses of them.
+
+  >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 2)
+  False
+  """
+  sha = hashlib.sha256()
+  for piece in _pieces(part, {}):
+    sha.update(piece)
+    sha.update(b'\0')
+  return sha.hexdigest()
+
+
+def _pieces(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
+  """Yields all that counts of a value.
+
+  Args:
+    value: any.
+    seen: by `id`, number and value of what was yielded before; functions may
+      hold each other.
+  """
+  if isinstance(value, _PLAIN):
+    yield f'{type(value).__name__} {value!r}'.encode()
+    return
+  if id(value) in seen:
+    yield f'again {seen[id(value)][0]}'.encode()
+    return
+  seen[id(value)] = len(seen), value  # Held, or another may get its id.
+  yield type(value).__qualname__.encode()
+  for part in _parts(value):
+    if isinstance(part, memoryview):
+      yield bytes(part) if part.nbytes < 2**10 else _sha256(part)
+    else:
+      yield from _pieces(part, seen)
+
+
+def _sha256(values: memoryview) -> bytes:
+  return hashlib.sha256(values).digest()
+
+
+def _parts(value: Any) -> Any:
+  """Returns what a value is made of, in an order that is always the same."""
+  if isinstance(value, (np.ndarray, np.generic, jax.Array, RowsOnDisk)):
+    return _of_array(value)
+  match value:
+    case tuple() | list():
+      return value
+    case dict() | types.MappingProxyType():
+      return sorted(value.items(), key=lambda item: repr(item[0]))
+    case set() | frozenset():
+      return sorted(fingerprint(one) for one in value)
+    case functools.partial():
+      return value.func, value.args, value.keywords
+    case types.MethodType():
+      return value.__self__, value.__func__
+    case types.ModuleType():
+      return (value.__name__,)
+    case types.CodeType():
+      return value.co_code, value.co_names, value.co_consts
+    case type():
+      return _of_class(value)
+  if hasattr(value, '__wrapped__') or isinstance(value, types.FunctionType):
+    return _of_function(inspect.unwrap(value))
+  return _of_object(value)
+
+
+def _of_array(value: Any) -> list[Any]:
+  """Returns type, shape and values of an array; keys are arrays too."""
+  if isinstance(value, jax.core.Tracer):
+    return [str(value.aval)]
+  on_disk = isinstance(value, (RowsOnDisk, np.memmap))
+  shape = [int(size) for size in value.shape]
+  if isinstance(value, jax.Array):
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+      value = jax.random.key_data(value)
+    value = jax.device_get(value)
+  found: list[Any] = [str(value.dtype), shape]
+  if on_disk:
+    rows = np.unique(np.linspace(0, len(value) - 1, _ROWS_READ).astype(int))
+    value = np.concatenate([value[row : row + 1] for row in rows])
+  array = np.ascontiguousarray(value)
+  if array.dtype.hasobject:
+    return [*found, array.tolist()]
+  return [*found, array.reshape(-1).view(np.uint8).data]
+
+
+def _of_function(function: Any) -> list[Any]:
+  """Returns name, defaults and closure; of a person's own code and globals."""
+  if not isinstance(function, types.FunctionType):
+    return _of_object(function)
+  found = [
+    function.__module__,
+    function.__qualname__,
+    function.__defaults__,
+    function.__kwdefaults__,
+    [_content(cell) for cell in function.__closure__ or ()],
+  ]
+  if is_own_object(function):
+    known = function.__globals__
+    names = sorted(set(_names(function.__code__)) & set(known))
+    found += [function.__code__, [(name, known[name]) for name in names]]
+  return found
+
+
+def _content(cell: Any) -> Any:
+  try:
+    return cell.cell_contents
+  except ValueError:  # It is empty yet.
+    return None
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+  """Yields the names that a function and those inside it read."""
+  yield from code.co_names
+  for inner in code.co_consts:
+    if isinstance(inner, types.CodeType):
+      yield from _names(inner)
+
+
+def _of_class(value: type) -> list[Any]:
+  """Returns the name of a class; of a person's own what it defines too."""
+  name = f'{value.__module__}.{value.__qualname__}'
+  if not is_own_object(value):
+    return [name]
+  own = {
+    name: found
+    for name, found in vars(value).items()
+    if isinstance(found, types.FunctionType)
+    or (isinstance(found, _PLAIN) and not name.startswith('__'))
+  }
+  return [name, value.__bases__, own]
+
+
+def _of_object(value: Any) -> list[Any]:
+  """Returns the class of an object, and what it has."""
+  if isinstance(value, types.BuiltinFunctionType):
+    return [value.__module__, value.__qualname__]
+  found: list[Any] = [type(value)]
+  if dataclasses.is_dataclass(value):
+    found += [
+      (field.name, getattr(value, field.name, None))
+      for field in dataclasses.fields(value)
+    ]
+  elif is_own_object(type(value)):
+    found.append(getattr(value, '__dict__', None))
+  return found

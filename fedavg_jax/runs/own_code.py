@@ -1,0 +1,59 @@
+"""Which code is a person's own: neither Python's nor a package's."""
+
+import functools
+import hashlib
+import pathlib
+import sys
+import sysconfig
+from typing import Any
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# Folders of packages, wherever a system has them.
+_OF_PACKAGES = {'site-packages', 'dist-packages'}
+
+
+@functools.cache
+def _installed() -> tuple[pathlib.Path, ...]:
+  """Returns the folders that hold no code of a person's own."""
+  paths = sysconfig.get_paths()
+  names = 'stdlib', 'platstdlib', 'purelib', 'platlib'
+  return _PACKAGE, *(pathlib.Path(paths[name]).resolve() for name in names)
+
+
+@functools.cache
+def is_own(file: str) -> bool:
+  """Tells whether a file is a person's own; a cell of a notebook is.
+
+  Args:
+    file: a path, or what Python calls code that is in no file.
+  """
+  if file.startswith('<frozen'):
+    return False
+  path = pathlib.Path(file).resolve()
+  return not (
+    _OF_PACKAGES.intersection(path.parts)
+    or any(map(path.is_relative_to, _installed()))
+  )
+
+
+def is_own_object(found: Any) -> bool:
+  """Tells whether a function or a class is a person's own."""
+  if code := getattr(found, '__code__', None):
+    return is_own(code.co_filename)
+  name = getattr(found, '__module__', None)
+  if name == '__main__':
+    return True
+  file = getattr(sys.modules.get(name or ''), '__file__', None)
+  return bool(file) and is_own(file)
+
+
+def file_sha256() -> dict[str, str]:
+  """Returns the SHA-256 of each own file that was imported, by its module."""
+  found = {}
+  for module in list(sys.modules.values()):
+    file = getattr(module, '__file__', None)
+    if isinstance(file, str) and file.endswith('.py') and is_own(file):
+      path = pathlib.Path(file)
+      if path.is_file():
+        found[module.__name__] = hashlib.sha256(path.read_bytes()).hexdigest()
+  return dict(sorted(found.items()))
