@@ -16,6 +16,7 @@ import numpy as np
 
 from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import metric_words
 from fedavg_jax.runs import plots
 from fedavg_jax.runs.progress import duration
 from fedavg_jax.runs.run_dir import check_format
@@ -23,7 +24,7 @@ from fedavg_jax.runs.targets import Measure
 from fedavg_jax.runs.targets import from_json
 
 # What decides whether tests mean the same.
-_SAME = ('dataset', 'test_sha256', 'measured_on')
+_SAME = ('dataset', 'test_sha256', 'measured_on', 'loss')
 _NUMBERS = (
   *(
     'seconds',
@@ -93,11 +94,22 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
       'dataset': config['dataset'],
       'test_sha256': began.get('test_sha256'),
       'measured_on': measure.on,
+      'loss': _loss(config, measure),
     },
     records=records,
     status=str(summary.get('status', '')),
     measure=measure,
   )
+
+
+def _loss(config: dict[str, Any], measure: Measure) -> Any:
+  """Returns the loss that a run is judged by, None where it is by another."""
+  words = metric_words.split(config.get('metrics', ''))
+  if measure.name != 'loss' or words[:1] not in ([], ['loss']):
+    return None
+  options = config.get('options')
+  options = options if isinstance(options, dict) else {}
+  return config.get('loss', ''), options.get('loss', {})
 
 
 def _is_record(record: Any, measures: Sequence[Measure]) -> bool:
@@ -145,7 +157,7 @@ def check_same_data(runs: Sequence[Run]) -> None:
         continue  # It may be the same one: what it holds decides.
       if run.data[key] != runs[0].data[key]:
         raise InputError(
-          f'{run.name}: has other data than {runs[0].name}: {key} ='
+          f'{run.name}: has another test than {runs[0].name}: {key} ='
           f' {run.data[key]!r}, not {runs[0].data[key]!r}'
         )
     if run.measure != runs[0].measure:

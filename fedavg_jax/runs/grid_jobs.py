@@ -17,6 +17,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs import config_changes
+from fedavg_jax.runs import metric_words
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
 from fedavg_jax.runs import run_config
@@ -39,7 +40,8 @@ MARK, _PARTS = 'sweep.json', 'parts'
 _FITS = (
   *('dataset', 'data_dir', 'model', 'loss', 'metrics', 'algorithm', 'options'),
   *('pixels', 'augmentation', 'convolution', 'precision', 'examples_on'),
-  *('lanes', 'client_states_on'),
+  *('lanes', 'client_states_on', 'on_nan', 'target', 'target_accuracy'),
+  *('partition', 'num_clients', 'client_fraction'),
 )
 _OVER = ('finished', 'target reached', 'diverged')
 
@@ -96,10 +98,12 @@ def plan_jobs(
         '--grid cpu_devices: a process has its devices once; must be the same'
         ' for all runs'
       )
-    if key == 'metrics' or (key == 'loss' and not base.metrics):
+    first = metric_words.split(base.metrics)[:1]
+    if key == 'metrics' or (key == 'loss' and first in ([], ['loss'])):
       raise InputError(
         f'--grid {key}: the runs of a sweep are compared by one first metric;'
-        ' config.metrics must name it, the same for all runs'
+        ' config.metrics must name it, the same for all runs, and not the loss'
+        ' of each'
       )
     if key not in known:
       raise InputError(
@@ -183,6 +187,11 @@ def check_data(
     check_model: raises it for settings and their data; called once for all runs
       that are alike in `_FITS`.
   """
+  if len({job.cfg.measured_on for job in jobs}) > 1:
+    raise InputError(
+      '--grid validation_fraction: the runs of a sweep are compared by one'
+      ' test; must be 0 for all of them, or for none'
+    )
   data: dict[tuple, Dataset] = {}
   divided, fitted = set(), set()
   for job in jobs:

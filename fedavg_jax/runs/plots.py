@@ -197,7 +197,7 @@ def draw_comparison(
     panel.grid(alpha=0.3)
     if key == 'bytes':
       panel.xaxis.set_major_formatter(EngFormatter('B'))
-  panels[0].set_ylabel(f'test {measure.name}')
+  panels[0].set_ylabel(f'{measure.on} {measure.name}')
   if (
     0 < target <= 1 and not measure.lower_is_better
   ):  # How they come there is what matters.

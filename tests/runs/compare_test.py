@@ -5,7 +5,12 @@ from fedavg_jax.runs import compare
 
 
 def run(name, **data):
-  same = {'dataset': 'digits', 'test_sha256': 'a', 'measured_on': 'test'}
+  same = {
+    'dataset': 'digits',
+    'test_sha256': 'a',
+    'measured_on': 'test',
+    'loss': None,
+  }
   return compare.Run(name, {}, same | data, [], 'finished')
 
 
@@ -19,5 +24,5 @@ def run(name, **data):
 )
 def test_accuracies_on_other_data_are_not_compared(data, words):
   compare.check_same_data([run('one'), run('two')])
-  with pytest.raises(InputError, match=f'two: has other data.*{words}'):
+  with pytest.raises(InputError, match=f'two: has another test.*{words}'):
     compare.check_same_data([run('one'), run('two', **data)])

@@ -436,6 +436,13 @@ def test_what_cannot_run_leaves_nothing(repository, tmp_path):
     ({'model': 'char_lstm'}, {}, "model = 'char_lstm': must be one of"),
     ({'lanes': 99}, {}, 'lanes = 99'),
     ({}, {'data_dir': ['a' * 300, 'b']}, 'folder of 309 characters, must be'),
+    ({}, {'validation_fraction': ['0', '0.3']}, 'compared by one test; must'),
+    ({}, {'target': ['0.5', '2.0']}, r'target = 2.0: must be in \[0, 1\]'),
+    (
+      {'metrics': 'loss'},
+      {'target_accuracy': ['0.0', '0.5']},
+      'target_accuracy = 0.5: must be 0 where smaller is better',
+    ),
   ):
     with pytest.raises(InputError, match=words):
       grid.run_sweep(small(repository, **changes), values, 1, folder)
@@ -613,7 +620,7 @@ def test_compare_command(swept, repository, tmp_path):
   path.write_text(first + '\n{"round": 3, "test_accuracy": null}\n')
   for args, words in (
     (folders, 'compare.png: exists already'),
-    ([folders[0], 'other', '--picture=x.png'], 'other: has other data'),
+    ([folders[0], 'other', '--picture=x.png'], 'other: has another test'),
     ([folders[0], folders[0] + '/', '--picture=x.png'], 'named twice'),
     ([folders[0], 'nowhere', '--picture=x.png'], 'nowhere/config.json'),
     ([folders[0], '--target=2', '--picture=x.png'], '--target 2.0'),

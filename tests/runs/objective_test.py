@@ -436,10 +436,36 @@ def test_what_does_not_fit_is_refused(module, tmp_path, changes, said):
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('key', ['metrics', 'loss'])
-def test_a_sweep_is_of_one_measure(tmp_path, key):
+@pytest.mark.parametrize(
+  ('key', 'metrics'),
+  [('metrics', ''), ('loss', ''), ('loss', 'loss, accuracy')],
+)
+def test_a_sweep_is_of_one_measure(tmp_path, key, metrics):
+  """Not of each run's own loss, whatever it is called."""
+  base = RunConfig().replace({'metrics': metrics})
   with pytest.raises(InputError, match=f'--grid {key}: the runs of a sweep'):
-    grid.run_sweep(RunConfig(), {key: ['loss']}, 1, tmp_path / 'sweep')
+    grid.run_sweep(base, {key: ['loss']}, 1, tmp_path / 'sweep')
+
+
+def test_runs_of_other_losses_are_compared_by_another_measure(module, tmp_path):
+  """Two losses have one name in the lines; another metric serves both."""
+
+  def folders(metrics, *losses):
+    for loss in losses:
+      name = f'{metrics}_{loss}'.replace(':', '_')
+      config = settings(module, loss=loss, metrics=metrics, rounds=1)
+      if ':' in loss:
+        config.options.loss.delta = 0.5
+      train.train(config, tmp_path / name)
+      yield compare.read_run(tmp_path / name)
+
+  losses = 'squared_error', f'{module}:huber'
+  for metrics in ('', 'loss'):
+    runs = list(folders(metrics, *losses))
+    with pytest.raises(InputError, match='another test than .*: loss = .*hub'):
+      compare.check_same_data(runs)
+    compare.check_same_data([runs[0], runs[0]])
+  compare.check_same_data(list(folders('squared_error', *losses)))
 
 
 def test_numbers_that_are_not_finite_are_no_results():
