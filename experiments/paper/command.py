@@ -130,7 +130,7 @@ def run(
           say(f'  {_tell(best)}')
   if stop():
     raise StoppedError(
-      'what was done is kept; the same command goes on', signum=stop.signum
+      'what was done is kept; the same command resumes', signum=stop.signum
     )
 
 

@@ -53,7 +53,7 @@ def run(
     stopping: whether to save and come back.
 
   Returns:
-    Whether the sweep is over; if not, the same call goes on with it.
+    Whether the sweep is over; if not, the same call resumes it.
 
   Raises:
     InputError: bad data, or a file that cannot be written.
@@ -109,10 +109,10 @@ def _run(
   told |= {'round': 0, 'lasted': [0] * len(learning_rates), 'data': sha256}
   start = None
   newest = saved.newest()
-  if newest is not None and newest.told['data'] == sha256:
+  if newest is not None and newest.metadata['data'] == sha256:
     start = load(newest, simulation)
-    told = newest.told
-    say(f'  goes on after round {told["round"]}')
+    told = newest.metadata
+    say(f'  resumes after round {told["round"]}')
   end = store.end(cell, seed)
   if start is not None and _is_over(cell, told, end):
     return _rows(cell, learning_rates, seed, told)

@@ -179,7 +179,7 @@ def _lines_differ(pair: list[pathlib.Path], names: list[str]) -> str | None:
 def _arrays_differ(pair: list[pathlib.Path], names: list[str]) -> str | None:
   """Compares the last checkpoints of two runs."""
   saved = [kill_settings.last_checkpoint(folder) for folder in pair]
-  paths, others = ([*map('.'.join, each.told['paths'])] for each in saved)
+  paths, others = ([*map('.'.join, each.metadata['paths'])] for each in saved)
   if paths != others:
     return _both('arrays of the checkpoint', [paths, others], names)
   for i, path in enumerate(paths):

@@ -1,9 +1,9 @@
-"""Kills one of several processes in the middle of a round; the run goes on.
+"""Kills one of several processes in the middle of a round; the run resumes.
 
 A run of scikit-learn's digits is shared by processes of this machine. One of
 them gets SIGKILL, or SIGSTOP as a host that has lost its network seems to the
 others, while rounds are under way; the others must end by themselves, each with
-one line that says why. Then the run goes on with another number of processes,
+one line that says why. Then the run resumes with another number of processes,
 and in the end its model must be that of a single process that nobody killed.
 
 python -m experiments.stress.lost_process --kills 10

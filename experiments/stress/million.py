@@ -66,7 +66,7 @@ def generate(num_clients: int, mean: int) -> Iterator[Examples]:
 
 
 def write(folder: pathlib.Path, num_clients: int, mean: int) -> None:
-  """Generates the federation, or goes on with it."""
+  """Generates the federation, or resumes it."""
   with tqdm(total=num_clients, unit=' clients', file=sys.stdout) as bar:
 
     def wrote(clients: int, size: int) -> None:

@@ -113,8 +113,8 @@ def new_file(flag: str, default: str) -> pathlib.Path:
     raise InputError(f'--{flag} {path}: must end with .png')
   if os.path.lexists(path):
     raise InputError(
-      f'--{flag} {path}: exists already; name a new file, nothing is ever'
-      ' written over'
+      f'--{flag} {path}: exists already; choose a new path, existing files'
+      ' are never overwritten'
     )
   if not path.parent.is_dir():
     raise InputError(f'--{flag} {path}: there is no folder {path.parent}')
@@ -129,7 +129,7 @@ def run(body: Callable[[], None], argv: Sequence[str]) -> int:
     argv: what is left of the command line, its name first.
   """
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
+    logging.set_verbosity(logging.WARNING)  # Silence the INFO lines of orbax.
   try:
     code = _outcome(body, argv)
   except Exception:
@@ -145,7 +145,7 @@ def run(body: Callable[[], None], argv: Sequence[str]) -> int:
 
 
 def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
-  """Exit code of what a command does; what can be mended is told in a line."""
+  """Exit code of what a command does; what a user can fix is one line."""
   try:
     if len(argv) > 1:
       raise InputError(_stray(argv[1]))
@@ -168,7 +168,7 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
     code = _fail(_SIGNAL + error.signum, f'interrupted: {error}')
     _leave()
     sys.stdout.flush()
-    # Python would wait for the rounds in line, which nobody needs any more.
+    # Python would wait for the queued rounds, which nobody needs any more.
     os._exit(code)
   except Exception as error:
     if wrong := _FLAG_OF_JAX.match(str(error)):
@@ -221,7 +221,7 @@ def parse_flags(argv: Sequence[str], module: types.ModuleType) -> Sequence[str]:
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):  # A name may have any letters.
       stream.reconfigure(errors='backslashreplace')
-  logging.set_verbosity(logging.ERROR)  # What is wrong is told in one line.
+  logging.set_verbosity(logging.ERROR)  # An error is one line.
   if any(word in _HELP for word in _before_dashes(argv)):
     sys.exit(print_all(_help(module)))
   try:

@@ -11,7 +11,7 @@ from absl import flags
 
 from fedavg_jax.cli import command
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.files import whole_new
+from fedavg_jax.core.files import atomic_write_new
 from fedavg_jax.runs.compare import check_same_data
 from fedavg_jax.runs.compare import check_target
 from fedavg_jax.runs.compare import draw
@@ -46,7 +46,7 @@ def _run(folders: Sequence[str]) -> None:
   measure = runs[0].measure
   check_target('--target', target, measure)
   show(table([row(run, target) for run in runs], target, measure))
-  with whole_new(path) as part:
+  with atomic_write_new(path) as part:
     draw(part, {run.name: [run] for run in runs}, target)
   say(f'{path} is drawn')
 

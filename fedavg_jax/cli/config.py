@@ -19,7 +19,7 @@ import shutil
 from fedavg_jax.cli import command
 from fedavg_jax.cli import package_configs
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.files import whole_new
+from fedavg_jax.core.files import atomic_write_new
 from fedavg_jax.runs import config_text
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs.progress import say
@@ -56,7 +56,7 @@ def _run(action: str = '', *words: str) -> None:
     return
   path = package_configs.path(words[0])
   copy = _new_file(words[1] if len(words) > 1 else path.name)
-  with whole_new(copy) as part:
+  with atomic_write_new(copy) as part:
     shutil.copyfile(path, part)
   say(f'{copy} is yours: fedavg-jax run {copy}')
 
@@ -95,8 +95,8 @@ def _new_file(name: str) -> pathlib.Path:
     )
   if os.path.lexists(path):
     raise InputError(
-      f'config copy: FILE {name}: exists already; name a new file, nothing is'
-      ' ever written over'
+      f'config copy: FILE {name}: exists already; choose a new path, existing'
+      ' files are never overwritten'
     )
   if not path.parent.is_dir():
     raise InputError(

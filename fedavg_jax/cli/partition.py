@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from fedavg_jax.cli import command
-from fedavg_jax.core.files import whole_new
+from fedavg_jax.core.files import atomic_write_new
 from fedavg_jax.data import statistics
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import plots
@@ -43,7 +43,7 @@ def _run() -> None:
   lines = statistics.describe(counts)
   show('\n'.join(lines))
   title = f'{name}: {population.partition_name(cfg)}'
-  with whole_new(path) as part:
+  with atomic_write_new(path) as part:
     plots.draw_partition(
       part, title=title, counts=counts, num_clients=len(counts)
     )

@@ -32,20 +32,20 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'workdir',
     None,
-    'New folder for results, or that of an interrupted run, which then goes on;'
+    'New folder for results, or that of an interrupted run, which resumes;'
     ' default outputs/<date>/<time>_...',
   )
   flags.DEFINE_enum(
     'resume',
     'auto',
     ['auto', 'extend'],
-    'auto: goes on with the config it began with. extend: with more rounds.',
+    'auto: resumes with the config it began with. extend: with more rounds.',
   )
   flags.DEFINE_bool(
     'distributed',
     False,
     'Is one of several processes, on one host or many. SLURM, Open MPI,'
-    ' Kubernetes or a TPU pod tell the flags below, elsewhere give them.',
+    ' Kubernetes or a TPU pod set the flags below, elsewhere give them.',
   )
   flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT on which process 0 listens.'

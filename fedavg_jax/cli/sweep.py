@@ -6,9 +6,9 @@ fedavg-jax sweep quickstart --seeds 3 --workdir outputs/grid
 Values that hold commas stand between semicolons: --grid "sizes=equal;600,900".
 Settings that differ only in numbers such as the learning rate are trained
 together, in the same compiled calls; the others in turn. Every run is a folder
-of its own, as `fedavg-jax run` leaves one. The same command goes on where it
+of its own, as `fedavg-jax run` leaves one. The same command resumes where it
 was stopped; with further values or seeds it runs what is missing, and the table
-tells of all.
+has all of them.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'workdir',
     None,
-    'New folder, or that of a sweep, which goes on; default outputs/...',
+    'New folder, or that of a sweep, which resumes; default outputs/...',
   )
 
 

@@ -1,4 +1,4 @@
-"""What a person can mend, told in one line."""
+"""Exceptions for what a user can fix; each message is one line."""
 
 
 def describe(error: OSError) -> str:
@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 
 class AgreedError(InputError):
-  """What is wrong on one of several processes, told by each of them.
+  """What is wrong on one of several processes, reported by each of them.
 
   Attributes:
     machine: whether a machine could not do what was asked.

@@ -29,8 +29,8 @@ def is_of_machine(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A path to write a file to, which gets its name once it is whole."""
+def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a path to write to, which gets its name once it is complete."""
   part = path.with_name(part_name(path.name))
   try:
     yield part
@@ -40,7 +40,7 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def whole_new(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_write_new(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A path to write a new file to, which never replaces an existing one.
 
   Raises:
@@ -66,11 +66,11 @@ def whole_new(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that gets its name once it is whole."""
-  with whole(path) as part:
+  """Writes a file that gets its name once it is complete."""
+  with atomic_write(path) as part:
     part.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def part_name(name: str) -> str:
-  """Name of a file that is not whole yet; it ends as the other one does."""
+  """Returns the name of a file while it is written, with its ending."""
   return f'.part.{name}'

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedavg_jax.core import client_data
 from fedavg_jax.core.client_data import Examples
-from fedavg_jax.core.files import whole
+from fedavg_jax.core.files import atomic_write
 from fedavg_jax.data.description import FileInfo
 from fedavg_jax.data.description import Shard
 from fedavg_jax.data.stored import sha256_of
@@ -119,7 +119,7 @@ def _moments(x: np.ndarray) -> tuple[float, float]:
 
 def write_file(path: pathlib.Path, content: Any) -> FileInfo:
   """Writes an array, or names; returns what `open_shard` expects."""
-  with whole(path) as part:
+  with atomic_write(path) as part:
     with open(part, 'wb') as file:
       _save(file, content)
       file.flush()

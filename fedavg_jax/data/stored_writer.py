@@ -26,7 +26,7 @@ from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.files import whole
+from fedavg_jax.core.files import atomic_write
 from fedavg_jax.core.folders import HeldFile
 from fedavg_jax.data.description import FORMAT
 from fedavg_jax.data.description import VERSION
@@ -179,7 +179,10 @@ def _write_end(folder, made, begin, shards, test) -> None:
   if begin['num_classes'] is None:
     found['num_classes'] = highest + 1
   made.held.check()
-  with whole(folder / FILE) as path, open(path, 'w', encoding='utf-8') as file:
+  with (
+    atomic_write(folder / FILE) as path,
+    open(path, 'w', encoding='utf-8') as file,
+  ):
     _line(file, found)
   _sync(folder)
   (folder / JOURNAL).unlink()

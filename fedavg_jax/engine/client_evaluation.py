@@ -329,7 +329,7 @@ def describe(
 
 
 def line(tests: ClientTests) -> dict[str, float]:
-  """What metrics.jsonl tells of the clients: `client_...`, `personal_...`."""
+  """Returns the `client_...` and `personal_...` of metrics.jsonl."""
   told = {
     f'client_{name}': value
     for name, value in describe(tests.global_model).items()

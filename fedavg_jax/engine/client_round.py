@@ -73,7 +73,7 @@ class RoundSums(NamedTuple):
     messages: of the algorithm's aggregator, over what they sent.
     client_states: [M, ...] what they keep from now on; zero for others.
     model_state: weighted sum of the states of their models.
-    info: name -> float32, sum of what they tell of themselves.
+    info: name -> float32, sum of what they report of themselves.
     coded: float32, bytes of their messages where these depend on the numbers
       in them, else 0.
   """

@@ -25,7 +25,7 @@ class ClientStates:
   """The states of K clients; those that never took part cost nothing.
 
   Attributes:
-    changes: times that states were scattered: what was looked at before one is
+    changes: times that states were scattered: what was read before one is
       not what is there after it.
   """
 

@@ -71,7 +71,7 @@ class ServerState(NamedTuple):
 
 
 class RoundMetrics(NamedTuple):
-  """What one round tells.
+  """What one round reports.
 
   Attributes:
     train_loss: mean loss of the examples read, each before its own step.

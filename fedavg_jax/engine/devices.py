@@ -103,7 +103,7 @@ def _free_host_bytes() -> int | None:
   sizes = dict(line.split(':') for line in lines)
   free = int(sizes['MemAvailable'].split()[0]) * 1024
   group = pathlib.Path('/sys/fs/cgroup')
-  with contextlib.suppress(OSError, ValueError):  # No limit, or none told.
+  with contextlib.suppress(OSError, ValueError):  # No limit, or none is known.
     limit = int((group / 'memory.max').read_text())
     free = min(free, limit - int((group / 'memory.current').read_text()))
   return free

@@ -40,7 +40,7 @@ class Trained(Protocol):
 
   @property
   def going(self) -> np.ndarray:
-    """Which of them go on before round 1: [] or [G] bool, all of them."""
+    """Which of them run before round 1: [] or [G] bool, all of them."""
 
   def init(self, init_of: Callable[[Algorithm], Any]) -> Any:
     """Returns `init_of` of each algorithm, of a sweep stacked, [G, ...]."""

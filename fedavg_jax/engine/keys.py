@@ -67,7 +67,7 @@ def own_keys(opt_state: Any, clients: jax.Array, client_id) -> Any:
 
   A transformation such as `optax.add_noise` begins with one key, from which
   every client of every round would draw the same numbers. What holds a key as
-  bare integers cannot be told from other integers.
+  bare integers look like any other integers.
   """
   key = jax.random.fold_in(jax.random.fold_in(clients, client_id), _OPTIMIZER)
   words = jax.random.key_data(key).ravel()

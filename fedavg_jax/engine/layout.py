@@ -19,8 +19,8 @@ from fedavg_jax.schedule import planning
 _WEIGHTS_PER_LAUNCH = 10_000_000
 # Cohorts that are packed on trial, and the gain below which fewer lanes win.
 _TRIALS, _WORTH = 8, 1.02
-# Useful share below which devices go on with fewer lanes as lanes run dry; each
-# number of lanes is compiled for itself, so there are few.
+# Useful share below which devices continue with fewer lanes as lanes run dry;
+# each number of lanes is compiled for itself, so there are few.
 _GOOD_SHARE, _MOST_WIDTHS = 0.97, 4
 # Part of the free memory that lanes may take.
 _MEMORY_SHARE = 0.8
@@ -42,7 +42,7 @@ def choose_lanes(
   step of l lanes on a device is taken to cost l on a CPU, where whole clients
   per core are fastest, and max(1, l / l_0) on an accelerator, where l_0 lanes
   hide the start of its kernels. Where few clients are much longer than the
-  others, a device goes on with a half, a quarter, an eighth of its lanes.
+  others, a device continues with a half, a quarter, an eighth of its lanes.
 
   Args:
     wished: lanes of all devices together; 0 chooses.
@@ -203,8 +203,8 @@ def fewer_lanes(lanes: int, planner: planning.Planner, error: Exception) -> int:
     raise error
   if processes.several():  # The others know nothing of it.
     raise InputError(
-      f'lanes = {lanes}: memory holds no more; give fewer, the same for all'
-      ' processes'
+      f'lanes = {lanes}: the device has no memory for them; set fewer, the'
+      ' same on all processes'
     ) from error
   if lanes == 1:
     raise InputError(
@@ -217,7 +217,7 @@ def fewer_lanes(lanes: int, planner: planning.Planner, error: Exception) -> int:
   else:
     fewer = lanes // 2
   logging.warning(
-    'out of memory with %d lanes: goes on with %d, the same up to rounding',
+    'out of memory with %d lanes: continues with %d, the same up to rounding',
     lanes,
     fewer,
   )

@@ -37,7 +37,7 @@ def leads() -> bool:
 
 
 def together(step: Callable[[], _T]) -> _T:
-  """Runs a step on every process; what is wrong on one of them, all tell.
+  """Runs a step on every process; an error on one of them is raised on all.
 
   Args:
     step: without collectives.
@@ -74,7 +74,7 @@ def together(step: Callable[[], _T]) -> _T:
 
 
 def first(step: Callable[[], _T]) -> _T | None:
-  """Runs a step on process 0 alone; what is wrong there, all tell.
+  """Runs a step on process 0 alone; an error there is raised on all.
 
   Args:
     step: without collectives.
@@ -90,7 +90,7 @@ def describe() -> str:
   return f' of {jax.process_count()} processes' if several() else ''
 
 
-def tell(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
   """The value of process 0, which JSON can hold, on every process."""
   if not several():
     return value

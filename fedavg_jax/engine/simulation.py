@@ -229,7 +229,7 @@ def _build(parts: Parts) -> Simulation:
       data,
       test_set,
       why_lanes=why,
-      with_lanes=lambda fewer: with_lanes(fewer, 'memory holds no more'),
+      with_lanes=lambda fewer: with_lanes(fewer, 'limited by device memory'),
     )
 
   lanes, why = laid_out.planner.lanes, laid_out.why
@@ -238,7 +238,7 @@ def _build(parts: Parts) -> Simulation:
       return with_lanes(lanes, why)
     except jax.errors.JaxRuntimeError as error:
       lanes = layout.fewer_lanes(lanes, laid_out.planner, error)
-      why = 'memory holds no more'
+      why = 'limited by device memory'
 
 
 def _compile(

@@ -2,7 +2,7 @@
 
 Short rounds would leave a device waiting for Python between them. The call
 stops by itself after the round that reaches the target or is not finite, so
-that calls may wait in line behind it.
+that calls may be queued behind it.
 
 Shape letters: R rounds of a call at most; the others as in `planning.py`.
 """
@@ -83,7 +83,7 @@ class CallResult(NamedTuple):
 
   Attributes:
     going: bool, False after the target or a round that is not finite; [] or of
-      a sweep [G], of which the call ends when none goes on.
+      a sweep [G], the call ends when none of them continues.
     num_rounds: [] int32, rounds that it did.
     rounds: their metrics, [R, ...].
     tests: their test metrics, [R, ...]; zero where the model was not tested.
@@ -160,7 +160,7 @@ def build_call(
   Returns:
     `call(going, state, client_states, data, test, schedule) -> (state,
     client_states, result)`; client states that go in are donated. Does nothing
-    where `going` is False, as it is in line behind a call that has ended all.
+    where `going` is False, as of a call queued behind one that ended the run.
   """
 
   def call(going, state, client_states, data, test, schedule):

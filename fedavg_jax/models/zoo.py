@@ -333,7 +333,7 @@ def _check_tokens(data: Dataset) -> None:
   """Raises InputError for tokens that an embedding would clip silently."""
   for split, own in (('train', data.train), ('test', data.test)):
     if isinstance(own.x, RowsOnDisk):
-      continue  # Looked at when it was converted.
+      continue  # Checked when it was converted.
     exact.whole_numbers(
       own.x, f'{data.name}: {split}.x', num_classes=data.num_classes
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on, through orbax.
+"""Checkpoints: all that a run needs to resume, through orbax.
 
 Each is a folder, `checkpoints/ROUND`, which orbax writes under another name and
 renames. In it lie the leaves of a tree under their numbers, and JSON with what
@@ -33,6 +33,7 @@ FOLDER = 'checkpoints'
 BEST = 'best'
 _SCORE, _SAVED_AS = 'score', 'saved_as'
 _SCORE_BEFORE = 'test_accuracy'  # Its name in folders of earlier versions.
+_METADATA = 'told'  # Its name on disk, since the first version.
 # Of a file that cannot be read now: whether it is damaged nobody knows.
 _UNREADABLE = frozenset(
   (
@@ -52,11 +53,11 @@ class Checkpoint(NamedTuple):
 
   Attributes:
     leaves: of the tree, in the order of `jax.tree.leaves`; empty ones left out.
-    told: what was saved beside it, as JSON gives it back.
+    metadata: what was saved with it, as JSON gives it back.
   """
 
   leaves: list[np.ndarray]
-  told: dict[str, Any]
+  metadata: dict[str, Any]
 
 
 class Checkpoints:
@@ -75,14 +76,14 @@ class Checkpoints:
     self._clear()  # A kill may have left something.
 
   def save(
-    self, number: int, tree: Any, told: dict[str, Any], score: float | None
+    self, number: int, tree: Any, metadata: dict[str, Any], score: float | None
   ) -> None:
     """Writes a checkpoint, then deletes those that need not be kept.
 
     Args:
       number: of the round.
       tree: of arrays; a model under 'params' can be loaded by itself.
-      told: JSON, beside it.
+      metadata: JSON, saved with it.
       score: of the model's test, larger is better; None where there was none.
 
     Raises:
@@ -91,18 +92,18 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     leaves = _leaves(tree)
-    told = told | {
+    metadata = metadata | {
       _SCORE: score,
       'paths': _paths(tree),
       _SAVED_AS: number,
     }
-    told['sha256'] = _seal(leaves, told)
+    metadata['sha256'] = _seal(leaves, metadata)
     path = self._folder / str(number)
     args = ocp.args.Composite(
       leaves=ocp.args.StandardSave(
         {f'{i:06}': leaf for i, leaf in enumerate(leaves)}
       ),
-      told=ocp.args.JsonSave(told),
+      **{_METADATA: ocp.args.JsonSave(metadata)},
     )
     try:
       self._folder.mkdir(exist_ok=True)
@@ -130,19 +131,19 @@ class Checkpoints:
       shutil.rmtree(deleted)
 
   def newest(self) -> Checkpoint | None:
-    """Reads the newest checkpoint that is whole, None where there is none.
+    """Reads the newest intact checkpoint, None where there is none.
 
-    Those that are not are told, and put aside as ROUND.damaged.
+    Damaged ones are warned of, and put aside as ROUND.damaged.
 
     Raises:
-      InputError: there are some, and none of them is whole.
+      InputError: there are some, and all of them are damaged.
       OSError: one cannot be read now, which says nothing of what it holds.
     """
-    whole, damaged = None, {}  # Number -> what is wrong.
+    intact, damaged = None, {}  # Number -> what is wrong.
     for number in _numbers(self._folder):
       try:
         with _one_error():
-          whole = _read(self._checkpointer, self._folder / str(number))
+          intact = _read(self._checkpointer, self._folder / str(number))
         break
       except MemoryError:
         raise
@@ -150,19 +151,17 @@ class Checkpoints:
       except Exception as error:
         _check_readable(self._folder / str(number), error)
         damaged[number] = _reason(error)
-    if damaged and not whole:
+    if damaged and not intact:
       raise InputError(
-        f'{self._folder}: none of the checkpoints {list(damaged)} is whole'
+        f'{self._folder}: the checkpoints {list(damaged)} are all damaged'
         f' ({damaged[max(damaged)]}); put one back from a copy, or name a new'
         ' workdir'
       )
     for number, reason in damaged.items():
       path = self._folder / str(number)
-      logging.warning(
-        '%s: not whole, the one before is used (%s)', path, reason
-      )
+      logging.warning('%s: damaged, the one before is used (%s)', path, reason)
       _put_aside(path)
-    return whole
+    return intact
 
   def _clear(self) -> None:
     """Removes what is half written or half deleted."""
@@ -194,7 +193,7 @@ def restore(saved: Checkpoint, like: Any) -> Any:
 
   flat, structure = jax.tree.flatten(like)
   wanted = described(_paths(like), [leaf for leaf in flat if leaf.size])
-  found = described(saved.told['paths'], saved.leaves)
+  found = described(saved.metadata['paths'], saved.leaves)
   for here, there in itertools.zip_longest(wanted, found, fillvalue='nothing'):
     if here != there:
       raise InputError(
@@ -224,7 +223,7 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
 
   Raises:
     FileNotFoundError: no checkpoint is there, or none of them has a test.
-    InputError: the checkpoint is not whole.
+    InputError: the checkpoint is damaged.
     OSError: it cannot be read now, which says nothing of what it holds.
   """
   folder = pathlib.Path(workdir).resolve() / FOLDER
@@ -236,18 +235,18 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
   checkpointer = _checkpointer()
   try:
     with _one_error():
-      leaves, told = _read(checkpointer, folder / str(number))
+      leaves, metadata = _read(checkpointer, folder / str(number))
   except MemoryError:
     raise
   except Exception as error:  # As in `Checkpoints.newest`.
     _check_readable(folder / str(number), error)
     raise InputError(
-      f'{folder / str(number)}: not whole ({_reason(error)})'
+      f'{folder / str(number)}: is damaged ({_reason(error)})'
     ) from error
   finally:
     checkpointer.close()
   tree: dict[str, Any] = {}
-  for path, leaf in zip(told['paths'], leaves, strict=True):
+  for path, leaf in zip(metadata['paths'], leaves, strict=True):
     *parents, name = path
     inner = tree
     for parent in parents:
@@ -356,8 +355,9 @@ def _best(folder: pathlib.Path) -> int | None:
   for number in _numbers(folder):
     # A damaged one is nobody's best.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-      told = json.loads((folder / str(number) / 'told/metadata').read_text())
-      score = told[_SCORE] if _SCORE in told else told[_SCORE_BEFORE]
+      path = folder / str(number) / _METADATA / 'metadata'
+      found = json.loads(path.read_text())
+      score = found[_SCORE] if _SCORE in found else found[_SCORE_BEFORE]
       if score > best_score:
         best, best_score = number, score
   return best
@@ -370,16 +370,16 @@ def _read(checkpointer, path: pathlib.Path) -> Checkpoint:
   restored = checkpointer.restore(
     path,
     args=ocp.args.Composite(
-      leaves=ocp.args.StandardRestore(), told=ocp.args.JsonRestore()
+      leaves=ocp.args.StandardRestore(), **{_METADATA: ocp.args.JsonRestore()}
     ),
   )
   leaves = [restored['leaves'][name] for name in sorted(restored['leaves'])]
-  told = restored['told']
-  if told.get(_SAVED_AS, number := int(path.name)) != number:
-    raise ValueError(f'it was saved as {told[_SAVED_AS]}, not as {number}')
-  if _seal(leaves, told) != told['sha256']:
+  metadata = restored[_METADATA]
+  if metadata.get(_SAVED_AS, number := int(path.name)) != number:
+    raise ValueError(f'it was saved as {metadata[_SAVED_AS]}, not as {number}')
+  if _seal(leaves, metadata) != metadata['sha256']:
     raise ValueError('its SHA-256 is another one')
-  return Checkpoint(leaves, told)
+  return Checkpoint(leaves, metadata)
 
 
 def _check_readable(path: pathlib.Path, error: Exception) -> None:
@@ -402,9 +402,9 @@ def _check_readable(path: pathlib.Path, error: Exception) -> None:
         raise unreadable from error
 
 
-def _seal(leaves: Sequence[np.ndarray], told: dict[str, Any]) -> str:
+def _seal(leaves: Sequence[np.ndarray], metadata: dict[str, Any]) -> str:
   """SHA-256 of all that a checkpoint holds, but of itself."""
-  rest = {key: value for key, value in told.items() if key != 'sha256'}
+  rest = {key: value for key, value in metadata.items() if key != 'sha256'}
   text = json.dumps(rest, sort_keys=True).encode()
   return digest([*leaves, np.frombuffer(text, np.uint8)])
 

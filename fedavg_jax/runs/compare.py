@@ -180,7 +180,7 @@ def check_target(name: str, target: float, measure: Measure) -> None:
 
 
 def row(run: Run, target: float) -> dict[str, Any]:
-  """What a run comes to; None for what it does not tell.
+  """What a run comes to; None for what it does not have.
 
   Args:
     run: read.
@@ -207,8 +207,8 @@ def row(run: Run, target: float) -> dict[str, Any]:
 
 
 def _sum(records, *names) -> float | None:
-  told = [r[name] for r in records for name in names if name in r]
-  return sum(told) if told else None
+  found = [r[name] for r in records for name in names if name in r]
+  return sum(found) if found else None
 
 
 def table(
@@ -222,29 +222,29 @@ def table(
   head += [f'rounds to {target:g}'] if target else []
   head += [f'sent {until}', f'simulated time {until}', 'rounds / s', 'ended']
   lines = [head, ['---'] * len(head)]
-  for told in rows:
+  for one in rows:
     cells = [
-      told['run'],
-      f'{told["rounds"]}',
-      measure.show(told['best']),
-      measure.show(told['last']),
+      one['run'],
+      f'{one["rounds"]}',
+      measure.show(one['best']),
+      measure.show(one['last']),
     ]
     if target:
-      cells.append(_or_dash(told['to_target'], str))
+      cells.append(_or_dash(one['to_target'], str))
     lines.append(
       [
         *cells,
-        _or_dash(told['bytes'], amount),
-        _or_dash(told['simulated'], duration),
-        _or_dash(told['pace'], lambda v: f'{v:.3g}'),
-        told['status'],
+        _or_dash(one['bytes'], amount),
+        _or_dash(one['simulated'], duration),
+        _or_dash(one['pace'], lambda v: f'{v:.3g}'),
+        one['status'],
       ]
     )
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def _or_dash(value, tell) -> str:
-  return '—' if value is None else tell(value)
+def _or_dash(value, show) -> str:
+  return '—' if value is None else show(value)
 
 
 def amount(number: float) -> str:

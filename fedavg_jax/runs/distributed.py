@@ -25,7 +25,7 @@ def connect(
   """Joins the processes of a run, before JAX starts.
 
   What is None is found by `jax.distributed.initialize` where SLURM, Open MPI,
-  Kubernetes or a TPU pod tell it.
+  Kubernetes or a TPU pod know it.
 
   Args:
     coordinator: HOST:PORT of process 0.
@@ -63,7 +63,7 @@ def connect(
     reason = ' '.join(str(error).split())[:200]
     raise InputError(
       f'--distributed: this process cannot join the others ({reason}); give'
-      ' --coordinator, --num_processes and --process_id where no cluster tells'
+      ' --coordinator, --num_processes and --process_id where no cluster knows'
       ' them'
     ) from error
 
@@ -123,5 +123,5 @@ def _reach(coordinator: str, seconds: float) -> None:
 
 
 def num_processes() -> int:
-  """How many processes the run has, as this one was told."""
+  """How many processes the run has, as this one was started."""
   return _num_processes or jax.process_count()

@@ -1,6 +1,6 @@
 """Parts of a run that `train` is given as objects, in the place of names.
 
-A config then has their names, so that a run can tell whether it resumes with
+A config then has their names, so that a run knows whether it resumes with
 the same parts.
 """
 

@@ -2,7 +2,7 @@
 
 Settings that differ only in numbers such as the learning rate are trained
 together, in the same compiled calls; the others in turn. Every run is a folder
-of its own, as `train` leaves one. The same call goes on where it was stopped;
+of its own, as `train` leaves one. The same call resumes where it was stopped;
 with further values or seeds it runs what is missing; the table has all of them.
 """
 
@@ -60,7 +60,7 @@ def run_sweep(
 
   Raises:
     InputError: a key, a value, the data, a folder; nothing was run.
-    StoppedError: a signal; the same call goes on.
+    StoppedError: a signal; the same call resumes.
   """
   base = run_config.read(config)
   planned = plan_jobs(base, grid, seeds, workdir)
@@ -70,7 +70,7 @@ def run_sweep(
     held = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
   except filelock.Timeout:
     raise InputError(
-      f'workdir = {workdir}: another process is at work in it'
+      f'workdir = {workdir}: is in use by another process'
     ) from None
   with (
     held,
@@ -80,12 +80,12 @@ def run_sweep(
   ):
     # Another command may have been here before the lock.
     jobs = _with_earlier(planned, workdir, base)
-    told = {
+    content = {
       'format': FORMAT,
       'config': base.to_dict(),
       'runs': [job.key for job in jobs],
     }
-    write_text(workdir / MARK, json.dumps(told, indent=1) + '\n')
+    write_text(workdir / MARK, json.dumps(content, indent=1) + '\n')
     _run_all(jobs, workdir, own)
     report(jobs, workdir)
   return jobs

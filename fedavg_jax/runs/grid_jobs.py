@@ -107,12 +107,12 @@ def plan_jobs(
       )
     if key not in known:
       raise InputError(
-        f'--grid {key}: there is no such key{did_you_mean(key, known)}; known'
+        f'--grid {key}: unknown key{did_you_mean(key, known)}; known'
         f' are {", ".join(known)}'
       )
     values = [_value(key, text, known[key]) for text in texts]
     if len(set(values)) < len(values):
-      raise InputError(f'--grid {key}={",".join(texts)}: names a value twice')
+      raise InputError(f'--grid {key}={",".join(texts)}: lists a value twice')
     choices.append([(key, value) for value in values])
   number = seeds * math.prod(map(len, choices))
   if number > _MOST_RUNS:
@@ -152,13 +152,13 @@ def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
       return []  # Nothing of it has run: another sweep may have the folder.
   if not mark.is_file():
     raise InputError(
-      f'workdir = {workdir}: exists already, and is no folder of a sweep; name'
-      ' a new one, nothing is ever written over'
+      f'workdir = {workdir}: exists already, and is not the folder of a sweep;'
+      ' choose a new path, existing files are never overwritten'
     )
   try:
-    told = json.loads(mark.read_text())
-    runs = [(dict(setting), int(seed)) for setting, seed in told['runs']]
-    began = dict(told['config']) | {'seed': base.seed}
+    began = json.loads(mark.read_text())
+    runs = [(dict(setting), int(seed)) for setting, seed in began['runs']]
+    config = dict(began['config']) | {'seed': base.seed}
     known = dict(run_config.flatten(base))
     for key in itertools.chain.from_iterable(setting for setting, _ in runs):
       if key not in known:
@@ -167,8 +167,8 @@ def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
     raise InputError(
       f'{mark}: cannot be read ({error}); put it back, or name a new workdir'
     ) from error
-  check_format(mark, told)
-  if differ := config_changes.differences(base, began):
+  check_format(mark, began)
+  if differ := config_changes.differences(base, config):
     raise InputError(
       f'workdir = {workdir}: its sweep began with another config:'
       f' {config_changes.listed(differ)}; take those values, or name a new'

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from fedavg_jax.core.files import whole
+from fedavg_jax.core.files import atomic_write
 from fedavg_jax.core.files import write_text
 from fedavg_jax.runs import compare
 from fedavg_jax.runs.grid_jobs import Job
@@ -43,7 +43,7 @@ def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
   write_text(workdir / 'table.md', text + '\n')
   shown = sorted(rows, key=lambda name: _merit(rows[name], target, measure))
   shown = [name for name in rows if name in shown[:_MOST_CURVES]]
-  with whole(workdir / 'sweep.png') as part:
+  with atomic_write(workdir / 'sweep.png') as part:
     compare.draw(part, {name: runs[name] for name in shown}, target)
   say(f'{workdir}/table.md, {workdir}/sweep.png')
 

@@ -89,7 +89,7 @@ def train_together(
     prepared = builders.prepare(cfg)
     data_sha256 = provenance.to_begin(cfg, prepared)['data_sha256']
     newest = saved.newest()
-    lanes = newest.told.get('lanes', cfg.lanes) if newest else cfg.lanes
+    lanes = newest.metadata.get('lanes', cfg.lanes) if newest else cfg.lanes
     simulation = build_sweep(
       prepared.model,
       builders.federate(cfg, prepared),
@@ -113,12 +113,14 @@ def train_together(
     start = None
     if newest is not None:
       resume.check_data(
-        newest.told.get('data_sha256', data_sha256), data_sha256, workdir
+        newest.metadata.get('data_sha256', data_sha256), data_sha256, workdir
       )
-      resume.check_numerics(newest.told.get('numerics'), history['numerics'])
+      resume.check_numerics(
+        newest.metadata.get('numerics'), history['numerics']
+      )
       start = load(newest, simulation)
-      history = newest.told
-      say(f'  goes on after round {history["round"]}')
+      history = newest.metadata
+      say(f'  resumes after round {history["round"]}')
     snapshots = Snapshots(
       saved,
       seconds=_SECONDS_BETWEEN_SAVES,
@@ -202,7 +204,7 @@ def _add_line(cfg, simulation, record, g, lines, measure) -> str:
 def _write_run(job, prepared, simulation, history, last, g, measure) -> None:
   """The folder of run g, as if it had been trained by itself.
 
-  It gets its name once it is whole.
+  It gets its name once it is complete.
   """
   *before, line = history['lines'][g]
   status = history['status'][g]

@@ -17,7 +17,7 @@ from typing import Protocol
 from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import first_lines
-from fedavg_jax.core.files import whole
+from fedavg_jax.core.files import atomic_write
 from fedavg_jax.core.files import write_text
 
 _SECONDS_BETWEEN_FLUSHES = 5.0
@@ -30,7 +30,7 @@ class Logger(Protocol):
     """Takes a line; rounds ascend."""
 
   def close(self) -> None:
-    """Keeps what was told."""
+    """Writes what was logged."""
 
 
 class _Csv:
@@ -52,7 +52,7 @@ class _Csv:
     self._check()  # It may be another run's folder by now.
     columns = list(dict.fromkeys(key for r in self._records for key in r))
     with (
-      whole(self._path) as part,
+      atomic_write(self._path) as part,
       open(part, 'w', newline='', encoding='utf-8') as file,
     ):
       writer = csv.DictWriter(file, columns, restval='')
@@ -118,8 +118,8 @@ class _Wandb:
       ) from error
 
   def line(self, record: dict[str, Any]) -> None:
-    told = {k: v for k, v in record.items() if v is not None}
-    self._run.log(told, step=record['round'])
+    found = {k: v for k, v in record.items() if v is not None}
+    self._run.log(found, step=record['round'])
 
   def close(self) -> None:
     self._run.finish()

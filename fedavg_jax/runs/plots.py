@@ -58,7 +58,7 @@ def draw_curves(
     [r['round'] for r in trained],
     [r['train_loss'] for r in trained],
     color=_LOSS,
-    label='training, while it goes on',
+    label='train (during the round)',
   )
   drawn = [r['train_loss'] for r in trained]
   key = f'{measure.on}_loss'
@@ -95,13 +95,13 @@ def draw_clients(
   """
   figure = new_figure(8, 7)
   top, bottom = figure.subplots(2, 1)
-  for name, told, color in (
+  for name, results, color in (
     ('client', tests.global_model, _MEASURE),
     ('personal', tests.personal, _LOSS),
   ):
     key = f'{name}_{measure.name}'
     rows = [r for r in records if f'{key}_p50' in r]
-    if told is None or not rows:
+    if results is None or not rows:
       continue
     what = 'global model' if name == 'client' else 'after training on its own'
     rounds = [r['round'] for r in rows]
@@ -121,7 +121,7 @@ def draw_clients(
       marker='.' if len(rows) <= 40 else '',
       label=f'{what}: the median client',
     )
-    values = np.sort(told.values[measure.name][told.count > 0])
+    values = np.sort(results.values[measure.name][results.count > 0])
     bottom.plot(
       values,
       np.arange(1, len(values) + 1) / len(values),

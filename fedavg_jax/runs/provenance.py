@@ -59,7 +59,7 @@ def code_sha256() -> str:
 
 
 def _processor() -> str:
-  """The CPU's model, where Linux tells it."""
+  """The CPU's model, where Linux has it."""
   with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
     for line in file:
       if line.startswith('model name'):
@@ -102,7 +102,7 @@ def _own_code(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
 
 def _content(prepared: Prepared) -> Sequence[Any]:
-  """Arrays that differ where clients do; those on disk tell their SHA-256."""
+  """Arrays that differ where clients do; those on disk have their SHA-256."""
   clients = prepared.clients
   if prepared.dataset.clients is clients:
     sha256 = bytes.fromhex(prepared.dataset.sha256)

@@ -19,7 +19,7 @@ from fedavg_jax.runs.recorder import snapshot_of
 from fedavg_jax.runs.result import Best
 from fedavg_jax.runs.result import Result
 from fedavg_jax.runs.result import history
-from fedavg_jax.runs.resume import newest_whole
+from fedavg_jax.runs.resume import newest_intact
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.runs.snapshots import Snapshots
 from fedavg_jax.runs.snapshots import from_tree
@@ -66,7 +66,7 @@ class PythonFolder(contextlib.AbstractContextManager):
       saved = None
       if own.began is not None:
         check_same(own.began.get(FROM_PYTHON), now, own.path)
-        saved = newest_whole(own)
+        saved = newest_intact(own)
       else:
         states = jax.eval_shape(simulation.init)
         own.begin(room=checkpoint.bytes_needed(states, _KEEP + 2))
@@ -79,7 +79,7 @@ class PythonFolder(contextlib.AbstractContextManager):
       self._snapshots = Snapshots(
         checkpoints,
         seconds=_SECONDS,
-        saved_round=saved.told['round'] if saved else None,
+        saved_round=saved.metadata['round'] if saved else None,
         before=own.sync,
         after=own.mark_saved,
       )
@@ -120,8 +120,8 @@ class PythonFolder(contextlib.AbstractContextManager):
     """Makes the result of what an earlier call has left."""
     simulation = self._simulation
     states = simulation.host_states() if simulation.host_states else None
-    like = shapes(simulation, states, saved.told.get('clients', 0))
-    if found := saved.told.get(checkpoint.BEST):
+    like = shapes(simulation, states, saved.metadata.get('clients', 0))
+    if found := saved.metadata.get(checkpoint.BEST):
       like[checkpoint.BEST] = _to_tree(from_tree(like)[0].variables)
     tree = checkpoint.restore(saved, like)
     state, client_states = put(tree, simulation, states)

@@ -39,7 +39,7 @@ class Run(NamedTuple):
     client_tests: server state -> tests, None where there are none.
     last_test: variables -> results on a test set that was not used before,
       None where every test has used it.
-    start: of a run that goes on.
+    start: of a run that resumes.
     host_states: of clients, where they stay on the host.
     stopping: whether a signal has asked for an end.
     measure: that the run is judged by.
@@ -100,7 +100,7 @@ class Run(NamedTuple):
 
 
 def follow_rounds(run: Run) -> dict[str, Any]:
-  """Runs until an end, beside process 0, which keeps what is told."""
+  """Runs until an end, beside process 0, which writes the files."""
   for _ in run.rounds(lambda: False):
     pass
   return {}

@@ -21,14 +21,14 @@ _SAME_BITS = (
 def newest(
   folder: Workdir, now: dict[str, Any]
 ) -> checkpoint.Checkpoint | None:
-  """The checkpoint that an interrupted run goes on from, None to begin again.
+  """Returns the checkpoint that a run resumes from, None to begin again.
 
   Args:
     folder: of the run.
     now: config.json of a run that would begin here and now.
 
   Raises:
-    InputError: the data are others, no checkpoint is whole or they are gone, or
+    InputError: the data are others, all checkpoints are damaged or gone, or
       metrics.jsonl is not what the checkpoint has seen.
   """
   assert folder.began is not None
@@ -36,19 +36,19 @@ def newest(
   check_numerics(folder.began.get('numerics'), now['numerics'])
   check_own_code(folder.began.get('own_code_sha256'), now)
   check_from_python(folder.began, now)
-  saved = newest_whole(folder)
+  saved = newest_intact(folder)
   if saved is not None:
-    say(f'{folder.path}: goes on after round {saved.told["round"]}')
+    say(f'{folder.path}: resumes after round {saved.metadata["round"]}')
   else:
     say(f'{folder.path}: ended before its first checkpoint, begins again')
   return saved
 
 
-def newest_whole(folder: Workdir) -> checkpoint.Checkpoint | None:
+def newest_intact(folder: Workdir) -> checkpoint.Checkpoint | None:
   """Returns the newest checkpoint of a run, None where it has had none.
 
   Raises:
-    InputError: none is whole or they are gone, or metrics.jsonl is not what the
+    InputError: all are damaged or gone, or metrics.jsonl is not what the
       checkpoint has seen.
   """
   with contextlib.closing(
@@ -56,7 +56,7 @@ def newest_whole(folder: Workdir) -> checkpoint.Checkpoint | None:
   ) as checkpoints:
     saved = checkpoints.newest()
   if saved is not None:
-    folder.check_metrics(saved.told['metrics'])
+    folder.check_metrics(saved.metadata['metrics'])
   elif folder.has_saved():
     raise InputError(
       f'{folder.path / checkpoint.FOLDER}: the checkpoints are gone; put them'
@@ -120,14 +120,14 @@ def continued(
   now: dict[str, Any],
   saved: checkpoint.Checkpoint | None,
 ) -> tuple[dict[str, Any], bool]:
-  """config.json of a run that goes on, and whether to the same bits.
+  """Returns config.json of a run that resumes, and whether to the same bits.
 
-  A run tells of every machine that it was on: `resumed` lists the later ones.
+  A run records every machine that it was on: `resumed` lists the later ones.
 
   Args:
     began: what config.json holds.
     now: config.json of a run that would begin here and now.
-    saved: that the run goes on from.
+    saved: that the run resumes from.
   """
   resumed = began.get('resumed', [])
   if not isinstance(resumed, list) or not all(
@@ -138,7 +138,7 @@ def continued(
   changed = [key for key in _SAME_BITS if last.get(key) != now[key]]
   continued = began | {'config': now['config']}
   if changed:
-    number = saved.told['round'] if saved else 0
+    number = saved.metadata['round'] if saved else 0
     logging.warning(
       'not the device or the versions (%s) that trained round %d: the same up'
       ' to rounding, not to the bit',

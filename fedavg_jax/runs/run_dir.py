@@ -3,7 +3,7 @@
 `config.json` comes first; a folder without it is not a run's and is left alone.
 What is replaced is written beside and renamed. `metrics.jsonl` only grows; a
 checkpoint seals it with its length and SHA-256, so that a resumed run knows
-where to go on and that nobody has changed what was before.
+where to resume and that nobody has changed what was before.
 """
 
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ import filelock
 import numpy as np
 
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.files import atomic_write
 from fedavg_jax.core.files import part_name
-from fedavg_jax.core.files import whole
 from fedavg_jax.core.folders import HeldFile
 
 _CONFIG, _METRICS, _SUMMARY, _LOCK = (
@@ -82,7 +82,7 @@ class Workdir:
       key: by which messages name it.
 
     Raises:
-      InputError: it is not a run's folder, another process is at work in it, or
+      InputError: it is not a run's folder, it is in use by another process, or
         it cannot be written.
     """
     self.path = path
@@ -116,15 +116,13 @@ class Workdir:
 
   def _take(self) -> None:
     if not self.path.is_dir():
-      raise InputError(f'{self._named}: is no folder')
+      raise InputError(f'{self._named}: is not a folder')
     self._began_lock = _LOCK not in self._names()
     lock = filelock.FileLock(self.path.resolve() / _LOCK, timeout=0)
     try:
       lock.acquire()
     except filelock.Timeout:
-      raise InputError(
-        f'{self._named}: another process is at work in it'
-      ) from None
+      raise InputError(f'{self._named}: is in use by another process') from None
     except OSError as error:
       raise self._unusable(error, 'written') from error
     self._lock = lock
@@ -146,8 +144,8 @@ class Workdir:
     # A run that was killed at once leaves its lock, or a part of a first file.
     if _CONFIG not in names and names - {_LOCK, part_name(_CONFIG)}:
       raise InputError(
-        f'{self._named}: exists already, and is no folder of a run;'
-        ' name a new one, nothing is ever written over'
+        f'{self._named}: exists already, and is not the folder of a run;'
+        ' choose a new path, existing files are never overwritten'
       )
     return names
 
@@ -280,9 +278,9 @@ class Workdir:
 
   @contextlib.contextmanager
   def replacing(self, name: str) -> Iterator[pathlib.Path]:
-    """A path to write a file to, which gets its name once it is whole."""
+    """Yields a path to write to, which gets its name once it is complete."""
     self.check_held()
-    with whole(self.path / name) as part:
+    with atomic_write(self.path / name) as part:
       yield part
 
   def close(self) -> None:

@@ -66,7 +66,7 @@ class SharedFolder(contextlib.AbstractContextManager):
     Raises:
       InputError: it is another run's, or nobody's, or in use.
     """
-    self.path = pathlib.Path(processes.tell(str(workdir)))
+    self.path = pathlib.Path(processes.broadcast(str(workdir)))
     self._cfg = cfg
     # Of process 0, as the folder will be read and written.
     self._own = processes.first(lambda: _take(self.path, cfg, extend))
@@ -79,7 +79,7 @@ class SharedFolder(contextlib.AbstractContextManager):
 
   def last_summary(self) -> dict[str, Any]:
     """Returns what summary.json holds, nothing where there is none."""
-    return processes.tell(self._own.last_summary() if self._own else {})
+    return processes.broadcast(self._own.last_summary() if self._own else {})
 
   def read(self, now: dict[str, Any]) -> Left:
     """Reads what an interrupted run has left.
@@ -92,7 +92,7 @@ class SharedFolder(contextlib.AbstractContextManager):
     """
     processes.agree({'the data, by SHA-256,': now['data_sha256']})
     found = processes.first(lambda: self._read(now))
-    return Left(*processes.tell(found or ()))
+    return Left(*processes.broadcast(found or ()))
 
   def _read(self, now: dict[str, Any]) -> Left:
     assert self._own is not None
@@ -104,8 +104,8 @@ class SharedFolder(contextlib.AbstractContextManager):
     if saved is None:
       return Left(lanes, False, 0)
     if same_bits and lanes == self._own.began['config'].get('lanes', 0):
-      lanes = saved.told['lanes']  # What memory is free may have changed.
-    return Left(lanes, True, saved.told.get('clients', 0))
+      lanes = saved.metadata['lanes']  # What memory is free may have changed.
+    return Left(lanes, True, saved.metadata.get('clients', 0))
 
   def start(
     self, simulation: Simulation, left: Left
@@ -166,7 +166,7 @@ class SharedFolder(contextlib.AbstractContextManager):
   def record(self, run: Run) -> dict[str, Any]:
     """Runs until an end and keeps what it gives; returns the summary."""
     own = self._own
-    return processes.tell(
+    return processes.broadcast(
       record_rounds(run, own) if own else follow_rounds(run)
     )
 
@@ -177,7 +177,7 @@ def _take(workdir: pathlib.Path, cfg: RunConfig, extend: bool) -> Workdir:
     if own.began is not None:
       config_changes.check_same(cfg, own.began.get('config'), extend=extend)
     elif extend:
-      raise InputError(f'workdir = {workdir}: holds no run that could go on')
+      raise InputError(f'workdir = {workdir}: contains no run to resume')
   except InputError:
     own.close()
     raise

@@ -55,7 +55,7 @@ def stop_on_signals() -> Iterator[Stop]:
       # Not print: the signal may have come in the middle of one. And it may
       # have ended who reads us.
       with contextlib.suppress(OSError):
-        os.write(1, b'\nstopping; once more ends at once\n')
+        os.write(1, b'\nstopping after this round; once more to exit now\n')
     elif time.monotonic() - first > _SECONDS_OF_ONE_WISH:
       signal.signal(signum, signal.SIG_DFL)
       signal.raise_signal(signum)

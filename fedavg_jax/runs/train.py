@@ -75,7 +75,7 @@ def train(
     The content of summary.json.
 
   Raises:
-    InputError: bad config, data or workdir; nothing was written over.
+    InputError: bad config, data or workdir; nothing was overwritten.
     DivergedError: the loss or the model is not finite any more.
     StoppedError: SIGINT or SIGTERM; all that was done is kept.
   """
@@ -131,7 +131,7 @@ def _check_end(
   if summary['status'] == 'interrupted':
     raise StoppedError(
       f'round {summary["rounds"]} is saved; the same command with --workdir'
-      f' {workdir} goes on from there',
+      f' {workdir} resumes from there',
       signum=signum or signal.SIGTERM,  # Another process has had it.
     )
 

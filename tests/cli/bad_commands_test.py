@@ -20,7 +20,7 @@ CASES = {
   'sweep: no such config': (('sweep', 'quikstart'), 'quikstart'),
   'sweep: no such key': (
     ('sweep', *quickstart('--grid=client.lr=0.1', '--workdir=new')),
-    '--grid client.lr: there is no such key',
+    '--grid client.lr: unknown key',
   ),
   'sweep: a value that is none': (
     ('sweep', *quickstart('--grid=rounds=many', '--workdir=new')),
@@ -35,7 +35,7 @@ CASES = {
   ),
   'sweep: twice the same': (
     ('sweep', *quickstart('--grid=rounds=3,3', '--workdir=new')),
-    'names a value twice',
+    'lists a value twice',
   ),
   'sweep: a seed in the grid': (
     ('sweep', *quickstart('--grid=seed=1,2', '--workdir=new')),

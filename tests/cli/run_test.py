@@ -120,7 +120,7 @@ def test_a_disk_that_fills_up_is_one_line(repository, tmp_path, small_disk):
   args = ['--config.rounds=12', '--config.checkpoint.rounds=1']
   process = run(repository, tmp_path, *args, workdir='disk/run')
   assert process.returncode == 0, process.stderr
-  assert 'goes on after round' in process.stdout
+  assert 'resumes after round' in process.stdout
   run(repository, tmp_path, *args, workdir='whole')
   assert metrics(small_disk / 'run') == metrics(tmp_path / 'whole')
 
@@ -171,7 +171,7 @@ def test_two_processes_on_one_workdir(repository, tmp_path):
   second = run(repository, tmp_path)
   out, err = first.communicate(timeout=120)
   assert first.returncode == 0, err
-  assert_one_line(second, 'workdir = run', 'another process is at work in it')
+  assert_one_line(second, 'workdir = run', 'is in use by another process')
   assert [r['round'] for r in metrics(tmp_path / 'run')] == list(range(201))
 
 
@@ -192,7 +192,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
   assert 'stopping' in out and 'Traceback' not in err
   (line,) = err.splitlines()
   assert line.startswith('error: interrupted: round ')
-  assert 'the same command with --workdir run goes on' in line
+  assert 'the same command with --workdir run resumes' in line
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['status'] == 'interrupted' and summary['rounds'] < 2000
   number = str(summary['rounds'])
@@ -250,7 +250,9 @@ def test_a_second_wish_ends_at_once():
     text=True,
   )
   assert process.returncode == -signal.SIGINT, process.stderr
-  assert process.stdout == '\nstopping; once more ends at once\n'
+  assert (
+    process.stdout == '\nstopping after this round; once more to exit now\n'
+  )
 
 
 def test_signals_are_as_before_afterwards():

@@ -38,14 +38,14 @@ def test_a_new_file_takes_nobodys_name(tmp_path, monkeypatch, links):
 
     monkeypatch.setattr(os, 'link', no_links)
   path = tmp_path / ('a' * 251 + '.png')
-  with files.whole_new(path) as part:
+  with files.atomic_write_new(path) as part:
     assert part.suffix == '.png'
     part.write_text('first')
   with pytest.raises(InputError, match='another process has made it meanwhile'):
-    with files.whole_new(path) as part:
+    with files.atomic_write_new(path) as part:
       part.write_text('second')
   with pytest.raises(ZeroDivisionError):
-    with files.whole_new(tmp_path / 'never.png') as part:
+    with files.atomic_write_new(tmp_path / 'never.png') as part:
       part.write_text('half')
       _ = 1 / 0
   assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {

@@ -326,7 +326,7 @@ def test_out_of_memory_halves_the_lanes_and_changes_no_result():
     timeout=300,
   )
   assert process.returncode == 0, process.stderr
-  assert 'out of memory with 512 lanes: goes on with 256' in process.stderr
+  assert 'out of memory with 512 lanes: continues with 256' in process.stderr
   limited, free = [
     [float(x) for x in line.split()[1:]] for line in process.stdout.splitlines()
   ]

@@ -421,7 +421,7 @@ def test_a_stop_between_the_crossing_and_the_papers_next_round(
   stopped = run_sweep(
     tmp_path / 'stopped.jsonl', digits_cell(), stop_after=(first + 1, 1, 2)
   )
-  gone_on = re.findall(r'goes on after round (\d+)', capsys.readouterr().out)
+  gone_on = re.findall(r'resumes after round (\d+)', capsys.readouterr().out)
   assert any(first <= int(number) < end for number in gone_on), gone_on
   assert [r['curve'] for r in stopped] == [r['curve'] for r in plain]
 
@@ -463,7 +463,7 @@ def test_stopped_right_after_it_has_saved(tmp_path, monkeypatch, capsys):
   fewer = dataclasses.replace(cell, rounds=2)
   never = {'data': '', 'stopping': lambda: False}
   assert sweeps.run(fewer, (0.1,), 0, store, **never)
-  assert 'goes on after round' in capsys.readouterr().out
+  assert 'resumes after round' in capsys.readouterr().out
 
 
 def test_another_process_at_the_same_cell(tmp_path, capsys):

@@ -57,7 +57,7 @@ def kept(folder):
 def test_what_is_saved_comes_back(tmp_path):
   save(tmp_path, [3]).close()
   found = checkpoint.Checkpoints(tmp_path, keep=2).newest()
-  assert found.told['round'] == 3
+  assert found.metadata['round'] == 3
   back = checkpoint.restore(found, tree(0))
   assert_same(back, tree(3))
   assert isinstance(back['server'], tuple)
@@ -101,16 +101,16 @@ def flip_each(path):
 
 DAMAGE = {
   'a bit flipped in every file': flip_each,
-  'a bit flipped in what is told': lambda path: flip(path / 'told/metadata'),
+  'a bit flipped in the metadata': lambda path: flip(path / 'told/metadata'),
   'a bit flipped': lambda path: flip(largest(path)),
   'cut short': lambda path: halve(largest(path)),
   'every file empty': lambda path: [os.truncate(p, 0) for p in files(path)],
   'no files': lambda path: (shutil.rmtree(path), path.mkdir()),
   'arrays gone': lambda path: shutil.rmtree(path / 'leaves'),
-  'told gone': lambda path: shutil.rmtree(path / 'told'),
-  'told is no json': lambda path: (path / 'told/metadata').write_text('{'),
-  'told is null': lambda path: (path / 'told/metadata').write_text('null'),
-  'told of another': lambda path: (
+  'metadata gone': lambda path: shutil.rmtree(path / 'told'),
+  'metadata no json': lambda path: (path / 'told/metadata').write_text('{'),
+  'metadata null': lambda path: (path / 'told/metadata').write_text('null'),
+  'metadata of another': lambda path: (
     shutil.rmtree(path / 'told'),
     shutil.copytree(path.parent / '1' / 'told', path / 'told'),
   ),
@@ -122,24 +122,26 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize('how', DAMAGE)
-def test_a_damaged_one_is_told_and_the_one_before_used(tmp_path, how, caplog):
+def test_a_damaged_one_is_reported_and_the_one_before_used(
+  tmp_path, how, caplog
+):
   save(tmp_path, [1, 2]).close()
   DAMAGE[how](tmp_path / 'checkpoints' / '2')
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
   found = checkpoints.newest()
-  assert found.told['round'] == 1
+  assert found.metadata['round'] == 1
   assert_same(checkpoint.restore(found, tree(0)), tree(1))
   (warning,) = [r for r in caplog.records if r.name == 'absl']
   message = warning.getMessage()
-  assert 'checkpoints/2: not whole, the one before is used' in message
+  assert 'checkpoints/2: damaged, the one before is used' in message
   assert '\n' not in message
   # It is kept aside, and its number is free again.
   checkpoints.save(2, tree(2), {'round': 2}, None)
   assert kept(tmp_path) == ['1', '2', '2.damaged']
-  assert checkpoints.newest().told['round'] == 2
+  assert checkpoints.newest().metadata['round'] == 2
 
 
-def test_every_bit_of_what_is_told_counts(tmp_path):
+def test_every_bit_of_the_metadata_counts(tmp_path):
   """Any of its bytes is changed: it is the same JSON still, or not used."""
   save(tmp_path, [1, 2]).close()
   path = tmp_path / 'checkpoints' / '2' / 'told' / 'metadata'
@@ -150,7 +152,7 @@ def test_every_bit_of_what_is_told_counts(tmp_path):
     content[i] ^= 1 << i % 7
     path.write_bytes(content)
     try:
-      told = checkpoint._read(reader, path.parents[1]).told
+      told = checkpoint._read(reader, path.parents[1]).metadata
     except Exception:
       continue
     whole += 1
@@ -164,18 +166,20 @@ def test_files_beside_are_nobodys(tmp_path):
   for name in ('3', '2.deleted', '2.orbax-checkpoint-tmp', 'notes', '٣'):
     (tmp_path / 'checkpoints' / name).write_text('mine')
   (tmp_path / 'checkpoints' / '007').mkdir()
-  assert checkpoint.Checkpoints(tmp_path, keep=2).newest().told['round'] == 1
+  assert (
+    checkpoint.Checkpoints(tmp_path, keep=2).newest().metadata['round'] == 1
+  )
   assert len(kept(tmp_path)) == 7
 
 
-def test_none_is_whole(tmp_path):
+def test_all_are_damaged(tmp_path):
   save(tmp_path, [1, 2]).close()
   for number in '12':
     halve(largest(tmp_path / 'checkpoints' / number))
-  with pytest.raises(InputError, match=r'none of the checkpoints \[2, 1\]'):
+  with pytest.raises(InputError, match=r'checkpoints \[2, 1\] are all'):
     checkpoint.Checkpoints(tmp_path, keep=2).newest()
   assert kept(tmp_path) == ['1', '2']  # Nothing was touched.
-  with pytest.raises(InputError, match='checkpoints/2: not whole'):
+  with pytest.raises(InputError, match='checkpoints/2: is damaged'):
     fa.load_params(tmp_path)
 
 
@@ -195,7 +199,7 @@ def test_one_that_was_being_written_is_none(tmp_path):
   half = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp'
   shutil.copytree(tmp_path / 'checkpoints' / '1', half)
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-  assert checkpoints.newest().told['round'] == 1
+  assert checkpoints.newest().metadata['round'] == 1
   checkpoints.save(2, tree(2), {'round': 2}, None)
   checkpoints.close()
   assert kept(tmp_path) == ['1', '2']
@@ -241,7 +245,7 @@ def test_what_cannot_be_read_now_is_not_called_damaged(
     raise error
 
   monkeypatch.setattr(checkpoint, '_read', fails)
-  with pytest.raises(kind, match='not whole' if kind is InputError else None):
+  with pytest.raises(kind, match='is damaged' if kind is InputError else None):
     fa.load_params(tmp_path)
 
 
@@ -263,7 +267,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     )
   )
   found = checkpoint.Checkpoints(tmp_path, keep=2).newest()
-  assert found.told['round'] == 1 and not named
+  assert found.metadata['round'] == 1 and not named
   assert not (tmp_path / 'it-was-run').exists()
   pickle.loads(pickle.dumps(np.float32))
   assert named  # The hook sees what there is to see.
@@ -301,7 +305,7 @@ def test_a_checkpoint_under_another_number_is_not_used(tmp_path, caplog):
   folder = tmp_path / 'checkpoints'
   shutil.copytree(folder / '2', folder / '4')
   found = checkpoint.Checkpoints(tmp_path, keep=2).newest()
-  assert found.told['round'] == 3
+  assert found.metadata['round'] == 3
   assert 'it was saved as 2, not as 4' in caplog.text
   assert kept(tmp_path) == ['2', '3', '4.damaged']
 

@@ -116,7 +116,7 @@ def test_a_signal_to_one_stops_all_and_keeps_all(tmp_path):
       [['--config.data_dir={}/a'], ['--config.data_dir={}/none']],
       'process 1: data_dir = ',
     ),
-    ([['--workdir={}'], []], 'exists already, and is no folder of a run'),
+    ([['--workdir={}'], []], 'exists already, and is not the folder of a run'),
   ],
 )
 def test_what_differs_is_told_on_every_process(own, said, tmp_path):
@@ -186,7 +186,7 @@ def test_alone_nothing_is_asked():
   """One process needs no other, whatever it asks."""
   assert not processes.several() and processes.leads()
   assert processes.together(lambda: 3) == processes.first(lambda: 3) == 3
-  assert processes.tell({'a': 1}) == {'a': 1} and processes.least(4) == 4
+  assert processes.broadcast({'a': 1}) == {'a': 1} and processes.least(4) == 4
   processes.agree({'a': object})
   with pytest.raises(InputError, match='wrong'):
     processes.together(lambda: (_ for _ in ()).throw(InputError('wrong')))

@@ -369,14 +369,14 @@ def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
 @pytest.mark.parametrize(
   ('values', 'seeds', 'words'),
   [
-    ({'client.rate': ['1']}, 1, '--grid client.rate: there is no such key'),
+    ({'client.rate': ['1']}, 1, '--grid client.rate: unknown key'),
     ({'cpu_devices': ['1', '2']}, 1, '--grid cpu_devices: a process has its'),
-    ({'client': ['1']}, 1, '--grid client: there is no such key'),
+    ({'client': ['1']}, 1, '--grid client: unknown key'),
     ({'seed': ['1', '2']}, 1, 'those of --seeds'),
     ({'rounds': ['many']}, 1, '--grid rounds=many: must be of type int'),
     ({'rounds': ['1.5']}, 1, 'must be of type int'),
     ({'self_balancing': ['1']}, 1, 'must be of type bool'),
-    ({'client.learning_rate': ['0.1', '0.10']}, 1, 'names a value twice'),
+    ({'client.learning_rate': ['0.1', '0.10']}, 1, 'lists a value twice'),
     ({'client.learning_rate': ['-1']}, 1, 'client.learning_rate = -1.0'),
     ({'partition': ['iid', 'x']}, 1, "partition = 'x'"),
     ({}, 0, '--seeds 0: must be at least 1'),
@@ -393,14 +393,14 @@ def test_sweeps_that_are_refused(repository, tmp_path, values, seeds, words):
 def test_folders_that_are_refused(swept, repository, tmp_path):
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.txt').write_text('all of it')
-  with pytest.raises(InputError, match='is no folder of a sweep'):
+  with pytest.raises(InputError, match='is not the folder of a sweep'):
     grid.run_sweep(small(repository), {}, 1, tmp_path / 'mine')
   _, _, folder = swept
   with pytest.raises(InputError, match='another config: weighting = .uniform'):
     grid.run_sweep(small(repository, weighting='uniform'), GRID, 2, folder)
   with (
     filelock.FileLock(folder / '.lock'),
-    pytest.raises(InputError, match='another process is at work'),
+    pytest.raises(InputError, match='in use by another process'),
   ):
     grid.run_sweep(small(repository), GRID, 2, folder)
 
@@ -670,7 +670,7 @@ def test_sweep_command(repository, tmp_path):
     text=True,
   )
   assert bad.returncode == 2
-  assert '--grid rate: there is no such key' in bad.stderr.splitlines()[-1]
+  assert '--grid rate: unknown key' in bad.stderr.splitlines()[-1]
   none = subprocess.run(
     [
       *(sys.executable, '-m', 'fedavg_jax', 'sweep', '--seeds=0'),

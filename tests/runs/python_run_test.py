@@ -379,7 +379,7 @@ def test_what_cannot_be_is_one_line(uneven_examples, tmp_path):
       call()
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.tex').touch()
-  with pytest.raises(InputError, match='no folder of a run'):
+  with pytest.raises(InputError, match='not the folder of a run'):
     fa.run(simulation, rounds=1, folder=tmp_path / 'mine')
 
 

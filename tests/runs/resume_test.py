@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint(repository, whole, stopped, caplog):
       os.truncate(path, path.stat().st_size // 2)
   again(repository, stopped)
   (warning,) = [r for r in caplog.records if r.levelname == 'WARNING']
-  assert 'checkpoints/8: not whole' in warning.getMessage()
+  assert 'checkpoints/8: damaged' in warning.getMessage()
   assert_same_bits(whole, stopped)
 
 
@@ -326,7 +326,7 @@ def test_extend(repository, tmp_path, whole):
   assert_same_bits(tmp_path / 'fifteen', workdir)
   with pytest.raises(InputError, match='rounds = 9: must be at least the 15'):
     again(repository, workdir, rounds=9, extend=True)
-  with pytest.raises(InputError, match='holds no run that could go on'):
+  with pytest.raises(InputError, match='contains no run to resume'):
     again(repository, tmp_path / 'new', extend=True)
   assert not (tmp_path / 'new').exists()
 

@@ -85,7 +85,7 @@ def test_one_process_at_a_time(tmp_path):
     )
 
   with begun(tmp_path / 'run'):
-    assert 'another process is at work in it' in other().stdout
+    assert 'is in use by another process' in other().stdout
   assert other().returncode == -9  # It had the folder when it was killed.
   with Workdir(tmp_path / 'run') as folder:
     assert folder.began == {'format': run_dir.FORMAT, 'config': {}}
@@ -141,15 +141,17 @@ def test_what_a_kill_leaves_before_config_json(tmp_path):
 
 def test_folders_of_others_are_left_alone(tmp_path):
   (tmp_path / 'mine.txt').write_text('mine')
-  with pytest.raises(InputError, match='exists already.*is no folder of a run'):
+  with pytest.raises(
+    InputError, match='exists already.*not the folder of a run'
+  ):
     Workdir(tmp_path)
   assert os.listdir(tmp_path) == ['mine.txt']
-  with pytest.raises(InputError, match='mine.txt: is no folder'):
+  with pytest.raises(InputError, match='mine.txt: is not a folder'):
     Workdir(tmp_path / 'mine.txt')
   with pytest.raises(InputError, match='cannot be made'):
     Workdir(tmp_path / 'mine.txt' / 'run').begin(room=0)
   (tmp_path / 'dangling').symlink_to(tmp_path / 'nowhere')
-  with pytest.raises(InputError, match='dangling: is no folder'):
+  with pytest.raises(InputError, match='dangling: is not a folder'):
     Workdir(tmp_path / 'dangling')
 
 

@@ -220,7 +220,7 @@ FLAGS = {
   ),
   'workdir empty': Case(['--workdir='], ['workdir']),
   'resume': Case(['--resume=maybe'], ['resume', 'maybe', 'extend']),
-  'extend nothing': Case(['--resume=extend'], ['workdir', 'holds no run']),
+  'extend nothing': Case(['--resume=extend'], ['workdir', 'contains no run']),
 }
 
 KEYS = {
@@ -486,7 +486,7 @@ DATA = {
 RUNS = {
   'a file': Case(
     ['--workdir=mine'],
-    ['workdir = mine', 'is no folder'],
+    ['workdir = mine', 'is not a folder'],
     lambda folder: (folder / 'mine').write_text('mine'),
   ),
   'under a file': Case(
@@ -497,7 +497,7 @@ RUNS = {
   'under /proc': Case(['--workdir=/proc/run'], ['workdir = /proc/run']),
   'of others': Case(
     ['--workdir=mine'],
-    ['workdir = mine', 'exists already', 'no folder of a run'],
+    ['workdir = mine', 'exists already', 'not the folder of a run'],
     lambda folder: (
       (folder / 'mine').mkdir(),
       (folder / 'mine' / 'summary.json').write_text('mine'),
@@ -505,7 +505,7 @@ RUNS = {
   ),
   'a dangling link': Case(
     ['--workdir=mine'],
-    ['workdir = mine', 'is no folder'],
+    ['workdir = mine', 'is not a folder'],
     lambda folder: (folder / 'mine').symlink_to('nowhere'),
   ),
   'a name too long': Case(
@@ -608,10 +608,10 @@ RUNS = {
     lambda folder: (folder / 'mine').mkdir(),
   ),
   'checkpoints damaged': run_folder(
-    _damage_checkpoints, 'checkpoints: none of the checkpoints', 'is whole'
+    _damage_checkpoints, 'checkpoints: the checkpoints', 'are all damaged'
   ),
   'checkpoints pickled': run_folder(
-    _pickle_checkpoints, 'checkpoints: none of the checkpoints', 'is whole'
+    _pickle_checkpoints, 'checkpoints: the checkpoints', 'are all damaged'
   ),
   'checkpoints a file': run_folder(
     lambda run: (
