@@ -211,9 +211,15 @@ def _check_labels(name: str, logits: Any, y: jax.Array) -> None:
 
 
 def num_labels(batch: Batch) -> jax.Array:
-  """Counts the labels of each example, [B]; other targets are one each."""
-  labels = getattr(batch.y, 'dtype', None)  # A tree has none.
-  if labels is None or not jnp.issubdtype(labels, jnp.integer):
+  """Counts the labels of each example, [B].
+
+  Of integers [B, T, ...] those that are not `NO_LABEL`; all other targets are
+  one each, whatever their values.
+  """
+  y = batch.y
+  if not hasattr(y, 'dtype') or y.ndim < 2:  # A tree has no type.
+    return jnp.ones(len(batch.mask), jnp.float32)
+  if not jnp.issubdtype(y.dtype, jnp.integer):
     return jnp.ones(len(batch.mask), jnp.float32)
   return _of_each(batch.y != NO_LABEL)
 

@@ -105,7 +105,7 @@ class Sums(NamedTuple):
 
   Attributes:
     metrics: of each metric of a task, what its rows add up to.
-    count: float32, labels that were tested; examples, where there are none.
+    count: float32, labels that were tested, see `metrics.num_labels`.
   """
 
   metrics: tuple[Any, ...]

@@ -11,6 +11,7 @@ from fedavg_jax.core import exact
 from fedavg_jax.core import rules
 from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.rows_on_disk import RowsOnDisk
 
 # At positions of a sequence that have no label.
 NO_LABEL = -1
@@ -26,7 +27,8 @@ class Examples(NamedTuple):
 
   Attributes:
     x: [n, ...], uint8 pixels for images, int32 tokens [n, T] for sequences.
-    y: [n] int32 labels, of sequences [n, T], `NO_LABEL` where there is none.
+    y: [n] int32 labels, of sequences [n, T], `NO_LABEL` where there is none; or
+      the targets of a loss of one's own.
   """
 
   x: Any
@@ -66,8 +68,8 @@ def build_clients(
   """Lays the examples of each part of a partition back to back.
 
   Args:
-    examples: x [n, ...] real numbers, y [n, ...], or trees of them; labels that
-      are integers become int32, other targets stay what they are.
+    examples: x [n, ...] real numbers, y [n, ...], or trees of them; see
+      `targets` for the type that y gets.
     parts: the rows of client k, whole numbers from 0 to n - 1, as an array or a
       list, maybe empty; of a dictionary, clients are its values in their order.
       No row may occur twice.
@@ -82,7 +84,7 @@ def build_clients(
   >>> build_clients(examples, [[2], [], [0, 1]]).num_examples
   array([1, 0, 2])
   """
-  x, y = exact.inputs(examples.x, 'x'), _targets(examples.y)
+  x, y = exact.inputs(examples.x, 'x'), targets(examples.y, 'y')
   number = count_examples(Examples(x, y), 'examples')
   values = parts.values() if isinstance(parts, Mapping) else parts
   rows = [_rows(part, k, number) for k, part in enumerate(values)]
@@ -104,13 +106,38 @@ def count_examples(examples: Examples, name: str) -> int:
   """Counts examples; raises InputError where x and y have other numbers.
 
   Args:
-    examples: x and y, or trees of them.
+    examples: x and y, or trees of them, each with an array.
     name: what the message calls them.
   """
   inputs, labels = map(trees.num_rows, examples)
   if inputs != labels:
     raise InputError(f'{name}: {inputs} inputs, but {labels} labels')
   return inputs
+
+
+def check_offsets(offsets: Any, y: Any) -> np.ndarray:
+  """Returns where clients begin and end, [K + 1] int64.
+
+  Args:
+    offsets: of `Clients`.
+    y: targets of their n examples, or a tree of them.
+
+  Raises:
+    InputError: they do not ascend from 0 to n.
+  """
+  found, number = np.asarray(offsets), trees.num_rows(y)
+  if (
+    found.ndim != 1
+    or found.dtype.kind not in 'iu'
+    or len(found) < 2
+    or (found[0], found[-1]) != (0, number)
+    or (np.diff(found) < 0).any()
+  ):
+    raise InputError(
+      f'clients.offsets: must be whole numbers that ascend from 0 to {number},'
+      ' one more than clients; use `build_clients`'
+    )
+  return found.astype(np.int64, copy=False)
 
 
 def in_random_order(part: np.ndarray, seed: int, client: int) -> np.ndarray:
@@ -120,16 +147,27 @@ def in_random_order(part: np.ndarray, seed: int, client: int) -> np.ndarray:
   return np.random.default_rng([seed, _ORDER, client + 1]).permutation(part)
 
 
-def _targets(y: Any) -> Any:
-  """Turns integers into int32; other targets stay what they are."""
-  if trees.is_tree(y):
-    return exact.inputs(y, 'y')
-  y = exact.array(y, 'y')
-  if not y.ndim:
-    raise InputError('y: is a single number, must have rows, [n, ...]')
-  if y.dtype.kind in 'iub':
-    return exact.whole_numbers(y, 'y', least=NO_LABEL)
-  return exact.inputs(y, 'y')
+def targets(y: Any, name: str) -> Any:
+  """Turns targets into types that JAX holds, the same for clients and tests.
+
+  Integers and booleans become int32, whatever their type; real numbers and the
+  arrays of a tree as `exact.inputs` has them. Which values may be labels only
+  the loss knows.
+
+  Args:
+    y: [n, ...] numbers, or a tree of such arrays.
+    name: what the message calls them.
+
+  Raises:
+    InputError: as `exact.inputs`.
+
+  >>> targets(np.array([[True, False]]), 'y')
+  array([[1, 0]], dtype=int32)
+  """
+  y = exact.inputs(y, name)
+  if trees.is_tree(y) or isinstance(y, RowsOnDisk) or y.dtype.kind not in 'iub':
+    return y
+  return exact.whole_numbers(y, name, least=-(2**31))
 
 
 def _rows(part: Any, client: int, num_examples: int) -> np.ndarray:

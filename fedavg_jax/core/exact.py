@@ -154,12 +154,19 @@ def array(values: Any, name: str) -> np.ndarray:
     name: what the message calls them.
 
   Raises:
-    InputError: they are a tree, their lengths differ, or some of them are
-      masked: what lies behind a mask is not a value.
+    InputError: they are a tree, or may be one; their lengths differ; or some of
+      them are masked: what lies behind a mask is not a value.
   """
   if trees.is_tree(values):
     kind = type(values).__name__
     raise InputError(f'{name}: is a {kind} of arrays, must be one array')
+  if isinstance(values, tuple) and any(
+    isinstance(part, (list, tuple)) for part in values
+  ):
+    raise InputError(
+      f'{name}: is a tuple of lists, one array or several; must be an array, or'
+      ' a tuple of arrays'
+    )
   if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
     raise InputError(
       f'{name}: has {np.ma.count_masked(values)} masked values, must have none'

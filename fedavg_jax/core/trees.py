@@ -2,11 +2,14 @@
 
 An example may have several inputs, such as an image and a text: its x, or its y
 with a loss of one's own, then is a tree of arrays with the same rows. A list is
-an array that is still to be made.
+an array that is still to be made; a tuple of lists could be either, and is
+refused.
 """
 
 from collections.abc import Callable
 from typing import Any
+
+from fedavg_jax.core.errors import InputError
 
 
 def is_tree(value: Any) -> bool:
@@ -25,15 +28,23 @@ def is_tree(value: Any) -> bool:
 def map_named(function: Callable[[Any, str], Any], tree: Any, name: str) -> Any:
   """Calls a function with each array and what a message calls it.
 
+  Raises:
+    InputError: the keys of a dictionary cannot be sorted, as JAX sorts them.
+
   >>> map_named(lambda array, name: name, {'a': 1, 'b': {'c': 2}}, 'x')
   {'a': "x['a']", 'b': {'c': "x['b']['c']"}}
   """
   if not is_tree(tree):
     return function(tree, name)
   if isinstance(tree, dict):
+    try:
+      keys = sorted(tree)
+    except TypeError:
+      raise InputError(
+        f'{name}: has the keys {list(tree)!r:.80}, must have keys of one type'
+      ) from None
     return {
-      key: map_named(function, tree[key], f'{name}[{key!r}]')
-      for key in sorted(tree)
+      key: map_named(function, tree[key], f'{name}[{key!r}]') for key in keys
     }
   parts = [
     map_named(function, part, f'{name}[{i}]') for i, part in enumerate(tree)

@@ -25,6 +25,7 @@ from fedavg_jax.engine.call_queue import make_record
 from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.engine.layout import fewer_lanes
 from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.engine.simulation import check_is_simulation
 from fedavg_jax.engine.simulation import place
 
 DIVERGED = (
@@ -70,6 +71,7 @@ def simulate(
   Yields:
     A record per round.
   """
+  check_is_simulation(simulation)
   rules.check_whole('rounds', rounds, 1)
   rules.check_whole('eval_every', eval_every, 1)
   task = simulation.task

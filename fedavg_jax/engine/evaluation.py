@@ -64,7 +64,7 @@ def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
 def _deal_examples(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
   return TestSet(
     trees.map_arrays(lambda array: _deal(array, mesh, 0), test.x),
-    trees.map_arrays(lambda array: _deal(array, mesh, NO_LABEL), test.y),
+    trees.map_arrays(lambda array: _deal(array, mesh, _padding(array)), test.y),
     _deal(np.ones(trees.num_rows(test.y), bool), mesh, False),
   )
 
@@ -84,6 +84,11 @@ def place_held_out(
     _deal_examples(Examples(held.x, held.y), mesh),
     _deal(owner, mesh, held.num_clients),
   )
+
+
+def _padding(y: np.ndarray) -> int:
+  """Returns what rows of targets are filled with; no mask counts them."""
+  return NO_LABEL if y.dtype.kind == 'i' else 0
 
 
 def _deal(array, mesh, padding) -> Any:
@@ -131,7 +136,7 @@ def no_sums(task: Task, variables: Any, test: TestSet) -> Sums:
   Args:
     task: that is tested.
     variables: of its model.
-    test: of which one batch is looked at, [n, B, ...].
+    test: of which one batch is traced, [n, B, ...].
   """
   first = jax.tree.map(lambda array: array[0], test)
   shapes = jax.eval_shape(lambda: rows(task, variables, first.batch()))

@@ -1,6 +1,6 @@
 """Examples that enter the engine: they fit the model, or one line says why not.
 
-Nothing is cast before it was looked at; nothing is compiled before it fits.
+Nothing is cast before it was checked; nothing is compiled before it fits.
 """
 
 from collections.abc import Iterator
@@ -64,23 +64,26 @@ def check(
     InputError: names the array, the value and the rule.
   """
   _check_state(task.model, variables)
-  targets = _Targets(task, _outputs(task.model, variables, clients))
   checked = []
   for name, (x, y) in (('clients', clients[:2]), ('test', test)):
     x = _inputs(x, f'{name}.x', stream and name == 'clients')
-    y = y if trees.is_tree(y) or hasattr(y, 'shape') else np.asarray(y)
+    y = client_data.targets(y, f'{name}.y')
     if not client_data.count_examples(Examples(x, y), name):
       raise InputError(f'{name}: holds no example, must hold at least one')
     checked.append((x, y))
   (x, y), (test_x, test_y) = checked
+  clients = Clients(x, y, client_data.check_offsets(clients.offsets, y))
+  targets = _Targets(task, _outputs(task.model, variables, clients))
   check_alike(x, test_x, 'test.x', 'clients.x')
   y = targets.check(y, 'clients.y')
   test_y = targets.check(test_y, 'test.y')
   check_alike(y, test_y, 'test.y', 'clients.y')
-  if not stream:  # Streamed examples are looked at when they are trained on.
-    _check_finite(x, clients.offsets, on_nan)
-  _check_finite(test_x, None, on_nan)
-  return clients._replace(x=x, y=y), Examples(test_x, test_y)
+  if not stream:  # Streamed examples are checked when they are trained on.
+    _check_finite(x, 'clients.x', clients.offsets, on_nan)
+  _check_finite(y, 'clients.y', clients.offsets, on_nan)
+  _check_finite(test_x, 'test.x', None, on_nan)
+  _check_finite(test_y, 'test.y', None, on_nan)
+  return clients._replace(y=y), Examples(test_x, test_y)
 
 
 def check_held(task: Task, variables: Any, held: Clients) -> Clients:
@@ -96,7 +99,7 @@ def check_held(task: Task, variables: Any, held: Clients) -> Clients:
   """
   targets = _Targets(task, _outputs(task.model, variables, held))
   x = exact.inputs(held.x, 'held.x')
-  y = targets.check(held.y, 'held.y')
+  y = targets.check(client_data.targets(held.y, 'held.y'), 'held.y')
   client_data.count_examples(Examples(x, y), 'held')
   return held._replace(x=x, y=y)
 
@@ -173,13 +176,13 @@ class _Targets:
     self._axes = outputs.shape[1:]
 
   def check(self, y: Any, name: str) -> Any:
-    """Returns class numbers in int32, or other targets in a type of JAX's.
+    """Returns class numbers in int32, or other targets as they are.
 
     Raises:
       InputError: names the array, the value and the rule.
     """
     if self._axes is None:
-      return exact.inputs(y, name)
+      return y
     if trees.is_tree(y):
       raise InputError(
         f'{name}: is a tree, must be class numbers with cross entropy; another'
@@ -230,10 +233,19 @@ def _inputs(x: Any, name: str, stays_on_disk: bool) -> Any:
   return trees.map_named(check_small, x, name)
 
 
-def _check_finite(x: Any, offsets: np.ndarray | None, on_nan: str) -> None:
-  """Raises InputError for inputs that would silently spoil what is learnt."""
-  finite = np.ones(trees.num_rows(x), bool)
-  for array in trees.arrays(x):
+def _check_finite(
+  values: Any, name: str, offsets: np.ndarray | None, on_nan: str
+) -> None:
+  """Raises InputError for numbers that would silently spoil what is learnt.
+
+  Args:
+    values: [n, ...] inputs or targets, or a tree of them.
+    name: what the message calls them.
+    offsets: of the clients, None of a test set.
+    on_nan: one of `choices.ON_NAN`.
+  """
+  finite = np.ones(trees.num_rows(values), bool)
+  for array in trees.arrays(values):
     if jnp.issubdtype(array.dtype, jnp.floating) and not isinstance(
       array,
       RowsOnDisk,  # What is on disk was read when it was converted.
@@ -247,8 +259,8 @@ def _check_finite(x: Any, offsets: np.ndarray | None, on_nan: str) -> None:
     k = int(np.searchsorted(offsets, row, 'right')) - 1
     whose = f" of client {k}; on_nan = 'skip_client' would leave it out"
   raise InputError(
-    f'{"test" if offsets is None else "clients"}.x: {int((~finite).sum())}'
-    f' examples are not finite, the first is row {row}{whose}'
+    f'{name}: {int((~finite).sum())} examples are not finite, the first is row'
+    f' {row}{whose}'
   )
 
 

@@ -53,6 +53,14 @@ class Federation:
   seed: int = 0
 
   def __post_init__(self) -> None:
+    for name, part, kind in (
+      ('clients', self.clients, Clients),
+      ('test', self.test, Examples),
+    ):
+      if not isinstance(part, kind):
+        raise InputError(
+          f'{name}: is {type(part).__name__}, must be fa.{kind.__name__}'
+        )
     rules.check_seed(self.seed)
     rules.check_whole('epochs', self.epochs, 1)
     rules.check_whole('batch_size', self.batch_size, 0)

@@ -290,6 +290,15 @@ def _compile(
   )
 
 
+def check_is_simulation(found: Any) -> None:
+  """Raises InputError where something else stands for a simulation."""
+  if not isinstance(found, Simulation):
+    raise InputError(
+      f'simulation: is {type(found).__name__}, must be what `build_simulation`'
+      ' or `build_sweep` returns'
+    )
+
+
 def place(tree: Any, simulation: Simulation) -> Any:
   """Arrays, on every device of a simulation."""
   return collectives.put(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import contextlib
 import itertools
+import os
 import pathlib
 import signal
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedavg_jax.core import rules
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import StoppedError
@@ -21,6 +23,7 @@ from fedavg_jax.engine.driver import DIVERGED
 from fedavg_jax.engine.driver import Record
 from fedavg_jax.engine.driver import simulate
 from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.engine.simulation import check_is_simulation
 from fedavg_jax.engine.simulation import place
 from fedavg_jax.runs.python_folder import PythonFolder
 from fedavg_jax.runs.result import Best
@@ -71,6 +74,7 @@ def run(
     DivergedError: the loss or the model is not finite any more.
     StoppedError: SIGTERM, where a folder has saved what was done.
   """
+  _check_arguments(simulation, rounds, on_round, folder)
   with contextlib.ExitStack() as stack:
     kept, stop = None, Stop()
     if folder is not None:
@@ -112,6 +116,24 @@ def run(
         break
   _check_end(stop, following.round, folder)
   return following.result()
+
+
+def _check_arguments(
+  simulation: Any, rounds: Any, on_round: Any, folder: Any
+) -> None:
+  """Raises InputError where an argument of `run` is of another kind."""
+  check_is_simulation(simulation)
+  rules.check_whole('rounds', rounds, 1)
+  if on_round is not None and not callable(on_round):
+    raise InputError(
+      f'on_round: is {type(on_round).__name__}, must be a function of a Record'
+    )
+  if folder is not None and not isinstance(folder, (str, os.PathLike)):
+    raise InputError(
+      f'folder: is {type(folder).__name__}, must be the path of a folder'
+    )
+  if folder is not None and not os.fspath(folder):
+    raise InputError("folder = '': must name a folder")
 
 
 def _check_end(

@@ -358,6 +358,11 @@ def read(config: Any) -> RunConfig:
   """
   if isinstance(config, RunConfig):
     return config
+  if not hasattr(config, 'to_dict'):
+    raise InputError(
+      f'config: is {type(config).__name__}, must be a ConfigDict, such as that'
+      ' of configs/default.py'
+    )
   try:
     return from_dict(config.to_dict())
   except RecursionError:

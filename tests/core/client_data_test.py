@@ -103,7 +103,15 @@ def test_parts_that_are_refused(parts, words):
   [
     (np.zeros((3, 2)), np.zeros(4, int), '3 inputs, but 4 labels'),
     (np.zeros((1, 2)), np.array([2**31]), 'y: holds 2147483648'),
-    (np.zeros((1, 2)), np.array([-2]), 'y: holds -2'),
+    (np.zeros((1, 2)), np.array([-(2**31) - 1]), 'y: holds -2147483649'),
+    (np.zeros((1, 2)), ([1], [2]), 'y: is a tuple of lists, one array or'),
+    (([1, 2], [3, 4]), np.zeros(2, int), 'x: is a tuple of lists'),
+    (
+      {1: np.zeros(2), 'b': np.zeros(2)},
+      np.zeros(2, int),
+      'x: has the keys [1',
+    ),
+    ({}, np.zeros(2, int), 'x: its arrays have no rows'),
     (np.zeros((1, 2)), np.array(['a']), 'y: is <U1'),
     (np.zeros((1, 2)), 3, 'y: is a single number'),
     (np.full((1, 2), 1e300), np.zeros(1, int), 'x: holds 1e+300'),

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import fedavg_jax as fa
+from fedavg_jax.contracts.metrics import num_labels
 from fedavg_jax.contracts.task import make_task
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import examples
@@ -117,7 +118,7 @@ def test_positions_may_have_no_label():
     ({'y': Y[:3], 'x': X}, 'clients: 4 inputs, but 3 labels'),
     ({'test_y': Y[:3]}, 'test: 4 inputs, but 3 labels'),
     ({'test_x': X[:0], 'test_y': Y[:0]}, 'test: holds no example'),
-    ({'x': X.astype(complex)}, 'cannot take examples'),
+    ({'x': X.astype(complex)}, 'clients.x: is complex128, must be real'),
     (
       {'x': X.astype('f8') + 1e300},
       'clients.x: holds 1e+300 at row 0, too large',
@@ -207,3 +208,79 @@ def test_what_clients_hold_out_keeps_the_same_rules(held, words):
   own_ = fa.Clients(*held, np.array([0, 4]))
   with pytest.raises(InputError, match=re.escape(words)):
     examples.check_held(make_task(model), examples.init_shapes(model, 0), own_)
+
+
+def regression(x=X, y=Y, test_y=Y, offsets=(0, 4), on_nan='stop'):
+  """Checks examples of a model with outputs [n] and a loss of its own."""
+  model = own(lambda params, x: jnp.sum(x.astype(jnp.float32), axis=1))
+  return examples.check(
+    make_task(model, fa.losses.squared_error),
+    {},
+    fa.Clients(x, y, offsets),
+    fa.Examples(X, test_y),
+    on_nan=on_nan,
+    stream=False,
+  )
+
+
+@pytest.mark.parametrize('dtype', ['?', 'u1', 'i2', 'i8', 'f4', 'f8'])
+def test_targets_of_an_own_loss_have_one_rule(dtype):
+  """Clients and test set alike, through `build_clients` and by hand."""
+  y = np.array([0, 1, 1, 0], dtype)
+  built = fa.build_clients(fa.Examples(X, y), [[0, 1], [2, 3]])
+  for given in (y, built.y):
+    clients, test = regression(y=given, test_y=y, offsets=[0, 4])
+    assert clients.y.dtype == test.y.dtype
+    assert clients.y.tolist() == test.y.tolist() == y.tolist()
+
+
+def test_whole_targets_of_any_sign_count():
+  """What is no label in a sequence is a number of a regression."""
+  y = np.array([-1, -7, -1, 3])
+  clients = fa.build_clients(fa.Examples(X, y), [[0, 1, 2], [3]])
+  assert clients.y.tolist() == y.tolist()
+  batch = fa.Batch(X, jnp.asarray(y), jnp.ones(4, bool), jnp.int32(4))
+  assert num_labels(batch).tolist() == [1, 1, 1, 1]
+  tagged = batch._replace(x=TOKENS, y=jnp.asarray(TAGS), mask=jnp.ones(2, bool))
+  assert num_labels(tagged).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_targets_that_are_not_finite_are_refused(bad):
+  y = np.array([0.5, 1, bad, 2], np.float32)
+  with pytest.raises(InputError, match='clients.y: 1 ex.* row 2 of client 0'):
+    regression(y=y, test_y=Y.astype(np.float32))
+  with pytest.raises(InputError, match='test.y: 1 examples are not .* row 2'):
+    regression(y=Y.astype(np.float32), test_y=y)
+  regression(y=y, test_y=Y.astype(np.float32), on_nan='skip_client')
+  with pytest.raises(InputError, match='clients.y: 1 examples are not finite'):
+    regression(y={'a': Y, 'b': y}, test_y={'a': Y, 'b': np.ones_like(y)})
+
+
+@pytest.mark.parametrize(
+  'offsets', [[0, 3], [1, 4], [0, 5], [0, 3, 2, 4], [0.0, 4.0], [4], 4, 'ab']
+)
+def test_clients_by_hand_have_their_offsets(offsets):
+  with pytest.raises(InputError, match='clients.offsets: must be whole'):
+    regression(offsets=offsets)
+
+
+def test_clients_by_hand_may_hold_lists():
+  clients, _ = regression(x=X.tolist(), y=Y.tolist(), offsets=[0, 1, 4])
+  assert clients.num_examples.tolist() == [1, 3]
+
+
+def test_a_federation_is_of_clients_and_examples():
+  clients = fa.build_clients(fa.Examples(X, Y), [[0, 1], [2, 3]])
+  rest = {'client_fraction': 1.0, 'epochs': 1, 'batch_size': 2}
+  for parts, words in (
+    ((fa.Examples(X, Y), fa.Examples(X, Y)), 'clients: is Examples, must be'),
+    ((clients, (X, Y)), 'test: is tuple, must be fa.Examples'),
+  ):
+    with pytest.raises(InputError, match=words):
+      fa.Federation(*parts, **rest)
+  federation = fa.Federation(clients, fa.Examples(X, {}), **rest)
+  with pytest.raises(InputError, match='test.y: its arrays have no rows'):
+    fa.build_simulation(
+      linear(), federation, fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
+    )

@@ -48,7 +48,7 @@ def as_trees():
   x, y = examples()
   own = fa.Examples(
     ({'image': x[:, :3], 'age': x[:, 3]}, x[:, 4:].astype(np.float64)),
-    {'y': y, 'unused': np.arange(len(y))},
+    {'y': y, 'unused': np.arange(len(y), dtype=np.uint8)},
   )
 
   def join(x):
