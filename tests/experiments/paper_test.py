@@ -24,9 +24,6 @@ from experiments.paper import tables
 import fedavg_jax as fa
 from tests.testing import PROGRAMS
 
-# One worker of the tests: several of them begin with the same run.
-pytestmark = pytest.mark.xdist_group('paper')
-
 
 def start(repository, tmp_path, name, *args):
   script = PROGRAMS / 'two_cells.py'

@@ -30,12 +30,8 @@ from tests.testing import conversions
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 
-pytestmark = [
-  # Orbax and what it uses warn about their own future.
-  pytest.mark.filterwarnings('default'),
-  # One worker of the tests: several of them begin with the same run.
-  pytest.mark.xdist_group('grid'),
-]
+# Orbax and what it uses warn about their own future.
+pytestmark = pytest.mark.filterwarnings('default')
 
 GRID = {
   'client.learning_rate': ['0.05', '0.3'],

@@ -24,12 +24,8 @@ from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 from tests.testing.run_folders import signal_after
 
-pytestmark = [
-  # Orbax and what it uses warn about their own future.
-  pytest.mark.filterwarnings('default'),
-  # One worker of the tests: several of them begin with the same run.
-  pytest.mark.xdist_group('resume'),
-]
+# Orbax and what it uses warn about their own future.
+pytestmark = pytest.mark.filterwarnings('default')
 
 ROUNDS = 12
 SETTINGS = {
