@@ -12,7 +12,7 @@ import pytest
 from fedavg_jax.runs import signals
 from tests.testing import PROGRAMS
 
-# They would take as long as the rounds. `--config.pictures` brings them back.
+# They would take most of a second of each command; `--config.pictures` draws.
 _NO_PICTURES = ('--config.pictures=False',)
 
 
