@@ -109,24 +109,19 @@ def test_few_open_files_are_enough_or_a_line(tmp_path, repository):
   assert not list(tmp_path.rglob('*.damaged*'))
 
 
-def test_a_strict_umask(tmp_path, repository):
-  process = in_a_shell(tmp_path, repository, 'umask 077; exec RUN')
+def test_a_strict_umask_and_a_full_standard_output(tmp_path, repository):
+  """Nobody else reads the files; a line about the output, no traceback."""
+  script = 'umask 077; exec RUN > /dev/full'
+  process = in_a_shell(tmp_path, repository, script)
   assert process.returncode == 0, process.stderr
+  (line,) = process.stderr.splitlines()
+  assert 'standard output cannot be written (No space left on device)' in line
   modes = {path.stat().st_mode & 0o077 for path in tmp_path.rglob('*')}
   assert modes == {0}
 
 
-def test_a_full_standard_output(tmp_path, repository):
-  """A line about it, and no traceback."""
-  process = in_a_shell(tmp_path, repository, 'exec RUN > /dev/full')
-  assert process.returncode == 0
-  (line,) = process.stderr.splitlines()
-  assert 'standard output cannot be written (No space left on device)' in line
-
-
-@pytest.mark.parametrize('ending', ['| head -1', '>&- 2>&-', '> /dev/full'])
 @pytest.mark.parametrize('command', ['sweep', 'convert'])
-def test_nobody_reads_what_others_print(command, ending, tmp_path, repository):
+def test_nobody_reads_what_others_print(command, tmp_path, repository):
   """Whatever becomes of the lines, the files are those of a command alone."""
   np.savez(
     tmp_path / 'clients.npz',
@@ -143,8 +138,10 @@ def test_nobody_reads_what_others_print(command, ending, tmp_path, repository):
     'convert': '--source=arrays --path=clients.npz --out=NAME',
   }[command]
   script = f'{sys.executable} -m fedavg_jax {command} {args}'
+  endings = ('', '| head -1', '>&- 2>&-', '> /dev/full')
   names = []
-  for name, end in (('alone', ''), ('other', ending)):
+  for i, end in enumerate(endings):
+    name = f'run{i}'
     shell = ['bash', '-c', f'{script.replace("NAME", name)} {end}']
     process = start(tmp_path, repository, command=shell)
     assert 'Traceback' not in process.stderr
@@ -153,4 +150,4 @@ def test_nobody_reads_what_others_print(command, ending, tmp_path, repository):
     names.append({str(p.relative_to(folder)) for p in folder.rglob('*')})
   if command == 'sweep':  # Storage names its files at random.
     names = [{n for n in own if 'checkpoints' not in n} for own in names]
-  assert names[0] == names[1] and names[0]
+  assert names[0] and names == names[:1] * len(endings)

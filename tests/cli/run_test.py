@@ -12,6 +12,9 @@ import pytest
 from fedavg_jax.runs import signals
 from tests.testing import PROGRAMS
 
+# They would take most of a second of each command; `--config.pictures` draws.
+_NO_PICTURES = ('--config.pictures=False',)
+
 
 def run(repository, tmp_path, *args, config='quickstart.py', workdir='run'):
   """Runs the program away from the repository; returns the process."""
@@ -22,7 +25,7 @@ def run(repository, tmp_path, *args, config='quickstart.py', workdir='run'):
     command += ['--workdir', workdir]
   environment = os.environ | {'TFDS_DATA_DIR': str(tmp_path / 'tfds')}
   return subprocess.run(
-    [*command, *args],
+    [*command, *_NO_PICTURES, *args],
     cwd=tmp_path,
     env=environment,
     capture_output=True,
@@ -63,7 +66,8 @@ def test_overrides_reach_the_run(repository, tmp_path):
 
 @pytest.mark.slow
 def test_default_workdir_is_named_after_date_and_config(repository, tmp_path):
-  process = run(repository, tmp_path, '--config.rounds=1', workdir=None)
+  args = ('--config.rounds=1', '--config.pictures')
+  process = run(repository, tmp_path, *args, workdir=None)
   assert process.returncode == 0, process.stderr
   (summary,) = (tmp_path / 'outputs').glob('*/*_quickstart/summary.json')
   assert str(summary.parent.relative_to(tmp_path)) in process.stdout
@@ -103,7 +107,7 @@ def test_a_disk_that_fills_up_is_one_line(repository, tmp_path, small_disk):
   process = subprocess.run(
     [
       *(sys.executable, PROGRAMS / 'disk_fills_up.py', '--config', config),
-      *('--workdir', 'disk/run'),
+      *('--workdir', 'disk/run', *_NO_PICTURES),
       *('--config.rounds=12', '--config.checkpoint.rounds=1'),
     ],
     cwd=tmp_path,
@@ -153,7 +157,8 @@ def begin(repository, tmp_path, *args, until='metrics.jsonl'):
   process = subprocess.Popen(
     [
       *(sys.executable, '-m', 'fedavg_jax.main', '--workdir', 'run'),
-      *('--config', repository / 'configs' / 'quickstart.py', *args),
+      *('--config', repository / 'configs' / 'quickstart.py'),
+      *(*_NO_PICTURES, *args),
     ],
     cwd=tmp_path,
     stdout=subprocess.PIPE,

@@ -216,7 +216,7 @@ def test_convolutions_of_a_model_are_the_reference(lanes):
 
 @pytest.mark.slow
 def test_memory_of_a_call_is_that_of_its_lanes():
-  """Cohorts of 10, 100 and 1,000 of one population; more lanes cost more."""
+  """Cohorts of 10 and 1,000 of one population; more lanes cost more."""
   data = fa.load_dataset('digits')
   parts = fa.partition.iid(1500, num_clients=1000, seed=0)
   clients = fa.build_clients(data.train, parts)
@@ -235,8 +235,8 @@ def test_memory_of_a_call_is_that_of_its_lanes():
     )
     return simulation.call.memory_analysis().temp_size_in_bytes
 
-  few, some, many = (temporary_bytes(m, 2) for m in (10, 100, 1000))
-  assert some < 1.1 * few and many < 1.1 * few
+  few, many = (temporary_bytes(m, 2) for m in (10, 1000))
+  assert many < 1.1 * few
   assert temporary_bytes(10, 8) > 2 * few
 
 

@@ -38,15 +38,21 @@ def _paper(told):
 
 # The same code in a fraction of the minutes.
 LESS = {
-  'fedavg_in_ten_minutes': [('rounds=60', 'rounds=15')],
+  'fedavg_in_ten_minutes': [
+    ('rounds=60', 'rounds=15'),
+    ('rounds=100', 'rounds=50'),
+    ('rounds_to(0.9,', 'rounds_to(0.7,'),
+  ],
   'rounds_per_second': [
     ('for _ in range(3)', 'for _ in range(1)'),
     ('max(4, 200 // cohort)', '2'),
     ('rounds=20', 'rounds=3'),
     ('rounds=30', 'rounds=3'),
+    ('times=20', 'times=3'),
   ],
   'paper': [
     ("'cnn', 0.99,", "'2nn', 0.9,"),
+    ("'2nn', 0.97,", "'2nn', 0.95,"),  # 181 and 12 rounds.
     ('linspace(-0.2, 1.2, 29)', 'linspace(-0.2, 1.2, 8)'),
   ],
 }

@@ -64,8 +64,15 @@ def test_several_processes_are_one(alone, tmp_path):
   assert len(rows) == 2 and max(rows) < alone['read']
 
 
-def test_one_dies_the_others_say_so_and_the_run_goes_on(tmp_path):
-  lost_process.run(1, tmp_path / 'alone')
+@pytest.fixture(scope='module')
+def one_process(tmp_path_factory):
+  """A run of a single process; never changed by a test."""
+  workdir = tmp_path_factory.mktemp('one') / 'run'
+  lost_process.run(1, workdir)
+  return workdir
+
+
+def test_one_dies_the_others_say_so_and_the_run_goes_on(one_process, tmp_path):
   for number, after, victim, signum in (
     (3, 2, 0, signal.SIGKILL),
     (2, 1, 1, signal.SIGSTOP),
@@ -80,9 +87,7 @@ def test_one_dies_the_others_say_so_and_the_run_goes_on(tmp_path):
       assert 'Check failure' not in ended.stderr
       assert 'Traceback' not in ended.stderr
     lost_process.run(after, workdir)
-    assert (
-      lost_process.difference(tmp_path / 'alone', workdir) <= lost_process.CLOSE
-    )
+    assert lost_process.difference(one_process, workdir) <= lost_process.CLOSE
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
     assert len(lines) == 31
 
@@ -145,32 +150,44 @@ def test_what_differs_is_told_on_every_process(own, said, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize(
-  'flags, said',
-  [
-    (['--num_processes=2', '--process_id=1'], 'cannot be reached within 2 s'),
-    (['--num_processes=2', '--process_id=0'], 'never came (--connect_seconds)'),
-    (['--num_processes=2', '--process_id=2'], 'must lie in 0 .. 1'),
-    (['--coordinator=nowhere'], 'must be HOST:PORT'),
-    (['--nodistributed', '--process_id=1'], 'needs --distributed'),
-  ],
-)
-def test_a_process_that_cannot_join_says_so_in_time(flags, said, tmp_path):
-  process = subprocess.run(
-    lost_process.command(
+# What a process that cannot join says, and the flags that it has.
+CANNOT_JOIN = {
+  'cannot be reached within 2 s': ['--num_processes=2', '--process_id=1'],
+  'never came (--connect_seconds)': ['--num_processes=2', '--process_id=0'],
+  'must lie in 0 .. 1': ['--num_processes=2', '--process_id=2'],
+  'must be HOST:PORT': ['--coordinator=nowhere'],
+  'needs --distributed': ['--nodistributed', '--process_id=1'],
+}
+
+
+@pytest.fixture(scope='module')
+def cannot_join(tmp_path_factory):
+  """How each of them has ended, with its workdir; they wait side by side."""
+  started, workdirs = [], []
+  for flags in CANNOT_JOIN.values():
+    workdirs.append(tmp_path_factory.mktemp('joins') / 'run')
+    command = lost_process.command(
       '--distributed',
       f'--coordinator=localhost:{lost_process.free_port()}',
       '--connect_seconds=2',
-      f'--workdir={tmp_path}/run',
+      f'--workdir={workdirs[-1]}',
       *flags,
-    ),
-    capture_output=True,
-    text=True,
-    timeout=60,
-  )
-  assert process.returncode in (1, 2)
-  assert process.stderr.count('\n') == 1 and said in process.stderr
-  assert not (tmp_path / 'run').exists()
+    )
+    started.append(
+      subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+      )
+    )
+  ended = lost_process.wait(started, 60)
+  return dict(zip(CANNOT_JOIN, zip(ended, workdirs, strict=True), strict=True))
+
+
+@pytest.mark.parametrize('said', CANNOT_JOIN)
+def test_a_process_that_cannot_join_says_so_in_time(said, cannot_join):
+  ended, workdir = cannot_join[said]
+  assert ended.code in (1, 2)
+  assert ended.stderr.count('\n') == 1 and said in ended.stderr
+  assert not workdir.exists()
 
 
 def test_a_process_too_many_is_told(tmp_path):
@@ -253,8 +270,8 @@ def test_an_unforeseen_error_ends_all_at_once(tmp_path):
   assert 'KeyError' in second.stderr
 
 
-def test_warnings_of_our_own_are_handed_on(tmp_path):
-  lost_process.run(1, tmp_path / 'run')
+def test_warnings_of_our_own_are_handed_on(one_process, tmp_path):
+  shutil.copytree(one_process, tmp_path / 'run')
   more = ('--resume=extend', '--config.rounds=31')
   started = lost_process.start(
     2, f'--workdir={tmp_path}/run', *lost_process.SETTING, *more
