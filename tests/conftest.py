@@ -48,10 +48,7 @@ def _share_compiled(config):
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
-# Level 0 would compile sooner still, but convolutions then take far longer.
-_FEWER_PASSES = (
-  '--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=1'
-)
+_FEWER_PASSES = '--xla_llvm_disable_expensive_passes=true'
 REPOSITORY = pathlib.Path(__file__).parent.parent
 # What tests start is this code too, whatever is installed.
 os.environ['PYTHONPATH'] = str(REPOSITORY)
