@@ -1,6 +1,7 @@
 """The dialect, the types, the direction of imports, the tests' own manners."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -73,3 +74,24 @@ def test_no_test_imports_another(repository):
   for path in (repository / 'tests').rglob('*.py'):
     for name in imported(path):
       assert not name.split('.')[-1].endswith('_test'), (path, name)
+
+
+# Nobody can search for these; the field has words of its own.
+BANNED = re.compile(
+  r'\b(told|goes on|go on|went on|looked at|is whole|holds no more'
+  r'|written over|life story|whose numbers left|at work in it)\b',
+  re.IGNORECASE,
+)
+
+
+def test_prose_has_the_words_of_the_field(repository):
+  found = []
+  for folder in ('fedavg_jax', 'configs', 'experiments', 'docs', '.'):
+    pattern = '*' if folder == '.' else '**/*'
+    for path in (repository / folder).glob(pattern):
+      if path.suffix not in ('.py', '.md') or 'results' in path.parts:
+        continue
+      for number, line in enumerate(path.read_text().splitlines(), 1):
+        if BANNED.search(line) and not line.startswith('_METADATA ='):
+          found.append(f'{path.relative_to(repository)}:{number}: {line}')
+  assert not found, '\n'.join(found)

@@ -209,22 +209,22 @@ def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
       rounds = max(1, round(1.0 / mine))
     else:
       seconds.append(mine)
-  told = worker.describe(workload, simulation, model)
-  told['reduce_seconds'] = worker.reduce_seconds(model, simulation.mesh)
+  facts = worker.describe(workload, simulation, model)
+  facts['reduce_seconds'] = worker.reduce_seconds(model, simulation.mesh)
   median = statistics.median(seconds)
-  flops = told['flops_per_example'] * told['examples']
+  flops = facts['flops_per_example'] * facts['examples']
   return {
     'seconds_per_round': median,
     'seconds': seconds,
-    'ms_per_client': 1000 * median / told['clients'],
+    'ms_per_client': 1000 * median / facts['clients'],
     'gflops': 1e-9 * flops / median,
     # A step reads a model twice and writes it once, at least.
     'weights_gbytes': 1e-9
     * 12
-    * told['parameters']
-    * told['client_steps']
+    * facts['parameters']
+    * facts['client_steps']
     / median,
-    **told,
+    **facts,
   }
 
 

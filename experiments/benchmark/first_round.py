@@ -43,8 +43,8 @@ def main(name: str) -> None:
       pass
 
   # Names that load lazily, too.
-  told = {'package': fa.__file__, 'simulation': fa.build_simulation.__name__}
-  worker.protocol.serve(run_rounds, **told)
+  facts = {'package': fa.__file__, 'simulation': fa.build_simulation.__name__}
+  worker.protocol.serve(run_rounds, **facts)
 
 
 if __name__ == '__main__':

@@ -148,8 +148,8 @@ def main() -> None:
       cohort=clients,
       lanes=args.lanes,
     )
-    for form, told in compare(workload, args.turns).items():
-      row = {'clients': clients, 'form': form, **told}
+    for form, facts in compare(workload, args.turns).items():
+      row = {'clients': clients, 'form': form, **facts}
       print(json.dumps(row | {'device': jax.devices()[0].device_kind}))
   print(json.dumps(provenance.environment()))
 

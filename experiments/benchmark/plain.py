@@ -28,7 +28,7 @@ class PlainRounds:
 
   Attributes:
     params: the global model.
-    told: what it says of itself.
+    facts: what it says of itself.
   """
 
   def __init__(self, workload: workloads.Workload, options: dict[str, Any]):
@@ -74,7 +74,7 @@ class PlainRounds:
     self._round: Any = reference_round.lower(
       self.params, *self._inputs(1)
     ).compile()
-    self.told = self._describe(time.perf_counter() - begin)
+    self.facts = self._describe(time.perf_counter() - begin)
 
   def run(self, rounds: int) -> None:
     """Runs some more rounds, with their tests where the workload has some."""

@@ -210,7 +210,7 @@ def rows(
   found = []
   for name, racer in racers.items():
     seconds = statistics.median(racer.seconds)
-    told = racers['fedavg_jax'].told | racer.told
+    facts = racers['fedavg_jax'].facts | racer.facts
     row = {
       'workload': workload,
       'about': workloads.WORKLOADS[workload].about,
@@ -220,14 +220,14 @@ def rows(
       'rounds_per_turn': racer.rounds,
       'ratio_to_ours': seconds / ours,
       'rounds_per_second': 1 / seconds,
-      'clients_per_second': told['clients'] / seconds,
-      'steps_per_second': told['client_steps'] / seconds,
-      'examples_per_second': told['examples'] / seconds,
-      'gflops': 1e-9 * told['flops_per_example'] * told['examples'] / seconds,
+      'clients_per_second': facts['clients'] / seconds,
+      'steps_per_second': facts['client_steps'] / seconds,
+      'examples_per_second': facts['examples'] / seconds,
+      'gflops': 1e-9 * facts['flops_per_example'] * facts['examples'] / seconds,
       'peak_mib': racer.peak_kib / 1024,
       **({'commit': racer.commit} if racer.commit else {}),
       **peaks,
-      **racer.told,
+      **racer.facts,
       'note': NOTES.get(name.split(',')[0], ''),
       'date': time.strftime('%Y-%m-%d'),
       'command': ' '.join(['python -m experiments.benchmark', *sys.argv[1:]]),
@@ -362,7 +362,7 @@ def _race_all(
     racers = race(name, peers, args.turns, options, modes, trees)
     if 'fedavg_jax' not in racers:
       sys.exit(f'{name}: our own engine fails')
-    found = rows(name, racers, best.told)
+    found = rows(name, racers, best.facts)
     starts.add(found, started)
     show.table(found)
     if args.starts:

@@ -34,7 +34,7 @@ class Racer:
   """A system in a race.
 
   Attributes:
-    told: what it says of itself.
+    facts: what it says of itself.
     commit: whose code it runs; '' for what is here.
     seconds: of a round, one entry per turn.
     rounds: of each turn.
@@ -68,7 +68,7 @@ class Racer:
     self.rounds = 1
     self.peak_kib = 0
     try:
-      self.told = self._answer()
+      self.facts = self._answer()
     except (KeyboardInterrupt, SystemExit):
       self.close()
       raise
@@ -115,9 +115,9 @@ def _peak_kib(pid: int) -> int:
   for status in pathlib.Path('/proc').glob('[0-9]*/status'):
     with contextlib.suppress(OSError, KeyError):  # It may have just ended.
       lines = status.read_text().splitlines()
-      told = dict(line.split(':', 1) for line in lines if ':' in line)
-      parents[int(told['Pid'])] = int(told['PPid'])
-      peaks[int(told['Pid'])] = int(told['VmHWM'].split()[0])
+      facts = dict(line.split(':', 1) for line in lines if ':' in line)
+      parents[int(facts['Pid'])] = int(facts['PPid'])
+      peaks[int(facts['Pid'])] = int(facts['VmHWM'].split()[0])
 
   def descends(process: int) -> bool:
     while process and process != pid:

@@ -33,7 +33,7 @@ class Starts(NamedTuple):
 
 
 def measure(systems: Mapping[str, System], times: int) -> dict[str, Starts]:
-  """Starts every system so many times; those that fail are told and left out.
+  """Starts every system so many times; reports and leaves out those that fail.
 
   Args:
     systems: with a command for their first round.

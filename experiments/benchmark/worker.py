@@ -228,7 +228,7 @@ def main() -> None:
     rounds = plain.PlainRounds(
       workloads.from_dict(protocol.workload()), options
     )
-    protocol.serve(rounds.run, **rounds.told)
+    protocol.serve(rounds.run, **rounds.facts)
     return
   others = join(options)
   fa.use_cpu_devices(
@@ -245,7 +245,7 @@ def main() -> None:
   done = 0
 
   def run_rounds(rounds: int) -> None:
-    """As `fa.simulate` runs them: plans, calls in line, metrics."""
+    """As `fa.simulate` runs them: plans, queued calls, metrics."""
     nonlocal states, done
     numbers = range(done + 1, done + rounds + 1)
     for record in fa.run_calls(
@@ -280,8 +280,8 @@ def main() -> None:
       )
     states = jax.block_until_ready(state), client_states
 
-  told = describe(workload, simulation, model) | provenance.environment()
-  told['reduce_seconds'] = reduce_seconds(model, simulation.mesh)
+  facts = describe(workload, simulation, model) | provenance.environment()
+  facts['reduce_seconds'] = reduce_seconds(model, simulation.mesh)
   if folder := options.get('profile'):
     run_rounds(2)
     with jax.profiler.trace(folder, create_perfetto_trace=True):
@@ -296,7 +296,7 @@ def main() -> None:
       other.stdin.flush()
     run(rounds)
 
-  protocol.serve(run_together, **told)
+  protocol.serve(run_together, **facts)
   for other in others:  # Their input ends, and so do they, with this one.
     assert other.stdin
     other.stdin.close()

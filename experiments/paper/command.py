@@ -19,7 +19,7 @@ from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.signals import stop_on_signals
 
-RATES = 5  # Learning rates of a sweep unless told otherwise.
+RATES = 5  # Learning rates of a sweep by default.
 
 
 def guarded(body: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ python -m experiments.paper.federations --data FOLDER
 
 FOLDER holds mnist/, qmnist_writers/, cifar-10-batches-bin/, shakespeare/,
 femnist_leaf/ or words/, each as `fedavg_jax.load_dataset` takes it; what is not
-there is left out and told. Ten seconds.
+there is left out and reported. Ten seconds.
 """
 
 import argparse

@@ -61,8 +61,8 @@ def front(store: results.Results) -> str:
     lines.append(
       f'| {cell.algorithm} {cell.model.upper()}, {cell.partition}, to'
       f' {100 * cell.target_accuracy:g} % | {cell.C:g} | {cell.E} |'
-      f' {cell.setting()["B"]} | {cell.paper_rounds} | {counts.told[0]} |'
-      f' {counts.told[1]} |'
+      f' {cell.setting()["B"]} | {cell.paper_rounds} | {counts.shown[0]} |'
+      f' {counts.shown[1]} |'
     )
   return '\n'.join(lines)
 

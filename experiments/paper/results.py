@@ -30,7 +30,7 @@ _NEEDED = {
 
 
 class Lines:
-  """The rows of a file; what is damaged is told, kept and not used.
+  """Reads the rows of a file; damaged ones are named, kept and not used.
 
   Attributes:
     path: of the file.
@@ -215,7 +215,7 @@ class Results(Lines):
 def ends_at(cell: Cell, number: int) -> bool:
   """Whether a sweep that is at its target ends with this round.
 
-  MNIST's and Shakespeare's go on to one that the paper evaluates, to be counted
+  MNIST's and Shakespeare's continue to one that the paper evaluates, to be counted
   as the paper counts.
   """
   return cell.eval_every > 1 or targets.on_paper_grid(number)

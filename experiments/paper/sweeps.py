@@ -25,7 +25,7 @@ from fedavg_jax.runs.snapshots import Snapshots
 from fedavg_jax.runs.snapshots import load
 from fedavg_jax.runs.snapshots import of
 
-# What a kill may cost, and how often somebody who watches is told.
+# What a kill may cost, and how often a line shows the progress.
 _SECONDS_BETWEEN_SAVES, _SECONDS_BETWEEN_LINES = 60.0, 30.0
 
 
@@ -105,20 +105,20 @@ def _run(
   simulation = cells.build(cell, learning_rates, seed, dataset)
   # Accuracies and losses are lists of [G]; `lasted` are the rounds of each rate
   # until it diverged.
-  told: dict[str, Any] = {'seconds': 0.0, 'accuracy': [], 'loss': []}
-  told |= {'round': 0, 'lasted': [0] * len(learning_rates), 'data': sha256}
+  tracked: dict[str, Any] = {'seconds': 0.0, 'accuracy': [], 'loss': []}
+  tracked |= {'round': 0, 'lasted': [0] * len(learning_rates), 'data': sha256}
   start = None
   newest = saved.newest()
   if newest is not None and newest.metadata['data'] == sha256:
     start = load(newest, simulation)
-    told = newest.metadata
-    say(f'  resumes after round {told["round"]}')
+    tracked = newest.metadata
+    say(f'  resumes after round {tracked["round"]}')
   end = store.end(cell, seed)
-  if start is not None and _is_over(cell, told, end):
-    return _rows(cell, learning_rates, seed, told)
+  if start is not None and _is_over(cell, tracked, end):
+    return _rows(cell, learning_rates, seed, tracked)
   said_at = time.monotonic()
   snapshots = Snapshots(
-    saved, seconds=_SECONDS_BETWEEN_SAVES, saved_round=told['round']
+    saved, seconds=_SECONDS_BETWEEN_SAVES, saved_round=tracked['round']
   )
   for record in fa.simulate(
     simulation,
@@ -127,53 +127,55 @@ def _run(
     start=start,
     stopping=stopping,
   ):
-    told['round'] = record.round
-    told['seconds'] += record.seconds
-    told['lasted'] = np.where(
-      record.finite, record.round, told['lasted']
+    tracked['round'] = record.round
+    tracked['seconds'] += record.seconds
+    tracked['lasted'] = np.where(
+      record.finite, record.round, tracked['lasted']
     ).tolist()
     if record.test_accuracy is not None:
-      told['accuracy'].append(record.test_accuracy.tolist())
-      told['loss'].append(record.test_loss.tolist())
-    if _is_over(cell, told, end):
-      return _rows(cell, learning_rates, seed, told)
+      tracked['accuracy'].append(record.test_accuracy.tolist())
+      tracked['loss'].append(record.test_loss.tolist())
+    if _is_over(cell, tracked, end):
+      return _rows(cell, learning_rates, seed, tracked)
     now = time.monotonic()
     if now - said_at > _SECONDS_BETWEEN_LINES:
       said_at = now
-      say(f'  round {record.round}: {max(told["accuracy"][-1]):.4f}')
-    snapshots.hold(of(record, lambda: told))
+      say(f'  round {record.round}: {max(tracked["accuracy"][-1]):.4f}')
+    snapshots.hold(of(record, lambda: tracked))
   snapshots.save()
   return None
 
 
-def _is_over(cell: cells.Cell, told: dict[str, Any], end: int | None) -> bool:
-  """Whether nothing more can come of a sweep; of what it told alone."""
-  number = told['round']
-  alive = np.array(told['lasted']) == number
+def _is_over(
+  cell: cells.Cell, tracked: dict[str, Any], end: int | None
+) -> bool:
+  """Whether nothing more can come of a sweep; of its progress alone."""
+  number = tracked['round']
+  alive = np.array(tracked['lasted']) == number
   if number >= min(cell.rounds, end or cell.rounds) or not alive.any():
     return True
   if not cell.target_accuracy or number % cell.eval_every or not number:
     return False
-  reached = np.array(told['accuracy'][-1]) >= cell.target_accuracy
+  reached = np.array(tracked['accuracy'][-1]) >= cell.target_accuracy
   return bool((reached & alive).any()) and results.ends_at(cell, number)
 
 
-def _rows(cell, learning_rates, seed, told) -> list[dict[str, Any]]:
+def _rows(cell, learning_rates, seed, tracked) -> list[dict[str, Any]]:
   """A row for each learning rate; where it diverged its curve ends.
 
   A limit that is lower than what was run before cuts the rows.
   """
-  accuracies, losses = np.array(told['accuracy']), np.array(told['loss'])
+  accuracies, losses = np.array(tracked['accuracy']), np.array(tracked['loss'])
   beside = {
-    'seconds': round(told['seconds'] / len(learning_rates), 1),
-    'data_sha256': told['data'],
+    'seconds': round(tracked['seconds'] / len(learning_rates), 1),
+    'data_sha256': tracked['data'],
     **beside_numbers(provenance.environment()),
   }
   rows = []
   for g, rate in enumerate(learning_rates):
-    lasted = min(told['lasted'][g], cell.rounds)
+    lasted = min(tracked['lasted'][g], cell.rounds)
     tests = lasted // cell.eval_every + 1
-    diverged = told['lasted'][g] < min(told['round'], cell.rounds)
+    diverged = tracked['lasted'][g] < min(tracked['round'], cell.rounds)
     curve = [float(f'{a:.7g}') for a in accuracies[:tests, g]]
     row = {
       'table': cell.table,
@@ -223,7 +225,7 @@ def beside_numbers(environment: dict[str, Any]) -> dict[str, Any]:
 def _commit() -> str:
   """Of the code that runs, with a + where files differ; '' without git."""
   try:
-    told = subprocess.run(
+    done = subprocess.run(
       ['git', 'describe', '--always', '--dirty=+', '--exclude=*'],
       cwd=pathlib.Path(__file__).parent,
       capture_output=True,
@@ -231,4 +233,4 @@ def _commit() -> str:
     )
   except OSError:
     return ''
-  return told.stdout.strip()
+  return done.stdout.strip()

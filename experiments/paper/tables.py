@@ -63,7 +63,7 @@ def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
   missing = []
   found = {cell: counts(cell, store) for cell in cells}
   for number, (cell, own) in enumerate(found.items(), 1):
-    told = own.told
+    shown = own.shown
     ratio = speedup = ''
     if cell.paper_rounds and own.comparable:
       ratio = f'{cell.paper_rounds / own.comparable:.2g}'
@@ -74,10 +74,10 @@ def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
     lines.append(
       f'| {number} | {cell.algorithm} {cell.model}, {cell.partition},'
       f' {100 * cell.target_accuracy:g} % | {cell.C:g} | {cell.E} |'
-      f' {setting["B"]} | {cell.paper_rounds or "—"} | {told[0]} | {told[1]} |'
-      f' {ratio} | {paper_speedup} | {speedup} | {told[2]} |'
+      f' {setting["B"]} | {cell.paper_rounds or "—"} | {shown[0]} |'
+      f' {shown[1]} | {ratio} | {paper_speedup} | {speedup} | {shown[2]} |'
     )
-    if told[0] == _MISSING:
+    if shown[0] == _MISSING:
       missing.append(
         (number, command.RATES * seconds_per_round(cell) * _rounds(cell))
       )
@@ -104,7 +104,7 @@ _MISSING = 'missing'
 class Counts(NamedTuple):
   """Our numbers of a cell: three to print, one to divide by."""
 
-  told: tuple[str, str, str]
+  shown: tuple[str, str, str]
   comparable: float | None
 
 
@@ -124,13 +124,13 @@ def counts(cell: Cell, store: results.Results) -> Counts:
   if not ours:
     tried = max(best.tried for best in found) * cell.counted
     return Counts((f'not in {tried}', '', ''), None)
-  told = results.median_and_range(ours)
+  shown = results.median_and_range(ours)
   if len(ours) < len(found):
-    told += f'; {len(found) - len(ours)} of {len(found)} seeds did not'
+    shown += f'; {len(found) - len(ours)} of {len(found)} seeds did not'
   rates = sorted({b.learning_rate for b in found if b.learning_rate})
   return Counts(
     (
-      told,
+      shown,
       results.median_and_range(grid) if grid else '',
       ', '.join(f'{rate:g}' for rate in rates),
     ),

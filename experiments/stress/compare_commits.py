@@ -253,7 +253,7 @@ def main() -> None:
     '--settings', default=','.join(SETTINGS), help='default: all of them'
   )
   args = parser.parse_args()
-  logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
+  logging.set_verbosity(logging.WARNING)  # Silence the INFO lines of orbax.
   try:
     settings = args.settings.split(',')
     for name in settings:

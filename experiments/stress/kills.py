@@ -255,7 +255,7 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path, help='lines of JSON')
   parser.add_argument('--settings', help='some of them: a;b')
   args = parser.parse_args()
-  logging.set_verbosity(logging.ERROR)  # Orbax tells its life story.
+  logging.set_verbosity(logging.ERROR)  # Silence the INFO lines of orbax.
   try:
     names = settings(args.settings)
     if args.kills < 1:

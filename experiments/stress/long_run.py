@@ -93,11 +93,11 @@ def watch_devices(rounds: int) -> list[tuple[int, int, int]]:
     federation,
     fa.fedavg(optax.sgd(0.1), optax.sgd(1.0, momentum=0.5)),
   )
-  told = []
+  found = []
   for record in fa.simulate(simulation, rounds=rounds):
     if record.round % max(rounds // 10, 1) == 0 and record.round:
-      told.append((record.round, *live()))
-  return told
+      found.append((record.round, *live()))
+  return found
 
 
 def live() -> tuple[int, int]:

@@ -105,15 +105,15 @@ def start(
 def wait(processes: Sequence[subprocess.Popen], seconds: float) -> list[Ended]:
   """Waits until all have ended; kills them after so many seconds."""
   ends = time.monotonic() + seconds
-  told = []
+  ended = []
   for process in processes:
     try:
       _, stderr = process.communicate(timeout=max(ends - time.monotonic(), 0.1))
     except subprocess.TimeoutExpired:
       process.kill()
       _, stderr = process.communicate()
-    told.append(Ended(process.returncode, stderr))
-  return told
+    ended.append(Ended(process.returncode, stderr))
+  return ended
 
 
 def run(number: int, workdir: pathlib.Path) -> None:
@@ -172,18 +172,18 @@ def kill_one(
     subprocess.run(['kill', f'-{int(signum)}', str(pid)], check=True)
   begin = time.monotonic()
   others = [p for i, p in enumerate(processes) if i != victim]
-  told = wait(others, HEARTBEAT_SECONDS + 60)
+  ended = wait(others, HEARTBEAT_SECONDS + 60)
   seconds = time.monotonic() - begin
   for pid in map(int, found.stdout.split()):
     subprocess.run(['kill', '-KILL', str(pid)], capture_output=True)
   processes[victim].kill()
   processes[victim].communicate()
-  return told, seconds
+  return ended, seconds
 
 
 def trials(kills: int, seed: int) -> list[bool]:
   """Kills so often; tells whether all ended well."""
-  rng, told = random.Random(seed), []
+  rng, equal = random.Random(seed), []
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
     run(1, folder / 'alone')
@@ -198,15 +198,15 @@ def trials(kills: int, seed: int) -> list[bool]:
       one_line = all(len(ended.errors) == 1 for ended in others)
       run(after, workdir)
       far = difference(folder / 'alone', workdir)
-      told.append(one_line and far <= CLOSE)
+      equal.append(one_line and far <= CLOSE)
       print(
         f'{i + 1}: {signal.Signals(signum).name} to process {victim} of'
         f' {before}: the others ended after {seconds:.1f} s'
-        f' {"with one line each" if one_line else "WITHOUT A WORD"}; went on'
+        f' {"with one line each" if one_line else "WITHOUT A WORD"}; resumed'
         f' with {after}: {far:.1e} from a single process',
         flush=True,
       )
-  return told
+  return equal
 
 
 def main() -> None:
@@ -215,10 +215,10 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=10)
   parser.add_argument('--seed', type=int, default=0, help='of the moments')
   args = parser.parse_args()
-  logging.set_verbosity(logging.WARNING)  # Orbax tells its life story.
-  told = trials(args.kills, args.seed)
-  print(f'{sum(told)} / {len(told)} equal')
-  sys.exit(not all(told))
+  logging.set_verbosity(logging.WARNING)  # Silence the INFO lines of orbax.
+  equal = trials(args.kills, args.seed)
+  print(f'{sum(equal)} / {len(equal)} equal')
+  sys.exit(not all(equal))
 
 
 if __name__ == '__main__':

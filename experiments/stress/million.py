@@ -213,22 +213,22 @@ def main() -> None:
     if os.waitpid(child, 0)[1]:
       sys.exit(f'{args.folder}: the generation has not ended; start it again')
   devices.use_cpu_devices(0)
-  told = measure(
+  row = measure(
     args.folder, args.rounds, args.cohort, args.epochs, args.scaffold
   )
-  told |= {
+  row |= {
     'command': ' '.join(
       ['python -m experiments.stress.million', *sys.argv[1:]]
     ),
     'date': time.strftime('%Y-%m-%d'),
     **provenance.environment(),
   }
-  for key, value in told.items():
+  for key, value in row.items():
     shown = f'{value:.4g}' if isinstance(value, float) else value
     print(f'{key:22} {shown}')
   if args.out:
     with open(args.out, 'a', encoding='utf-8') as file:
-      file.write(json.dumps(told) + '\n')
+      file.write(json.dumps(row) + '\n')
 
 
 if __name__ == '__main__':

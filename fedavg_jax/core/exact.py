@@ -1,7 +1,7 @@
 """Numbers from outside arrive exactly, or are refused in one line.
 
 Labels, row numbers and inputs of any NumPy dtype enter here and nowhere else: a
-value is looked at before it is cast, because a cast wraps, cuts and rounds
+value is checked before it is cast, because a cast wraps, cuts and rounds
 without a word.
 """
 
@@ -43,7 +43,7 @@ def class_numbers(
   >>> class_numbers(np.array([0, 255], np.uint8), 'y')
   array([  0, 255], dtype=int32)
   """
-  if isinstance(y, RowsOnDisk):  # Looked at when it was converted.
+  if isinstance(y, RowsOnDisk):  # Checked when it was converted.
     if y.ndim != ndim or y.dtype != np.int32:
       raise InputError(f'{name}: must be int32 with {ndim} axes')
     _in_range(y, name, num_classes, least)

@@ -71,7 +71,7 @@ UNKNOWN = 0  # The token of all words that are not in the vocabulary.
 def read_complete_works(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
   """Reads Project Gutenberg's eBook 100, the text file or its zip archive.
 
-  Works are told apart by the titles of its contents. Every play follows one of
+  Works are separated by the titles of its contents. Every play follows one of
   three ways to print speeches, the one that fits most often; works without
   speeches are poems and left out. Stage directions in brackets are nobody's,
   and so is who enters and leaves; other directions stay in the speech.
@@ -199,7 +199,7 @@ def read_play(path: pathlib.Path) -> dict[str, list[str]]:
     if _HEADING.match(role):  # Scene and place.
       role = ''
       continue
-    # Directions may go on over several lines, and stand amid what is spoken.
+    # Directions may span several lines, and stand amid what is spoken.
     kept, direction = _outside_brackets(spoken, direction)
     kept = kept.strip()
     if kept and role and kept not in nobodys and not _HEADING.match(kept):

@@ -41,7 +41,7 @@ class Record(NamedTuple):
     state: the server after it; None where the same call did more rounds after
       it, which the device does not stop for.
     client_states: what all clients keep after it, to be read before the next
-      record is asked for; None where it went on into the next round. Where it
+      record is asked for; None where it became the next round's. Where it
       stays on the host, the `ClientStates`.
     lanes: of all devices, that trained it.
     train_loss: mean loss over the examples read, each before its own step.

@@ -68,7 +68,7 @@ class ClientTests(NamedTuple):
     global_model: of the global model. A client that holds nothing out has a
       count of 0.
     personal: of each client's own, after it has trained; None where it does
-      not. A client whose numbers left the finite ones has a count of 0.
+      not. A client whose model became NaN or infinite has a count of 0.
   """
 
   global_model: Tested
@@ -330,18 +330,18 @@ def describe(
 
 def line(tests: ClientTests) -> dict[str, float]:
   """Returns the `client_...` and `personal_...` of metrics.jsonl."""
-  told = {
+  found = {
     f'client_{name}': value
     for name, value in describe(tests.global_model).items()
   }
   if tests.personal is not None:
-    told |= {
+    found |= {
       f'personal_{name}': value
       for name, value in describe(
         tests.personal, tests.global_model.count
       ).items()
     }
-  return told
+  return found
 
 
 def write_csv(

@@ -23,7 +23,7 @@ from fedavg_jax.core.errors import AgreedError
 from fedavg_jax.core.errors import InputError
 
 _T = TypeVar('_T')
-_MOST_TOLD = 4  # Of what differs, or is wrong, in one line.
+_MOST_LINES = 4  # Of what differs, or is wrong, in one line.
 
 
 def several() -> bool:
@@ -60,12 +60,12 @@ def together(step: Callable[[], _T]) -> _T:
   everybody = [
     json.loads(text) for text in _gather(json.dumps([wrong, machine]))
   ]
-  told = {i: text for i, (text, _) in enumerate(everybody) if text}
-  if told:
-    lines = [f'process {i}: {text}' for i, text in told.items()][:_MOST_TOLD]
+  failed = {i: text for i, (text, _) in enumerate(everybody) if text}
+  if failed:
+    lines = [f'process {i}: {text}' for i, text in failed.items()][:_MOST_LINES]
     # Hosts often miss the same thing.
-    if len(set(told.values())) == 1 and len(told) == jax.process_count():
-      lines = [next(iter(told.values()))]
+    if len(set(failed.values())) == 1 and len(failed) == jax.process_count():
+      lines = [next(iter(failed.values()))]
     raise AgreedError(
       '; '.join(lines),
       machine=all(machine for text, machine in everybody if text),
@@ -119,10 +119,10 @@ def agree(facts: Mapping[str, Any]) -> None:
         )
         break
   if differ:
-    more = len(differ) - _MOST_TOLD
+    more = len(differ) - _MOST_LINES
     raise AgreedError(
       'the processes differ: '
-      + '; '.join(differ[:_MOST_TOLD] + [f'{more} more'] * (more > 0))
+      + '; '.join(differ[:_MOST_LINES] + [f'{more} more'] * (more > 0))
       + '; every one of them must have the same'
     )
 

@@ -93,12 +93,12 @@ def test_the_linen_cnn_is_the_papers():
 
 @pytest.mark.slow
 def test_own_convolutions(repository):
-  told = run(
+  facts = run(
     repository,
     'experiments.benchmark.own_convolutions',
     *('--clients', '2', '--examples', 10, '--turns', 1),
   )
-  *forms, environment = map(json.loads, told.splitlines())
+  *forms, environment = map(json.loads, facts.splitlines())
   names = ['layers', 'linen', 'linen_as_written']
   assert [row['form'] for row in forms] == names
   for row in forms:
@@ -241,7 +241,7 @@ def test_the_plain_form_computes_the_same(sizes):
     about='', model='lr', sizes=sizes, cohort=3, epochs=2, tested=50
   )
   rounds = plain.PlainRounds(workload, {})
-  assert 0 < rounds.told['useful_share'] <= 1
+  assert 0 < rounds.facts['useful_share'] <= 1
   rounds.run(2)
   rounds.run(1)
   simulation, _ = worker.build(workload, {})
@@ -287,7 +287,7 @@ def test_a_turn_of_each_peer_that_is_installed_here(repository, peer):
   try:
     racer.turn(counts=True)
     assert racer.seconds[0] > 0 and racer.peak_kib > 50_000
-    assert racer.told['versions']
+    assert racer.facts['versions']
   finally:
     racer.close()
 

@@ -40,14 +40,14 @@ def asked() -> int | None:
   return int(line) if line.strip() else None
 
 
-def serve(run_rounds: Callable[[int], Any], **told: Any) -> None:
+def serve(run_rounds: Callable[[int], Any], **facts: Any) -> None:
   """Answers until standard input ends.
 
   Args:
     run_rounds: runs so many rounds and returns when they are done.
-    **told: what the system says of itself, in its first answer.
+    **facts: what the system says of itself, in its first answer.
   """
-  answer(**told)
+  answer(**facts)
   while (rounds := asked()) is not None:
     start = time.perf_counter()
     run_rounds(rounds)

@@ -128,7 +128,7 @@ def inner_dirichlet(
   alpha: float | Sequence[float],
   seed: int,
 ) -> list[np.ndarray]:
-  """Gives each client a mix of classes p ~ Dir(alpha), at sizes that are told.
+  """Gives each client a mix of classes p ~ Dir(alpha), at given sizes.
 
   All clients' places are filled in one random order, each with a class drawn
   from its client's mix; where that class is used up, from the others in their

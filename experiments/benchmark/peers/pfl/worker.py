@@ -1,6 +1,6 @@
 """FedAvg as a pfl-research user writes it: its backend, model and algorithm.
 
-Its mean over clients is not weighted by their examples unless told so.
+Its mean over clients is not weighted by their examples by default.
 
 python worker.py WORKLOAD THREADS
 """
