@@ -215,8 +215,8 @@ class Results(Lines):
 def ends_at(cell: Cell, number: int) -> bool:
   """Whether a sweep that is at its target ends with this round.
 
-  MNIST's and Shakespeare's continue to one that the paper evaluates, to be counted
-  as the paper counts.
+  MNIST's and Shakespeare's continue to one that the paper evaluates, to be
+  counted as the paper counts.
   """
   return cell.eval_every > 1 or targets.on_paper_grid(number)
 
