@@ -54,9 +54,11 @@ def repository_path():
 
 
 def snapshot(folder):
-  """Every name below a folder, and what is in it."""
+  """Every name below a folder, and what is in it; not what Python compiled."""
   found = {}
   for path in sorted(folder.rglob('*')):
+    if '__pycache__' in path.parts:
+      continue
     content = None
     if path.is_symlink():
       content = os.readlink(path)
