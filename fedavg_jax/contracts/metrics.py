@@ -217,11 +217,13 @@ def num_labels(batch: Batch) -> jax.Array:
   one each, whatever their values.
   """
   y = batch.y
-  if not hasattr(y, 'dtype') or y.ndim < 2:  # A tree has no type.
+  if (
+    not hasattr(y, 'dtype')  # A tree has no type.
+    or y.ndim < 2
+    or not jnp.issubdtype(y.dtype, jnp.integer)
+  ):
     return jnp.ones(len(batch.mask), jnp.float32)
-  if not jnp.issubdtype(y.dtype, jnp.integer):
-    return jnp.ones(len(batch.mask), jnp.float32)
-  return _of_each(batch.y != NO_LABEL)
+  return _of_each(y != NO_LABEL)
 
 
 def enough_correct(target: float, count: int) -> float:

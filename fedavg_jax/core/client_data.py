@@ -165,7 +165,9 @@ def targets(y: Any, name: str) -> Any:
   array([[1, 0]], dtype=int32)
   """
   y = exact.inputs(y, name)
-  if trees.is_tree(y) or isinstance(y, RowsOnDisk) or y.dtype.kind not in 'iub':
+  if trees.is_tree(y) or isinstance(y, RowsOnDisk) or y.dtype == np.int32:
+    return y
+  if y.dtype.kind not in 'iub':
     return y
   return exact.whole_numbers(y, name, least=-(2**31))
 

@@ -41,7 +41,7 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_write_new(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A path to write a new file to, which never replaces an existing one.
+  """Yields a path to write a new file to, which replaces no existing one.
 
   Raises:
     InputError: another process has made such a file meanwhile; it stays.

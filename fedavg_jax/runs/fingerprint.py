@@ -8,6 +8,7 @@ neither a number, an array, a function nor made of them counts by its type.
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
@@ -18,7 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
+from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs.own_code import is_own_object
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
@@ -43,6 +46,26 @@ def fingerprint(part: Any) -> str:
   return sha.hexdigest()
 
 
+def check(
+  before: Mapping[str, Any], now: Mapping[str, str], of: str, place: str
+) -> None:
+  """Raises InputError where a part of a run is made otherwise than before.
+
+  Args:
+    before: name of a part -> its fingerprint, as JSON had it; one that is not
+      there is not compared.
+    now: the same, here.
+    of: what a message calls the run.
+    place: what may be chosen anew, a folder or a workdir.
+  """
+  for name, sha256 in now.items():
+    if before.get(name, sha256) != sha256:
+      raise InputError(
+        f'{name}: its functions, or numbers that they use, are not those {of};'
+        f' bring them back, or choose a new {place}'
+      )
+
+
 def _pieces(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
   """Yields all that counts of a value.
 
@@ -60,14 +83,7 @@ def _pieces(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
   seen[id(value)] = len(seen), value  # Held, or another may get its id.
   yield type(value).__qualname__.encode()
   for part in _parts(value):
-    if isinstance(part, memoryview):
-      yield bytes(part) if part.nbytes < 2**10 else _sha256(part)
-    else:
-      yield from _pieces(part, seen)
-
-
-def _sha256(values: memoryview) -> bytes:
-  return hashlib.sha256(values).digest()
+    yield from _pieces(part, seen)
 
 
 def _parts(value: Any) -> Any:
@@ -100,20 +116,17 @@ def _of_array(value: Any) -> list[Any]:
   """Returns type, shape and values of an array; keys are arrays too."""
   if isinstance(value, jax.core.Tracer):
     return [str(value.aval)]
-  on_disk = isinstance(value, (RowsOnDisk, np.memmap))
   shape = [int(size) for size in value.shape]
   if isinstance(value, jax.Array):
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
       value = jax.random.key_data(value)
     value = jax.device_get(value)
-  found: list[Any] = [str(value.dtype), shape]
-  if on_disk:
+  if isinstance(value, (RowsOnDisk, np.memmap)):
     rows = np.unique(np.linspace(0, len(value) - 1, _ROWS_READ).astype(int))
     value = np.concatenate([value[row : row + 1] for row in rows])
-  array = np.ascontiguousarray(value)
-  if array.dtype.hasobject:
-    return [*found, array.tolist()]
-  return [*found, array.reshape(-1).view(np.uint8).data]
+  if value.dtype.hasobject:
+    return [shape, value.tolist()]
+  return [shape, checkpoint.digest([value])]
 
 
 def _of_function(function: Any) -> list[Any]:

@@ -1,6 +1,5 @@
 """What a run from Python is made of, so that a folder knows it again."""
 
-from importlib import metadata
 import pathlib
 import platform
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import given
+from fedavg_jax.runs import provenance
+from fedavg_jax.runs.fingerprint import check
 from fedavg_jax.runs.fingerprint import fingerprint
 
 # Of functions, where nothing else has changed: their forms are each version's.
@@ -56,7 +57,7 @@ def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
   return {
     'python': '.'.join(platform.python_version_tuple()[:2]),
-    **{name: metadata.version(name) for name in _PACKAGES},
+    **{name: provenance.version(name) for name in _PACKAGES},
   }
 
 
@@ -88,9 +89,6 @@ def check_same(before: Any, now: dict[str, Any], path: pathlib.Path) -> None:
   if before.get(_VERSIONS) != now[_VERSIONS]:
     return
   found = before.get(_CODE)
-  for name, sha256 in now[_CODE].items():
-    if not isinstance(found, dict) or found.get(name) != sha256:
-      raise InputError(
-        f'{name}: its functions, or numbers that they use, are not those of the'
-        f' run in folder = {path}; bring them back, or choose a new folder'
-      )
+  # One that is missing is another one.
+  found = dict.fromkeys(now[_CODE]) | (found if isinstance(found, dict) else {})
+  check(found, now[_CODE], f'of the run in folder = {path}', 'folder')

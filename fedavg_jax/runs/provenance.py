@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
     'versions': {
       # Of the code that runs, whatever is installed.
       'fedavg_jax': fedavg_jax.__version__,
-      **{name: _version(name) for name in _PACKAGES},
+      **{name: version(name) for name in _PACKAGES},
     },
     'machine': f'{platform.system()} {platform.machine()}',
     'processor': _processor(),
@@ -67,7 +67,8 @@ def _processor() -> str:
   return platform.processor()
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+  """Returns the version of an installed package, or that it is not there."""
   try:
     return metadata.version(name)
   except metadata.PackageNotFoundError:

@@ -8,6 +8,7 @@ from absl import logging
 
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import fingerprint
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import Workdir
 
@@ -106,13 +107,12 @@ def check_from_python(began: dict[str, Any], now: dict[str, Any]) -> None:
   if any(began.get(name) != now[name] for name in ('python', 'versions')):
     return
   before = began.get('from_python_sha256')
-  before = before if isinstance(before, dict) else {}
-  for name, sha256 in now.get('from_python_sha256', {}).items():
-    if before.get(name, sha256) != sha256:
-      raise InputError(
-        f'{name}: its functions, or numbers that they use, are not those which'
-        ' the run began with; bring them back, or choose a new workdir'
-      )
+  fingerprint.check(
+    before if isinstance(before, dict) else {},
+    now.get('from_python_sha256', {}),
+    'which the run began with',
+    'workdir',
+  )
 
 
 def continued(

@@ -152,11 +152,11 @@ def test_every_bit_of_the_metadata_counts(tmp_path):
     content[i] ^= 1 << i % 7
     path.write_bytes(content)
     try:
-      told = checkpoint._read(reader, path.parents[1]).metadata
+      found = checkpoint._read(reader, path.parents[1]).metadata
     except Exception:
       continue
     whole += 1
-    assert told == json.loads(good)
+    assert found == json.loads(good)
   assert whole < 5
   reader.close()
 
