@@ -43,7 +43,7 @@ def sequences(length, tokens, padding=None):
   return fa.Dataset('random', examples, examples, tokens, 1.0, padding=padding)
 
 
-@pytest.mark.parametrize(
+MODELS = pytest.mark.parametrize(
   ('name', 'data', 'kwargs', 'expected'),
   [
     ('2nn', images(), {}, 199_210),
@@ -59,10 +59,28 @@ def sequences(length, tokens, padding=None):
     ),
   ],
 )
+
+
+@MODELS
 def test_parameter_counts_of_the_paper(name, data, kwargs, expected):
   params = zoo.build_model(name, data, **kwargs).init(jax.random.key(0))
   assert num_parameters(params) == expected
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+@MODELS
+def test_initial_weights_are_those_of_operations_one_by_one(
+  name, data, kwargs, expected
+):
+  """Compiled as one program, they have the same bits."""
+  del expected
+  init = zoo.build_model(name, data, **kwargs).init
+  compiled = init(jax.random.key(3))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    compiled,
+    getattr(init, '__wrapped__', init)(jax.random.key(3)),
+  )
 
 
 @pytest.mark.parametrize(
