@@ -29,6 +29,9 @@ __path__.append(str(_pathlib.Path(__file__).parent / 'cli' / 'ended'))
 
 # What is below is imported when it is first used.
 with _epy.lazy_api_imports(globals()):
+  from fedavg_jax import data
+  from fedavg_jax import engine
+  from fedavg_jax import schedule
   from fedavg_jax.algorithms import adaptive
   from fedavg_jax.algorithms import clip_delta
   from fedavg_jax.algorithms import decayed_sgd
@@ -46,12 +49,10 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.contracts.algorithm import ClientOutput
   from fedavg_jax.contracts.algorithm import ClientResult
   from fedavg_jax.contracts.algorithm import ServerContext
-  from fedavg_jax.contracts.losses import per_example_gradients
   from fedavg_jax.contracts.metrics import Metric
   from fedavg_jax.contracts.model import Batch
   from fedavg_jax.contracts.model import Model
   from fedavg_jax.contracts.model import Variables
-  from fedavg_jax.contracts.reference import build_reference_round
   from fedavg_jax.core.client_data import Clients
   from fedavg_jax.core.client_data import Examples
   from fedavg_jax.core.client_data import build_clients
@@ -61,21 +62,7 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.data import partition
   from fedavg_jax.data.catalog import load_dataset
   from fedavg_jax.data.dataset import Dataset
-  from fedavg_jax.data.readers import read_cifar10
-  from fedavg_jax.data.readers import read_leaf
-  from fedavg_jax.data.texts import read_authors
-  from fedavg_jax.data.texts import read_complete_works
-  from fedavg_jax.data.texts import read_play
-  from fedavg_jax.engine.compiled_round import RoundMetrics
-  from fedavg_jax.engine.compiled_round import ServerState
-  from fedavg_jax.engine.compiled_round import build_round
-  from fedavg_jax.engine.compiled_round import init_client_states
-  from fedavg_jax.engine.compiled_round import init_state
-  from fedavg_jax.engine.compiled_round import lane_mesh
-  from fedavg_jax.engine.compiled_round import place_examples
   from fedavg_jax.engine.devices import use_cpu_devices
-  from fedavg_jax.engine.driver import Record
-  from fedavg_jax.engine.driver import run_calls
   from fedavg_jax.engine.driver import simulate
   from fedavg_jax.engine.options import Execution
   from fedavg_jax.engine.options import Federation
@@ -84,7 +71,6 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.engine.simulation import build_simulation
   from fedavg_jax.engine.simulation import build_sweep
   from fedavg_jax.engine.simulation import lower_simulation
-  from fedavg_jax.engine.superstep import make_schedule
   from fedavg_jax.models import layers
   from fedavg_jax.models.zoo import build_model
   from fedavg_jax.runs.checkpoint import load_params
@@ -93,25 +79,15 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.runs.run_config import RunConfig
   from fedavg_jax.runs.run_config import default_config
   from fedavg_jax.runs.train import train
-  from fedavg_jax.schedule.availability import Trace
-  from fedavg_jax.schedule.availability import read_trace
-  from fedavg_jax.schedule.clock import Clock
-  from fedavg_jax.schedule.clock import draw_clock
-  from fedavg_jax.schedule.completion import WorkContext
-  from fedavg_jax.schedule.draws import DrawContext
   from fedavg_jax.schedule.participation import Participation
-  from fedavg_jax.schedule.plan import Plan
-  from fedavg_jax.schedule.planning import Planner
 
 __all__ = [
   'adaptive',
   'Aggregator',
-  'Batch',
   'Algorithm',
+  'Batch',
   'build_clients',
   'build_model',
-  'build_reference_round',
-  'build_round',
   'build_simulation',
   'build_sweep',
   'ClientContext',
@@ -119,62 +95,42 @@ __all__ = [
   'ClientResult',
   'Clients',
   'clip_delta',
-  'Clock',
+  'data',
   'Dataset',
   'decayed_sgd',
   'default_config',
   'DivergedError',
-  'draw_clock',
-  'DrawContext',
+  'engine',
   'Examples',
   'Execution',
   'fedavg',
   'Federation',
   'fedprox',
   'gathered',
-  'init_client_states',
-  'init_state',
   'InputError',
-  'lane_mesh',
   'layers',
   'load_dataset',
   'load_params',
   'losses',
   'lower_simulation',
-  'make_schedule',
   'Metric',
   'metrics',
   'Model',
   'Participation',
   'partition',
-  'place_examples',
-  'per_example_gradients',
   'Placement',
-  'Plan',
-  'Planner',
   'proximal',
-  'read_cifar10',
-  'read_leaf',
-  'read_authors',
-  'read_complete_works',
-  'read_play',
-  'read_trace',
-  'Record',
   'Result',
-  'RoundMetrics',
   'run',
-  'run_calls',
   'RunConfig',
   'scaffold',
+  'schedule',
   'ServerContext',
-  'ServerState',
   'simulate',
   'Simulation',
   'stack',
-  'Trace',
   'train',
   'use_cpu_devices',
   'Variables',
   'weighted_mean',
-  'WorkContext',
 ]

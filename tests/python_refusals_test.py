@@ -16,13 +16,13 @@ SGD = optax.sgd(1.0)
 
 def clock(**changes):
   settings = {'num_clients': 3, 'examples_per_second': 5.0, 'seed': 0}
-  return lambda: fa.draw_clock(**(settings | changes))
+  return lambda: fa.schedule.draw_clock(**(settings | changes))
 
 
 def planner(**changes):
   settings = {'num_examples': np.array([2, 3]), 'cohort_size': 1, 'epochs': 1}
   settings |= {'batch_size': 2, 'seed': 0}
-  return lambda: fa.Planner(**(settings | changes))
+  return lambda: fa.engine.Planner(**(settings | changes))
 
 
 def shards(labels=Y, **changes):
@@ -51,7 +51,7 @@ def few_labels(labels=Y, **changes):
 
 
 def trace(client, first, last):
-  own = fa.Trace(client=client, first=first, last=last)
+  own = fa.schedule.Trace(client=client, first=first, last=last)
   return planner(participation=fa.Participation(trace=own))
 
 

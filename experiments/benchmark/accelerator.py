@@ -153,7 +153,7 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
   state, client_states = simulation.init()
   begin = begin or jax.device_get(state)
   state = jax.device_put(begin, jax.tree.map(lambda a: a.sharding, state))
-  schedule = fa.make_schedule(
+  schedule = fa.engine.make_schedule(
     simulation.planner, [1], simulation.rounds_per_call, lambda _: False
   )
   *states, _ = simulation.call(
@@ -194,12 +194,12 @@ def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
   """Median seconds a round of seven turns, after two that warm up."""
   workload = workloads.WORKLOADS[name]
   simulation, model = worker.build(workload, options)
-  states: tuple[fa.ServerState, Any] = simulation.init()
+  states: tuple[fa.engine.ServerState, Any] = simulation.init()
   done, rounds, seconds = 0, 1, []
   for turn in range(9):
     numbers = range(done + 1, done + rounds + 1)
     start = time.perf_counter()
-    *_, record = fa.run_calls(
+    *_, record = fa.engine.run_calls(
       simulation, *states, numbers, evaluated=lambda _: False
     )
     assert record.state is not None  # The last one's.

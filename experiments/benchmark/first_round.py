@@ -33,7 +33,7 @@ def main(name: str) -> None:
     fa.use_cpu_devices(options.get('cpu_devices', 0))
     simulation, _ = worker.build(workload, options)
     state, client_states = simulation.init()
-    for _ in fa.run_calls(
+    for _ in fa.engine.run_calls(
       simulation,
       state,
       client_states,

@@ -58,7 +58,7 @@ class Rounds:
 
   def __init__(self, simulation: fa.Simulation):
     self._simulation = simulation
-    self._states: tuple[fa.ServerState, Any] = simulation.init()
+    self._states: tuple[fa.engine.ServerState, Any] = simulation.init()
     self._done = 0
     self.seconds: list[float] = []
 
@@ -66,7 +66,7 @@ class Rounds:
     """Runs one round more, and notes what it took."""
     self._done += 1
     start = time.perf_counter()
-    *_, record = fa.run_calls(
+    *_, record = fa.engine.run_calls(
       self._simulation,
       *self._states,
       range(self._done, self._done + 1),

@@ -3,8 +3,9 @@
 Every client of the cohort is padded to the largest one of the population, so
 that one compilation serves every round; the padded clients are stacked, `vmap`
 trains them side by side, and their weighted mean is the new model:
-`fedavg_jax.build_reference_round`. Cohorts, orders and minibatches are those of
-the engine. The next round is stacked while the device works on this one.
+`fedavg_jax.engine.build_reference_round`. Cohorts, orders and minibatches are
+those of the engine. The next round is stacked while the device works on this
+one.
 """
 
 import time
@@ -52,7 +53,7 @@ class PlainRounds:
       raise InputError('the plain form augments no examples')
     if workload.weighting != 'examples' and len(set(workload.sizes)) > 1:
       raise InputError('the plain form weighs clients by their examples')
-    self._planner = fa.Planner(
+    self._planner = fa.engine.Planner(
       num_examples=self._clients.num_examples,
       cohort_size=workload.cohort,
       epochs=workload.epochs,
@@ -63,10 +64,10 @@ class PlainRounds:
     self.params = model.init(jax.random.key(self._planner.seed))
     self._evaluate, self._test = None, None
     if workload.tested:
-      mesh = fa.lane_mesh(jax.devices()[:1])
+      mesh = fa.engine.lane_mesh(jax.devices()[:1])
       self._evaluate = evaluation.build_evaluate(make_task(model), mesh)
       self._test = evaluation.place_test_set(data.test, mesh)
-    reference_round: Any = fa.build_reference_round(
+    reference_round: Any = fa.engine.build_reference_round(
       fa.losses.of_examples(model.apply), workload.learning_rate
     )
     self._done = 0

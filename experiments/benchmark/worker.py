@@ -113,7 +113,7 @@ def describe(
     # Its loops have no fixed length; forwards, and twice that backwards.
     flops = 3 * 2 * num_parameters(params) * workload.shape[0]
   compiled: Any = simulation.call
-  schedule = fa.make_schedule(planner, [1], 1, lambda _: False)
+  schedule = fa.engine.make_schedule(planner, [1], 1, lambda _: False)
   return {
     'lanes': planner.lanes,
     'widths': planner.widths,
@@ -248,7 +248,7 @@ def main() -> None:
     """As `fa.simulate` runs them: plans, queued calls, metrics."""
     nonlocal states, done
     numbers = range(done + 1, done + rounds + 1)
-    for record in fa.run_calls(
+    for record in fa.engine.run_calls(
       simulation, *states, numbers, evaluated=evaluated
     ):
       json.dumps({k: v for k, v in record._asdict().items() if k != 'state'})
@@ -264,7 +264,7 @@ def main() -> None:
     for first in range(0, rounds, simulation.rounds_per_call):
       many = min(rounds - first, simulation.rounds_per_call)
       if many not in prepared:
-        prepared[many] = fa.make_schedule(
+        prepared[many] = fa.engine.make_schedule(
           simulation.planner,
           range(1, many + 1),
           simulation.rounds_per_call,

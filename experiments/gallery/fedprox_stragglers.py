@@ -113,7 +113,9 @@ def to_train_on(parts: list[np.ndarray]) -> list[np.ndarray]:
   return [rng.permutation(rows)[: len(rows) * 9 // 10] for rows in parts]
 
 
-def some_epochs(rng: np.random.Generator, work: fa.WorkContext) -> np.ndarray:
+def some_epochs(
+  rng: np.random.Generator, work: fa.schedule.WorkContext
+) -> np.ndarray:
   """Each client is a straggler by chance, and then does 1 to E - 1 epochs."""
   number = len(work.clients)
   late = rng.random(number) < STRAGGLERS

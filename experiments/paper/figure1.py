@@ -75,7 +75,7 @@ def parents(dataset: fa.Dataset, seed: int, *, shared: bool) -> list[Any]:
 def losses(dataset: fa.Dataset, models: list[Any]) -> np.ndarray:
   """Loss on all training images of theta w + (1 - theta) w', [50]."""
   model = fa.build_model('2nn', dataset)
-  mesh = fa.lane_mesh(jax.devices())
+  mesh = fa.engine.lane_mesh(jax.devices())
   train = evaluation.place_test_set(dataset.train, mesh)
   task = tasks.make_task(model)
   measure = evaluation.build_evaluate(task, mesh)

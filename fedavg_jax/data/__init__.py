@@ -1,1 +1,18 @@
-"""From files to arrays, and who holds what. NumPy only."""
+"""Reads files into arrays, and divides them among clients. NumPy only."""
+
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
+  from fedavg_jax.data.readers import read_cifar10
+  from fedavg_jax.data.readers import read_leaf
+  from fedavg_jax.data.texts import read_authors
+  from fedavg_jax.data.texts import read_complete_works
+  from fedavg_jax.data.texts import read_play
+
+__all__ = [
+  'read_authors',
+  'read_cifar10',
+  'read_complete_works',
+  'read_leaf',
+  'read_play',
+]

@@ -31,21 +31,21 @@ def after(page, algorithm, values, rounds):
   clients = fa.build_clients(
     fa.Examples(x, np.zeros(len(x), np.float32)), [range(3), range(3, 5)]
   )
-  planner = fa.Planner(
+  planner = fa.engine.Planner(
     num_examples=clients.num_examples,
     cohort_size=2,
     epochs=1,
     batch_size=2,
     seed=0,
   )
-  mesh = fa.lane_mesh(jax.devices()[:1])
-  one_round = fa.build_round(
+  mesh = fa.engine.lane_mesh(jax.devices()[:1])
+  one_round = fa.engine.build_round(
     product(), algorithm, planner, mesh, loss=lambda outputs, batch: outputs
   )
-  data = fa.place_examples(clients.x, clients.y, mesh)
+  data = fa.engine.place_examples(clients.x, clients.y, mesh)
   params = product().init(None)
-  state = fa.init_state(params, algorithm, mesh)
-  kept = fa.init_client_states(params, algorithm, 2, mesh)
+  state = fa.engine.init_state(params, algorithm, mesh)
+  kept = fa.engine.init_client_states(params, algorithm, 2, mesh)
   for number in range(1, rounds + 1):
     plan = page.in_fedjax_order(planner(number), clients)
     state, kept, _ = one_round(state, kept, data, plan)
@@ -55,7 +55,7 @@ def after(page, algorithm, values, rounds):
 def test_the_order_is_fedjax_s(page):
   """Its view of three examples gives the last two first, then the first."""
   sizes = np.array([3, 2])
-  planner = fa.Planner(
+  planner = fa.engine.Planner(
     num_examples=sizes, cohort_size=2, epochs=1, batch_size=2, seed=0, lanes=2
   )
   clients = fa.Clients(None, None, np.array([0, 3, 5]))
@@ -110,7 +110,7 @@ def test_mime_of_momentum(page, lite):
 
 
 def test_pairs_of_rounds_have_one_cohort_each(page):
-  planner = fa.Planner(
+  planner = fa.engine.Planner(
     num_examples=np.array([7, 1, 5, 9, 2, 4]),
     cohort_size=3,
     epochs=4,

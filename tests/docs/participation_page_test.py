@@ -18,7 +18,7 @@ def page(request):
 def make(page, participation, **changes):
   sizes = np.array([len(part) for part in page['parts']])
   options = {'cohort_size': 12, 'epochs': 5, 'batch_size': 10, 'seed': 0}
-  return fa.Planner(
+  return fa.engine.Planner(
     num_examples=sizes, participation=participation, **(options | changes)
   )
 

@@ -108,7 +108,7 @@ def test_numpy_twin(divided, epochs, lanes, batch_size):
   if not epochs:
     assert tests.personal is None
     return
-  planner = fa.Planner(
+  planner = fa.engine.Planner(
     num_examples=np.array([len(part) for part in kept]),
     cohort_size=5,
     epochs=epochs,

@@ -157,7 +157,7 @@ def test_lanes_that_end_start_again_from_the_global_model():
   own = training()
   begin = context(own, w=7.0)
   lanes = lanes_of(own, begin, [1.0, 2.0, 3.0])
-  plan = fa.Planner(
+  plan = fa.engine.Planner(
     num_examples=np.array([3]), cohort_size=1, epochs=1, batch_size=1, seed=0
   )(1)
   lanes = client_round.start_clients(
@@ -187,7 +187,7 @@ def server(sums_of, own=None):
     info={},
     coded=jnp.float32(0),
   )._replace(**sums_of)
-  plan = fa.Planner(
+  plan = fa.engine.Planner(
     num_examples=np.array([3, 1]),
     cohort_size=2,
     epochs=1,

@@ -77,7 +77,7 @@ def test_same_bits_as_resident(clients, tmp_path, changes, augment):
 @pytest.mark.slow
 def test_a_cohort_smaller_than_the_buffer(clients, tmp_path):
   """A trace: one, two and no clients in reach of a buffer for three."""
-  trace = fa.Trace(
+  trace = fa.schedule.Trace(
     client=np.array([3, 0, 4]),
     first=np.array([1, 2, 2]),
     last=np.array([1, 2, 3]),
@@ -98,7 +98,7 @@ def test_a_cohort_smaller_than_the_buffer(clients, tmp_path):
 
 
 def planner_of(clients, cohort_size):
-  return fa.Planner(
+  return fa.engine.Planner(
     num_examples=clients.num_examples,
     cohort_size=cohort_size,
     epochs=1,
@@ -111,7 +111,9 @@ def planner_of(clients, cohort_size):
 def test_only_the_cohorts_are_read_and_two_rounds_ahead(clients):
   watched = clients._replace(x=Watched(clients.x))
   planner = planner_of(clients, 1)
-  own = prefetch.Stream(watched, planner, fa.lane_mesh(jax.devices()[:1]))
+  own = prefetch.Stream(
+    watched, planner, fa.engine.lane_mesh(jax.devices()[:1])
+  )
   buffer = own([1])
   for _ in range(200):
     if not own._loading or all(f.done() for f in own._loading.values()):
@@ -136,7 +138,7 @@ def test_buffers_that_are_in_use_are_not_written_over(clients, num_devices):
   planner = dataclasses.replace(
     planner_of(clients, 4), lanes=num_devices, num_devices=num_devices
   )
-  mesh = fa.lane_mesh(jax.devices()[:num_devices])
+  mesh = fa.engine.lane_mesh(jax.devices()[:num_devices])
   own = prefetch.Stream(clients, planner, mesh)
   given = {t: own([t]) for t in range(1, 9)}
   for t, buffer in given.items():
@@ -159,7 +161,7 @@ def test_the_next_rounds_are_read_while_one_is_used(clients):
   """Whoever takes longer over a round than the disk never waits for it."""
   watched = clients._replace(x=Watched(clients.x, seconds=0.02))
   own = prefetch.Stream(
-    watched, planner_of(clients, 3), fa.lane_mesh(jax.devices()[:1])
+    watched, planner_of(clients, 3), fa.engine.lane_mesh(jax.devices()[:1])
   )
   own([1])
   first = own.waited
@@ -173,7 +175,7 @@ def test_the_next_rounds_are_read_while_one_is_used(clients):
 def test_rounds_that_come_in_another_order(clients):
   """Another run of the same simulation begins again."""
   own = prefetch.Stream(
-    clients, planner_of(clients, 2), fa.lane_mesh(jax.devices()[:1])
+    clients, planner_of(clients, 2), fa.engine.lane_mesh(jax.devices()[:1])
   )
   first = own([1])
   own([2])

@@ -169,7 +169,9 @@ def test_the_compiled_call_is_the_reference():
   parts = fa.partition.iid(1500, num_clients=7, seed=0)
   clients = fa.build_clients(data.train, parts)
   model = fa.build_model('2nn', data)
-  reference = fa.build_reference_round(fa.losses.of_examples(model.apply), 0.1)
+  reference = fa.engine.build_reference_round(
+    fa.losses.of_examples(model.apply), 0.1
+  )
   *_, record = fa.simulate(simulation, rounds=3)
   params = simulation.init()[0].params
   for number in (1, 2, 3):
@@ -200,7 +202,9 @@ def test_convolutions_of_a_model_are_the_reference(lanes):
   )
   *_, record = fa.simulate(simulation, rounds=2)
   params = simulation.init()[0].params
-  reference = fa.build_reference_round(fa.losses.of_examples(model.apply), 0.1)
+  reference = fa.engine.build_reference_round(
+    fa.losses.of_examples(model.apply), 0.1
+  )
   for number in (1, 2):
     ids = simulation.planner.cohort(number)
     batches = simulation.planner.padded_batches(number, ids)

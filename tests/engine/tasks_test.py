@@ -327,7 +327,7 @@ def test_examples_are_clipped_one_by_one():
 
   def clipped(loss_fn, params, batch, context):
     del context
-    losses, grads = fa.per_example_gradients(loss_fn, params, batch)
+    losses, grads = fa.losses.per_example_gradients(loss_fn, params, batch)
     norms = jnp.sqrt(jnp.sum(grads['w'] ** 2, axis=(1, 2)))
     scale = jnp.minimum(1.0, 0.5 / jnp.maximum(norms, 1e-9))
     total = jnp.sum(grads['w'] * scale[:, None, None], axis=0)

@@ -42,7 +42,7 @@ def test_clients_of_the_straggler_figure_are_those_of_flower():
 def test_stragglers_do_one_to_nine_epochs():
   """Each number of epochs has its probability, to four deviations."""
   number = 20_000
-  work = fa.WorkContext(
+  work = fa.schedule.WorkContext(
     round_number=1,
     clients=np.arange(number),
     num_examples=np.full(number, 25),

@@ -119,7 +119,7 @@ def numpy_run(config, gradient):
   cfg = run_config.read(config)
   prepared = builders.prepare(cfg)
   clients = prepared.clients
-  planner = fa.Planner(
+  planner = fa.engine.Planner(
     num_examples=clients.num_examples,
     cohort_size=2,
     epochs=2,

@@ -142,7 +142,9 @@ def test_random_epochs_do_not_depend_on_the_layout():
 @pytest.mark.parametrize('policy', ['keep', 'drop'])
 def test_a_deadline_holds_for_every_rule(policy):
   """At 2 examples a second, 10 seconds are enough for 20 of 3 n_k examples."""
-  clock = fa.draw_clock(6, examples_per_second=2.0, deadline=10.0, seed=0)
+  clock = fa.schedule.draw_clock(
+    6, examples_per_second=2.0, deadline=10.0, seed=0
+  )
   planner = make(
     participation=Participation(
       completion=everything, clock=clock, stragglers=policy

@@ -13,7 +13,7 @@ from fedavg_jax.schedule.planning import Planner
 from tests.testing import simulations
 
 SIZES = np.array([1, 7, 4, 9, 2, 6])
-TRACE = fa.Trace(
+TRACE = fa.schedule.Trace(
   client=np.arange(6).repeat(2),
   first=np.tile([1, 4], 6),
   last=np.array([2, 4, 1, 5, 3, 5, 2, 6, 1, 4, 3, 6]),
