@@ -91,7 +91,11 @@ def test_ten_lines_of_python(repository):
 
 def test_commands_name_files_and_keys_that_exist(repository):
   config = (repository / 'configs' / 'default.py').read_text()
-  for page in (repository / 'README.md', *repository.glob('docs/*.md')):
+  for page in (
+    repository / 'README.md',
+    repository / '.github' / 'CONTRIBUTING.md',
+    *repository.glob('docs/*.md'),
+  ):
     text = page.read_text()
     for content in re.findall(
       r'^```shell\n(.*?)^```', text, re.DOTALL | re.MULTILINE
@@ -116,6 +120,7 @@ def test_commands_name_files_and_keys_that_exist(repository):
 def test_links_lead_somewhere(repository):
   for page in (
     *repository.glob('*.md'),
+    *repository.glob('.github/*.md'),
     *repository.glob('docs/*.md'),
     *repository.glob('experiments/**/*.md'),
   ):
