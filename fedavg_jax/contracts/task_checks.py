@@ -50,7 +50,7 @@ def check_task(
   few = [
     trees.map_arrays(np.asarray, trees.take(own, slice(2))) for own in (x, y)
   ]
-  first = _batch(*few, padding=0)
+  first = batch_of(*few)
 
   def train(variables, batch):
     return train_once(task, algorithm, variables, batch)
@@ -83,7 +83,7 @@ def check_task(
   run = jax.jit(train)
   for here, there in zip(
     jax.tree.leaves(_of_real(run(weights, first))),
-    jax.tree.leaves(_of_real(run(weights, _batch(*few, padding=1)))),
+    jax.tree.leaves(_of_real(run(weights, batch_of(*few, padding=1)))),
     strict=True,
   ):
     if not np.allclose(here, there, rtol=1e-3, atol=1e-5, equal_nan=True):
@@ -170,8 +170,14 @@ def _names(metric: Metric, name: str, outputs: Any, batch: Batch) -> list[str]:
   return list(results)
 
 
-def _batch(x: Any, y: Any, *, padding: int) -> Batch:
-  """Makes a batch whose last row does not count, and is one of the others."""
+def batch_of(x: Any, y: Any, *, padding: int = 0) -> Batch:
+  """Makes a batch of three rows, the last of which is masked out.
+
+  Args:
+    x: [n, ...] inputs, or a pytree of them.
+    y: [n, ...] targets.
+    padding: the row that the last one repeats, 0 or 1.
+  """
   last = trees.num_rows(x) - 1
   rows = np.array([0, last, min(padding, last)])
   return Batch(

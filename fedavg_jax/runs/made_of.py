@@ -1,42 +1,43 @@
-"""What a run from Python is made of, so that a folder knows it again."""
+"""Records what a run from Python consists of, to compare it on resume."""
 
 import pathlib
 import platform
 from typing import Any
 
+from absl import logging
+import jax
+import numpy as np
+
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import devices
 from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.runs import fingerprint
 from fedavg_jax.runs import given
 from fedavg_jax.runs import provenance
-from fedavg_jax.runs.fingerprint import check
-from fedavg_jax.runs.fingerprint import fingerprint
 
-# Of functions, where nothing else has changed: their forms are each version's.
-_CODE, _VERSIONS = 'code_sha256', 'versions'
+# Compared only if what made the programs has not changed.
+_PARTS, _MADE_BY = 'parts_sha256', 'made_by'
 _PACKAGES = 'jax', 'flax', 'optax'
+# Of what has no value to show in a message.
+_CONTENTS = {
+  'clients': 'their examples are',
+  'test': 'its examples are',
+  'participation': 'its cohorts, or the work that they complete, are',
+}
+# Cohorts and partial work are functions of the round; those of so many count.
+_ROUNDS = 8
 
 
 def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
-  """Returns as JSON what must be the same where a run continues.
+  """Returns as JSON what must be the same for a run to resume.
 
   Args:
-    simulation: that is run.
+    simulation: the simulation that is run.
     keep_best: whether the best model is kept.
   """
   task, federation, trained, _, _ = simulation.parts
   sweep = simulation.sweep
-  code = {
-    'model': task.model,
-    'algorithm': trained,
-    'loss': task.loss,
-    'metrics': task.metrics,
-    'participation': federation.participation,
-  }
   return {
-    'model': task.model.name,
-    'algorithm': given.name_of(trained.first),
-    'loss': given.name_of(task.loss),
-    'metrics': given.name_of(task.metrics),
     'seed': federation.seed,
     'epochs': federation.epochs,
     'batch_size': federation.batch_size,
@@ -47,48 +48,73 @@ def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
     'num_clients': federation.clients.num_clients,
     'sweep': None if sweep is None else list(sweep),
     'keep_best': keep_best,
-    'clients': fingerprint(federation.clients),
-    'test': fingerprint(federation.test),
-    _CODE: {name: fingerprint(part) for name, part in code.items()},
-    _VERSIONS: _versions(),
+    **devices.numerics(),
+    'clients': fingerprint.of_arrays(tuple(federation.clients)),
+    'test': fingerprint.of_arrays(tuple(federation.test)),
+    # In the order of checks: an algorithm's program has the others in it.
+    'model': task.model.name,
+    'loss': given.name_of(task.loss),
+    'metrics': given.name_of(task.metrics),
+    'algorithm': given.name_of(trained.first),
+    'participation': _participation(simulation),
+    _PARTS: fingerprint.of_parts(
+      task, trained, federation.clients, simulation.planner.cohort_size
+    ),
+    _MADE_BY: {
+      'python': '.'.join(platform.python_version_tuple()[:2]),
+      'platform': jax.devices()[0].platform,
+      **{name: provenance.version(name) for name in _PACKAGES},
+    },
   }
 
 
-def _versions() -> dict[str, str]:
-  return {
-    'python': '.'.join(platform.python_version_tuple()[:2]),
-    **{name: provenance.version(name) for name in _PACKAGES},
-  }
+def _participation(simulation: Simulation) -> str:
+  """Returns the SHA-256 of cohorts, of the work they complete, of its costs."""
+  planner = simulation.planner
+  found = []
+  for number in range(1, _ROUNDS + 1):
+    found += [*planner.work(number), np.array(repr(planner.account(number)))]
+  return fingerprint.of_arrays(tuple(found))
 
 
 def check_same(before: Any, now: dict[str, Any], path: pathlib.Path) -> None:
-  """Raises InputError where a folder is of a run that was made otherwise.
+  """Raises InputError if a folder is of a run that consists of something else.
 
   Args:
-    before: of `made_of`, when the run began.
-    now: of `made_of`, here.
-    path: of the folder.
+    before: the result of `made_of` when the run began, as JSON had it.
+    now: the result of `made_of` here.
+    path: the folder.
   """
   if not isinstance(before, dict):
     raise InputError(
       f'folder = {path}: has a run of `train` or of the command, which'
       ' continue it; choose a new folder'
     )
+  comparable = before.get(_MADE_BY) == now[_MADE_BY]
+  found = before.get(_PARTS)
+  parts = found if isinstance(found, dict) else {}
   for name, value in now.items():
-    if name in (_CODE, _VERSIONS) or before.get(name) == value:
+    same = before.get(name) == value
+    if comparable and name in now[_PARTS]:  # A name says less than a program.
+      same = parts.get(name) == now[_PARTS][name]
+    if same or name in (_PARTS, _MADE_BY):
       continue
-    if name in ('clients', 'test'):
+    if name in _CONTENTS:
       raise InputError(
-        f'{name}: their examples are not those of the run in folder = {path};'
+        f'{name}: {_CONTENTS[name]} not those of the run in folder = {path};'
         ' bring them back, or choose a new folder'
+      )
+    if before.get(name) == value:
+      raise InputError(
+        fingerprint.differs(name, f'in folder = {path}', 'folder')
       )
     raise InputError(
       f'{name} = {value!r}: was {before.get(name)!r} in folder = {path}; set it'
       ' back, or choose a new folder'
     )
-  if before.get(_VERSIONS) != now[_VERSIONS]:
-    return
-  found = before.get(_CODE)
-  # One that is missing is another one.
-  found = dict.fromkeys(now[_CODE]) | (found if isinstance(found, dict) else {})
-  check(found, now[_CODE], f'of the run in folder = {path}', 'folder')
+  if not comparable:
+    logging.warning(
+      'folder = %s: programs of model, loss, metrics and algorithm are not'
+      ' compared, because Python, JAX, flax, optax or the device is another',
+      path,
+    )
