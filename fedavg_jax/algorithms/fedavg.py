@@ -39,7 +39,7 @@ def fedavg(
 
   def server_update(params, opt_state, mean_delta, context):
     del context
-    # Optimizers descend, so the direction to move in is a negative gradient.
+    # Optimizers descend, so they take the negative delta as a gradient.
     pseudo_gradient = jax.tree.map(jnp.negative, mean_delta)
     updates, opt_state = server_optimizer.update(
       pseudo_gradient, opt_state, params

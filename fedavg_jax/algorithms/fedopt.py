@@ -28,8 +28,8 @@ def adaptive(
 ) -> optax.GradientTransformation:
   """Builds an adaptive server optimizer without bias correction.
 
-  It makes `fedavg` FedAdagrad, FedYogi or FedAdam, Reddi et al. 2021, Algorithm
-  2, with `v_{-1} = tau^2`::
+  With it, `fedavg` is FedAdagrad, FedYogi or FedAdam, Reddi et al. 2021,
+  Algorithm 2, with `v_{-1} = tau^2`::
 
     m <- b1 m + (1 - b1) g        g the pseudo-gradient, -delta
     v <- v + g^2                             adagrad

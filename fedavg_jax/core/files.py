@@ -1,4 +1,4 @@
-"""Writes files atomically and recognizes errors of the machine."""
+"""Writes files atomically and classifies errors of the machine."""
 
 from collections.abc import Iterator
 import contextlib

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedavg_jax.core.errors import InputError
 
-# An array, or dicts and tuples of them.
+# An array, or a container of pytrees.
 PyTree = Any
 
 

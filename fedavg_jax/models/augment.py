@@ -41,7 +41,7 @@ def tutorial(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def central_crop(x: jax.Array) -> jax.Array:
-  """Crops the center of images, [B, H, W, C] -> [B, 24, 24, C]."""
+  """Crops the centre of images, [B, H, W, C] -> [B, 24, 24, C]."""
   top, left = (x.shape[1] - CROP) // 2, (x.shape[2] - CROP) // 2
   return x[:, top : top + CROP, left : left + CROP]
 

@@ -139,7 +139,7 @@ class CifarNet(nn.Module):
     norm = functools.partial(
       layers.local_response_norm, radius=4, bias=1.0, alpha=0.001 / 9, beta=0.75
     )
-    # Pooling precedes bias and ReLU, which is the same function but cheaper.
+    # Pool before bias and ReLU: the function is the same, and it is cheaper.
     x = nn.relu(layers.max_pool3(self._conv(x, 1)) + self._bias(1, 64, 0.0))
     x = nn.relu(self._conv(norm(x), 2) + self._bias(2, 64, 0.1))
     x = layers.max_pool3(norm(x))
@@ -275,8 +275,8 @@ def build_model(
   >>> import fedavg_jax as fa
   >>> data = fa.load_dataset('digits')
   >>> model = fa.build_model('2nn', data)
-  >>> params = model.init(jax.random.key(0))
-  >>> model.apply(params, data.test.x[:5]).shape
+  >>> params = jax.eval_shape(model.init, jax.random.key(0))
+  >>> jax.eval_shape(model.apply, params, data.test.x[:5]).shape
   (5, 10)
   """
   for key, value, known in (

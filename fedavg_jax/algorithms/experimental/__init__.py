@@ -1,7 +1,7 @@
 """Defines algorithms that have not yet reproduced a published result.
 
 Each is tested against its equations in NumPy and against the limit in which it
-is FedAvg. An algorithm leaves this folder once it reproduces a published result.
+is FedAvg. An algorithm leaves this folder once a result is reproduced.
 """
 
 from fedavg_jax.algorithms.experimental.feddyn import FedDynServer
