@@ -109,7 +109,7 @@ def test_settings_without_their_data_are_skipped(capsys, monkeypatch):
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
-    (('nowhere',), "'nowhere': is no commit of"),
+    (('nowhere',), "'nowhere': is not a commit of"),
     (('HEAD', '--settings', 'mnist'), '--settings mnist: must be one of quick'),
     (('HEAD', '--data', '/nowhere'), '--data /nowhere: has no folder mnist/'),
   ],
