@@ -141,10 +141,10 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
     'execution': fa.Execution(lanes=lanes, devices=devices, **settings),
     'placement': placement,
   }
-  own = workloads.make_model(workload, data, convolution=convolution)
+  built = workloads.make_model(workload, data, convolution=convolution)
   if values:
     simulation = fa.build_sweep(
-      own,
+      built,
       federation,
       lambda rate: fa.fedavg(optax.sgd(rate), optax.sgd(1.0)),
       values,
@@ -152,7 +152,7 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
     )
   else:
     simulation = fa.build_simulation(
-      own, federation, ALGORITHMS[name], **options
+      built, federation, ALGORITHMS[name], **options
     )
   # Both runs start from the same weights: devices round draws differently.
   state, client_states = simulation.init()

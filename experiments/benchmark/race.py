@@ -101,11 +101,11 @@ def our_system(
   """
   worker = (tree or checkout.here()).first_module(*WORKERS)
   content = json.dumps(workloads.WORKLOADS[workload].as_dict())
-  own = json.dumps(options)
+  encoded = json.dumps(options)
   return System(
-    [sys.executable, '-m', worker, content, own],
+    [sys.executable, '-m', worker, content, encoded],
     tree,
-    [sys.executable, '-P', starts.FIRST_ROUND, content, own, worker],
+    [sys.executable, '-P', starts.FIRST_ROUND, content, encoded, worker],
   )
 
 

@@ -182,9 +182,9 @@ def load(dataset: str, data: str) -> fa.Dataset:
 @functools.cache
 def digest(dataset: str, data: str) -> str:
   """Returns the first 16 digits of the SHA-256 of a data set."""
-  own = load(dataset, data)
-  owners = [] if own.owners is None else [own.owners]
-  return checkpoint.digest([*own.train, *own.test, *owners])[:16]
+  loaded = load(dataset, data)
+  owners = [] if loaded.owners is None else [loaded.owners]
+  return checkpoint.digest([*loaded.train, *loaded.test, *owners])[:16]
 
 
 def divide(partition: str, dataset: fa.Dataset, seed: int) -> list[np.ndarray]:

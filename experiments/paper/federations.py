@@ -62,22 +62,22 @@ def sizes(federation: Federation, dataset: fa.Dataset) -> np.ndarray:
   return np.array([len(part) for part in parts])
 
 
-def line(name: str, own: np.ndarray, dataset: fa.Dataset) -> str:
+def line(name: str, counts: np.ndarray, dataset: fa.Dataset) -> str:
   """Returns a row of the table, in Markdown.
 
   Args:
     name: the name of the federation.
-    own: the number of training examples of every client, [K].
+    counts: the number of training examples of every client, [K].
     dataset: the data set.
   """
   labels = ['', '']
   if dataset.train.y.ndim > 1:
     labels = [f'{(e.y >= 0).sum():,}' for e in (dataset.train, dataset.test)]
-  few, median, many = np.quantile(own, (0.1, 0.5, 0.9))
+  few, median, many = np.quantile(counts, (0.1, 0.5, 0.9))
   return (
-    f'| {name} | {len(own):,} | {own.sum():,} | {labels[0]} |'
-    f' {len(dataset.test.y):,} | {labels[1]} | {own.min()} | {few:.4g} |'
-    f' {median:.4g} | {own.mean():.4g} | {many:.4g} | {own.max():,} |'
+    f'| {name} | {len(counts):,} | {counts.sum():,} | {labels[0]} |'
+    f' {len(dataset.test.y):,} | {labels[1]} | {counts.min()} | {few:.4g} |'
+    f' {median:.4g} | {counts.mean():.4g} | {many:.4g} | {counts.max():,} |'
   )
 
 
@@ -89,17 +89,17 @@ HEADER = (
 
 def draw(path: pathlib.Path, found: dict[str, np.ndarray]) -> None:
   """Draws a histogram of client sizes for every federation, on a log axis."""
-  columns, most = 2, max(own.max() for own in found.values())
+  columns, most = 2, max(counts.max() for counts in found.values())
   rows = -(-len(found) // columns)
   figure = new_figure(11, 2.4 * rows)
   panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False).ravel())
   for axes in panels[len(found) :]:
     axes.axis('off')
-  for axes, (name, own) in zip(panels, found.items(), strict=False):
-    axes.hist(own, np.geomspace(0.9, 1.1 * most, 60), color='#1f5f99')
+  for axes, (name, counts) in zip(panels, found.items(), strict=False):
+    axes.hist(counts, np.geomspace(0.9, 1.1 * most, 60), color='#1f5f99')
     axes.set_xscale('log')
-    axes.axvline(np.median(own), color='#b8541a', label='median')
-    axes.set_title(f'{name}: {len(own):,} clients', fontsize=10)
+    axes.axvline(np.median(counts), color='#b8541a', label='median')
+    axes.set_title(f'{name}: {len(counts):,} clients', fontsize=10)
     axes.set_xlabel('training examples per client')
     axes.set_ylabel('clients')
     axes.legend(fontsize=8)

@@ -62,11 +62,11 @@ def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
   ]
   missing = []
   found = {cell: counts(cell, store) for cell in cells}
-  for number, (cell, own) in enumerate(found.items(), 1):
-    shown = own.shown
+  for number, (cell, ours) in enumerate(found.items(), 1):
+    shown = ours.shown
     ratio = speedup = ''
-    if cell.paper_rounds and own.comparable:
-      ratio = f'{cell.paper_rounds / own.comparable:.2g}'
+    if cell.paper_rounds and ours.comparable:
+      ratio = f'{cell.paper_rounds / ours.comparable:.2g}'
     paper_speedup = _speedup(cell, cells, lambda c: c.paper_rounds)
     if paper_speedup:
       speedup = _speedup(cell, cells, lambda c: found[c].comparable)

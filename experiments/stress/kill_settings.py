@@ -56,8 +56,10 @@ def run_results(folder: pathlib.Path) -> dict[str, Any]:
 
 def last_checkpoint(folder: pathlib.Path) -> checkpoint.Checkpoint:
   """Reads the last checkpoint of a run."""
-  with contextlib.closing(checkpoint.Checkpoints(folder, keep=2)) as own:
-    saved = own.newest()
+  with contextlib.closing(
+    checkpoint.Checkpoints(folder, keep=2)
+  ) as checkpoints:
+    saved = checkpoints.newest()
   assert saved is not None
   return saved
 

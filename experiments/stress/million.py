@@ -57,11 +57,11 @@ def generate(num_clients: int, mean: int) -> Iterator[Examples]:
   for block in range(-(-num_clients // _BLOCK)):
     rng = np.random.default_rng([1, block])
     sizes = rng.integers(1, 2 * mean, _BLOCK)
-    own = _draw(rng, int(sizes.sum()))
+    block_examples = _draw(rng, int(sizes.sum()))
     ends = np.cumsum(sizes)
     for i in range(min(_BLOCK, num_clients - block * _BLOCK)):
       mine = slice(ends[i] - sizes[i], ends[i])
-      yield Examples(own.x[mine], own.y[mine])
+      yield Examples(block_examples.x[mine], block_examples.y[mine])
 
 
 def write(folder: pathlib.Path, num_clients: int, mean: int) -> None:
@@ -115,24 +115,24 @@ def measure(
     scaffold: whether to train with SCAFFOLD instead of FedAvg.
   """
   begin = time.perf_counter()
-  own = stored.read(folder)
+  on_disk = stored.read(folder)
   opened = time.perf_counter() - begin
   dataset = fa.Dataset(
     'stored',
-    Examples(own.clients.x, own.clients.y),
-    own.test,
-    num_classes=own.num_classes,
-    max_value=own.max_value,
-    statistics=own.statistics,
+    Examples(on_disk.clients.x, on_disk.clients.y),
+    on_disk.test,
+    num_classes=on_disk.num_classes,
+    max_value=on_disk.max_value,
+    statistics=on_disk.statistics,
   )
   model = fa.build_model('2nn', dataset)
   algorithm = fa.fedavg(optax.sgd(0.05), optax.sgd(1.0))
   if scaffold:
     model, algorithm = _logistic_regression(), fa.scaffold(0.05)
   federation = fa.Federation(
-    own.clients,
-    own.test,
-    client_fraction=cohort / own.clients.num_clients,
+    on_disk.clients,
+    on_disk.test,
+    client_fraction=cohort / on_disk.clients.num_clients,
     epochs=epochs,
     batch_size=10,
   )
@@ -171,14 +171,14 @@ def measure(
   # The first rounds fill the queue, as nothing was prefetched before them.
   share = sum(waits[2:]) / sum(seconds[2:])
   read = [
-    float(own.clients.num_examples[simulation.planner.cohort(t)].sum())
+    float(on_disk.clients.num_examples[simulation.planner.cohort(t)].sum())
     for t in range(1, rounds + 1)
   ]
-  row = own.clients.x.nbytes / len(own.clients.x) + 4
+  row = on_disk.clients.x.nbytes / len(on_disk.clients.x) + 4
   return {
-    'clients': own.clients.num_clients,
-    'examples': len(own.clients.y),
-    'gigabytes': (own.clients.x.nbytes + own.clients.y.nbytes) / 1e9,
+    'clients': on_disk.clients.num_clients,
+    'examples': len(on_disk.clients.y),
+    'gigabytes': (on_disk.clients.x.nbytes + on_disk.clients.y.nbytes) / 1e9,
     'cohort': cohort,
     'epochs': epochs,
     'rounds': rounds,

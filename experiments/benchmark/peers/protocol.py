@@ -39,7 +39,7 @@ def answer(**content: Any) -> None:
   _answers().flush()
 
 
-def asked() -> int | None:
+def next_request() -> int | None:
   """Waits for a request; returns its number of rounds, None at the end."""
   line = sys.stdin.readline()
   return int(line) if line.strip() else None
@@ -54,7 +54,7 @@ def serve(run_rounds: Callable[[int], Any], **facts: Any) -> None:
     **facts: facts about the system, which are its first answer.
   """
   answer(**facts)
-  while (rounds := asked()) is not None:
+  while (rounds := next_request()) is not None:
     start = time.perf_counter()
     run_rounds(rounds)
     answer(seconds=time.perf_counter() - start)
@@ -84,7 +84,7 @@ class Turns:
       if not self.left:
         answer(seconds=time.perf_counter() - self._start)
     if not self.left:
-      rounds = asked()
+      rounds = next_request()
       if rounds is None:
         return False
       self.left = rounds
