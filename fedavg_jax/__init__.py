@@ -35,6 +35,7 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.algorithms import adaptive
   from fedavg_jax.algorithms import clip_delta
   from fedavg_jax.algorithms import decayed_sgd
+  from fedavg_jax.algorithms import experimental
   from fedavg_jax.algorithms import fedavg
   from fedavg_jax.algorithms import fedprox
   from fedavg_jax.algorithms import proximal
@@ -103,6 +104,7 @@ __all__ = [
   'engine',
   'Examples',
   'Execution',
+  'experimental',
   'fedavg',
   'Federation',
   'fedprox',

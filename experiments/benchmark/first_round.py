@@ -23,6 +23,8 @@ def main(name: str) -> None:
   worker: Any = importlib.import_module(name)
   import fedavg_jax as fa
 
+  # Earlier commits have it among the names at the top.
+  run_calls: Any = getattr(fa, 'run_calls', None) or fa.engine.run_calls
   options = json.loads(sys.argv[2])
   workload = worker.workloads.from_dict(worker.protocol.workload())
 
@@ -33,7 +35,7 @@ def main(name: str) -> None:
     fa.use_cpu_devices(options.get('cpu_devices', 0))
     simulation, _ = worker.build(workload, options)
     state, client_states = simulation.init()
-    for _ in fa.engine.run_calls(
+    for _ in run_calls(
       simulation,
       state,
       client_states,

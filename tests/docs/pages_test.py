@@ -68,7 +68,9 @@ def _ci(repository):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('page', ['README.md', 'docs/algorithms.md'])
+@pytest.mark.parametrize(
+  'page', ['README.md', 'docs/ten_minutes.md', 'docs/algorithms.md']
+)
 def test_python_blocks(repository, tmp_path, page):
   process = subprocess.run(
     [sys.executable, '-c', python_of(repository / page)],

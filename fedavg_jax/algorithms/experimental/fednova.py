@@ -1,0 +1,97 @@
+"""FedNova normalises deltas by the local work that clients have done."""
+
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedavg_jax.algorithms.fedavg import fedavg
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.algorithm import ClientContext
+from fedavg_jax.contracts.algorithm import ClientOutput
+from fedavg_jax.contracts.algorithm import ClientResult
+
+
+class _OfUnitGradients(NamedTuple):
+  """Holds a client optimizer's state, and its path on gradients of one.
+
+  Attributes:
+    own: the state of the optimizer.
+    unit: the state of the same optimizer for one number.
+    moved: the sum of its updates for gradients of one, [].
+  """
+
+  own: Any
+  unit: Any
+  moved: jax.Array
+
+
+def fednova(
+  client_optimizer: optax.GradientTransformation,
+  server_optimizer: optax.GradientTransformation,
+) -> Algorithm:
+  """Returns FedNova, Wang et al. 2020, Equations 6 and 7.
+
+  A client's delta is a sum of its gradients, `-eta * sum_j a_j g_j`. In FedAvg
+  a client that takes more steps, or has momentum, counts for more, and the
+  model converges to the optimum of another objective. FedNova divides each
+  delta by the client's sum of coefficients, and multiplies by their mean::
+
+    A_i  = -eta * sum_j a_j       (a_j = 1 for SGD: A_i = -eta * steps)
+    x   <- x + (mean of A_i) * (mean of delta_i / A_i)
+
+  A_i is the path of the client optimizer itself on gradients of one, so
+  momentum, `proximal` and learning rates that decay need no formulas of their
+  own.
+
+  Args:
+    client_optimizer: any optimizer that is linear in the gradients, such as
+      `optax.sgd(eta, momentum=0.9)` or a chain of `proximal(mu)` and SGD.
+    server_optimizer: takes the negative combined delta as its gradient;
+      `optax.sgd(1.0)` is FedNova, with momentum its server momentum.
+
+  Returns:
+    The algorithm; a client sends (delta_i / A_i, A_i), one number more than in
+    FedAvg, and keeps nothing. With equal A_i it is FedAvg up to rounding.
+
+  >>> import fedavg_jax as fa
+  >>> import optax
+  >>> nova = fa.experimental.fednova(optax.sgd(0.1), optax.sgd(1.0))
+  >>> nova.client_finish.__name__
+  'client_finish'
+  """
+  optimizer = optax.with_extra_args_support(client_optimizer)
+
+  def init(params):
+    return _OfUnitGradients(
+      client_optimizer.init(params),
+      client_optimizer.init(jnp.float32(0)),
+      jnp.float32(0),
+    )
+
+  def update(updates, state, params=None, **extra):
+    context: ClientContext = extra['context']
+    updates, own = optimizer.update(updates, state.own, params, **extra)
+    extra['context'] = context._replace(global_params=jnp.float32(0))
+    step, unit = optimizer.update(
+      jnp.float32(1), state.unit, state.moved, **extra
+    )
+    return updates, _OfUnitGradients(own, unit, state.moved + step)
+
+  def client_finish(result: ClientResult):
+    moved = result.optimizer_state.moved
+    normalised = jax.tree.map(lambda d: d / moved, result.delta)
+    return ClientOutput((normalised, moved))
+
+  base = fedavg(
+    optax.GradientTransformationExtraArgs(init, update), server_optimizer
+  )
+
+  def server_update(params, server, mean, context):
+    direction, moved = mean
+    delta = jax.tree.map(lambda d: moved * d, direction)
+    return base.server_update(params, server, delta, context)
+
+  return base._replace(client_finish=client_finish, server_update=server_update)
