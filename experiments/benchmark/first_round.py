@@ -23,7 +23,7 @@ def main(name: str) -> None:
   worker: Any = importlib.import_module(name)
   import fedavg_jax as fa
 
-  # Earlier commits have it among the names at the top.
+  # Earlier commits export it at the top level.
   run_calls: Any = getattr(fa, 'run_calls', None) or fa.engine.run_calls
   options = json.loads(sys.argv[2])
   workload = worker.workloads.from_dict(worker.protocol.workload())
