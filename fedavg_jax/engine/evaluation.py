@@ -120,7 +120,8 @@ def rows(task: Task, variables: Any, batch: Batch) -> Sums:
   outputs = task.model.apply(variables, batch.x)
   found = Sums(
     tuple(metric.rows(outputs, batch) for metric in task.metrics),
-    num_labels(batch),
+    # Only class numbers have a value that stands for no label.
+    num_labels(batch) if task.classifies else jnp.ones(len(batch.mask)),
   )
 
   def of_real(values):

@@ -258,7 +258,11 @@ def test_targets_that_are_not_finite_are_refused(bad):
 
 
 @pytest.mark.parametrize(
-  'offsets', [[0, 3], [1, 4], [0, 5], [0, 3, 2, 4], [0.0, 4.0], [4], 4, 'ab']
+  'offsets',
+  [
+    *([0, 3], [1, 4], [0, 5], [0, 3, 2, 4], [0.0, 4.0], [4], 4, 'ab'),
+    np.array([0, 3, 2, 4], np.uint64),  # Its differences are all positive.
+  ],
 )
 def test_clients_by_hand_have_their_offsets(offsets):
   with pytest.raises(InputError, match='clients.offsets: must be whole'):
