@@ -1,5 +1,6 @@
 """Stores the examples of all clients contiguously, in two arrays or pytrees."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -106,6 +107,15 @@ def build_clients(
   >>> fa.build_clients(examples, [[2], [], [0, 1]]).num_examples.tolist()
   [1, 0, 2]
   """
+  if not isinstance(examples, Examples):
+    raise InputError(
+      f'examples: is {type(examples).__name__}, must be fa.Examples(x, y)'
+    )
+  if not isinstance(parts, (Iterable, Mapping)):
+    raise InputError(
+      f'parts: is {type(parts).__name__}, must have the row numbers of each'
+      ' client'
+    )
   x, y = exact.inputs(examples.x, 'x'), targets(examples.y, 'y')
   number = count_examples(Examples(x, y), 'examples')
   values = parts.values() if isinstance(parts, Mapping) else parts

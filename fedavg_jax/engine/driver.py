@@ -71,12 +71,8 @@ def simulate(
   Yields:
     A record per round.
   """
-  check_is_simulation(simulation)
-  rules.check_whole('rounds', rounds, 1)
-  rules.check_whole('eval_every', eval_every, 1)
+  check_rounds(simulation, rounds, eval_every, target)
   task = simulation.task
-  most = min(task.metrics[0].most, 1e30)
-  rules.check_real('target', target, 0 if most == 1 else -1e30, most)
 
   def evaluated(number):
     return number % eval_every == 0 or number == rounds
@@ -124,6 +120,17 @@ def simulate(
       if not isinstance(error, jax.errors.JaxRuntimeError):
         raise
       lanes = _lanes_after(error, simulation, lanes, reached)
+
+
+def check_rounds(
+  simulation: Simulation, rounds: int, eval_every: int, target: float
+) -> None:
+  """Raises InputError if arguments of `simulate` break their rules."""
+  check_is_simulation(simulation)
+  rules.check_whole('rounds', rounds, 1)
+  rules.check_whole('eval_every', eval_every, 1)
+  most = min(simulation.task.metrics[0].most, 1e30)
+  rules.check_real('target', target, 0 if most == 1 else -1e30, most)
 
 
 class _Reached(NamedTuple):

@@ -142,3 +142,20 @@ def test_what_is_masked_or_ragged_is_refused(y, part, words):
   x = np.zeros((3, 2), np.float32)
   with pytest.raises(InputError, match=words):
     client_data.build_clients(client_data.Examples(x, y), [part])
+
+
+@pytest.mark.parametrize(
+  ('examples', 'parts', 'said'),
+  [
+    (client_data.Examples(np.zeros(2), np.zeros(2)), 5, 'parts: is int'),
+    (
+      client_data.Examples(np.zeros(2), np.zeros(2)),
+      None,
+      'parts: is NoneType',
+    ),
+    ((np.zeros(2), np.zeros(2)), [[0]], 'examples: is tuple, must be'),
+  ],
+)
+def test_arguments_of_another_kind(examples, parts, said):
+  with pytest.raises(InputError, match=said):
+    client_data.build_clients(examples, parts)
