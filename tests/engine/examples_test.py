@@ -274,8 +274,11 @@ def test_a_federation_is_of_clients_and_examples():
   clients = fa.build_clients(fa.Examples(X, Y), [[0, 1], [2, 3]])
   rest = {'client_fraction': 1.0, 'epochs': 1, 'batch_size': 2}
   for parts, words in (
-    ((fa.Examples(X, Y), fa.Examples(X, Y)), 'clients: is Examples, must be'),
-    ((clients, (X, Y)), 'test: is tuple, must be fa.Examples'),
+    (
+      (fa.Examples(X, Y), fa.Examples(X, Y)),
+      'clients: expected fa.Clients, got Examples',
+    ),
+    ((clients, (X, Y)), 'test: expected fa.Examples, got tuple'),
   ):
     with pytest.raises(InputError, match=words):
       fa.Federation(*parts, **rest)
