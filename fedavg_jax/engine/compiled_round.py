@@ -248,14 +248,19 @@ def build_round(
 
   >>> import jax, numpy as np, optax
   >>> import fedavg_jax as fa
-  >>> model = fa.Model('scale', lambda key: 1.0, lambda scale, x: scale * x)
+  >>> w, x, y = np.zeros((4, 2)), np.ones((30, 4)), np.zeros(30, np.int32)
+  >>> model = fa.Model('linear', lambda key: w, lambda w, x: x @ w)
+  >>> algorithm = fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
   >>> planner = fa.engine.Planner(
-  ...   num_examples=np.array([20, 10]), cohort_size=2, epochs=1, batch_size=5,
+  ...   num_examples=np.array([20, 10]), cohort_size=2, epochs=2, batch_size=5,
   ...   seed=0)
-  >>> fa.engine.build_round(
-  ...   model, fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)), planner,
-  ...   fa.engine.lane_mesh(jax.devices()[:1])).__name__
-  'round_fn'
+  >>> mesh = fa.engine.lane_mesh(jax.devices()[:1])
+  >>> round_fn = fa.engine.build_round(model, algorithm, planner, mesh)
+  >>> state, _, metrics = round_fn(
+  ...   fa.engine.init_state(w, algorithm, mesh), (),
+  ...   fa.engine.place_examples(x, y, mesh), planner(1))
+  >>> int(state.round), int(metrics.examples)
+  (1, 60)
   """
   choices.check_choice('on_nan', on_nan, choices.ON_NAN)
   training = Training(
