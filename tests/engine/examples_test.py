@@ -106,7 +106,7 @@ def test_positions_may_have_no_label():
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'y': Y[:, None]}, 'clients.y: has the shape [n, 1], the model makes'),
+    ({'y': Y[:, None]}, 'clients.y: has the shape [n, 1], the model returns'),
     ({'y': np.eye(4)[:, :3]}, 'clients.y: has the shape [n, 3]'),
     ({'test_y': Y[:, None]}, 'test.y: has the shape [n, 1]'),
     ({'y': Y + 1}, 'clients.y: holds 1 to 3, must lie in 0 .. 2'),
@@ -124,8 +124,14 @@ def test_positions_may_have_no_label():
       'clients.x: holds 1e+300 at row 0, too large',
     ),
     ({'x': X.astype(int) + 2**40}, 'clients.x: holds 1099511627777'),
-    ({'test_x': X.astype(np.uint8)}, 'test.x: is uint8[2], but clients.x'),
-    ({'test_x': np.ones((4, 3))}, 'test.x: is float32[3], but clients.x'),
+    (
+      {'test_x': X.astype(np.uint8)},
+      'test.x: expected float32[2] as in clients.x, got uint8[2]',
+    ),
+    (
+      {'test_x': np.ones((4, 3))},
+      'test.x: expected float32[2] as in clients.x, got float32[3]',
+    ),
     ({'x': X * np.nan}, 'clients.x: 4 examples are not finite, the first is'),
     ({'test_x': X * np.inf}, 'test.x: 4 examples are not finite'),
     ({'x': np.ones((4, 5)), 'test_x': np.ones((4, 5))}, 'cannot take examples'),

@@ -366,7 +366,10 @@ def test_what_cannot_be_is_one_line(uneven_examples, tmp_path):
   simulation = build(uneven_examples)
   result = fa.run(simulation, rounds=1)
   for call, said in (
-    (lambda: result.predict(np.zeros((2, 5))), r'x: is float32\[5\], but the'),
+    (
+      lambda: result.predict(np.zeros((2, 5))),
+      r'x: expected .* as in the test set, got float32\[5\]',
+    ),
     (lambda: result.predict(result.simulation.test.x, best=True), 'keep_best'),
     (lambda: fa.run(simulation, rounds=1, start=3), 'start: is int'),
     (lambda: fa.run(simulation, rounds=0), 'rounds = 0'),
