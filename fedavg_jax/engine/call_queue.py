@@ -141,7 +141,7 @@ class Calls:
       np.ones(np.shape(state.round), bool) if going is None else going
     )
     self._state, self._client_states = state, client_states
-    self._keeps = bool(jax.tree.leaves(client_states))
+    self._has_client_states = bool(jax.tree.leaves(client_states))
     self._cohorts = None  # Set if client states are on the host.
     if isinstance(client_states, ClientStates):
       self._cohorts = Cohorts(
@@ -247,7 +247,7 @@ class Calls:
     """
     fetched = self._waiter.submit(jax.device_get, result)
     while not concurrent.futures.wait([fetched], _SECONDS_BETWEEN_LOOKS).done:
-      if self._alone and self._asked.stopping() and not self._keeps:
+      if self._alone and self._asked.stopping() and not self._has_client_states:
         return None
     return fetched.result()
 
@@ -255,7 +255,7 @@ class Calls:
     """Yields a record per round of a call that has ended."""
     # A call queued behind this one has taken the client states; once the run
     # is over, it returns them unchanged.
-    gone = self._keeps and self.in_flight and not self.over
+    taken = self._has_client_states and self.in_flight and not self.over
     result = call.result
     last = int(result.num_rounds) - 1
     for i, number in enumerate(call.numbers[: last + 1]):
@@ -265,7 +265,7 @@ class Calls:
       yield make_record(
         number,
         call.state if i == last else None,
-        None if gone or i < last else self._client_states,
+        None if taken or i < last else self._client_states,
         self._simulation.planner.lanes,
         metrics,
         # A round that is not finite has left the model unchanged.

@@ -1,4 +1,4 @@
-"""Tests the global model and personal models on clients' held-out examples.
+"""Evaluates global and personal models on clients' held-out examples.
 
 The test of the global model is one pass over the held-out examples of all
 clients. For the personal models every client trains as in a round, and its
@@ -183,21 +183,21 @@ def _build_personal(
   )
 
   def test_device(state, data, own, plan):
-    nobody = _no_sums(task, state, own)
+    no_sums = _no_sums(task, state, own)
     training = Training(
       model=model,
       loss=task.loss,
-      algorithm=_testing(task, finetune, own, width, nobody),
+      algorithm=_testing(task, finetune, own, width, no_sums),
       step_examples=planner.step_examples,
       accumulates=planner.accumulates,
       skips_clients=True,  # One that diverges does not affect the others.
       counts_bytes=False,
       widths=planner.widths,
     )
-    nobody = jax.tree.map(
-      lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), nobody
+    client_states = jax.tree.map(
+      lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), no_sums
     )
-    sums = train_lanes(training, state, nobody, data, plan)
+    sums = train_lanes(training, state, client_states, data, plan)
     return collectives.sum_over_devices(sums.client_states)
 
   @functools.partial(jax.jit, out_shardings=replicated)
@@ -236,7 +236,7 @@ def _testing(
   finetune: optax.GradientTransformation,
   held: _Held,
   width: int,
-  nobody: Sums,
+  no_sums: Sums,
 ) -> Algorithm:
   """Returns an algorithm whose client states are tests of the local models."""
 
@@ -255,7 +255,7 @@ def _testing(
       )
 
     batches = -(-(stop - first) // width)
-    return ClientOutput((), lax.fori_loop(0, batches, batch, nobody))
+    return ClientOutput((), lax.fori_loop(0, batches, batch, no_sums))
 
   return Algorithm(
     client_optimizer=finetune,
@@ -275,7 +275,7 @@ def _batch(held: _Held, rows: jax.Array, real: jax.Array) -> Batch:
 def _no_sums(
   task: Task, state: compiled_round.ServerState, held: _Held
 ) -> Sums:
-  """Returns the sums over no example."""
+  """Returns the initial sums of a test, all zero."""
   test = evaluation.TestSet(
     trees.take(held.x, (None, slice(1))),
     trees.take(held.y, (None, slice(1))),
@@ -313,13 +313,13 @@ def describe(
   values = np.where(tested, tests.values[first], 0.0)[measured]
   worst = np.sort(-values if tests.lower_is_better else values)
   worst = np.abs(worst[: max(len(values) // 10, 1)])
-  few, middle, many = np.quantile(values, (0.1, 0.5, 0.9))
+  p10, p50, p90 = np.quantile(values, (0.1, 0.5, 0.9))
   found = {
     f'{first}_weighted': float(np.average(values, weights=weights)),
     f'{first}_mean': float(values.mean()),
-    f'{first}_p10': float(few),
-    f'{first}_p50': float(middle),
-    f'{first}_p90': float(many),
+    f'{first}_p10': float(p10),
+    f'{first}_p50': float(p50),
+    f'{first}_p90': float(p90),
     f'{first}_worst_tenth': float(worst.mean()),
     f'{first}_variance': float(values.var()),
   }

@@ -271,8 +271,8 @@ def start_clients(
     loss=zero(lanes.loss),
     examples=zero(lanes.examples),
   )
-  alike = training.algorithm.client_start is None
-  if alike and not keys.holds_keys(context.opt_state):
+  same_start = training.algorithm.client_start is None
+  if same_start and not keys.holds_keys(context.opt_state):
     params, opt_state = jax.tree.map(
       restart,
       (context.global_params, context.opt_state),

@@ -349,9 +349,9 @@ def server_step(
   )
   if training.model.state_of == 'nobody':
     model_state = state.model_state
-  somebody = jnp.any(sums.trained > 0)
+  any_trained = jnp.any(sums.trained > 0)
   params, server, model_state = jax.tree.map(
-    lambda new, old: jnp.where(somebody, new, old),
+    lambda new, old: jnp.where(any_trained, new, old),
     (params, server, model_state),
     (state.params, state.server, state.model_state),
   )

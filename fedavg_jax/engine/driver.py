@@ -46,13 +46,14 @@ def simulate(
   looking: Callable[[], bool] = lambda: False,
   stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
-  """Runs rounds, and yields a record after each, beginning with round 0.
+  """Trains round by round, and yields a record after each.
 
-  Round 0 is the initial model. The model is evaluated before round 1, every
-  `eval_every` rounds and after the last round. The run ends early after a round
-  that reaches the target or is not finite; a sweep ends once this has happened
-  to each of its values. If a device has no memory for its lanes, the run
-  continues with half as many and logs a warning.
+  The first record of a new run is that of the initial model, round 0. The model
+  is evaluated before round 1, every `eval_every` rounds and after the last
+  round. The run ends early after a round that reaches the target or is not
+  finite; a sweep ends once this has happened to each of its values. If a device
+  has no memory for its lanes, the run continues with half as many and logs a
+  warning.
 
   Args:
     simulation: the compiled simulation.
@@ -248,7 +249,7 @@ def run_calls(
   looking: Callable[[], bool] = lambda: False,
   stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
-  """Runs the given rounds from a state; `simulate` is built on it.
+  """Executes the given rounds from a state; `simulate` is built on it.
 
   Each call is dispatched before the previous one has ended, so that the devices
   never wait for Python, except where the caller requests states, which are

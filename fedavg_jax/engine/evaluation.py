@@ -114,7 +114,7 @@ def _deal(array, mesh, padding) -> Any:
 
 
 def rows(task: Task, variables: Any, batch: Batch) -> Sums:
-  """Tests a batch, and returns each example's contribution to the sums.
+  """Evaluates a batch; returns each example's contribution to the sums.
 
   Args:
     task: the task that is tested.
@@ -138,7 +138,7 @@ def rows(task: Task, variables: Any, batch: Batch) -> Sums:
 
 
 def no_sums(task: Task, variables: Any, test: TestSet) -> Sums:
-  """Returns the sums over no example.
+  """Returns the initial sums of a test, all zero.
 
   Args:
     task: the task that is tested.

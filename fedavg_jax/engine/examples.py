@@ -270,13 +270,13 @@ def _check_finite(
   row = int(finite.argmin())
   if finite[row] or (offsets is not None and on_nan == 'skip_client'):
     return
-  whose = ''
+  owner = ''
   if offsets is not None:
     k = int(np.searchsorted(offsets, row, 'right')) - 1
-    whose = f" of client {k}; on_nan = 'skip_client' would drop the client"
+    owner = f" of client {k}; on_nan = 'skip_client' would drop the client"
   raise InputError(
     f'{name}: {int((~finite).sum())} examples are not finite, the first is row'
-    f' {row}{whose}'
+    f' {row}{owner}'
   )
 
 

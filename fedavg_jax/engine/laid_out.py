@@ -243,7 +243,7 @@ def _lane_bytes(
 
   x, y = (trees.map_arrays(shape, own) for own in clients[:2])
   step = cost.count(gradient, params, state, x, y)
-  held = (
+  lane_state = (
     variables,  # The local model, and the global model to restart from.
     variables,
     jax.eval_shape(algorithm.client_optimizer.init, params),
