@@ -509,7 +509,9 @@ def test_functions_that_do_not_fit(model, changes, said):
 def test_targets_of_train_and_test_must_be_alike():
   clients, test = population(noisy)
   wrong = fa.Examples(test.x, test.y[:, 0])
-  with pytest.raises(InputError, match=r'test.y: is float32\[\], but clients'):
+  with pytest.raises(
+    InputError, match=r'test.y: expected .* as in clients.y, got float32\[\]'
+  ):
     simulations.build_simulation(
       linear(),
       clients,
