@@ -30,6 +30,7 @@ from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import keys
 from fedavg_jax.engine.prefetch import Buffer
+from fedavg_jax.models import layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +214,7 @@ def read_batch(
   step: Step,
 ) -> Batch:
   """Reads the examples of a step of ONE lane, and augments them."""
-  rows = lax.dynamic_slice_in_dim(order, step.start, training.step_examples)
+  rows = _rows(order, step.start, training.step_examples)
   x, y = (trees.take(own, rows) for own in data[:2])
   if training.model.augment is not None:
     # An example has the same keys wherever it is read from. A client reads a
@@ -224,6 +225,15 @@ def read_batch(
     x = jax.vmap(training.model.augment)(keys, x)
   mask = jnp.arange(training.step_examples) < step.count
   return Batch(x, y, mask, jnp.asarray(step.batch))
+
+
+def _rows(order: Array, start: Array, number: int) -> jax.Array:
+  """Returns `number` rows of an order from a position on, or its last ones."""
+  if layers.traced_platform() == 'cpu':
+    return lax.dynamic_slice_in_dim(order, start, number)
+  # Under `vmap` a TPU takes the slices one lane after another.
+  first = jnp.minimum(start, order.shape[0] - number)
+  return order[first + jnp.arange(number, dtype=first.dtype)]
 
 
 def gradient(
