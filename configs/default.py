@@ -1,4 +1,4 @@
-"""Lists every option with its default; other files state what differs.
+"""Lists every option with its default; other files state changes.
 
 It is generated from `fedavg_jax.runs.run_config`; do not edit it.
 

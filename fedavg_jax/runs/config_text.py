@@ -16,7 +16,7 @@ from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_config import flatten
 
 _WIDTH = 80
-_DEFAULT = '''"""Lists every option with its default; other files state what differs.
+_DEFAULT = '''"""Lists every option with its default; other files state changes.
 
 It is generated from `fedavg_jax.runs.run_config`; do not edit it.
 

@@ -1,10 +1,10 @@
-"""A SHA-256 of functions, and of the numbers that they use.
+"""Computes a SHA-256 of functions and of the numbers that they use.
 
-Two calls that make the same model, loss or algorithm give the same one, in
-other processes too, and a changed learning rate, layer or line of code gives
-another. Of code that is installed the names count and what its closures hold;
-of a person's own also the compiled code, and the globals that it reads. What is
-neither a number, an array, a function nor made of them counts by its type.
+Two calls that make the same model, loss or algorithm have the same hash, in
+other processes too; a changed learning rate, layer or line of code has another.
+Of installed functions the names and the closures count; of user code also the
+compiled code, and the globals that it reads. Values other than numbers, arrays,
+functions and containers of these count only by their type.
 """
 
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs.own_code import is_own_object
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
-# Of arrays on a disk, which may be larger than memory: rows that are read.
+# Arrays on disk may exceed memory: this number of rows is read.
 _ROWS_READ = 3
 
 
 def fingerprint(part: Any) -> str:
-  """Returns the SHA-256 of what a part is made of, in hexadecimal.
+  """Returns the SHA-256 of a part of a run, in hexadecimal.
 
   Args:
     part: a function, an array, a number, or tuples, dictionaries and
@@ -49,30 +49,30 @@ def fingerprint(part: Any) -> str:
 def check(
   before: Mapping[str, Any], now: Mapping[str, str], of: str, place: str
 ) -> None:
-  """Raises InputError where a part of a run is made otherwise than before.
+  """Raises InputError where a part of a run has changed.
 
   Args:
-    before: name of a part -> its fingerprint, as JSON had it; one that is not
-      there is not compared.
-    now: the same, here.
-    of: what a message calls the run.
-    place: what may be chosen anew, a folder or a workdir.
+    before: the fingerprints of parts by name, from JSON; parts without one are
+      not compared.
+    now: the present fingerprints of all parts by name.
+    of: the words for the run in messages, such as 'of the run in folder'.
+    place: the word for its location, 'folder' or 'workdir'.
   """
   for name, sha256 in now.items():
     if before.get(name, sha256) != sha256:
       raise InputError(
         f'{name}: its functions, or numbers that they use, are not those {of};'
-        f' bring them back, or choose a new {place}'
+        f' restore them, or choose a new {place}'
       )
 
 
 def _pieces(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
-  """Yields all that counts of a value.
+  """Yields the bytes of a value and its parts, to be hashed.
 
   Args:
-    value: any.
-    seen: by `id`, number and value of what was yielded before; functions may
-      hold each other.
+    value: any value.
+    seen: the number and the value of every earlier part, by its `id`, since
+      functions may refer to each other.
   """
   if isinstance(value, _PLAIN):
     yield f'{type(value).__name__} {value!r}'.encode()
@@ -80,14 +80,14 @@ def _pieces(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
   if id(value) in seen:
     yield f'again {seen[id(value)][0]}'.encode()
     return
-  seen[id(value)] = len(seen), value  # Held, or another may get its id.
+  seen[id(value)] = len(seen), value  # A reference: no other part gets its id.
   yield type(value).__qualname__.encode()
   for part in _parts(value):
     yield from _pieces(part, seen)
 
 
 def _parts(value: Any) -> Any:
-  """Returns what a value is made of, in an order that is always the same."""
+  """Returns the parts of a value in a reproducible order."""
   if isinstance(value, (np.ndarray, np.generic, jax.Array, RowsOnDisk)):
     return _of_array(value)
   match value:
@@ -113,7 +113,7 @@ def _parts(value: Any) -> Any:
 
 
 def _of_array(value: Any) -> list[Any]:
-  """Returns type, shape and values of an array; keys are arrays too."""
+  """Returns the shape and a digest of an array; PRNG keys are arrays too."""
   if isinstance(value, jax.core.Tracer):
     return [str(value.aval)]
   shape = [int(size) for size in value.shape]
@@ -130,7 +130,7 @@ def _of_array(value: Any) -> list[Any]:
 
 
 def _of_function(function: Any) -> list[Any]:
-  """Returns name, defaults and closure; of a person's own code and globals."""
+  """Returns name, defaults and closure; of user code also code and globals."""
   if not isinstance(function, types.FunctionType):
     return _of_object(function)
   found = [
@@ -148,9 +148,10 @@ def _of_function(function: Any) -> list[Any]:
 
 
 def _content(cell: Any) -> Any:
+  """Returns the value of a closure's cell, None where it has none yet."""
   try:
     return cell.cell_contents
-  except ValueError:  # It is empty yet.
+  except ValueError:
     return None
 
 
@@ -163,7 +164,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _of_class(value: type) -> list[Any]:
-  """Returns the name of a class; of a person's own what it defines too."""
+  """Returns the name of a class; of user code also its bases and members."""
   name = f'{value.__module__}.{value.__qualname__}'
   if not is_own_object(value):
     return [name]
@@ -177,7 +178,7 @@ def _of_class(value: type) -> list[Any]:
 
 
 def _of_object(value: Any) -> list[Any]:
-  """Returns the class of an object, and what it has."""
+  """Returns the class of an object, and its fields or attributes."""
   if isinstance(value, types.BuiltinFunctionType):
     return [value.__module__, value.__qualname__]
   found: list[Any] = [type(value)]

@@ -1,4 +1,4 @@
-"""A sweep's table and picture."""
+"""Writes the table and the picture of a sweep."""
 
 from collections.abc import Sequence
 import pathlib
@@ -12,11 +12,11 @@ from fedavg_jax.runs.grid_jobs import Job
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.targets import Measure
 
-_MOST_CURVES = 20  # In one picture.
+_MOST_CURVES = 20  # More are not distinguishable in one picture.
 
 
 def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
-  """Prints the table and writes it and the picture beside the runs."""
+  """Prints the table, and writes it and the picture to the sweep's folder."""
   runs: dict[str, list[compare.Run]] = {}
   for job in jobs:
     runs.setdefault(job.name, []).append(compare.read_run(job.folder))
@@ -49,7 +49,7 @@ def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
 
 
 def _merit(rows, target, measure: Measure) -> tuple[float, float, float]:
-  """Less is better: seeds that diverged, rounds to the target, the best."""
+  """Returns a sort key, best first: diverged seeds, rounds to target, best."""
   diverged = float(sum(row['status'] == 'diverged' for row in rows))
   best = -measure.score(float(np.mean([row['best'] for row in rows])))
   reached = [
@@ -59,6 +59,7 @@ def _merit(rows, target, measure: Measure) -> tuple[float, float, float]:
 
 
 def _table(rows, target, best, measure: Measure) -> str:
+  """Formats the settings as a table in Markdown, and marks the best one."""
   head = ['setting', 'seeds', f'best {measure.name}: mean', 'lowest', 'highest']
   if target:
     head += [f'rounds to {target:g}: median', 'reached by']

@@ -1,4 +1,4 @@
-"""What a run from Python is made of, so that a folder knows it again."""
+"""Identifies a run from Python, to resume only the same run in a folder."""
 
 import pathlib
 import platform
@@ -11,17 +11,17 @@ from fedavg_jax.runs import provenance
 from fedavg_jax.runs.fingerprint import check
 from fedavg_jax.runs.fingerprint import fingerprint
 
-# Of functions, where nothing else has changed: their forms are each version's.
+# Hashes of functions depend on these versions: others are not compared.
 _CODE, _VERSIONS = 'code_sha256', 'versions'
 _PACKAGES = 'jax', 'flax', 'optax'
 
 
 def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
-  """Returns as JSON what must be the same where a run continues.
+  """Returns as JSON all that must be equal when a run resumes.
 
   Args:
-    simulation: that is run.
-    keep_best: whether the best model is kept.
+    simulation: the simulation of the run.
+    keep_best: whether the best model is saved.
   """
   task, federation, trained, _, _ = simulation.parts
   sweep = simulation.sweep
@@ -55,6 +55,7 @@ def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+  """Returns the versions on which the hashes of functions depend."""
   return {
     'python': '.'.join(platform.python_version_tuple()[:2]),
     **{name: provenance.version(name) for name in _PACKAGES},
@@ -62,17 +63,17 @@ def _versions() -> dict[str, str]:
 
 
 def check_same(before: Any, now: dict[str, Any], path: pathlib.Path) -> None:
-  """Raises InputError where a folder is of a run that was made otherwise.
+  """Raises InputError where the run of a folder is another one.
 
   Args:
-    before: of `made_of`, when the run began.
-    now: of `made_of`, here.
-    path: of the folder.
+    before: the result of `made_of` when the run began.
+    now: the present result of `made_of`.
+    path: the path of the folder.
   """
   if not isinstance(before, dict):
     raise InputError(
-      f'folder = {path}: has a run of `train` or of the command, which'
-      ' continue it; choose a new folder'
+      f'folder = {path}: contains a run of `train` or of the command,'
+      ' which resume it; choose a new folder'
     )
   for name, value in now.items():
     if name in (_CODE, _VERSIONS) or before.get(name) == value:
@@ -80,7 +81,7 @@ def check_same(before: Any, now: dict[str, Any], path: pathlib.Path) -> None:
     if name in ('clients', 'test'):
       raise InputError(
         f'{name}: their examples are not those of the run in folder = {path};'
-        ' bring them back, or choose a new folder'
+        ' restore them, or choose a new folder'
       )
     raise InputError(
       f'{name} = {value!r}: was {before.get(name)!r} in folder = {path}; set it'
@@ -89,6 +90,6 @@ def check_same(before: Any, now: dict[str, Any], path: pathlib.Path) -> None:
   if before.get(_VERSIONS) != now[_VERSIONS]:
     return
   found = before.get(_CODE)
-  # One that is missing is another one.
+  # A missing hash differs.
   found = dict.fromkeys(now[_CODE]) | (found if isinstance(found, dict) else {})
   check(found, now[_CODE], f'of the run in folder = {path}', 'folder')

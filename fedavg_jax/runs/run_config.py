@@ -116,8 +116,8 @@ class RunConfig(Options):
     ANYTHING,
     'Comma-separated metrics of the evaluation, such as'
     f' {", ".join(choices.METRICS)}, top_5; the first decides the target, the'
-    ' best checkpoint and sweeps. Empty: accuracy and loss for cross entropy, the'
-    ' mean loss for another loss.',
+    ' best checkpoint and sweeps. Empty: accuracy and loss for cross entropy,'
+    ' the mean loss for another loss.',
   )
 
   partition: str = option(
@@ -139,8 +139,8 @@ class RunConfig(Options):
   alpha: float = option(
     0.5,
     between(1e-30, 1e30),
-    "Concentration of partitions 'dirichlet' and 'inner_dirichlet'; the smaller,"
-    ' the more skewed.',
+    "Concentration of partitions 'dirichlet' and 'inner_dirichlet'; the"
+    ' smaller, the more skewed.',
   )
   min_size: int = option(
     10,
@@ -191,8 +191,8 @@ class RunConfig(Options):
     0.0,
     BELOW_ONE,
     "Fraction of every client's examples moved to a validation set, which then"
-    ' decides the target, the best checkpoint and sweeps; the test set is used once, at'
-    ' the end. 0: no validation set.',
+    ' decides the target, the best checkpoint and sweeps; the test set is used'
+    ' once, at the end. 0: no validation set.',
   )
   holdout_fraction: float = option(
     0.0,

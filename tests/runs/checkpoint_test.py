@@ -133,7 +133,7 @@ def test_a_damaged_one_is_reported_and_the_one_before_used(
   assert_same(checkpoint.restore(found, tree(0)), tree(1))
   (warning,) = [r for r in caplog.records if r.name == 'absl']
   message = warning.getMessage()
-  assert 'checkpoints/2: damaged, the one before is used' in message
+  assert 'checkpoints/2: damaged, using the previous one' in message
   assert '\n' not in message
   # It is kept aside, and its number is free again.
   checkpoints.save(2, tree(2), {'round': 2}, None)
