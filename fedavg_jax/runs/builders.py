@@ -78,13 +78,13 @@ def prepare(cfg: RunConfig, given: Given = NOTHING) -> Prepared:
   """
   own_parts.import_all(cfg)
   dataset = given.dataset or own_parts.load_dataset(cfg)
-  own = population.build_population(cfg, dataset)
+  divided = population.build_population(cfg, dataset)
   loss = given.loss or own_parts.loss(cfg, dataset)
   prepared = Prepared(
     dataset=dataset,
-    clients=own.clients,
-    held=own.held,
-    validation=own.validation,
+    clients=divided.clients,
+    held=divided.held,
+    validation=divided.validation,
     model=given.model or build_model(cfg, dataset),
     loss=loss,
     metrics=given.metrics or own_parts.metrics(cfg, dataset, loss),
@@ -106,8 +106,8 @@ def _check_targets(cfg: RunConfig, prepared: Prepared) -> None:
   first = task.metrics[0]
   if cfg.target_accuracy and first.lower_is_better:
     raise InputError(
-      f'target_accuracy = {cfg.target_accuracy}: must be 0, since smaller'
-      ' values of the first metric are better; set target instead'
+      f'target_accuracy = {cfg.target_accuracy}: must be 0 where smaller is'
+      ' better, as in the first metric here; set target instead'
     )
   if cfg.target and first.most == 1 and not 0 <= cfg.target <= 1:
     raise InputError(

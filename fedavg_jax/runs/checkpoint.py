@@ -42,7 +42,7 @@ _UNREADABLE = frozenset(
   )
 )
 # The most bytes that names, shapes and JSON of a checkpoint need.
-_BESIDE_ARRAYS = 2**17
+_METADATA_BYTES = 2**17
 _NUMBER = re.compile(r'0|[1-9]\d{0,9}')
 # Parts of the names of folders being written, and being deleted.
 _ORBAX_PART, _DELETED = '.orbax-checkpoint-tmp', '.deleted'
@@ -69,7 +69,7 @@ class Checkpoints:
 
     Args:
       workdir: the folder of the run.
-      keep: the number of latest checkpoints that are kept.
+      keep: the number of latest checkpoints to keep, besides the best one.
     """
     self._folder = workdir.resolve() / FOLDER
     self._keep = keep
@@ -85,7 +85,7 @@ class Checkpoints:
       number: the round.
       tree: a pytree of arrays; `load_params` loads the model under 'params'.
       metadata: JSON to save with it.
-      score: the result of the model's test, larger is better; None without.
+      score: the result of the model's test, larger is better, or None.
 
     Raises:
       OSError: it cannot be written, for example because the disk is full.
@@ -234,7 +234,7 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
 
   >>> import tempfile
   >>> import fedavg_jax as fa
-  >>> with tempfile.TemporaryDirectory() as workdir:  # As of `fa.train`.
+  >>> with tempfile.TemporaryDirectory() as workdir:  # In the place of a run.
   ...   checkpoints = Checkpoints(pathlib.Path(workdir), keep=1)
   ...   tree = {'params': {'dense': {'kernel': np.zeros((3, 2))}}}
   ...   checkpoints.save(1, tree, metadata={}, score=None)
@@ -296,7 +296,7 @@ def bytes_needed(tree: Any, number: int) -> int:
 
 def _check_room(folder: pathlib.Path, num_bytes: int) -> None:
   """Raises OSError where a disk has no space for a checkpoint."""
-  if shutil.disk_usage(folder).free < num_bytes + _BESIDE_ARRAYS:
+  if shutil.disk_usage(folder).free < num_bytes + _METADATA_BYTES:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
@@ -306,7 +306,7 @@ def _one_error() -> Iterator[None]:
   verbosity, hook = logging.get_verbosity(), sys.excepthook
   try:
     logging.set_verbosity(logging.FATAL)
-    # Storage prints through it the errors of its threads.
+    # Storage prints the errors of its threads through this hook.
     sys.excepthook = lambda *raised: None
     yield
     sys.excepthook = hook
@@ -412,8 +412,8 @@ def _check_readable(path: pathlib.Path, error: Exception) -> None:
   for file in sorted(path.rglob('*')):
     try:
       if file.is_file():
-        with open(file, 'rb') as own:
-          own.read(1)
+        with open(file, 'rb') as content:
+          content.read(1)
     except OSError as unreadable:
       if unreadable.errno in _UNREADABLE:
         raise unreadable from error

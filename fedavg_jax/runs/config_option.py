@@ -206,18 +206,18 @@ def checked_free(name: str, value: Any) -> dict[str, Any]:
   if not isinstance(value, Mapping):
     raise InputError(f'{name} = {value!r}: must be a dictionary')
   found = {}
-  for key, own in value.items():
+  for key, entry in value.items():
     if not isinstance(key, str) or not key.isidentifier():
       raise InputError(f'{name}: has the key {key!r}, must have names')
-    if isinstance(own, Mapping):
-      own = checked_free(f'{name}.{key}', own)
-    elif not _is_plain(own):
+    if isinstance(entry, Mapping):
+      entry = checked_free(f'{name}.{key}', entry)
+    elif not _is_plain(entry):
       raise InputError(
-        f'{name}.{key} = {own!r}: must be a finite number, a text, or a list of'
-        ' these'
+        f'{name}.{key} = {entry!r}: must be a finite number, a text, or a list'
+        ' of these'
       )
-    if own != {}:
-      found[key] = _lists(own)
+    if entry != {}:
+      found[key] = _lists(entry)
   return found
 
 

@@ -102,8 +102,8 @@ def local_address(host: str) -> str | None:
     if loops and host not in ('localhost', address):
       continue
     with contextlib.suppress(OSError):
-      with socket.socket(family, kind, protocol) as own:
-        own.bind((address, 0))
+      with socket.socket(family, kind, protocol) as listener:
+        listener.bind((address, 0))
       return f'[{address}]' if ':' in address else address
   return None
 

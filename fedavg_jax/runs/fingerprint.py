@@ -168,13 +168,13 @@ def _of_class(value: type) -> list[Any]:
   name = f'{value.__module__}.{value.__qualname__}'
   if not is_own_object(value):
     return [name]
-  own = {
+  members = {
     name: found
     for name, found in vars(value).items()
     if isinstance(found, types.FunctionType)
     or (isinstance(found, _PLAIN) and not name.startswith('__'))
   }
-  return [name, value.__bases__, own]
+  return [name, value.__bases__, members]
 
 
 def _of_object(value: Any) -> list[Any]:

@@ -82,22 +82,22 @@ def check(
 
 
 def named(cfg: RunConfig, given: Given) -> RunConfig:
-  """Returns settings that have the names of what was given.
+  """Returns a config with the names of the given objects.
 
   Raises:
-    InputError: they name something from Python that was not given.
+    InputError: the config names an object from Python that was not given.
   """
-  for part, own in given._asdict().items():
-    text = getattr(cfg, part)
-    if own is None and references.is_from_python(text):
+  for name, part in given._asdict().items():
+    text = getattr(cfg, name)
+    if part is None and references.is_from_python(text):
       raise InputError(
-        f'{part} = {text!r}: was given from Python; must be given again, as'
-        f' fedavg_jax.train(config, workdir, {part}=...)'
+        f'{name} = {text!r}: was given from Python; must be given again, as'
+        f' fedavg_jax.train(config, workdir, {name}=...)'
       )
   names = {
-    part: references.from_python(name_of(own))
-    for part, own in given._asdict().items()
-    if own is not None
+    name: references.from_python(name_of(part))
+    for name, part in given._asdict().items()
+    if part is not None
   }
   return cfg.replace(names) if names else cfg
 
@@ -114,8 +114,10 @@ def name_of(part: Any) -> str:
   if not isinstance(part, (Model, Algorithm)) and isinstance(part, tuple):
     return ', '.join(map(name_of, part))
   functions = list(_functions(part, set()))
-  own = [function for function in functions if is_own_object(_made(function))]
-  makers = list(dict.fromkeys(map(_maker, own or functions)))
+  custom = [
+    function for function in functions if is_own_object(_made(function))
+  ]
+  makers = list(dict.fromkeys(map(_maker, custom or functions)))
   # All parts have the defaults of the contracts.
   ours = [
     name
@@ -123,7 +125,7 @@ def name_of(part: Any) -> str:
     if name.startswith(f'{_OURS}.')
     and not name.startswith(f'{_OURS}.contracts')
   ]
-  return ', '.join(makers if own else ours or makers[:1])
+  return ', '.join(makers if custom else ours or makers[:1])
 
 
 def _functions(part: Any, seen: set[int]) -> Iterator[Callable]:

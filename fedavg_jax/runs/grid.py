@@ -69,16 +69,16 @@ def run_sweep(
   check_data(_with_earlier(planned, workdir, base), _check_model)
   workdir.mkdir(parents=True, exist_ok=True)
   try:
-    held = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
+    lock = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
   except filelock.Timeout:
     raise InputError(
       f'workdir = {workdir}: is in use by another process'
     ) from None
   with (
-    held,
+    lock,
     contextlib.closing(
       HeldFile(workdir.resolve() / '.lock', f'workdir = {workdir}')
-    ) as own,
+    ) as lock_file,
   ):
     # Another command may have changed the folder before the lock.
     jobs = _with_earlier(planned, workdir, base)
@@ -88,12 +88,14 @@ def run_sweep(
       'runs': [job.key for job in jobs],
     }
     write_text(workdir / MARK, json.dumps(content, indent=1) + '\n')
-    _run_all(jobs, workdir, own)
+    _run_all(jobs, workdir, lock_file)
     report(jobs, workdir)
   return jobs
 
 
-def _run_all(jobs: list[Job], workdir: pathlib.Path, own: HeldFile) -> None:
+def _run_all(
+  jobs: list[Job], workdir: pathlib.Path, lock_file: HeldFile
+) -> None:
   """Trains the runs that have not ended, one group after another.
 
   Raises:
@@ -101,7 +103,7 @@ def _run_all(jobs: list[Job], workdir: pathlib.Path, own: HeldFile) -> None:
   """
   with stop_on_signals() as stop:
     while group := next_group(jobs, workdir):
-      own.check()
+      lock_file.check()
       done = sum(map(is_over, jobs))
       say(
         f'{done} of {len(jobs)} runs are finished; next: seed'
@@ -109,12 +111,12 @@ def _run_all(jobs: list[Job], workdir: pathlib.Path, own: HeldFile) -> None:
       )
       with contextlib.suppress(StoppedError):  # Raised below, for the sweep.
         if len(group) > 1 or parts_of(group[0], workdir).exists():
-          train_together(group, workdir, own.check)
+          train_together(group, workdir, lock_file.check)
         else:
           # Divergence of one setting is a result of the sweep.
           with contextlib.suppress(DivergedError):
             train.train(group[0].cfg, group[0].folder)
-      own.check()
+      lock_file.check()
       if stop():
         raise StoppedError(
           f'{sum(map(is_over, jobs))} of {len(jobs)} runs are finished, the'

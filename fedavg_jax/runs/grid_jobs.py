@@ -218,8 +218,8 @@ def check_data(
     if text in divided:
       continue
     divided.add(text)
-    own = json.dumps(cfg.options.get('dataset'), sort_keys=True)
-    source = cfg.dataset, cfg.data_dir, own
+    options = json.dumps(cfg.options.get('dataset'), sort_keys=True)
+    source = cfg.dataset, cfg.data_dir, options
     if source not in data:
       data[source] = own_parts.load_dataset(cfg)
     clients = population.build_population(cfg, data[source]).clients

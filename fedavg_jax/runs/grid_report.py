@@ -23,8 +23,8 @@ def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
   target = jobs[0].cfg.ends_at
   measure = runs[jobs[0].name][0].measure
   rows = {
-    name: [compare.row(run, target) for run in own]
-    for name, own in runs.items()
+    name: [compare.row(run, target) for run in seeds]
+    for name, seeds in runs.items()
   }
   best = min(rows, key=lambda name: _merit(rows[name], target, measure))
   if np.isfinite(_merit(rows[best], target, measure)[1]) and target:
@@ -65,20 +65,20 @@ def _table(rows, target, best, measure: Measure) -> str:
     head += [f'rounds to {target:g}: median', 'reached by']
   head += ['diverged', '']
   lines = [head, ['---'] * len(head)]
-  for name, own in rows.items():
-    values = [row['best'] for row in own]
+  for name, seeds in rows.items():
+    values = [row['best'] for row in seeds]
     cells = [
       name,
-      f'{len(own)}',
+      f'{len(seeds)}',
       measure.show(float(np.mean(values))),
       measure.show(min(values)),
       measure.show(max(values)),
     ]
     if target:
-      median = _merit(own, target, measure)[1]
-      reached = sum(row['to_target'] is not None for row in own)
+      median = _merit(seeds, target, measure)[1]
+      reached = sum(row['to_target'] is not None for row in seeds)
       cells += [f'{median:g}' if np.isfinite(median) else '—', f'{reached}']
-    diverged = sum(row['status'] == 'diverged' for row in own)
+    diverged = sum(row['status'] == 'diverged' for row in seeds)
     cells += [f'{diverged}' if diverged else '', '*' if name == best else '']
     lines.append(cells)
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)

@@ -53,10 +53,10 @@ def _algorithm(jobs: Sequence[Job]):
   }
 
   def algorithm(number):
-    own = {
+    numbers = {
       key: column[number.astype(jnp.int32)] for key, column in columns.items()
     }
-    return builders.build_algorithm(jobs[0].cfg.replace(own))
+    return builders.build_algorithm(jobs[0].cfg.replace(numbers))
 
   return algorithm
 
@@ -181,21 +181,21 @@ def _add_line(cfg, simulation, record, g, lines, measure) -> str:
   """Appends the line of run g; returns why the run ended, '' if it has not."""
   finite = bool(record.finite[g])
 
-  def own(value):
+  def of_run(value):
     return None if value is None else np.asarray(value)[g].item()
 
-  mine = record._replace(
+  run_record = record._replace(
     **{
-      name: own(getattr(record, name))
+      name: of_run(getattr(record, name))
       for name in ('train_loss', 'examples', 'skipped', 'finite')
     },
-    info={name: own(value) for name, value in record.info.items()},
-    coded=own(record.coded),
+    info={name: of_run(value) for name, value in record.info.items()},
+    coded=of_run(record.coded),
     # A round that is not finite did not change the model.
-    test={n: own(value) for n, value in record.test.items() if finite},
+    test={n: of_run(value) for n, value in record.test.items() if finite},
     seconds=record.seconds / len(record.finite),
   )
-  lines.append(summary.to_line(mine, simulation.planner, cfg.measured_on))
+  lines.append(summary.to_line(run_record, simulation.planner, cfg.measured_on))
   if not finite:
     return 'diverged'
   if measure.reached(lines[-1], cfg.ends_at):
@@ -224,7 +224,7 @@ def _write_run(job, prepared, simulation, history, last, g, measure) -> None:
     folder.line(line)
     diverged = status == 'diverged'
     value = None if diverged else measure.of(line)
-    beside = {
+    metadata = {
       'round': line['round'] - diverged,
       'lanes': simulation.planner.lanes,
       'metrics': seal if diverged else folder.seal(),
@@ -233,7 +233,7 @@ def _write_run(job, prepared, simulation, history, last, g, measure) -> None:
       round=line['round'] - diverged,
       state=state,
       client_states=client_states,
-      beside=lambda: beside,
+      beside=lambda: metadata,
       score=None if value is None else measure.score(value),
     )
     with contextlib.closing(

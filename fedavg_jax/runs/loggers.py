@@ -74,9 +74,9 @@ class _TensorBoard:
 
     proto: Any = event_pb2  # Its classes are made at import.
     self._event, self._scalar = proto.Event, summary.scalar
-    own = folder / 'tensorboard'
-    own.mkdir(exist_ok=True)
-    self._file = event_file_writer.EventsWriter(str(own / 'events'))
+    events = folder / 'tensorboard'
+    events.mkdir(exist_ok=True)
+    self._file = event_file_writer.EventsWriter(str(events / 'events'))
     self._flushed = time.monotonic()
     # Later rounds of the interrupted run are superseded.
     done = before[-1]['round'] + 1 if before else 0

@@ -98,14 +98,14 @@ def _metrics_of(
   from fedavg_jax.contracts import metrics as ready_made
 
   if references.is_reference(word):
-    own = _call(cfg, 'metrics', Sequence, dataset)
-    own = [own] if isinstance(own, ready_made.Metric) else list(own)
-    if not own or not all(isinstance(m, ready_made.Metric) for m in own):
+    found = _call(cfg, 'metrics', Sequence, dataset)
+    found = [found] if isinstance(found, ready_made.Metric) else list(found)
+    if not found or not all(isinstance(m, ready_made.Metric) for m in found):
       raise InputError(
-        f'metrics = {cfg.metrics!r}: returns {own!r:.80}, must return a Metric,'
-        ' or several'
+        f'metrics = {cfg.metrics!r}: returns {found!r:.80}, must return a'
+        ' Metric, or several'
       )
-    return own
+    return found
   if top := metric_words.TOP.fullmatch(word):
     return [ready_made.top_k(int(top[1]))]
   if word == 'loss' and loss is not losses.cross_entropy:

@@ -343,7 +343,7 @@ class RunConfig(Options):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    # In a sweep values are traced; each of its runs was checked before.
+    # A sweep traces values, and has checked the config of each run before.
     if not any(rules.is_traced(value) for _, value in flatten(self)):
       contradictions.check(self)
 
@@ -367,7 +367,7 @@ class RunConfig(Options):
     >>> RunConfig().replace({'client.epochs': 1, 'rounds': 9}).client.epochs
     1
     """
-    own = {key: value for key, value in changes.items() if '.' not in key}
+    new = {key: value for key, value in changes.items() if '.' not in key}
     for field in filter(is_section, fields(self)):
       inner = {
         key.removeprefix(f'{field.name}.'): value
@@ -375,10 +375,10 @@ class RunConfig(Options):
         if key.startswith(f'{field.name}.')
       }
       now = getattr(self, field.name)
-      own[field.name] = dataclasses.replace(now, **inner)
+      new[field.name] = dataclasses.replace(now, **inner)
     for field in filter(is_free, fields(self)):
-      own[field.name] = _merged(getattr(self, field.name), changes, field.name)
-    return dataclasses.replace(self, **own)
+      new[field.name] = _merged(getattr(self, field.name), changes, field.name)
+    return dataclasses.replace(self, **new)
 
 
 def _merged(
