@@ -69,7 +69,7 @@ class Checkpoints:
 
     Args:
       workdir: the folder of the run.
-      keep: the number of latest checkpoints to keep, besides the best one.
+      keep: the number of latest checkpoints to keep, in addition to the best.
     """
     self._folder = workdir.resolve() / FOLDER
     self._keep = keep

@@ -138,9 +138,7 @@ def train_together(
         _write_run(job, prepared, simulation, history, last, g, measure)
   check()
   shutil.rmtree(folder)
-  with contextlib.suppress(
-    OSError
-  ):  # It is not empty while other groups use it.
+  with contextlib.suppress(OSError):  # Other groups may use it.
     folder.parent.rmdir()
 
 

@@ -11,7 +11,7 @@ from fedavg_jax.runs import provenance
 from fedavg_jax.runs.fingerprint import check
 from fedavg_jax.runs.fingerprint import fingerprint
 
-# Hashes of functions depend on these versions: others are not compared.
+# Hashes of functions are compared only if these versions are equal.
 _CODE, _VERSIONS = 'code_sha256', 'versions'
 _PACKAGES = 'jax', 'flax', 'optax'
 
