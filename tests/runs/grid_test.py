@@ -389,7 +389,7 @@ def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
   ('values', 'seeds', 'words'),
   [
     ({'client.rate': ['1']}, 1, '--grid client.rate: unknown key'),
-    ({'cpu_devices': ['1', '2']}, 1, '--grid cpu_devices: a process has its'),
+    ({'cpu_devices': ['1', '2']}, 1, '--grid cpu_devices: a process cannot'),
     ({'client': ['1']}, 1, '--grid client: unknown key'),
     ({'seed': ['1', '2']}, 1, 'those of --seeds'),
     ({'rounds': ['many']}, 1, '--grid rounds=many: must be of type int'),

@@ -312,7 +312,7 @@ def test_the_best_model_is_loaded_from_a_folder(uneven_examples, tmp_path):
     result.best.variables,
   )
   fa.run(simulation, rounds=1, folder=tmp_path / 'none')
-  with pytest.raises(FileNotFoundError, match='keeps it with keep_best=True'):
+  with pytest.raises(FileNotFoundError, match='saves it with keep_best=True'):
     fa.load_params(tmp_path / 'none', best=True)
 
 
