@@ -274,8 +274,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Number of latest checkpoints to keep, in addition to the best one.
   config.checkpoint.keep = 3
 
-  # Keyword arguments of your functions, such as config.options.model.width =
-  # 64; see docs/bring_your_own.md.
+  # Arguments of your functions, such as config.options.model.width = 64; see
+  # docs/bring_your_own.md.
   config.options = ml_collections.ConfigDict(
     {'dataset': {}, 'model': {}, 'algorithm': {}, 'loss': {}, 'metrics': {}}
   )

@@ -337,8 +337,8 @@ class RunConfig(Options):
   )
   checkpoint: CheckpointConfig = section(CheckpointConfig)
   options: dict[str, Any] = free(
-    'Keyword arguments of your functions, such as config.options.model.width ='
-    ' 64; see docs/bring_your_own.md.'
+    'Arguments of your functions, such as config.options.model.width = 64; see'
+    ' docs/bring_your_own.md.'
   )
 
   def __post_init__(self) -> None:
