@@ -33,9 +33,9 @@ def get_config() -> ml_collections.ConfigDict:
   # cnn, cnn_torch, cifar_cnn, char_lstm, word_lstm.
   config.model = '2nn'
 
-  # Computation of convolutions: 'auto' (the fastest of these for the device) |
-  # 'canonical' (plain NHWC forms, for CPU) | 'patches' (one batched matrix
-  # product, for accelerators) | 'lax' (XLA's convolution).
+  # Computation of convolutions: 'auto' ('canonical' on CPU, else 'patches') |
+  # 'canonical' (plain NHWC forms) | 'patches' (one batched matrix product) |
+  # 'lax' (XLA's convolution).
   config.convolution = 'auto'
 
   # dtype of matrix products and convolutions: 'float32' | 'bfloat16' (weights
@@ -200,7 +200,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Median client's upload rate in Mbit/s; 0: uploads take no time.
   config.clock.megabits_up = 0.0
 
-  # Sigma of the log-normal download and upload rates; 0: all are equal.
+  # Sigma of the log-normal download and upload rates; 0: all clients have equal
+  # ones.
   config.clock.bandwidth_spread = 0.0
 
   # Simulated seconds after which a client is a straggler; 0: no deadline.

@@ -109,7 +109,8 @@ class ClockConfig(Options):
   bandwidth_spread: float = option(
     0.0,
     between(*clock.SPREAD),
-    'Sigma of the log-normal download and upload rates; 0: all are equal.',
+    'Sigma of the log-normal download and upload rates; 0: all clients have'
+    ' equal ones.',
   )
   deadline: float = option(
     0.0,

@@ -96,9 +96,9 @@ class RunConfig(Options):
   convolution: str = option(
     'auto',
     one_of(choices.CONVOLUTIONS),
-    "Computation of convolutions: 'auto' (the fastest of these for the device)"
-    " | 'canonical' (plain NHWC forms, for CPU) | 'patches' (one batched matrix"
-    " product, for accelerators) | 'lax' (XLA's convolution).",
+    "Computation of convolutions: 'auto' ('canonical' on CPU, else 'patches') |"
+    " 'canonical' (plain NHWC forms) | 'patches' (one batched matrix product) |"
+    " 'lax' (XLA's convolution).",
   )
   precision: str = option(
     'float32',
