@@ -17,8 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
   # words, stored.
   config.dataset = 'digits'
 
-  # Folder or file of the data; empty: searched in $FEDAVG_DATA, then
-  # downloaded.
+  # Folder or file of the data; empty: $FEDAVG_DATA, then a download.
   config.data_dir = ''
 
   # Scaling of pixels: 'unit' ([0, 1]) | 'standard' (mean 0, std 1 over the
@@ -60,12 +59,10 @@ def get_config() -> ml_collections.ConfigDict:
   # (the clients of the data set).
   config.partition = 'shards'
 
-  # Shards that each client gets in partition 'shards'; with 2, most clients
-  # have two labels.
+  # Shards per client in 'shards'; 2 give about two labels.
   config.shards_per_client = 2
 
-  # Concentration of partitions 'dirichlet' and 'inner_dirichlet'; the smaller,
-  # the more skewed.
+  # Concentration of 'dirichlet' and 'inner_dirichlet'; small is skewed.
   config.alpha = 0.5
 
   # Fewest examples of a client in partition 'dirichlet', and in 'few_labels'
@@ -76,7 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
   # n/K examples.
   config.self_balancing = False
 
-  # Labels of each client in partitions 'pathological' and 'few_labels'.
+  # Labels per client in 'pathological' and 'few_labels'.
   config.classes_per_client = 2
 
   # Labels of client i in partitions 'pathological' and 'few_labels': 'random' |
@@ -91,11 +88,10 @@ def get_config() -> ml_collections.ConfigDict:
   # which may leave examples unassigned in 'few_labels'.
   config.sizes = 'equal'
 
-  # Exponent of sizes 'power_law', sigma of sizes 'log_normal'.
+  # Exponent of 'power_law', sigma of 'log_normal'.
   config.size_skew = 1.0
 
-  # K: number of clients; 0: those of the data set, as partition 'natural'
-  # needs.
+  # K: number of clients; 0: as many as the data set has.
   config.num_clients = 50
 
   # Fraction of every client's examples moved to a validation set, which then
@@ -110,18 +106,17 @@ def get_config() -> ml_collections.ConfigDict:
   # C: a cohort has max(int(C * K), 1) clients; 0 is one client.
   config.client_fraction = 0.5
 
-  # Fraction of the clients that are unavailable, drawn anew every round.
+  # Fraction of clients that are unavailable in a round.
   config.unavailable_fraction = 0.0
 
-  # CSV file of the rounds in which clients are available, with the columns
-  # client, first and last round; empty: always.
+  # CSV file of availability: client, first and last round; empty: always.
   config.availability_trace = ''
 
   # Probability of drawing client k: 'uniform' | 'examples' (in proportion to
   # n_k, its number of examples; use weighting 'uniform' with it).
   config.sampling = 'uniform'
 
-  # Mean fraction of a cohort that completes only a part of its local work.
+  # Mean fraction of a cohort that does partial work.
   config.straggler_fraction = 0.0
 
   # Work that a straggler completes, drawn uniformly: 'minibatches' (1 to all
@@ -220,8 +215,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Rounds between two tests on the clients' held-out examples; 0: no tests.
   config.client_eval_every = 0
 
-  # Local epochs of fine-tuning, after which each client is tested a second
-  # time; 0: no fine-tuning.
+  # Local epochs before a second test of each client; 0: no fine-tuning.
   config.finetune_epochs = 0
 
   # Test accuracy at which the run ends; 0: after all rounds.
@@ -231,37 +225,32 @@ def get_config() -> ml_collections.ConfigDict:
   # smaller is better; 0: after all rounds.
   config.target = 0.0
 
-  # Seed of the partition, initial weights, cohorts and orders of examples.
+  # Seed of partition, initial weights, cohorts and orders.
   config.seed = 0
 
-  # Lanes, which are clients that train at the same time, on all devices
-  # together; 0: automatic.
+  # Clients that train at the same time, on all devices; 0: automatic.
   config.lanes = 0
 
-  # Largest number of examples computed at once; a larger minibatch accumulates
-  # gradients; 0: automatic.
+  # Most examples computed at once; a larger B accumulates; 0: automatic.
   config.micro_batch = 0
 
-  # Largest number of rounds in one compiled call; 0: automatic.
+  # Most rounds in one compiled call; 0: automatic.
   config.rounds_per_call = 0
 
   # Number of virtual CPU devices; 0: one per core.
   config.cpu_devices = 0
 
-  # Location of the training examples: 'device' | 'host' (each cohort's are
-  # streamed to the device).
+  # Location of the examples: 'device' | 'host' (streams each cohort's).
   config.examples_on = 'device'
 
   # Location of the client states, which SCAFFOLD has: 'device' | 'host' |
   # 'disk' (the last two stream each cohort's to the device).
   config.client_states_on = 'device'
 
-  # Comma-separated loggers in addition to metrics.jsonl: csv, tensorboard,
-  # wandb.
+  # Additional loggers, with commas: csv, tensorboard, wandb.
   config.log = ''
 
-  # Whether to draw curves.png, partition.png and clients.png, which takes about
-  # a second per run.
+  # Whether to draw curves.png, partition.png and clients.png (about 1 s).
   config.pictures = True
 
   config.checkpoint = ml_collections.ConfigDict()

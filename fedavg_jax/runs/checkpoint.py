@@ -52,8 +52,7 @@ class Checkpoint(NamedTuple):
   """Holds what was saved after a round.
 
   Attributes:
-    leaves: the leaves of the tree that have elements, in the order of
-      `jax.tree.leaves`.
+    leaves: the nonempty leaves of the tree, in the order of `jax.tree.leaves`.
     metadata: the JSON that was saved with them.
   """
 
@@ -176,14 +175,11 @@ class Checkpoints:
 
 
 def restore(saved: Checkpoint, like: Any) -> Any:
-  """Restores the tree of a checkpoint.
+  """Restores the tree of a checkpoint, with NumPy arrays as leaves.
 
   Args:
     saved: the checkpoint.
     like: a pytree with the structure, shapes and dtypes of the saved one.
-
-  Returns:
-    A pytree of NumPy arrays.
 
   Raises:
     InputError: the checkpoint has other leaves; names the first that differs.
@@ -223,12 +219,10 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
       best test, by the first metric, among the checkpoints that are kept.
 
   Returns:
-    Nested dictionaries of NumPy arrays, for `Model.apply`; the shapes and
-    dtypes are those of the model.
+    Nested dictionaries of NumPy arrays, in the shapes that `Model.init` makes.
 
   Raises:
-    FileNotFoundError: the folder has no checkpoint, or with `best` none of a
-      tested model.
+    FileNotFoundError: no checkpoint, or with `best` none of a tested model.
     InputError: the checkpoint is damaged.
     OSError: it cannot be read now, which does not mean that it is damaged.
 

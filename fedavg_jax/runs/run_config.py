@@ -1,9 +1,8 @@
 """Defines the typed settings of a run: their defaults, meanings and rules.
 
-This is their only source: `configs/default.py` and the help of the command are
-generated from it. `read` turns the config of a file into a `RunConfig`, so that
-the code after it sees no dictionary. Letters are those of McMahan et al.
-(2017).
+`configs/default.py` and the help of the command are generated from them. `read`
+turns the config of a file into a `RunConfig`, so that the code after it sees no
+dictionary. Letters are those of McMahan et al. (2017).
 """
 
 from collections.abc import Iterator
@@ -72,8 +71,7 @@ class RunConfig(Options):
   data_dir: str = option(
     '',
     ANYTHING,
-    'Folder or file of the data; empty: searched in $FEDAVG_DATA, then'
-    ' downloaded.',
+    'Folder or file of the data; empty: $FEDAVG_DATA, then a download.',
   )
   pixels: str = option(
     'unit',
@@ -131,16 +129,12 @@ class RunConfig(Options):
     " 'natural' (the clients of the data set).",
   )
   shards_per_client: int = option(
-    2,
-    at_least(1),
-    "Shards that each client gets in partition 'shards'; with 2, most clients"
-    ' have two labels.',
+    2, at_least(1), "Shards per client in 'shards'; 2 give about two labels."
   )
   alpha: float = option(
     0.5,
     between(1e-30, 1e30),
-    "Concentration of partitions 'dirichlet' and 'inner_dirichlet'; the"
-    ' smaller, the more skewed.',
+    "Concentration of 'dirichlet' and 'inner_dirichlet'; small is skewed.",
   )
   min_size: int = option(
     10,
@@ -155,9 +149,7 @@ class RunConfig(Options):
     ' n/K examples.',
   )
   classes_per_client: int = option(
-    2,
-    at_least(1),
-    "Labels of each client in partitions 'pathological' and 'few_labels'.",
+    2, at_least(1), "Labels per client in 'pathological' and 'few_labels'."
   )
   class_assignment: str = option(
     'random',
@@ -177,15 +169,10 @@ class RunConfig(Options):
     " 'few_labels'.",
   )
   size_skew: float = option(
-    1.0,
-    between(0, 100),
-    "Exponent of sizes 'power_law', sigma of sizes 'log_normal'.",
+    1.0, between(0, 100), "Exponent of 'power_law', sigma of 'log_normal'."
   )
   num_clients: int = option(
-    50,
-    at_least(0),
-    "K: number of clients; 0: those of the data set, as partition 'natural'"
-    ' needs.',
+    50, at_least(0), 'K: number of clients; 0: as many as the data set has.'
   )
   validation_fraction: float = option(
     0.0,
@@ -207,15 +194,12 @@ class RunConfig(Options):
     'C: a cohort has max(int(C * K), 1) clients; 0 is one client.',
   )
   unavailable_fraction: float = option(
-    0.0,
-    BELOW_ONE,
-    'Fraction of the clients that are unavailable, drawn anew every round.',
+    0.0, BELOW_ONE, 'Fraction of clients that are unavailable in a round.'
   )
   availability_trace: str = option(
     '',
     ANYTHING,
-    'CSV file of the rounds in which clients are available, with the columns'
-    ' client, first and last round; empty: always.',
+    'CSV file of availability: client, first and last round; empty: always.',
   )
   sampling: str = option(
     'uniform',
@@ -224,9 +208,7 @@ class RunConfig(Options):
     " n_k, its number of examples; use weighting 'uniform' with it).",
   )
   straggler_fraction: float = option(
-    0.0,
-    between(0, 1),
-    'Mean fraction of a cohort that completes only a part of its local work.',
+    0.0, between(0, 1), 'Mean fraction of a cohort that does partial work.'
   )
   straggler_work: str = option(
     'minibatches',
@@ -271,8 +253,7 @@ class RunConfig(Options):
   finetune_epochs: int = option(
     0,
     between(0, 1000),
-    'Local epochs of fine-tuning, after which each client is tested a second'
-    ' time; 0: no fine-tuning.',
+    'Local epochs before a second test of each client; 0: no fine-tuning.',
   )
   target_accuracy: float = option(
     0.0,
@@ -286,27 +267,21 @@ class RunConfig(Options):
     ' smaller is better; 0: after all rounds.',
   )
   seed: int = option(
-    0,
-    at_least(0),
-    'Seed of the partition, initial weights, cohorts and orders of examples.',
+    0, at_least(0), 'Seed of partition, initial weights, cohorts and orders.'
   )
 
   lanes: int = option(
     0,
     at_least(0),
-    'Lanes, which are clients that train at the same time, on all devices'
-    ' together; 0: automatic.',
+    'Clients that train at the same time, on all devices; 0: automatic.',
   )
   micro_batch: int = option(
     0,
     at_least(0),
-    'Largest number of examples computed at once; a larger minibatch'
-    ' accumulates gradients; 0: automatic.',
+    'Most examples computed at once; a larger B accumulates; 0: automatic.',
   )
   rounds_per_call: int = option(
-    0,
-    between(0, 4096),
-    'Largest number of rounds in one compiled call; 0: automatic.',
+    0, between(0, 4096), 'Most rounds in one compiled call; 0: automatic.'
   )
   cpu_devices: int = option(
     0, between(0, 1024), 'Number of virtual CPU devices; 0: one per core.'
@@ -314,8 +289,7 @@ class RunConfig(Options):
   examples_on: str = option(
     'device',
     one_of(choices.EXAMPLES_ON),
-    "Location of the training examples: 'device' | 'host' (each cohort's are"
-    ' streamed to the device).',
+    "Location of the examples: 'device' | 'host' (streams each cohort's).",
   )
   client_states_on: str = option(
     'device',
@@ -324,16 +298,12 @@ class RunConfig(Options):
     " 'disk' (the last two stream each cohort's to the device).",
   )
   log: str = option(
-    '',
-    ANYTHING,
-    'Comma-separated loggers in addition to metrics.jsonl: csv, tensorboard,'
-    ' wandb.',
+    '', ANYTHING, 'Additional loggers, with commas: csv, tensorboard, wandb.'
   )
   pictures: bool = option(
     True,
     ANYTHING,
-    'Whether to draw curves.png, partition.png and clients.png, which takes'
-    ' about a second per run.',
+    'Whether to draw curves.png, partition.png and clients.png (about 1 s).',
   )
   checkpoint: CheckpointConfig = section(CheckpointConfig)
   options: dict[str, Any] = free(
