@@ -1,4 +1,4 @@
-"""How Sphinx makes the site: pages in Markdown, the API from docstrings."""
+"""Configures Sphinx: pages in Markdown, the API from docstrings."""
 
 project = 'fedavg_jax'
 extensions = [
@@ -8,6 +8,9 @@ extensions = [
   'sphinx.ext.viewcode',
 ]
 html_theme = 'furo'
+html_show_copyright = False
+# Docstrings write names as Markdown does, in single backticks.
+default_role = 'code'
 exclude_patterns = ['_build']
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
@@ -18,10 +21,10 @@ napoleon_use_ivar = True
 
 
 def _is_field(app, what, name, obj, skip, options):
-  """Fields of named tuples stand under Attributes already."""
+  """Skips fields of named tuples, which Attributes sections describe."""
   return True if type(obj).__name__ == '_tuplegetter' else skip
 
 
 def setup(app):
-  """Called by Sphinx."""
+  """Registers the hook above; Sphinx calls it."""
   app.connect('autodoc-skip-member', _is_field)

@@ -1,8 +1,8 @@
-"""What training does to an image whenever it is read, written for ONE image.
+"""Augments images for training as TensorFlow's CIFAR-10 tutorial does.
 
-The input pipeline of TensorFlow's CIFAR-10 tutorial, which the paper uses too:
-a random crop of 24 x 24, a random mirror image, brightness, contrast. It runs
-on the device, inside the round, which keys it by client and epoch.
+McMahan et al. 2017 use the same input pipeline: a random crop of 24 x 24, a
+random horizontal flip, brightness and contrast. It runs on the device, inside
+the round, with new random numbers whenever an image is read.
 """
 
 import jax
@@ -10,12 +10,20 @@ from jax import lax
 import jax.numpy as jnp
 
 CROP = 24
-_BRIGHTNESS = 63.0  # At most, of 255, added or taken away.
+_BRIGHTNESS = 63.0  # The largest change of a pixel, of 255.
 _CONTRAST = (0.2, 1.8)
 
 
 def tutorial(key: jax.Array, x: jax.Array) -> jax.Array:
-  """[H, W, C] pixels from 0 to 255 -> [24, 24, C] float32, not clipped."""
+  """Augments ONE image at random.
+
+  Args:
+    key: the random key of the image.
+    x: [H, W, C] pixels in [0, 255], H and W at least 24.
+
+  Returns:
+    [24, 24, C] float32, not clipped to [0, 255].
+  """
   top_key, left_key, mirror_key, light_key, contrast_key = jax.random.split(
     key, 5
   )
@@ -28,23 +36,23 @@ def tutorial(key: jax.Array, x: jax.Array) -> jax.Array:
   x = x + jax.random.uniform(light_key, minval=-_BRIGHTNESS, maxval=_BRIGHTNESS)
   low, high = _CONTRAST
   factor = jax.random.uniform(contrast_key, minval=low, maxval=high)
-  mean = jnp.mean(x, axis=(0, 1), keepdims=True)  # Of each channel.
+  mean = jnp.mean(x, axis=(0, 1), keepdims=True)  # One mean per channel.
   return (x - mean) * factor + mean
 
 
 def central_crop(x: jax.Array) -> jax.Array:
-  """[B, H, W, C] -> [B, 24, 24, C]; what is 24 x 24 stays as it is."""
+  """Crops the centre of images, [B, H, W, C] -> [B, 24, 24, C]."""
   top, left = (x.shape[1] - CROP) // 2, (x.shape[2] - CROP) // 2
   return x[:, top : top + CROP, left : left + CROP]
 
 
 def standardize(x: jax.Array) -> jax.Array:
-  """Every image [B, H, W, C] to mean 0 and standard deviation 1.
+  """Scales each image, [B, H, W, C], to mean 0 and standard deviation 1.
 
-  The deviation counts as at least 1 / sqrt(H W C): an image of one colour stays
+  The deviation is at least 1 / sqrt(H W C), so that images of one colour stay
   finite.
   """
-  numbers = x[0].size
+  size = x[0].size
   mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
   deviation = jnp.std(x, axis=(1, 2, 3), keepdims=True)
-  return (x - mean) / jnp.maximum(deviation, numbers**-0.5)
+  return (x - mean) / jnp.maximum(deviation, size**-0.5)

@@ -1,19 +1,31 @@
-"""Identifies a run from Python, to resume only the same run in a folder."""
+"""Records what a run from Python consists of, to compare it on resume."""
 
 import pathlib
 import platform
 from typing import Any
 
+from absl import logging
+import jax
+import numpy as np
+
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import devices
 from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.runs import fingerprint
 from fedavg_jax.runs import given
 from fedavg_jax.runs import provenance
-from fedavg_jax.runs.fingerprint import check
-from fedavg_jax.runs.fingerprint import fingerprint
 
-# Hashes of functions are compared only if these versions are equal.
-_CODE, _VERSIONS = 'code_sha256', 'versions'
+# Programs are compared only if they were made by the same versions.
+_PARTS, _MADE_BY = 'parts_sha256', 'made_by'
 _PACKAGES = 'jax', 'flax', 'optax'
+# Entries whose values are hashes, which messages do not show.
+_CONTENTS = {
+  'clients': 'their examples are',
+  'test': 'its examples are',
+  'participation': 'its cohorts, or the work that they complete, are',
+}
+# Participation is a function of the round; this number of rounds is hashed.
+_ROUNDS = 8
 
 
 def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
@@ -25,18 +37,7 @@ def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
   """
   task, federation, trained, _, _ = simulation.parts
   sweep = simulation.sweep
-  code = {
-    'model': task.model,
-    'algorithm': trained,
-    'loss': task.loss,
-    'metrics': task.metrics,
-    'participation': federation.participation,
-  }
   return {
-    'model': task.model.name,
-    'algorithm': given.name_of(trained.first),
-    'loss': given.name_of(task.loss),
-    'metrics': given.name_of(task.metrics),
     'seed': federation.seed,
     'epochs': federation.epochs,
     'batch_size': federation.batch_size,
@@ -47,26 +48,40 @@ def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
     'num_clients': federation.clients.num_clients,
     'sweep': None if sweep is None else list(sweep),
     'keep_best': keep_best,
-    'clients': fingerprint(federation.clients),
-    'test': fingerprint(federation.test),
-    _CODE: {name: fingerprint(part) for name, part in code.items()},
-    _VERSIONS: _versions(),
+    **devices.numerics(),
+    'clients': fingerprint.of_arrays(tuple(federation.clients)),
+    'test': fingerprint.of_arrays(tuple(federation.test)),
+    # Checked in this order: the program of the algorithm contains the others.
+    'model': task.model.name,
+    'loss': given.name_of(task.loss),
+    'metrics': given.name_of(task.metrics),
+    'algorithm': given.name_of(trained.first),
+    'participation': _participation(simulation),
+    _PARTS: fingerprint.of_parts(
+      task, trained, federation.clients, simulation.planner.cohort_size
+    ),
+    _MADE_BY: {
+      'python': '.'.join(platform.python_version_tuple()[:2]),
+      'platform': jax.devices()[0].platform,
+      **{name: provenance.version(name) for name in _PACKAGES},
+    },
   }
 
 
-def _versions() -> dict[str, str]:
-  """Returns the versions on which the hashes of functions depend."""
-  return {
-    'python': '.'.join(platform.python_version_tuple()[:2]),
-    **{name: provenance.version(name) for name in _PACKAGES},
-  }
+def _participation(simulation: Simulation) -> str:
+  """Returns the SHA-256 of the cohorts, their work and its costs."""
+  planner = simulation.planner
+  found = []
+  for number in range(1, _ROUNDS + 1):
+    found += [*planner.work(number), np.array(repr(planner.account(number)))]
+  return fingerprint.of_arrays(tuple(found))
 
 
 def check_same(before: Any, now: dict[str, Any], path: pathlib.Path) -> None:
-  """Raises InputError where the run of a folder is another one.
+  """Raises InputError if the run of a folder is another one.
 
   Args:
-    before: the result of `made_of` when the run began.
+    before: the result of `made_of` when the run began, from JSON.
     now: the present result of `made_of`.
     path: the path of the folder.
   """
@@ -75,21 +90,33 @@ def check_same(before: Any, now: dict[str, Any], path: pathlib.Path) -> None:
       f'folder = {path}: contains a run of `train` or of the command,'
       ' which resume it; choose a new folder'
     )
+  comparable = before.get(_MADE_BY) == now[_MADE_BY]
+  found = before.get(_PARTS)
+  parts = found if isinstance(found, dict) else {}
   for name, value in now.items():
-    if name in (_CODE, _VERSIONS) or before.get(name) == value:
+    same = before.get(name) == value
+    if (
+      comparable and name in now[_PARTS]
+    ):  # A program identifies more than a name.
+      same = parts.get(name) == now[_PARTS][name]
+    if same or name in (_PARTS, _MADE_BY):
       continue
-    if name in ('clients', 'test'):
+    if name in _CONTENTS:
       raise InputError(
-        f'{name}: their examples are not those of the run in folder = {path};'
+        f'{name}: {_CONTENTS[name]} not those of the run in folder = {path};'
         ' restore them, or choose a new folder'
+      )
+    if before.get(name) == value:
+      raise InputError(
+        fingerprint.differs(name, f'in folder = {path}', 'folder')
       )
     raise InputError(
       f'{name} = {value!r}: was {before.get(name)!r} in folder = {path}; set it'
       ' back, or choose a new folder'
     )
-  if before.get(_VERSIONS) != now[_VERSIONS]:
-    return
-  found = before.get(_CODE)
-  # A missing hash differs.
-  found = dict.fromkeys(now[_CODE]) | (found if isinstance(found, dict) else {})
-  check(found, now[_CODE], f'of the run in folder = {path}', 'folder')
+  if not comparable:
+    logging.warning(
+      'folder = %s: programs of model, loss, metrics and algorithm are not'
+      ' compared, because Python, JAX, flax, optax or the device has changed',
+      path,
+    )

@@ -110,7 +110,7 @@ def check_from_python(began: dict[str, Any], now: dict[str, Any]) -> None:
   fingerprint.check(
     before if isinstance(before, dict) else {},
     now.get('from_python_sha256', {}),
-    'which the run began with',
+    'when the run began',
     'workdir',
   )
 

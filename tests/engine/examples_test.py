@@ -109,8 +109,8 @@ def test_positions_may_have_no_label():
     ({'y': Y[:, None]}, 'clients.y: has the shape [n, 1], the model makes'),
     ({'y': np.eye(4)[:, :3]}, 'clients.y: has the shape [n, 3]'),
     ({'test_y': Y[:, None]}, 'test.y: has the shape [n, 1]'),
-    ({'y': Y + 1}, 'clients.y: holds 1 to 3, must lie in 0 .. 2'),
-    ({'y': Y - 1}, 'clients.y: holds -1 to 1, must lie in 0 .. 2'),
+    ({'y': Y + 1}, 'clients.y: holds 1 to 3, must be in [0, 2]'),
+    ({'y': Y - 1}, 'clients.y: holds -1 to 1, must be in [0, 2]'),
     ({'test_y': Y.astype(int) + 2**32}, 'test.y: holds 4294967296'),
     ({'y': Y + 0.5}, 'clients.y: holds 0.5 at row 0, must be whole'),
     ({'y': np.where(Y == 2, np.nan, Y)}, 'clients.y: holds nan at row 2'),
@@ -177,7 +177,7 @@ def test_tokens_beyond_the_vocabulary():
   good = fa.Examples(TOKENS, np.where(TAGS < 0, -1, TAGS))
   bad = fa.Examples(TOKENS + 1, good.y)
   for train, test, words in (
-    (bad, good, 'own: train.x: holds 1 to 5, must lie in 0 .. 4'),
+    (bad, good, 'own: train.x: holds 1 to 5, must be in [0, 4]'),
     (good, bad, 'own: test.x: holds 1 to 5'),
     (good, good._replace(x=TOKENS - 1), 'own: test.x: holds -1 to 3'),
   ):

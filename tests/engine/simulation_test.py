@@ -409,11 +409,11 @@ SPOILT = {
   ),
   'label 10': (
     lambda clients, test: clients.y.__setitem__(3, 10),
-    'clients.y: holds 0 to 10, must lie in 0 .. 9',
+    r'clients.y: holds 0 to 10, must be in \[0, 9\]',
   ),
   'label -1': (
     lambda clients, test: test.y.__setitem__(3, -1),
-    'test.y: holds -1 to 9, must lie in 0 .. 9',
+    r'test.y: holds -1 to 9, must be in \[0, 9\]',
   ),
   'empty test set': (
     lambda clients, test: (clients, fa.Examples(test.x[:0], test.y[:0])),

@@ -395,7 +395,7 @@ def bad_metric(**changes):
 @pytest.mark.parametrize(
   ('model', 'changes', 'said'),
   [
-    (linear(), {'loss': half}, r'loss: returns float32\[1\] of a batch of 3'),
+    (linear(), {'loss': half}, r'loss: returns float32\[1\] for a batch of 3'),
     (
       linear(),
       {'loss': lambda outputs, batch: jnp.argmax(outputs, axis=1)},
@@ -442,17 +442,17 @@ def bad_metric(**changes):
     (
       linear(),
       {'metrics': [bad_metric(rows=lambda outputs, batch: outputs.sum())]},
-      r'metrics\[0\].rows: returns float32\[\] of a batch of 3',
+      r'metrics\[0\].rows: returns float32\[\] for a batch of 3',
     ),
     (
       linear(),
       {'metrics': [bad_metric(result=lambda sums: {})]},
-      r'metrics\[0\].result: returns {}, must return a number under a name',
+      r'metrics\[0\].result: returns {}, must return a dictionary of num',
     ),
     (
       linear(),
       {'metrics': [bad_metric(result=lambda sums: {'a': np.ones(3)})]},
-      'must be one number under a name',
+      'must be one number with a string as its key',
     ),
     (
       linear(),

@@ -200,12 +200,15 @@ REFUSED = {
     {'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(0.9))},
     r'algorithm = .*fedavg.* was .*scaffold',
   ),
-  'its number': ({'algorithm': fa.scaffold(0.1, 0.8)}, 'algorithm: its func'),
+  'its number': (
+    {'algorithm': fa.scaffold(0.1, 0.8)},
+    'algorithm: computes something else',
+  ),
   'loss': ({'loss': squared}, 'loss = .*squared.* was .*cross_entropy'),
   'metrics': ({'metrics': (fa.metrics.accuracy(),)}, 'metrics = .*accuracy'),
   'participation': (
     {'participation': fa.Participation(straggler_fraction=0.5)},
-    'participation: its functions, or numbers',
+    'participation: its cohorts, or the work',
   ),
   'order': ({}, 'clients: their examples are not those of the run in folder'),
   'labels': ({}, 'clients: their examples are not'),
@@ -242,8 +245,8 @@ def test_a_loss_of_one_line_and_a_sweep_are_compared(uneven_examples, tmp_path):
     return fa.run(simulation, rounds=1, folder=tmp_path / folder)
 
   for folder, other, said in (
-    ('a', (1.0, 4), 'loss: its functions'),
-    ('b', (2.0, 2), 'algorithm: its functions'),
+    ('a', (1.0, 4), 'loss: computes something else'),
+    ('b', (2.0, 2), 'algorithm: computes something else'),
   ):
     run(1.0, 2, folder)
     run(1.0, 2, folder)
@@ -251,16 +254,19 @@ def test_a_loss_of_one_line_and_a_sweep_are_compared(uneven_examples, tmp_path):
       run(*other, folder)
 
 
-def test_other_versions_have_other_functions(uneven_examples, tmp_path):
-  """What their closures hold says nothing then; names and examples do."""
+def test_other_versions_have_other_programs(uneven_examples, tmp_path):
+  """Names and examples are compared then; the next call compares all again."""
   folder = tmp_path / 'own'
   fa.run(build(uneven_examples), rounds=1, folder=folder)
   path = folder / 'config.json'
   began = json.loads(path.read_text())
-  began['from_python']['versions']['optax'] = '0.0.1'
-  began['from_python']['code_sha256']['algorithm'] = 64 * '0'
+  began['from_python']['made_by']['optax'] = '0.0.1'
+  began['from_python']['parts_sha256']['algorithm'] = 64 * '0'
   path.write_text(json.dumps(began))
   fa.run(build(uneven_examples), rounds=2, folder=folder)
+  other = build(uneven_examples, algorithm=fa.scaffold(0.1, 0.8))
+  with pytest.raises(InputError, match='algorithm: computes something else'):
+    fa.run(other, rounds=3, folder=folder)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
