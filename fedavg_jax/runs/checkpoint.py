@@ -219,7 +219,7 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
       best test, by the first metric, among the checkpoints that are kept.
 
   Returns:
-    Nested dictionaries of NumPy arrays, in the shapes that `Model.init` makes.
+    Nested dictionaries of arrays as of `Model.init`, without a model's state.
 
   Raises:
     FileNotFoundError: no checkpoint, or with `best` none of a tested model.
