@@ -371,7 +371,7 @@ def test_the_best_model_is_loaded_from_a_folder(uneven_examples, tmp_path):
     result.best.variables,
   )
   fa.run(simulation, rounds=1, folder=tmp_path / 'none')
-  with pytest.raises(FileNotFoundError, match='keeps it with keep_best=True'):
+  with pytest.raises(FileNotFoundError, match='saves it with keep_best=True'):
     fa.load_params(tmp_path / 'none', best=True)
 
 
@@ -467,7 +467,7 @@ def test_what_cannot_be_is_one_line(uneven_examples, tmp_path):
 def test_commands_refuse_such_a_folder(uneven_examples, tmp_path, repository):
   folder = tmp_path / 'own'
   fa.run(build(uneven_examples), rounds=1, folder=folder)
-  with pytest.raises(InputError, match='holds no config of a run'):
+  with pytest.raises(InputError, match='contains no config of a run'):
     compare.read_run(folder)
   with pytest.raises(InputError, match='must hold the config of a run'):
     train.train(load(repository, 'quickstart'), folder)
