@@ -103,6 +103,7 @@ class LaidOut(NamedTuple):
       platform=self.devices[0].platform,
       rounds_per_call=most or program.rounds_per_call(planner),
       counts_bytes=self.traffic.coded,
+      gpu_graphs=self.parts.execution.gpu_graphs,
     )
 
 

@@ -97,6 +97,9 @@ class Execution:
     rounds_per_call: the largest number of rounds of a compiled call; 0 chooses.
       A call has fewer rounds where they are long.
     devices: the devices to run on; None takes all of JAX's default backend.
+    gpu_graphs: whether a GPU runs the loops of a round as one CUDA graph, in
+      which no host reads a flag before every step. Compiled for an H100, not
+      yet run on one; ignored on other devices.
 
   Raises:
     InputError: a value breaks its rule.
@@ -116,10 +119,13 @@ class Execution:
   micro_batch: int = 0
   rounds_per_call: int = 0
   devices: Sequence[jax.Device] | None = None
+  gpu_graphs: bool = False
 
   def __post_init__(self) -> None:
     for name in ('lanes', 'micro_batch', 'rounds_per_call'):
       rules.check_whole(name, getattr(self, name), 0)
+    if not isinstance(self.gpu_graphs, bool):
+      raise InputError(f'gpu_graphs = {self.gpu_graphs!r}: must be a bool')
     if self.devices is not None and not self.devices:
       raise InputError('devices = []: must hold at least one device')
 
