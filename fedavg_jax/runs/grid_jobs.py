@@ -18,6 +18,7 @@ from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import metric_words
+from fedavg_jax.runs import own_code
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
 from fedavg_jax.runs import run_config
@@ -287,6 +288,7 @@ def _check_settings(job: Job) -> None:
     began = json.loads(path.read_text())
     check_format(path, began)
     found = config_changes.differences(job.cfg, began.get('config'))
+    code = began.get('own_code_sha256')
   except (OSError, ValueError, AttributeError, RecursionError) as error:
     raise InputError(
       f'{path}: cannot be read ({error}); restore it, or move the folder away'
@@ -301,6 +303,8 @@ def _check_settings(job: Job) -> None:
       f'{job.folder}: belongs to a run with other settings:'
       f' {config_changes.listed(differ)}; move it away'
     )
+  own_parts.import_all(job.cfg)
+  own_code.check(code, {'own_code_sha256': own_parts.code_sha256(job.cfg)})
 
 
 def _common(job: Job) -> dict[str, Any]:

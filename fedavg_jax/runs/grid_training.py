@@ -23,6 +23,7 @@ from fedavg_jax.engine.simulation import build_sweep
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import loggers
+from fedavg_jax.runs import own_code
 from fedavg_jax.runs import provenance
 from fedavg_jax.runs import resume
 from fedavg_jax.runs import run_config
@@ -87,7 +88,8 @@ def train_together(
     contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved,
   ):
     prepared = builders.prepare(cfg)
-    data_sha256 = provenance.to_begin(cfg, prepared)['data_sha256']
+    began = provenance.to_begin(cfg, prepared)
+    data_sha256 = began['data_sha256']
     newest = saved.newest()
     lanes = newest.metadata.get('lanes', cfg.lanes) if newest else cfg.lanes
     simulation = build_sweep(
@@ -108,6 +110,7 @@ def train_together(
       'status': [''] * len(jobs),
       'numerics': numerics(),
       'data_sha256': data_sha256,
+      'own_code_sha256': began.get('own_code_sha256', {}),
       'lanes': simulation.planner.lanes,
     }
     start = None
@@ -118,6 +121,7 @@ def train_together(
       resume.check_numerics(
         newest.metadata.get('numerics'), history['numerics']
       )
+      own_code.check(newest.metadata.get('own_code_sha256'), began)
       start = load(newest, simulation)
       history = newest.metadata
       say(f'  resumes after round {history["round"]}')

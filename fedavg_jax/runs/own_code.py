@@ -7,6 +7,8 @@ import sys
 import sysconfig
 from typing import Any
 
+from fedavg_jax.core.errors import InputError
+
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # Names of folders of packages, anywhere in a path.
 _OF_PACKAGES = {'site-packages', 'dist-packages'}
@@ -57,3 +59,21 @@ def file_sha256() -> dict[str, str]:
       if path.is_file():
         found[module.__name__] = hashlib.sha256(path.read_bytes()).hexdigest()
   return dict(sorted(found.items()))
+
+
+def check(before: Any, now: dict[str, Any]) -> None:
+  """Raises InputError if a user's file has changed since a run began.
+
+  Args:
+    before: module -> SHA-256 when the run began, as JSON had it.
+    now: config.json of a run that would begin here, which has the same under
+      `own_code_sha256`.
+  """
+  before = before if isinstance(before, dict) else {}
+  for name, sha256 in now.get('own_code_sha256', {}).items():
+    if before.get(name, sha256) != sha256:
+      raise InputError(
+        f'{name}: its code is not that which the run began with (SHA-256 was'
+        f' {str(before[name])[:12]}..., is {sha256[:12]}...); restore it, or'
+        ' choose a new workdir'
+      )
