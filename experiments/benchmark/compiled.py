@@ -138,7 +138,7 @@ def compiled(case: Case, devices: list[jax.Device]) -> jax.stages.Compiled:
       gpu_graphs=True,
     ),
   )
-  return program.compile(program.arguments())
+  return program.compile(program.lower())
 
 
 def host_loops(thunks: str) -> int:

@@ -173,12 +173,12 @@ class Program(NamedTuple):
     with layers.for_platform(own.platform):
       return jax.export.export(own.call(), platforms=[target])(*own.arguments())
 
-  def compile(self, arguments: Sequence[Any]) -> jax.stages.Compiled:
-    """Compiles the call, with compiler options for the platform."""
+  def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles what `lower` returns, with compiler options for the platform."""
     options = _CPU if self.platform == 'cpu' else {}
     if self.platform == 'gpu' and self.gpu_graphs:
       options = _GPU_GRAPHS
-    return self.lower(arguments).compile(options)
+    return lowered.compile(options)
 
 
 def rounds_per_call(planner: planning.Planner) -> int:

@@ -57,6 +57,7 @@ class Simulation(NamedTuple):
       results are equal every time.
     planner: the planner, round number -> `Plan`.
     call: the compiled call, from `superstep.build_call`.
+    lowered: the program that it was compiled from.
     rounds_per_call: R.
     data: the function numbers of a call's rounds -> their examples on the
       devices: those of all clients, or a buffer of the cohort's.
@@ -83,6 +84,7 @@ class Simulation(NamedTuple):
   init: Callable[[], tuple[compiled_round.ServerState, Any]]
   planner: planning.Planner
   call: Callable
+  lowered: jax.stages.Lowered
   rounds_per_call: int
   data: Callable[[Sequence[int]], Any]
   mesh: jax.sharding.Mesh
@@ -318,7 +320,7 @@ def _compile(
   """Compiles the call and the evaluation of a program."""
   going, states, kept, shapes, _, schedule = own.arguments()
   start = time.perf_counter()
-  call = own.compile(
+  lowered = own.lower(
     (
       going,
       states,
@@ -328,6 +330,7 @@ def _compile(
       superstep.place(schedule, own.mesh),
     )
   )
+  call = own.compile(lowered)
   with layers.for_platform(own.platform):
     evaluate = own.evaluate().lower(states.variables, test_set).compile()
 
@@ -339,6 +342,7 @@ def _compile(
     host_states=own.host_states if own.planner.gathers else None,
     planner=own.planner,
     call=call,
+    lowered=lowered,
     rounds_per_call=own.rounds_per_call,
     data=source,
     mesh=own.mesh,

@@ -271,6 +271,21 @@ def test_other_versions_have_other_programs(uneven_examples, tmp_path):
     fa.run(other, rounds=3, folder=folder)
 
 
+def test_what_was_compiled_counts(uneven_examples, tmp_path):
+  """A number that has changed since a simulation was built is not in it."""
+  factor = [1.0]
+
+  def loss(outputs, batch):
+    return factor[0] * fa.losses.cross_entropy(outputs, batch)
+
+  built = build(uneven_examples, loss=loss)
+  factor[0] = 50.0
+  fa.run(built, rounds=1, folder=tmp_path / 'own')
+  with pytest.raises(InputError, match='simulation: was compiled with other'):
+    fa.run(build(uneven_examples, loss=loss), rounds=2, folder=tmp_path / 'own')
+  fa.run(built, rounds=2, folder=tmp_path / 'own')
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_is_what_it_is(uneven_examples, tmp_path, number):
   simulation, folder = build(uneven_examples), tmp_path / 'own'
