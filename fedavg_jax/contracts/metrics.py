@@ -26,6 +26,20 @@ from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.trees import PyTree
 
+__all__ = [
+  'accuracy',
+  'label_loss',
+  'macro_f1',
+  'mean_loss',
+  'num_labels',
+  'of_classifier',
+  'perplexity',
+  'Ratio',
+  'ratio',
+  'squared_error',
+  'top_k',
+]
+
 
 class Metric(NamedTuple):
   """Measures a model on a test set.
