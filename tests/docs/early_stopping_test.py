@@ -58,7 +58,7 @@ def test_a_loop_ends_where_macro_f1_gets_no_better(page, patience):
     [
       macro_f1(record.state.params['w'], examples)
       for record in fa.simulate(
-        simulation, rounds=40, wanted=lambda number: True
+        simulation, rounds=40, needs_state=lambda number: True
       )
     ]
   )

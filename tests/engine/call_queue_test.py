@@ -21,9 +21,11 @@ def simulation():
   return simulations.build(clients, simulations.model(), rounds_per_call=5)
 
 
-def calls(simulation, rounds=20, **asked):
+def calls(simulation, rounds=20, **callbacks):
   state, client_states = simulation.init()
-  nothing = call_queue.Asked(lambda number: False, lambda: False, lambda: False)
+  nothing = call_queue.Callbacks(
+    lambda number: False, lambda: False, lambda: False
+  )
   return call_queue.Calls(
     simulation,
     state,
@@ -31,7 +33,7 @@ def calls(simulation, rounds=20, **asked):
     range(1, rounds + 1),
     superstep.Ends(lambda number: number % 2 == 0),
     going=None,
-    asked=nothing._replace(**asked),
+    callbacks=nothing._replace(**callbacks),
   )
 
 
@@ -57,7 +59,7 @@ def test_nothing_left_is_nothing_in_flight(simulation):
 
 
 def test_a_wanted_round_ends_its_call_and_nothing_follows_it(simulation):
-  queue = calls(simulation, wanted=lambda number: number == 2)
+  queue = calls(simulation, needs_state=lambda number: number == 2)
   queue.fill()
   assert numbers(queue) == [[1], [2]]
   list(queue.records(queue.wait()))
@@ -70,7 +72,7 @@ def test_a_wanted_round_ends_its_call_and_nothing_follows_it(simulation):
 
 def test_looking_makes_the_next_call_short(simulation):
   look = []
-  queue = calls(simulation, looking=lambda: bool(look))
+  queue = calls(simulation, state_requested=lambda: bool(look))
   queue.fill()
   queue.wait()
   queue._seconds = 1e-9  # Then a call has as many rounds as there can be.
@@ -84,7 +86,7 @@ def test_looking_makes_the_next_call_short(simulation):
 
 def test_stopping_begins_no_further_call(simulation):
   stop = []
-  queue = calls(simulation, stopping=lambda: bool(stop))
+  queue = calls(simulation, should_stop=lambda: bool(stop))
   queue.fill()
   stop.append(True)
   while queue.in_flight:

@@ -65,7 +65,10 @@ def test_on_the_host_as_on_the_devices(clients, changes, on_disk, tmp_path):
       [
         (record.state, states(record.client_states), record.train_loss)
         for record in fa.simulate(
-          simulation, rounds=7, wanted=lambda number: number == 3, **options
+          simulation,
+          rounds=7,
+          needs_state=lambda number: number == 3,
+          **options,
         )
         if record.client_states is not None
       ][-1]

@@ -452,7 +452,7 @@ def test_wanted_states_come_with_what_the_clients_keep():
   )
   whole = list(fa.simulate(simulation, rounds=9))
   records = []
-  for record in fa.simulate(simulation, rounds=9, wanted=lambda n: n == 5):
+  for record in fa.simulate(simulation, rounds=9, needs_state=lambda n: n == 5):
     records.append(record)
     if record.round == 5:  # The next round takes what the clients keep.
       start = jax.device_get((record.state, record.client_states))
@@ -473,7 +473,7 @@ def test_stopping_between_calls(name):
   whole = list(fa.simulate(simulation, rounds=9))
   told = []
   for record in fa.simulate(
-    simulation, rounds=9, stopping=lambda: len(told) > 4
+    simulation, rounds=9, should_stop=lambda: len(told) > 4
   ):
     told.append(record)
   at_hand = [r for r in told if r.client_states is not None][-1]

@@ -372,7 +372,7 @@ def test_results_that_cannot_be_written(tmp_path):
       0,
       store,
       data='',
-      stopping=lambda: False,
+      should_stop=lambda: False,
     )
 
 
@@ -400,7 +400,7 @@ def run_sweep(path, cell, stop_after=(), rates=(0.05, 0.1)):
       seen.append(0)
       return len(seen) > stop
 
-    sweeps.run(cell, rates, 0, store, data='', stopping=stopping)
+    sweeps.run(cell, rates, 0, store, data='', should_stop=stopping)
   return rows(path)
 
 
@@ -438,7 +438,7 @@ def test_fewer_rounds_than_were_run_cut_the_rows(tmp_path):
     looks.append(0)
     return len(looks) > 6
 
-  assert not sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
+  assert not sweeps.run(cell, (0.1,), 0, store, data='', should_stop=stopping)
   assert not path.read_bytes()
   fewer = dataclasses.replace(cell, rounds=2)
   never = {'data': '', 'stopping': lambda: False}
@@ -459,7 +459,7 @@ def test_stopped_right_after_it_has_saved(tmp_path, monkeypatch, capsys):
     looks.append(0)
     return len(looks) > 6
 
-  assert not sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
+  assert not sweeps.run(cell, (0.1,), 0, store, data='', should_stop=stopping)
   fewer = dataclasses.replace(cell, rounds=2)
   never = {'data': '', 'stopping': lambda: False}
   assert sweeps.run(fewer, (0.1,), 0, store, **never)
@@ -479,7 +479,7 @@ def test_another_process_at_the_same_cell(tmp_path, capsys):
       assert not sweeps.run(cell, (0.1,), 0, other, **never)
     return False
 
-  sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
+  sweeps.run(cell, (0.1,), 0, store, data='', should_stop=stopping)
   assert 'another process is running this cell' in capsys.readouterr().out
   assert sweeps.run(cell, (0.1,), 0, other, **never)
   assert len(rows(path)) == 1

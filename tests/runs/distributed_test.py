@@ -201,12 +201,20 @@ def test_a_process_too_many_is_told(tmp_path):
 
 def test_alone_nothing_is_asked():
   """One process needs no other, whatever it asks."""
-  assert not processes.several() and processes.leads()
-  assert processes.together(lambda: 3) == processes.first(lambda: 3) == 3
-  assert processes.broadcast({'a': 1}) == {'a': 1} and processes.least(4) == 4
-  processes.agree({'a': object})
+  assert not processes.is_distributed() and processes.is_primary()
+  assert (
+    processes.on_every_process(lambda: 3)
+    == processes.on_primary(lambda: 3)
+    == 3
+  )
+  assert (
+    processes.broadcast({'a': 1}) == {'a': 1} and processes.smallest(4) == 4
+  )
+  processes.check_equal({'a': object})
   with pytest.raises(InputError, match='wrong'):
-    processes.together(lambda: (_ for _ in ()).throw(InputError('wrong')))
+    processes.on_every_process(
+      lambda: (_ for _ in ()).throw(InputError('wrong'))
+    )
 
 
 def test_a_joined_sum_is_the_sum_of_each():

@@ -16,7 +16,7 @@ import fedavg_jax as fa
 from fedavg_jax.cli import sweep
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import compare
 from fedavg_jax.runs import grid
 from fedavg_jax.runs import grid_jobs
@@ -268,7 +268,7 @@ def test_interrupted_and_resumed_to_the_same_lines(
   own = tmp_path / 'own'
   with monkeypatch.context() as patch:
     patch.setattr(grid_training, 'simulate', interrupted)
-    with pytest.raises(StoppedError, match='is saved'):
+    with pytest.raises(InterruptedRunError, match='is saved'):
       grid.run_sweep(config, values, 1, own)
   assert list((own / 'parts').glob('*/checkpoints/[0-9]*'))
   assert not list(own.glob('*/seed_0/metrics.jsonl'))
@@ -326,7 +326,7 @@ def test_a_group_on_stored_clients_resumes_on_their_data_alone(
 
   monkeypatch.setattr(grid_training, 'simulate', interrupted)
   shutil.copytree(tmp_path / 'c0', data)
-  with pytest.raises(StoppedError):
+  with pytest.raises(InterruptedRunError):
     grid.run_sweep(config, values, 1, tmp_path / 'own')
   shutil.rmtree(data)
   shutil.copytree(tmp_path / 'c1', data)
@@ -441,7 +441,7 @@ def test_a_signal_between_two_runs_ends_the_sweep(
   with monkeypatch.context() as patch:
     patch.setattr(grid, 'next_group', interrupted)
     with pytest.raises(
-      StoppedError,
+      InterruptedRunError,
       match=f'1 of 2 runs are finished.* --workdir {folder} to resume',
     ) as info:
       grid.run_sweep(config, values, 1, folder)

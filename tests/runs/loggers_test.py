@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import train
 from tests.testing.run_folders import lines
@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_tells_each_round_once(
   )
   with monkeypatch.context() as patch:
     signal_after(patch, 4, 15)
-    with pytest.raises(StoppedError):
+    with pytest.raises(InterruptedRunError):
       train.train(config, tmp_path / 'run')
   train.train(config, tmp_path / 'run')
   records = lines(tmp_path / 'run')

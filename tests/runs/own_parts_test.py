@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import grid
 from fedavg_jax.runs import grid_training
 from fedavg_jax.runs import own_parts
@@ -151,7 +151,7 @@ def test_a_sweep_is_of_one_code(module, tmp_path, monkeypatch, ended):
       sweep(*rates)
     else:
       patch.setattr(grid_training, 'simulate', interrupted)
-      with pytest.raises(StoppedError):
+      with pytest.raises(InterruptedRunError):
         sweep(*rates)
   path = tmp_path / f'{module}.py'
   path.write_text(path.read_text().replace('0.1 *', '0.2 *'))

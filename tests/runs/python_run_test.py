@@ -11,7 +11,7 @@ import pytest
 
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import compare
 from fedavg_jax.runs import signals
 from fedavg_jax.runs import train
@@ -295,10 +295,10 @@ def test_a_signal_saves_and_is_what_it_is(uneven_examples, tmp_path, number):
     if record.round == 3:
       signal.raise_signal(number)
 
-  error = StoppedError if number == signal.SIGTERM else KeyboardInterrupt
+  error = InterruptedRunError if number == signal.SIGTERM else KeyboardInterrupt
   with pytest.raises(error) as raised:
     fa.run(simulation, rounds=9, folder=folder, on_round=ask)
-  if error is StoppedError:
+  if error is InterruptedRunError:
     assert "round 3 is saved; the same call with folder='" in str(raised.value)
   assert signal.getsignal(number) is before
   result = fa.run(simulation, rounds=5, folder=folder)

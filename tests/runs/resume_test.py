@@ -13,7 +13,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import own_parts
@@ -115,7 +115,7 @@ def test_interrupted_twice(repository, tmp_path, monkeypatch, name):
   for number, signum in ((0, signal.SIGTERM), (3, signal.SIGINT)):
     with monkeypatch.context() as patch:
       signal_after(patch, number, signum)
-      with pytest.raises(StoppedError) as info:
+      with pytest.raises(InterruptedRunError) as info:
         train.train(config, tmp_path / 'run')
     assert info.value.signum == signum
     summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())

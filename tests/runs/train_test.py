@@ -12,7 +12,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import grid
@@ -253,7 +253,9 @@ def test_an_interrupted_run_keeps_what_it_has(
   repository, tmp_path, monkeypatch
 ):
   signal_after(monkeypatch, 2, signal.SIGTERM)
-  with pytest.raises(StoppedError, match='round . is saved; the same command'):
+  with pytest.raises(
+    InterruptedRunError, match='round . is saved; the same command'
+  ):
     train.train(load(repository, 'quickstart'), tmp_path / 'run')
   numbers = [r['round'] for r in lines(tmp_path / 'run')]
   assert numbers == list(range(len(numbers))) and 2 < len(numbers) < 10

@@ -107,7 +107,7 @@ def test_all_the_work_is_the_default():
   for t in (1, 2, 3):
     for array, other in zip(own(t), default(t), strict=True):
       np.testing.assert_array_equal(array, other)
-    assert own.account(t) == default.account(t)
+    assert own.cost(t) == default.cost(t)
 
 
 def test_a_rule_knows_the_clients_and_their_work():
@@ -170,7 +170,7 @@ def test_who_drops_out_has_no_weight():
   plan = planner(1)
   assert set(plan.cohort[plan.ends[plan.ends >= 0]]) == {1, 2, 3}
   np.testing.assert_allclose(plan.share, 20 / SIZES.sum(), rtol=1e-6)
-  account = planner.account(1)
+  account = planner.cost(1)
   assert (account.drawn, account.reported) == (6, 3)
   assert (account.bytes_down, account.bytes_up) == (60, 9)
 

@@ -75,7 +75,7 @@ def test_a_draw_has_the_generator_of_the_round():
     np.testing.assert_array_equal(own.cohort(t), built_in.cohort(t))
     for array, other in zip(own(t), built_in(t), strict=True):
       np.testing.assert_array_equal(array, other)
-    assert own.account(t) == built_in.account(t)
+    assert own.cost(t) == built_in.cost(t)
 
 
 def test_a_draw_knows_the_round_the_clients_and_the_cohort():
@@ -128,7 +128,7 @@ def test_a_fixed_list_may_be_shorter_than_a_cohort(lists):
     plan = planner(t)
     assert set(plan.cohort[plan.ends[plan.ends >= 0]]) == set(cohort)
     np.testing.assert_allclose(plan.weight.sum(), bool(cohort), rtol=1e-6)
-    assert planner.account(t).drawn == len(cohort)
+    assert planner.cost(t).drawn == len(cohort)
     for own, other in zip(plan, full, strict=True):
       assert (own.shape, own.dtype) == (other.shape, other.dtype)
 

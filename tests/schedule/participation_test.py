@@ -324,7 +324,7 @@ def test_clock_minibatch_by_minibatch(deadline, stragglers, batch_size):
         expected = 0
       assert done == expected
     late_ones += late
-    account = planner.account(t)
+    account = planner.cost(t)
     reports = completed > 0
     assert account.drawn == 5 and account.reported == reports.sum()
     assert account.bytes_down == 5 * 700
@@ -355,17 +355,17 @@ def test_a_deadline_that_just_suffices_makes_nobody_late():
 @pytest.mark.parametrize('stragglers', ['keep', 'drop'])
 def test_stragglers_by_chance_make_no_round_shorter(stragglers):
   clock = draw_clock(5, examples_per_second=2.0, seed=0)
-  alone = make(participation=Participation(clock=clock)).account(1)
+  alone = make(participation=Participation(clock=clock)).cost(1)
   late = make(
     participation=Participation(
       clock=clock, straggler_fraction=1.0, stragglers=stragglers
     )
-  ).account(1)
+  ).cost(1)
   assert alone.seconds == late.seconds == 3 * 9 / 2
 
 
 def test_without_a_clock_there_is_no_time():
-  account = make(bytes_down=10, bytes_up=4).account(1)
+  account = make(bytes_down=10, bytes_up=4).cost(1)
   assert account == (5, 5, 50, 20, None)
 
 

@@ -45,7 +45,7 @@ def models(algorithm, *, rounds, **options):
     [
       float(record.state.params['w'])
       for record in fa.simulate(
-        simulation, rounds=rounds, wanted=lambda number: True
+        simulation, rounds=rounds, needs_state=lambda number: True
       )
     ]
   )
