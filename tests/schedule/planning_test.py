@@ -59,7 +59,7 @@ def test_cohorts_have_no_duplicates_and_differ():
 
 
 def test_cohorts_are_uniform():
-  """Each pair of clients meets equally often: chi-square over 45 pairs.
+  """All 45 pairs of clients are equally frequent, by a chi-square test.
 
   2,000 cohorts of 3 in 10 clients have 6,000 pairs, 133.3 of each; the
   statistic has about 44 degrees of freedom and exceeds 90 once in 20,000 seeds.
