@@ -1,4 +1,4 @@
-"""What several tests use, and the programs that they start."""
+"""Helpers of several tests are here, and programs that tests start."""
 
 from collections.abc import Iterable
 import pathlib

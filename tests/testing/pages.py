@@ -1,4 +1,4 @@
-"""The code of a page."""
+"""Python code can be read from a page."""
 
 import pathlib
 import re

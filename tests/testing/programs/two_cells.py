@@ -1,4 +1,4 @@
-"""Two cells of a table on digits, as a module that can be run by itself."""
+"""Two cells of a table are on digits, in a module that can be run alone."""
 
 from experiments.paper import cells
 from experiments.paper import tables
