@@ -1,4 +1,4 @@
-"""Style, types, imports and words of the repository have rules."""
+"""The repository's style, types, imports and words are checked."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The command line runs in processes of its own, as a user starts it."""
+"""The command line runs in separate processes, as a user starts it."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_default_workdir_is_named_after_date_and_config(repository, tmp_path):
 
 
 def test_a_bad_flag_is_one_line_and_leaves_nothing(repository, tmp_path):
-  """This one is a process of its own; `bad_inputs_test.py` has many more."""
+  """This one runs in a separate process; `bad_inputs_test.py` has many more."""
   process = run(repository, tmp_path, '--config.client.epoch=3')
   assert_one_line(process, 'no such key: \'epoch\' Did you mean "epochs"')
   assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Clients of given sizes have so many labels each, as a theorem says."""
+"""Clients have given sizes and numbers of labels where a theorem allows."""
 
 import itertools
 import re

@@ -158,7 +158,7 @@ def listing(folder):
 
 @pytest.mark.parametrize('again', [False, True])
 def test_a_conversion_that_fails_on_its_data_leaves_nothing(tmp_path, again):
-  """This is so where it was interrupted before, too."""
+  """The files of an earlier, interrupted conversion are removed too."""
   parts = examples()
   if again:
     with pytest.raises(RuntimeError):
@@ -216,7 +216,7 @@ def stop_after(number):
 
 
 def test_clients_without_examples_are_left_out(tmp_path):
-  """This is so where a conversion resumes, or a shard would be empty, too."""
+  """Resumed conversions and shards without other clients are included."""
   parts, empty = examples(), Examples(*(a[:0] for a in examples()[1]))
   full = [empty, *parts[:3], *[empty] * 9, *parts[3:], empty]
   write(tmp_path / 'whole', full, test=parts[1])

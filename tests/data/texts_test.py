@@ -202,9 +202,9 @@ def test_stage_directions_belong_to_no_role(real_book):
   ]
   assert len(lines) > 100_000
   directions = [t for t in lines if t.startswith(('Enter ', 'Exeunt', 'Exit'))]
-  behind = [t for t in lines if t.endswith((' Exit', ' Exeunt'))]
+  trailing = [t for t in lines if t.endswith((' Exit', ' Exeunt'))]
   # The eBook has one of them as speech: 'Exit JAQUES ROSALIND', an error.
-  assert len(directions) <= 1 and not behind
+  assert len(directions) <= 1 and not trailing
 
 
 @pytest.fixture(scope='module')

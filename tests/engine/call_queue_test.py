@@ -21,7 +21,7 @@ def simulation():
   return simulations.build(clients, simulations.model(), rounds_per_call=5)
 
 
-def calls(simulation, rounds=20, **asked):
+def calls(simulation, rounds=20, **requests):
   state, client_states = simulation.init()
   nothing = call_queue.Asked(lambda number: False, lambda: False, lambda: False)
   return call_queue.Calls(
@@ -31,7 +31,7 @@ def calls(simulation, rounds=20, **asked):
     range(1, rounds + 1),
     superstep.Ends(lambda number: number % 2 == 0),
     going=None,
-    asked=nothing._replace(**asked),
+    asked=nothing._replace(**requests),
   )
 
 

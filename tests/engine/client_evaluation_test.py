@@ -262,9 +262,9 @@ def test_csv(tmp_path):
 
 def test_refusals(divided):
   simulation, own = build(divided)
-  nobody = fa.build_clients(fa.Examples(*divided[:2]), [np.array([], int)] * 5)
+  empty = fa.build_clients(fa.Examples(*divided[:2]), [np.array([], int)] * 5)
   with pytest.raises(InputError, match='leaves no client an example'):
-    client_evaluation.build_client_tests(simulation, nobody)
+    client_evaluation.build_client_tests(simulation, empty)
   others = fa.build_clients(fa.Examples(*divided[:2]), divided[3][:4])
   with pytest.raises(InputError, match='held: 4 clients, must be the 5'):
     client_evaluation.build_client_tests(simulation, others)

@@ -139,7 +139,7 @@ def test_reference_round(population, batch_size):
   rest_slow(2, [(2, 1), (8, 2), (1, 1), (2, 2), (5, 1), (6, 2)], True),
 )
 def test_lanes_and_devices_change_nothing(population, lanes, num_devices):
-  """Lanes under vmap equal one by one, idle lanes included."""
+  """Lanes under vmap have the results of one lane; some lanes are idle."""
   setting = {'cohort_size': 5, 'epochs': 2, 'batch_size': 3, 'rounds': 2}
   one_by_one, metrics_one = run(population, **setting)
   got, metrics = run(
@@ -478,7 +478,7 @@ def test_clients_that_are_not_finite_are_skipped(
 
 
 @pytest.mark.parametrize(
-  'what', rest_slow(1, ['update', 'message', 'what it keeps'])
+  'what', rest_slow(1, ['update', 'message', 'client state'])
 )
 def test_finite_data_and_a_client_that_becomes_infinite(
   uneven_examples, population, what
@@ -491,7 +491,7 @@ def test_finite_data_and_a_client_that_becomes_infinite(
     sent, kept = result.delta, result.context.client_state + 1
     if what == 'message':
       sent = sent | {'b2': sent['b2'] + bad}
-    elif what == 'what it keeps':
+    elif what == 'client state':
       kept += bad
     return fa.ClientOutput(sent, kept)
 

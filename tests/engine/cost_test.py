@@ -46,8 +46,8 @@ def test_loops_branches_and_calls():
   )
   assert scan.flops == 7 * 128
   assert cost.count(jax.jit(product), w).flops == 128
-  nobody = cost.count(lambda w: (product(w), w + 1)[1], w)
-  assert nobody == cost.Cost(0, 64)
+  unused = cost.count(lambda w: (product(w), w + 1)[1], w)
+  assert unused == cost.Cost(0, 64)
   one = cost.count(
     lambda w: jax.lax.cond(w[0, 0] > 0, product, lambda w: w + w, w), w
   )

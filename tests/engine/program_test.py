@@ -110,7 +110,7 @@ def test_nothing_stays_on_the_devices():
 
 
 def test_one_program_serves_every_seed(uneven_examples):
-  """This is so where examples are augmented at random, too."""
+  """The examples are augmented at random here."""
   x, y, parts = uneven_examples
   clients = fa.build_clients(fa.Examples(x, y), parts)
   texts = []

@@ -55,7 +55,7 @@ def test_values_and_gradients_are_those_of_loops(
 @pytest.mark.parametrize('batched', [(0, 0), (None, 0), (0, None)])
 @pytest.mark.parametrize('clients', [3, 1])
 def test_clients_are_independent(clients, batched):
-  """This is so with strides, with shared images and with a shared kernel."""
+  """Strides, shared images and a shared kernel are included."""
   case = WINDOWS[2]
   rng = np.random.default_rng(1)
   x, weights, g = map(jnp.float32, draw(rng, *case, lead=(clients,)))
@@ -93,7 +93,7 @@ def test_negative_padding_crops():
 
 
 def test_every_convolution_is_canonical():
-  """It is so in both gradients, with strides and with a kernel per client."""
+  """Both gradients are included, with strides and a kernel per client."""
   case = WINDOWS[2]
   x, weights, g = map(
     jnp.float32, draw(np.random.default_rng(3), *case, lead=(2,))

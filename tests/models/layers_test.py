@@ -59,7 +59,7 @@ def test_conv_gradients_match_jax(method, k, padding):
 @pytest.mark.parametrize('clients', rest_slow(1, [3, 1]))
 @pytest.mark.parametrize('batched', [(0, 0), (None, 0), (0, None)])
 def test_conv_of_many_clients_is_that_of_each(method, clients, batched):
-  """So are both gradients, with shared images and with a shared kernel."""
+  """Both gradients are included, and shared images or a shared kernel."""
   rng = np.random.default_rng(2)
   x = jnp.float32(rng.normal(size=(clients, 2, 6, 6, 2)))
   kernel = jnp.float32(rng.normal(size=(clients, 3, 3, 2, 3)))

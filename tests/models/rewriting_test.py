@@ -172,7 +172,7 @@ def test_a_model_is_rewritten_in_part(log):
   ],
 )
 def test_a_program_without_convolutions_to_replace_is_unchanged(function):
-  """So is that of our layers, whose convolutions are canonical already."""
+  """Our layers are included: their convolutions are canonical already."""
   x, kernel = normal(0, 2, 4, 4, 2), normal(1, 3, 3, 2, 2)
   fast = rewriting.fast_function(function)
   assert rewritten.lowered(fast, x, kernel) == rewritten.lowered(

@@ -242,7 +242,7 @@ def test_padding_takes_no_steps_and_changes_nothing():
   params = model.init(jax.random.key(0))
   x = data.train.x[1:2]  # A line of three characters.
   alone = model.apply(params, x)[:, :3]
-  beside = model.apply(params, data.train.x[:2])[1:, :3]
+  together = model.apply(params, data.train.x[:2])[1:, :3]
   short = model.apply(params, x[:, :3])
-  np.testing.assert_allclose(alone, beside, atol=1e-6)
+  np.testing.assert_allclose(alone, together, atol=1e-6)
   np.testing.assert_allclose(alone, short, atol=1e-6)

@@ -215,8 +215,8 @@ def test_a_partial_checkpoint_is_ignored(tmp_path):
     ({'w': np.zeros((0, 70))}, 'have nothing; choose a new workdir'),
   ],
 )
-def test_arrays_of_another_model(change, words):
-  """So are arrays with other names, where shapes and dtypes are the same."""
+def test_arrays_of_another_model_are_refused(change, words):
+  """Other names are refused too, where shapes and dtypes are the same."""
   saved = checkpoint.Checkpoint(
     [np.zeros((3, 70))], {'paths': [['params', 'w']]}
   )

@@ -270,7 +270,7 @@ def test_an_unexpected_error_ends_all_processes_at_once(tmp_path):
   assert 'KeyError' in second.stderr
 
 
-def test_warnings_of_our_own_are_passed_on(one_process, tmp_path):
+def test_warnings_of_the_package_are_passed_on(one_process, tmp_path):
   shutil.copytree(one_process, tmp_path / 'run')
   more = ('--resume=extend', '--config.rounds=31')
   started = lost_process.start(

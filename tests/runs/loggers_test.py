@@ -1,4 +1,4 @@
-"""Logs are read by other programs' means, and hold the run's metrics."""
+"""Logs have the run's metrics, when read without the package's code."""
 
 import csv
 import json
@@ -131,7 +131,7 @@ def test_a_missing_wandb_is_reported(monkeypatch):
 
 
 def test_a_folder_has_one_run_of_wandb(tmp_path):
-  """It keeps it where it is moved; another folder has another run."""
+  """A moved folder has the same run; another folder has another run."""
   made = loggers._wandb_id(tmp_path / 'a' / 'run_id')
   (tmp_path / 'a').rename(tmp_path / 'b')
   assert loggers._wandb_id(tmp_path / 'b' / 'run_id') == made

@@ -1,4 +1,4 @@
-"""A config's loss and metrics are those of NumPy, for two kinds of tasks."""
+"""Regression and multi-label runs are compared with plain NumPy."""
 
 import importlib
 import itertools

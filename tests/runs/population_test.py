@@ -1,4 +1,4 @@
-"""A config's clients can be divided, told and drawn by one command."""
+"""A config's clients can be divided, described and drawn by one command."""
 
 import re
 import subprocess

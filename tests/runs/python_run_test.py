@@ -274,13 +274,13 @@ def test_a_signal_saves_and_is_raised(uneven_examples, tmp_path, number):
   simulation, folder = build(uneven_examples), tmp_path / 'own'
   before = signal.getsignal(number)
 
-  def ask(record):
+  def send(record):
     if record.round == 3:
       signal.raise_signal(number)
 
   error = StoppedError if number == signal.SIGTERM else KeyboardInterrupt
   with pytest.raises(error) as raised:
-    fa.run(simulation, rounds=9, folder=folder, on_round=ask)
+    fa.run(simulation, rounds=9, folder=folder, on_round=send)
   if error is StoppedError:
     assert "round 3 is saved; the same call with folder='" in str(raised.value)
   assert signal.getsignal(number) is before

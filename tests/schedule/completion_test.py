@@ -83,8 +83,8 @@ def test_stragglers_by_epochs_need_two_epochs():
   own = Participation(straggler_fraction=0.5, straggler_work='epochs')
   with pytest.raises(InputError, match='epochs = 1: must be at least 2 with'):
     make(participation=own, epochs=1)
-  nobody = Participation(straggler_work='epochs')
-  assert make(participation=nobody, epochs=1).work(1)[1].sum() == 13
+  no_stragglers = Participation(straggler_work='epochs')
+  assert make(participation=no_stragglers, epochs=1).work(1)[1].sum() == 13
 
 
 # Arguments of a rule.

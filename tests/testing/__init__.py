@@ -1,4 +1,4 @@
-"""Helpers of several tests are here, and programs that tests start."""
+"""Holds helpers of several tests, and the programs that tests start."""
 
 from collections.abc import Iterable
 import pathlib

@@ -1,4 +1,4 @@
-"""Many commands are forks of one process that has imported modules once."""
+"""Runs many commands as forks of a process that imports modules once."""
 
 from collections.abc import Sequence
 import json

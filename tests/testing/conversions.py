@@ -1,4 +1,4 @@
-"""Conversions are run in this process; refused ones must leave no files."""
+"""Converts in this process, and checks that refusals leave no files."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Convolutions are plain loops here, with small models that contain some."""
+"""Computes convolutions in plain loops, and makes small models with some."""
 
 from flax import linen as nn
 import jax

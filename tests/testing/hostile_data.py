@@ -1,4 +1,4 @@
-"""Invalid data of a run are cases, like those of `hostile_inputs`.
+"""Defines cases of invalid data, like those of `hostile_inputs`.
 
 The data are ambiguous, changed, of another kind or endless; each case is one
 line that names what, where and the rule.

@@ -1,4 +1,4 @@
-"""Invalid inputs of a run are cases: name -> Case.
+"""Defines cases of invalid inputs of a run: name -> Case.
 
 Each has to end with one line on stderr that contains the words, an exit code
 that is not zero, and an unchanged file system. `run` is the folder of an

@@ -1,4 +1,4 @@
-"""Files in the shapes of MNIST's have random pixels."""
+"""Makes files in the shapes of MNIST's, with random pixels."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A small network has BatchNorm, and a few clients train it."""
+"""Makes a small network with BatchNorm, and a few clients for it."""
 
 import jax
 import jax.numpy as jnp

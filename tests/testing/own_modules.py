@@ -1,4 +1,4 @@
-"""User-defined modules can be written for a config that names them."""
+"""Writes user-defined modules that a config can name."""
 
 from collections.abc import Iterator
 import contextlib

@@ -1,4 +1,4 @@
-"""Python code can be read from a page."""
+"""Reads Python code from a page."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""Federations of losses (w - c_k)^2 / 2 have rounds in closed form."""
+"""Builds federations with rounds in closed form: losses (w - c_k)^2 / 2."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Contexts and results of clients and servers are made by hand."""
+"""Makes contexts and results of clients and servers by hand."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Functions of a kernel and images are compared with their rewritten forms."""
+"""Compares functions of a kernel and images with their rewritten forms."""
 
 import functools
 

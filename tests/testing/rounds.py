@@ -1,4 +1,4 @@
-"""Rounds of the engine train the twin's network."""
+"""Trains the twin's network in rounds of the engine."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Configs can be loaded with changes, and runs' folders read."""
+"""Loads configs with changes, and reads the folders of runs."""
 
 import importlib.util
 import json

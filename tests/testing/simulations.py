@@ -1,4 +1,4 @@
-"""Simulations of the twin's network are small, in memory or on disk."""
+"""Builds small simulations of the twin's network, in memory or on disk."""
 
 import dataclasses
 import time

@@ -1,4 +1,4 @@
-"""Algorithm 1 is written in plain NumPy: network, gradient and loops.
+"""Computes Algorithm 1 in plain NumPy: network, gradient and loops.
 
 It shares nothing with the package except the plan of who reads what.
 

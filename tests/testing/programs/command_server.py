@@ -44,7 +44,7 @@ def run_case(case) -> int:
   try:
     sys.stdout.flush()
   except OSError:
-    traceback.print_exc()  # As Python does at its end.
+    traceback.print_exc()  # Python does so at its end.
     code = 120
   with open(case['jax'], 'w') as file:
     json.dump('jax' in sys.modules, file)

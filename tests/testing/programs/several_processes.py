@@ -38,7 +38,7 @@ class Watched(simulations.Watched):
     return len(self.array)
 
   def __getitem__(self, rows):
-    if rows.start is None:  # As the test set.
+    if rows.start is None:  # The test set.
       return self.array[rows]
     read.append(len(range(rows.start, rows.stop)))
     return super().__getitem__(rows)
