@@ -15,25 +15,25 @@ from fedavg_jax.runs import fingerprint
 from fedavg_jax.runs import given
 from fedavg_jax.runs import provenance
 
-# Compared only if what made the programs has not changed.
+# Programs are compared only if they were made by the same versions.
 _PARTS, _MADE_BY = 'parts_sha256', 'made_by'
 _PACKAGES = 'jax', 'flax', 'optax'
-# Of what has no value to show in a message.
+# Entries whose values are hashes, which messages do not show.
 _CONTENTS = {
   'clients': 'their examples are',
   'test': 'its examples are',
   'participation': 'its cohorts, or the work that they complete, are',
 }
-# Cohorts and partial work are functions of the round; those of so many count.
+# Participation is a function of the round; this number of rounds is hashed.
 _ROUNDS = 8
 
 
 def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
-  """Returns as JSON what must be the same for a run to resume.
+  """Returns as JSON all that must be equal when a run resumes.
 
   Args:
-    simulation: the simulation that is run.
-    keep_best: whether the best model is kept.
+    simulation: the simulation of the run.
+    keep_best: whether the best model is saved.
   """
   task, federation, trained, _, _ = simulation.parts
   sweep = simulation.sweep
@@ -51,7 +51,7 @@ def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
     **devices.numerics(),
     'clients': fingerprint.of_arrays(tuple(federation.clients)),
     'test': fingerprint.of_arrays(tuple(federation.test)),
-    # In the order of checks: an algorithm's program has the others in it.
+    # Checked in this order: the program of the algorithm contains the others.
     'model': task.model.name,
     'loss': given.name_of(task.loss),
     'metrics': given.name_of(task.metrics),
@@ -69,7 +69,7 @@ def made_of(simulation: Simulation, *, keep_best: bool) -> dict[str, Any]:
 
 
 def _participation(simulation: Simulation) -> str:
-  """Returns the SHA-256 of cohorts, of the work they complete, of its costs."""
+  """Returns the SHA-256 of the cohorts, their work and its costs."""
   planner = simulation.planner
   found = []
   for number in range(1, _ROUNDS + 1):
@@ -78,31 +78,33 @@ def _participation(simulation: Simulation) -> str:
 
 
 def check_same(before: Any, now: dict[str, Any], path: pathlib.Path) -> None:
-  """Raises InputError if a folder is of a run that consists of something else.
+  """Raises InputError if the run of a folder is another one.
 
   Args:
-    before: the result of `made_of` when the run began, as JSON had it.
-    now: the result of `made_of` here.
-    path: the folder.
+    before: the result of `made_of` when the run began, from JSON.
+    now: the present result of `made_of`.
+    path: the path of the folder.
   """
   if not isinstance(before, dict):
     raise InputError(
-      f'folder = {path}: has a run of `train` or of the command, which'
-      ' continue it; choose a new folder'
+      f'folder = {path}: contains a run of `train` or of the command,'
+      ' which resume it; choose a new folder'
     )
   comparable = before.get(_MADE_BY) == now[_MADE_BY]
   found = before.get(_PARTS)
   parts = found if isinstance(found, dict) else {}
   for name, value in now.items():
     same = before.get(name) == value
-    if comparable and name in now[_PARTS]:  # A name says less than a program.
+    if (
+      comparable and name in now[_PARTS]
+    ):  # A program identifies more than a name.
       same = parts.get(name) == now[_PARTS][name]
     if same or name in (_PARTS, _MADE_BY):
       continue
     if name in _CONTENTS:
       raise InputError(
         f'{name}: {_CONTENTS[name]} not those of the run in folder = {path};'
-        ' bring them back, or choose a new folder'
+        ' restore them, or choose a new folder'
       )
     if before.get(name) == value:
       raise InputError(
@@ -115,6 +117,6 @@ def check_same(before: Any, now: dict[str, Any], path: pathlib.Path) -> None:
   if not comparable:
     logging.warning(
       'folder = %s: programs of model, loss, metrics and algorithm are not'
-      ' compared, because Python, JAX, flax, optax or the device is another',
+      ' compared, because Python, JAX, flax, optax or the device has changed',
       path,
     )
