@@ -131,7 +131,7 @@ def test_a_sweep_over_an_option_of_a_custom_model(module, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('ended', [True, False])
-def test_a_sweep_has_one_version_of_the_code(module, tmp_path, monkeypatch, ended):
+def test_a_sweep_has_one_version_of_code(module, tmp_path, monkeypatch, ended):
   """Finished runs and stopped groups do not resume with other code."""
   folder, rates = tmp_path / 'sweep', ['0.1', '0.2']
   simulate = grid_training.simulate
