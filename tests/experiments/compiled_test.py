@@ -1,4 +1,4 @@
-"""Counting in optimized programs, and the committed table of absent devices."""
+"""Optimized programs are counted, and committed counts are within budgets."""
 
 import json
 
@@ -8,15 +8,15 @@ from experiments.benchmark import compiled
 from experiments.benchmark import optimized_hlo
 from tests.testing import PROGRAMS
 
-# A call of three loops; a step has a kernel, a copy, and a loop of ten lanes.
+# A call of three loops; a step has a kernel, a copy and a loop of ten lanes.
 PROGRAM = (PROGRAMS / 'call.hlo').read_text()
 
 
 def test_a_step_is_counted():
   found = optimized_hlo.step_cost(PROGRAM)
   weights = 4096 * 512 * 4
-  # Ten additions of a loop, the gather and the copy; a gather reads no more
-  # than it makes.
+  # The ten additions of the inner loop, the gather and the copy; a gather reads
+  # as much as it writes.
   assert found.kernels == 12
   moved = 10 * 3 * 32 + 2 * 31360 + 2 * weights
   assert found.megabytes == round(moved / 1e6, 1)
@@ -34,7 +34,7 @@ def test_a_loop_of_unknown_length_is_dynamic():
   assert optimized_hlo.trip_count(program, loop) is None
 
 
-def test_a_program_without_loops_is_no_call():
+def test_a_program_without_loops_is_refused():
   with pytest.raises(ValueError, match='no loop in main'):
     optimized_hlo.step_cost(
       'ENTRY %main (a: f32[]) -> f32[] {\n  ROOT %a = f32[] parameter(0)\n}\n'
@@ -61,7 +61,7 @@ def rows(repository):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_table_is_of_these_sources_and_within_budgets(rows):
+def test_the_table_has_these_sources_and_is_within_budgets(rows):
   """Run `python -m experiments.benchmark.compiled` after changing the call."""
   now = {(row['target'], row['case']): row for row in rows}
   for target, cases in compiled.BUDGETS.items():
