@@ -76,7 +76,7 @@ def test_default_workdir_is_named_after_date_and_config(repository, tmp_path):
 def test_a_bad_flag_is_one_line_and_leaves_nothing(repository, tmp_path):
   """In a process of its own; `bad_inputs.py` has many more."""
   process = run(repository, tmp_path, '--config.client.epoch=3')
-  assert_one_line(process, 'no such key: \'epoch\' Did you mean "epochs"')
+  assert_one_line(process, 'unknown key: \'epoch\'. Did you mean "epochs"')
   assert list(tmp_path.iterdir()) == []
 
 

@@ -206,7 +206,7 @@ def changed_config(change: str, *words: str) -> Case:
 FLAGS = {
   'misspelt key': Case(
     ['--config.client.epoch=3'],
-    ['no such key: \'epoch\' Did you mean "epochs"'],
+    ['unknown key: \'epoch\'. Did you mean "epochs"'],
   ),
   'unknown key': Case(['--config.optimizer=adam'], ['optimizer']),
   'key of a value': Case(['--config.rounds.every=3'], ['rounds']),
