@@ -145,7 +145,7 @@ def test_a_disk_that_may_only_be_read(repository, tmp_path, small_disk):
     pytest.skip('mounting read-only needs rights')
   for workdir, said in (
     ('disk/run', 'cannot be written'),
-    ('disk/new', 'cannot be made'),
+    ('disk/new', 'cannot be created'),
   ):
     process = run(repository, tmp_path, '--config.rounds=2', workdir=workdir)
     assert_one_line(process, f'workdir = {workdir}', said, 'Read-only')
@@ -256,7 +256,7 @@ def test_a_second_wish_ends_at_once():
   )
   assert process.returncode == -signal.SIGINT, process.stderr
   assert (
-    process.stdout == '\nstopping after this round; once more to exit now\n'
+    process.stdout == '\nstopping after this round; a second signal exits now\n'
   )
 
 

@@ -232,7 +232,7 @@ def test_a_run_that_is_over_stays_as_it_is(repository, whole, capsys):
   before = {p: p.stat().st_mtime_ns for p in whole.rglob('*') if p.is_file()}
   summary = again(repository, whole)
   assert summary['status'] == 'finished'
-  assert 'this run is over' in capsys.readouterr().out
+  assert 'this run is finished' in capsys.readouterr().out
   after = {p: p.stat().st_mtime_ns for p in whole.rglob('*') if p.is_file()}
   assert {p for p in before | after if before.get(p) != after.get(p)} <= {
     whole / '.lock'
@@ -399,7 +399,7 @@ def test_another_machine_is_told_and_noted(repository, stopped, caplog):
   content['device'] = 'abacus'
   path.write_text(json.dumps(content))
   again(repository, stopped)
-  assert 'not the device or the versions (versions, device)' in caplog.text
+  assert 'the device or the versions (versions, device) differ' in caplog.text
   content = json.loads(path.read_text())
   assert content['device'] == 'abacus'
   (resumed,) = content['resumed']
