@@ -153,7 +153,7 @@ def test_what_differs_is_told_on_every_process(own, said, tmp_path):
 # What a process that cannot join says, and the flags that it has.
 CANNOT_JOIN = {
   'cannot be reached within 2 s': ['--num_processes=2', '--process_id=1'],
-  'never connected (--connect_seconds)': ['--num_processes=2', '--process_id=0'],
+  'never connected (--connect': ['--num_processes=2', '--process_id=0'],
   'must lie in 0 .. 1': ['--num_processes=2', '--process_id=2'],
   'must be HOST:PORT': ['--coordinator=nowhere'],
   'needs --distributed': ['--nodistributed', '--process_id=1'],
