@@ -135,9 +135,10 @@ def compiled(case: Case, devices: list[jax.Device]) -> jax.stages.Compiled:
       devices=devices[: case.devices],
       lanes=case.lanes,
       widths=(case.lanes // case.devices,),
+      gpu_graphs=True,
     ),
   )
-  return program.compile(program.arguments())
+  return program.compile(program.lower())
 
 
 def host_loops(thunks: str) -> int:

@@ -1,5 +1,6 @@
 """Stores the examples of all clients contiguously, in two arrays or pytrees."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -106,6 +107,15 @@ def build_clients(
   >>> fa.build_clients(examples, [[2], [], [0, 1]]).num_examples.tolist()
   [1, 0, 2]
   """
+  if not isinstance(examples, Examples):
+    raise InputError(
+      f'examples: is {type(examples).__name__}, must be fa.Examples(x, y)'
+    )
+  if not isinstance(parts, (Iterable, Mapping)):
+    raise InputError(
+      f'parts: is {type(parts).__name__}, must have the row numbers of each'
+      ' client'
+    )
   x, y = exact.inputs(examples.x, 'x'), targets(examples.y, 'y')
   number = count_examples(Examples(x, y), 'examples')
   values = parts.values() if isinstance(parts, Mapping) else parts
@@ -148,12 +158,13 @@ def check_offsets(offsets: Any, y: Any) -> np.ndarray:
     InputError: the offsets do not ascend from 0 to n.
   """
   found, number = np.asarray(offsets), trees.num_rows(y)
+  # Compared, not subtracted: differences of unsigned numbers wrap.
   if (
     found.ndim != 1
     or found.dtype.kind not in 'iu'
     or len(found) < 2
     or (found[0], found[-1]) != (0, number)
-    or (np.diff(found) < 0).any()
+    or (found[1:] < found[:-1]).any()
   ):
     raise InputError(
       f'clients.offsets: must be whole numbers that ascend from 0 to {number},'
@@ -172,9 +183,9 @@ def in_random_order(part: np.ndarray, seed: int, client: int) -> np.ndarray:
 def targets(y: Any, name: str) -> Any:
   """Converts targets to dtypes of JAX, the same for clients and tests.
 
-  Integers and booleans of any dtype become int32; `exact.inputs` converts real
-  numbers and the arrays of a pytree. Which values are valid labels depends on
-  the loss and is not checked here.
+  Integers of any dtype become int32, booleans stay; `exact.inputs` converts
+  real numbers and the arrays of a pytree. Which values are valid labels depends
+  on the loss and is not checked here.
 
   Args:
     y: [n, ...] numbers, or a pytree of such arrays.
@@ -183,13 +194,13 @@ def targets(y: Any, name: str) -> Any:
   Raises:
     InputError: `exact.inputs` rejects them.
 
-  >>> targets(np.array([[True, False]]), 'y')
-  array([[1, 0]], dtype=int32)
+  >>> targets(np.array([[3, -1]], np.int8), 'y')
+  array([[ 3, -1]], dtype=int32)
   """
   y = exact.inputs(y, name)
   if trees.is_tree(y) or isinstance(y, RowsOnDisk) or y.dtype == np.int32:
     return y
-  if y.dtype.kind not in 'iub':
+  if y.dtype.kind not in 'iu':
     return y
   return exact.whole_numbers(y, name, least=-(2**31))
 

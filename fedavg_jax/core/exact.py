@@ -11,6 +11,7 @@ import numpy as np
 
 from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import first_lines
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
 
 _MOST = 2**31 - 1
@@ -173,10 +174,9 @@ def array(values: Any, name: str) -> np.ndarray:
     )
   try:
     return np.asarray(values)
-  except (ValueError, TypeError, OverflowError) as error:  # Ragged lists.
-    reason = str(error).splitlines()[0][:100]
+  except Exception as error:  # Ragged lists; arrays of another library.
     raise InputError(
-      f'{name}: must be an array of numbers ({reason})'
+      f'{name}: must be an array of numbers ({first_lines(error)})'
     ) from error
 
 

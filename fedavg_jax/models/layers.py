@@ -67,6 +67,11 @@ def traced_platform() -> str:
   return _PLATFORM.get('') or jax.devices()[0].platform
 
 
+# A GPU has products of patches in one graph with their loop. Both others are
+# estimates of XLA's for a v5e (`experiments/benchmark/compiled.py`).
+_FASTEST = {'cpu': 'canonical', 'tpu': 'lax'}
+
+
 def conv2d(
   x: jax.Array, kernel: jax.Array, *, padding: int, method: str = 'auto'
 ) -> jax.Array:
@@ -77,8 +82,8 @@ def conv2d(
     kernel: [k, k, C, O] weights.
     padding: the number of zeros added on every side; k // 2 preserves the size
       of images if k is odd.
-    method: 'canonical', 'patches' or 'lax'; 'auto' is 'canonical' on CPU, else
-      'patches'.
+    method: 'canonical', 'patches' or 'lax'; 'auto' is 'canonical' on CPU, 'lax'
+      on TPU, and 'patches' on GPU.
 
   Returns:
     [B, H + 2 * padding - k + 1, W + 2 * padding - k + 1, O].
@@ -93,7 +98,7 @@ def conv2d(
   (2, 8, 8, 4)
   """
   if method == 'auto':
-    method = 'canonical' if traced_platform() == 'cpu' else 'patches'
+    method = _FASTEST.get(traced_platform(), 'patches')
   if method == 'lax':
     return _lax_conv(x, kernel, padding=padding)
   choices.check_choice('method', method, choices.CONVOLUTIONS)
@@ -280,7 +285,7 @@ def lstm(
   recurrent: jax.Array,
   bias: jax.Array,
   peephole: jax.Array,
-  steps: jax.Array,
+  steps: jax.Array | None,
 ) -> jax.Array:
   """Computes an LSTM with peephole connections from a state of zeros.
 
@@ -301,7 +306,8 @@ def lstm(
     bias: [4 H] biases, in the same order.
     peephole: [3, H] peephole weights p_i, p_f and p_o.
     steps: int32 scalar, the number of time steps to compute, at most T; the
-      output is zero after them.
+      output is zero after them. None computes all T in loops of a known length,
+      whose flag no host reads.
 
   Returns:
     h, [B, T, H].
@@ -358,20 +364,30 @@ def _lstm_forward(a, recurrent, peephole, steps):
   """Returns h, c [T, B, H] and gates [T, B, 4 H]; a is [T, B, 4 H]."""
   p_i, p_f, p_o = (p[None] for p in peephole)
 
-  def step(t, carry):
-    h, c, *seen = carry
-    i, f, g, o = jnp.split(a[t] + h @ recurrent, 4, axis=1)
+  def cell(h, c, a):
+    i, f, g, o = jnp.split(a + h @ recurrent, 4, axis=1)
     i, f = jax.nn.sigmoid(i + p_i * c), jax.nn.sigmoid(f + 1 + p_f * c)
     g = jnp.tanh(g)
     c = f * c + i * g
     o = jax.nn.sigmoid(o + p_o * c)
     h = o * jnp.tanh(c)
-    now = (h, c, jnp.concatenate([i, f, g, o], axis=1))
+    return h, c, jnp.concatenate([i, f, g, o], axis=1)
+
+  def step(t, carry):
+    h, c, *seen = carry
+    now = cell(h, c, a[t])
     seen = [all_.at[t].set(one) for all_, one in zip(seen, now, strict=True)]
-    return h, c, *seen
+    return *now[:2], *seen
 
   times, examples, gates = a.shape
   nothing = jnp.zeros((examples, gates // 4), a.dtype)
+  if steps is None:
+    _, seen = lax.scan(
+      lambda carry, a: ((now := cell(*carry, a))[:2], now),
+      (nothing, nothing),
+      a,
+    )
+    return seen
   states = jnp.zeros((times, *nothing.shape), a.dtype)
   *_, hs, cs, all_gates = lax.fori_loop(
     0, steps, step, (nothing, nothing, states, states, jnp.zeros_like(a))
@@ -393,25 +409,37 @@ def _lstm_bwd(residuals, dhs):
 
   cs_before = before(cs)
 
-  def step(s, carry):
-    """Takes one step back; carries cotangents of h, c and of all of a."""
-    dh, dc, das = carry
-    t = steps - 1 - s
-    i, f, g, o = jnp.split(gates[t], 4, axis=1)
-    dh = dh + dhs[t]
-    tanh_c = jnp.tanh(cs[t])
+  def cell(dh, dc, dh_t, gates_t, c, c_before):
+    """Takes one step back: cotangents of h, of c, and of a."""
+    i, f, g, o = jnp.split(gates_t, 4, axis=1)
+    dh = dh + dh_t
+    tanh_c = jnp.tanh(c)
     do = dh * tanh_c * o * (1 - o)
     dc = dc + dh * o * (1 - tanh_c * tanh_c) + do * p_o
     di = dc * g * i * (1 - i)
-    df = dc * cs_before[t] * f * (1 - f)
+    df = dc * c_before * f * (1 - f)
     da = jnp.concatenate([di, df, dc * i * (1 - g * g), do], axis=1)
     dh = lax.dot_general(da, recurrent, (((1,), (1,)), ((), ())))
-    return dh, dc * f + di * p_i + df * p_f, das.at[t].set(da)
+    return dh, dc * f + di * p_i + df * p_f, da
+
+  def step(s, carry):
+    dh, dc, das = carry
+    t = steps - 1 - s
+    dh, dc, da = cell(dh, dc, dhs[t], gates[t], cs[t], cs_before[t])
+    return dh, dc, das.at[t].set(da)
 
   nothing = jnp.zeros_like(hs[0])
-  _, _, das = lax.fori_loop(
-    0, steps, step, (nothing, nothing, jnp.zeros_like(gates))
-  )
+  if steps is None:
+    _, das = lax.scan(
+      lambda carry, at_t: ((now := cell(*carry, *at_t))[:2], now[2]),
+      (nothing, nothing),
+      (dhs, gates, cs, cs_before),
+      reverse=True,
+    )
+  else:
+    _, _, das = lax.fori_loop(
+      0, steps, step, (nothing, nothing, jnp.zeros_like(gates))
+    )
   size = hs.shape[2]
   drecurrent = lax.dot_general(
     before(hs).reshape(-1, size),

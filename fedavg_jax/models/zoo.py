@@ -213,9 +213,11 @@ class LanguageModel(nn.Module):
       nn.initializers.normal(self.embedding**-0.5),
       (self.num_tokens, self.embedding),
     )
-    if self.padding is None:
+    steps = None
+    if layers.traced_platform() == 'cpu' and self.padding is None:
       steps = jnp.int32(t)
-    else:  # Skip the time steps after the end of the longest sequence.
+    elif layers.traced_platform() == 'cpu':
+      # Skip the time steps after the end of the longest sequence.
       positions = jnp.arange(1, t + 1, dtype=jnp.int32)
       steps = layers.longest(jnp.where(x != self.padding, positions[None], 0))
     x = table[x]

@@ -1,4 +1,4 @@
-"""The SHA-256 of what the parts of a run compute.
+"""Computes the SHA-256 of the programs of the parts of a run.
 
 Model, loss, metrics and algorithm are lowered to the programs that XLA would
 compile, for clients of one or two examples. Parts that compute the same have
@@ -30,7 +30,7 @@ from fedavg_jax.engine.program import Program
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.schedule.planning import Planner
 
-# The rows that are read of an array on a disk, which may exceed memory.
+# Arrays on disk may exceed memory: this number of rows is read.
 _ROWS_READ = 3
 
 
@@ -42,8 +42,11 @@ def of_parts(
   Args:
     task: the model, its loss and its metrics.
     trained: the algorithm, or those of a sweep.
-    clients: the examples, a few of which give the shapes.
-    cohort_size: M, which a rule over all messages may depend on.
+    clients: the clients, a few of whose examples define the shapes.
+    cohort_size: M, on which an aggregation rule may depend.
+
+  Returns:
+    The SHA-256 by the name of the part.
   """
   small = _small(clients, cohort_size)
   model, batch = task.model, batch_of(*small[:2])
@@ -55,15 +58,15 @@ def of_parts(
       _lowered(model.apply, variables, batch.x),
     ],
     'loss': [_lowered(task.loss, outputs, batch)],
-    'metrics': [_of_metric(own, outputs, batch) for own in task.metrics],
-    # All of a round: where nothing else differs, the algorithm does.
+    'metrics': [_of_metric(metric, outputs, batch) for metric in task.metrics],
+    # A full round: if only this differs, it is the algorithm.
     'algorithm': [_of_round(task, trained, small)],
   }
   return {name: _sha256(*texts) for name, texts in programs.items()}
 
 
 def of_arrays(tree: Any) -> str:
-  """Returns the SHA-256 of arrays; of one on a disk three rows count.
+  """Returns the SHA-256 of arrays; of one on disk only three rows count.
 
   Args:
     tree: arrays in tuples and dictionaries.
@@ -71,11 +74,11 @@ def of_arrays(tree: Any) -> str:
   >>> of_arrays((np.zeros(2),)) == of_arrays((np.zeros(3),))
   False
   """
-  return checkpoint.digest([_in_memory(own) for own in trees.arrays(tree)])
+  return checkpoint.digest([_in_memory(array) for array in trees.arrays(tree)])
 
 
 def of_program(text: str) -> str:
-  """Returns the SHA-256 of a lowered program, whatever its functions are named.
+  """Returns the SHA-256 of a lowered program, without names of functions.
 
   Args:
     text: the result of `jax.stages.Lowered.as_text()`.
@@ -89,11 +92,11 @@ def check(
   """Raises InputError if a part of a run computes something else than before.
 
   Args:
-    before: name of a part -> its SHA-256, as JSON had it; a part that is not
-      there is not compared.
-    now: the same, here.
-    of: what a message calls the run.
-    place: what may be chosen anew, a folder or a workdir.
+    before: the earlier SHA-256 of parts by name, from JSON; parts without one
+      are not compared.
+    now: the present SHA-256 of parts by name.
+    of: the words for the run in messages.
+    place: the word for its location, 'folder' or 'workdir'.
   """
   for name, sha256 in now.items():
     if before.get(name, sha256) != sha256:
@@ -104,9 +107,9 @@ def differs(name: str, of: str, place: str) -> str:
   """Returns the message for a part that computes something else than before.
 
   Args:
-    name: the part.
-    of: what the message calls the run.
-    place: what may be chosen anew, a folder or a workdir.
+    name: the name of the part.
+    of: the words for the run.
+    place: the word for its location, 'folder' or 'workdir'.
   """
   return (
     f'{name}: computes something else than {of}; restore its functions and the'
@@ -115,21 +118,21 @@ def differs(name: str, of: str, place: str) -> str:
 
 
 def _of_metric(metric: Metric, outputs: Any, batch: Any) -> str:
-  """Returns the program of a metric's rows, and what its result computes."""
+  """Returns the program of a metric's rows, and its results for test sums."""
   rows = jax.eval_shape(metric.rows, outputs, batch)
   sums = jax.tree.map(
     lambda leaf: np.linspace(1, 2, leaf.size).reshape(leaf.shape).sum(0), rows
   )
-  results = {name: float(own) for name, own in metric.result(sums).items()}
+  results = {name: float(value) for name, value in metric.result(sums).items()}
   text = _lowered(metric.rows, outputs, batch)
   return f'{text} {results} {metric.lower_is_better}'
 
 
 def _small(clients: Clients, cohort_size: int) -> Clients:
-  """Returns a client of two examples, and others of one, M in all."""
+  """Returns M clients: the first has two examples, the others one each."""
   found = []
-  for own in clients[:2]:
-    few = trees.map_arrays(np.asarray, trees.take(own, slice(_ROWS_READ)))
+  for arrays in clients[:2]:
+    few = trees.map_arrays(np.asarray, trees.take(arrays, slice(_ROWS_READ)))
     rows = np.arange(cohort_size + 1) % trees.num_rows(few)
     found.append(trees.take(few, rows))
   x, y = found
@@ -137,7 +140,7 @@ def _small(clients: Clients, cohort_size: int) -> Clients:
 
 
 def _of_round(task: Task, trained: Trained, clients: Clients) -> str:
-  """Returns the program of a call that all of some clients train in."""
+  """Returns the program of one round in which all clients train."""
   planner = Planner(
     num_examples=clients.num_examples,
     cohort_size=clients.num_clients,
@@ -170,15 +173,15 @@ def _of_round(task: Task, trained: Trained, clients: Clients) -> str:
 
 
 def _lowered(function: Callable, *args: Any) -> str:
-  """Returns the program that XLA gets of a function."""
-  # A new function, because JAX remembers what it has traced before.
+  """Returns the program of a function as XLA receives it."""
+  # A new function, because JAX caches traces by function.
   return jax.jit(lambda *args: function(*args)).lower(*args).as_text()
 
 
 def _without_names(text: str) -> str:
-  """Numbers functions in the order in which they are defined.
+  """Replaces names of functions by numbers in the order of definition.
 
-  Addresses of Python functions that are called from the device are left out.
+  Addresses of Python functions called from the device are removed.
   """
   names = re.findall(r'func\.func \w+ @([\w.$]+)', text)
   numbers = {name: f'@f{i}' for i, name in enumerate(dict.fromkeys(names))}
@@ -190,7 +193,7 @@ def _without_names(text: str) -> str:
 
 
 def _in_memory(array: Any) -> np.ndarray:
-  """Returns an array, or rows of one that is on a disk."""
+  """Returns an array; of one on disk the shape and a few rows, flat."""
   if isinstance(array, (RowsOnDisk, np.memmap)):
     rows = np.unique(np.linspace(0, len(array) - 1, _ROWS_READ).astype(int))
     array = np.concatenate(
@@ -200,6 +203,7 @@ def _in_memory(array: Any) -> np.ndarray:
 
 
 def _sha256(*texts: str) -> str:
+  """Returns the SHA-256 of programs, without names of functions."""
   sha = hashlib.sha256()
   for text in map(_without_names, texts):
     sha.update(f'{len(text)} {text}'.encode())

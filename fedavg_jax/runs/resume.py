@@ -9,6 +9,7 @@ from absl import logging
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import fingerprint
+from fedavg_jax.runs import own_code
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import Workdir
 
@@ -35,7 +36,7 @@ def newest(
   assert folder.began is not None
   check_data(folder.began.get('data_sha256'), now['data_sha256'], folder.path)
   check_numerics(folder.began.get('numerics'), now['numerics'])
-  check_own_code(folder.began.get('own_code_sha256'), now)
+  own_code.check(folder.began.get('own_code_sha256'), now)
   check_from_python(folder.began, now)
   saved = newest_intact(folder)
   if saved is not None:
@@ -84,18 +85,6 @@ def check_numerics(before: Any, now: dict[str, Any]) -> None:
       raise InputError(
         f'{name} = {value!r}: was {before[name]!r} when the run started, and'
         ' changes what is computed; set it back, or choose a new workdir'
-      )
-
-
-def check_own_code(before: Any, now: dict[str, Any]) -> None:
-  """Raises InputError if the code of a user-defined function has changed."""
-  before = before if isinstance(before, dict) else {}
-  for name, sha256 in now.get('own_code_sha256', {}).items():
-    if before.get(name, sha256) != sha256:
-      raise InputError(
-        f'{name}: its code has changed since the run started (SHA-256 expected'
-        f' {str(before[name])[:12]}..., got {sha256[:12]}...); restore it, or'
-        ' choose a new workdir'
       )
 
 

@@ -10,7 +10,7 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Some programs signal a process and then its group, which is one request.
-_SECONDS_OF_ONE_REQUEST = 1.0
+_SECONDS_OF_ONE_WISH = 1.0
 
 
 class Stop:
@@ -31,7 +31,7 @@ _active: list[Stop] = []  # That of the main thread, while it has handlers.
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(*, raises: bool = False) -> Iterator[Stop]:
   """Turns the first SIGINT or SIGTERM into a flag that a loop can check.
 
   One that arrives more than a second later ends the process at once, by the
@@ -39,6 +39,10 @@ def stop_on_signals() -> Iterator[Stop]:
   thread, where Python handles no signals, nothing changes. A nested context, as
   of the runs of a sweep, yields the outer flag, so that no signal between two
   runs is lost.
+
+  Args:
+    raises: whether a later signal goes to the previous handler instead; that of
+      SIGINT raises KeyboardInterrupt, which a notebook's kernel survives.
   """
   main = threading.current_thread() is threading.main_thread()
   if main and _active:
@@ -57,8 +61,8 @@ def stop_on_signals() -> Iterator[Stop]:
       # have ended the reader of the output.
       with contextlib.suppress(OSError):
         os.write(1, b'\nstopping after this round; a second signal exits now\n')
-    elif time.monotonic() - first > _SECONDS_OF_ONE_REQUEST:
-      signal.signal(signum, signal.SIG_DFL)
+    elif time.monotonic() - first > _SECONDS_OF_ONE_WISH:
+      signal.signal(signum, before[signum] if raises else signal.SIG_DFL)
       signal.raise_signal(signum)
 
   if main:
