@@ -44,8 +44,7 @@ _SIZES = Rule(
   lambda value: (
     value in choices.SIZE_LAWS or bool(_NUMBERS.fullmatch(str(value)))
   ),
-  f'must be one of {", ".join(choices.SIZE_LAWS)}, or whole numbers with commas'
-  ' between them',
+  f'must be one of {", ".join(choices.SIZE_LAWS)}, or comma-separated integers',
   choices.SIZE_LAWS,
 )
 _YES_OR_NO = ANYTHING
@@ -95,9 +94,9 @@ class RunConfig(Options):
   convolution: str = option(
     'auto',
     one_of(choices.CONVOLUTIONS),
-    "Computation of convolutions: 'auto' ('canonical' on CPU, else 'patches') |"
-    " 'canonical' (plain NHWC forms) | 'patches' (one batched matrix product) |"
-    " 'lax' (XLA's convolution).",
+    "Computation of convolutions: 'auto' ('canonical' on CPU, 'lax' on TPU,"
+    " 'patches' on GPU) | 'canonical' (plain NHWC forms) | 'patches' (one"
+    " batched matrix product) | 'lax' (XLA's convolution).",
   )
   precision: str = option(
     'float32',

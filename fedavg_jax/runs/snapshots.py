@@ -28,8 +28,8 @@ class Snapshot(NamedTuple):
     round: the number of the round.
     state: the server state.
     client_states: the states of all clients, on the devices or the host.
-    beside: a function that returns the JSON to save with them, called when it
-      is saved.
+    beside: a function that returns the JSON to save with them, called only when
+      they are saved.
     score: the result of the model's test, larger is better; None without one.
     changes: the `ClientStates.changes` at that round, 0 for other states.
     more: further trees to save, such as another model.
@@ -54,7 +54,7 @@ class Snapshot(NamedTuple):
 
 
 def are_there(client_states: Any, changes: int) -> bool:
-  """Returns whether client states were not donated to or changed by a call.
+  """Returns whether no later call has consumed or changed client states.
 
   Args:
     client_states: the states of all clients, on the devices or the host.
@@ -76,7 +76,7 @@ def of(record: Record, beside: Callable[[], dict[str, Any]]) -> Snapshot | None:
 
 
 class Snapshots:
-  """Holds the newest snapshot of a run, and saves it when that is due.
+  """Keeps the newest snapshot of a run, and saves it when that is due.
 
   Attributes:
     held: the newest snapshot, None if it is not needed any more.
@@ -118,7 +118,7 @@ class Snapshots:
     return bool(self._rounds and number and number % self._rounds == 0)
 
   def hold(self, snapshot: Snapshot | None) -> None:
-    """Replaces the held snapshot, and saves the new one if that is due.
+    """Replaces the newest snapshot, and saves the new one if that is due.
 
     Args:
       snapshot: the new snapshot, None to drop the old one.
@@ -128,7 +128,7 @@ class Snapshots:
       self.save()
 
   def save(self) -> None:
-    """Saves the held snapshot, unless it is saved or its states are gone.
+    """Saves the newest snapshot, unless it is saved or its states are gone.
 
     Raises:
       OSError: the checkpoint cannot be written; it is not tried again.
