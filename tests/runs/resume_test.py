@@ -377,7 +377,7 @@ def test_data_that_have_changed(repository, stopped, monkeypatch):
 
   monkeypatch.setattr(own_parts.catalog, 'load_dataset', changed)
   before = timeless(stopped)
-  with pytest.raises(InputError, match='data of its clients.*SHA-256 was'):
+  with pytest.raises(InputError, match='data of its clients.*SHA-256 expected'):
     again(repository, stopped)
   assert timeless(stopped) == before
 
