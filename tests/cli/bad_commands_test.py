@@ -119,7 +119,7 @@ CASES = {
   ),
   'partition: a picture nowhere': (
     ('partition', *quickstart('--picture=none/a.png')),
-    '--picture none/a.png: there is no folder none',
+    '--picture none/a.png: the folder none does not exist',
   ),
   'partition: by label too many': (
     ('partition', *quickstart('--config.shards_per_client=900')),
@@ -134,15 +134,15 @@ CASES = {
   ),
   'partition: a config that is a pipe': (
     ('partition', '--config=pipe.py'),
-    '--config pipe.py: must be a file',
+    '--config pipe.py: is not a regular file',
   ),
   'partition: a config that is a folder': (
     ('partition', '--config=full'),
-    '--config full: must be a file',
+    '--config full: is not a regular file',
   ),
   'partition: a config that is a device': (
     ('partition', '--config=/dev/zero'),
-    '--config /dev/zero: must be a file',
+    '--config /dev/zero: is not a regular file',
   ),
   'partition: a trace that is a pipe': (
     (

@@ -138,7 +138,8 @@ def test_command(repository, tmp_path):
   assert again.returncode == 2 and 'Traceback' not in again.stderr
   assert 'exists already' in again.stderr
   assert (tmp_path / 'p.png').read_bytes() == picture
-  for name, words in (('p', 'must end with .png'), ('no/p.png', 'no folder')):
+  bad = {'p': 'must end with .png', 'no/p.png': 'does not exist'}
+  for name, words in bad.items():
     bad = subprocess.run(
       [*command[:-1], tmp_path / name],
       cwd=repository,

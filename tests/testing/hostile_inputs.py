@@ -208,7 +208,7 @@ def changed_config(change: str, *words: str) -> Case:
 FLAGS = {
   'misspelt key': Case(
     ['--config.client.epoch=3'],
-    ['no such key: \'epoch\' Did you mean "epochs"'],
+    ['unknown key: \'epoch\'. Did you mean "epochs"'],
   ),
   'unknown key': Case(['--config.optimizer=adam'], ['optimizer']),
   'key of a value': Case(['--config.rounds.every=3'], ['rounds']),
@@ -488,7 +488,7 @@ DATA = {
 RUNS = {
   'a file': Case(
     ['--workdir=mine'],
-    ['workdir = mine', 'is not a folder'],
+    ['workdir = mine', 'is not a directory'],
     lambda folder: (folder / 'mine').write_text('mine'),
   ),
   'under a file': Case(
@@ -507,7 +507,7 @@ RUNS = {
   ),
   'a dangling link': Case(
     ['--workdir=mine'],
-    ['workdir = mine', 'is not a folder'],
+    ['workdir = mine', 'is not a directory'],
     lambda folder: (folder / 'mine').symlink_to('nowhere'),
   ),
   'a name too long': Case(
@@ -537,7 +537,7 @@ RUNS = {
     _write('config.json', b'{"config": {"da'), 'config.json: cannot be read'
   ),
   'config.json a list': run_folder(
-    _write('config.json', b'[]'), 'config.json: must hold a JSON object'
+    _write('config.json', b'[]'), 'config.json: must be a JSON object'
   ),
   'config.json not text': run_folder(
     _write('config.json', b'\xff\xfe\x00'), 'config.json: cannot be read'
@@ -592,17 +592,17 @@ RUNS = {
   ),
   'config.json with other machines': run_folder(
     _edit_json('config.json', lambda c: c.update(resumed=5)),
-    'config.json: resumed must list',
+    'config.json: resumed must be a list',
   ),
   'checkpoints gone': run_folder(
     lambda run: shutil.rmtree(run / 'checkpoints'),
-    'checkpoints: the checkpoints are gone',
+    'checkpoints: the checkpoints are missing',
   ),
   'checkpoints cleaned away': run_folder(
     lambda run: [
       shutil.rmtree(path) for path in (run / 'checkpoints').iterdir()
     ],
-    'checkpoints: the checkpoints are gone',
+    'checkpoints: the checkpoints are missing',
   ),
   'an empty folder and no data': Case(
     ['--workdir=mine', '--config.dataset=mnist', '--config.data_dir=/nowhere'],
