@@ -149,7 +149,7 @@ CASES = {
       'run',
       *quickstart('--config.availability_trace=pipe.py', '--workdir=new'),
     ),
-    'availability_trace pipe.py: must be a file',
+    'availability_trace pipe.py: is not a regular file',
   ),
   # Clocks.
   'run: a clock for ever': (

@@ -220,7 +220,7 @@ TRACES = {
   'a spreadsheet': _trace(b'PK\3\4\0\0\xff', 'cannot be read'),
   'a quote without end': _trace('client,first,last\n"0,1,2\n', 'whole numbers'),
   'a pipe': _trace('')._replace(
-    words=['trace.csv: must be a file'],
+    words=['trace.csv: is not a regular file'],
     prepare=lambda folder: os.mkfifo(folder / 'trace.csv'),
   ),
   'the home of nobody': key(
