@@ -106,7 +106,7 @@ class Participation:
       check_trace(self.trace, num_clients)
     if self.clock is not None:
       check_clock(self.clock, num_clients)
-    _check_own(
+    _check_custom(
       'draw',
       self.draw,
       {
@@ -115,7 +115,7 @@ class Participation:
         'trace': self.trace is not None,
       },
     )
-    _check_own(
+    _check_custom(
       'completion',
       self.completion,
       {
@@ -194,7 +194,7 @@ class Participation:
 EVERYBODY = Participation()
 
 
-def _check_own(name: str, rule: object, others: Mapping[str, bool]) -> None:
+def _check_custom(name: str, rule: object, others: Mapping[str, bool]) -> None:
   """Raises InputError unless a custom rule is a function and the only one.
 
   Args:

@@ -280,7 +280,7 @@ KEYS = {
       *('--config.partition=pathological', '--config.classes_per_client=1'),
       *('--config.num_clients=9', '--config.client_fraction=0'),
     ],
-    ['classes_per_client = 1', 'to nobody'],
+    ['classes_per_client = 1', 'without a client'],
   ),
   'class_assignment': key('class_assignment', 'x', 'x', 'first_deterministic'),
   'sizes': key('sizes', 'cubic', 'cubic', 'linear'),
@@ -300,7 +300,7 @@ KEYS = {
       *('--config.partition=iid', '--config.sizes=1500,0'),
       '--config.num_clients=2',
     ],
-    ['sizes: one is 0'],
+    ['sizes: has 0; must be at least 1'],
   ),
   'size_skew': key('size_skew', '-1', '-1.0'),
   'holdout': key('holdout_fraction', '1', '1.0', '[0, 1)'),
@@ -439,7 +439,7 @@ DATA = {
   ),
   'of another data set': Case(
     ['--config.dataset=fashion_mnist', '--config.data_dir=data'],
-    ['not the labels of fashion_mnist'],
+    ['does not have the labels of fashion_mnist'],
   ),
   'empty': data_file(IDX, lambda c: b'', 'not an IDX file'),
   'header cut': data_file(IDX, lambda c: c[:6], 'not an IDX file'),
@@ -675,7 +675,7 @@ FEDERATIONS = {
     '1 num_samples',
   ),
   'no leaf': Case(
-    ['--config.dataset=leaf', '--config.data_dir=.'], ['train/ holds no json']
+    ['--config.dataset=leaf', '--config.data_dir=.'], ['train/ has no json']
   ),
   'model of sequences': key('model', 'char_lstm', '2nn', 'images of digits'),
   'crop of small images': key('augmentation', 'tutorial', '24 x 24', 'digits'),
