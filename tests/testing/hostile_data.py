@@ -172,7 +172,9 @@ USERS = {
     _first(y=[0, 2**31]), "user 'a'", '0 to 2147483648'
   ),
   'half a label': leaf(_first(y=[0, 0.5]), "user 'a'", '0.5 at row 1'),
-  'a label of text': leaf(_first(y=['0', '1']), "user 'a'", 'y holds str'),
+  'a label of text': leaf(
+    _first(y=['0', '1']), "user 'a'", 'y: expected whole numbers, got str'
+  ),
   'another shape': leaf(
     _first(x=[[0.5] * 9] * 2), "user 'a'", '(3, 3, 1)', 'test/ (2, 2, 1)'
   ),
