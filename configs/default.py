@@ -1,6 +1,6 @@
-"""Every option with its default; other files state what differs.
+"""Lists every option with its default; other files state changes.
 
-It is generated from `fedavg_jax.runs.run_config`, do not edit it.
+It is generated from `fedavg_jax.runs.run_config`; do not edit it.
 
 python -m fedavg_jax.main --config configs/default.py
 """
@@ -12,146 +12,160 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns the settings."""
   config = ml_collections.ConfigDict()
 
-  # Data set; see docs/data.md. One of digits, mnist, fashion_mnist, cifar10,
-  # mnist_writers, leaf, shakespeare, words, stored.
+  # Data set, or your function as module:function; see docs/data.md. One of
+  # digits, mnist, fashion_mnist, cifar10, mnist_writers, leaf, shakespeare,
+  # words, stored.
   config.dataset = 'digits'
 
-  # Folder or file of the data; empty searches, then downloads.
+  # Folder or file of the data; empty: $FEDAVG_DATA, then a download.
   config.data_dir = ''
 
-  # 'unit' scales to [0, 1]; 'standard' to mean 0, std 1 over the training set;
-  # 'image' to mean 0, std 1 of each image. One of unit, standard, image.
+  # Scaling of pixels: 'unit' ([0, 1]) | 'standard' (mean 0, std 1 over the
+  # training set) | 'image' (mean 0, std 1 of each image).
   config.pixels = 'unit'
 
-  # 'tutorial' crops to 24 x 24 and changes colours at random. One of none,
-  # tutorial.
+  # Augmentation of training images: 'none' | 'tutorial' (random 24 x 24 crop,
+  # flip, brightness and contrast, as in TensorFlow's CIFAR-10 tutorial).
   config.augmentation = 'none'
 
-  # Model; see docs/api.md. One of 2nn, cnn, cnn_torch, cifar_cnn, char_lstm,
-  # word_lstm.
+  # Model, or your function as module:function; see docs/api.md. One of 2nn,
+  # cnn, cnn_torch, cifar_cnn, char_lstm, word_lstm.
   config.model = '2nn'
 
-  # How convolutions are computed; 'auto' takes the fastest known. One of auto,
-  # canonical, patches, lax.
+  # Computation of convolutions: 'auto' ('canonical' on CPU, else 'patches') |
+  # 'canonical' (plain NHWC forms) | 'patches' (one batched matrix product) |
+  # 'lax' (XLA's convolution).
   config.convolution = 'auto'
 
-  # 'bfloat16' computes products in bfloat16; weights stay float32. One of
-  # float32, bfloat16.
+  # dtype of matrix products and convolutions: 'float32' | 'bfloat16' (weights
+  # stay float32).
   config.precision = 'float32'
 
-  # What is learned by; empty is cross entropy. One of cross_entropy,
-  # squared_error, binary_cross_entropy.
+  # Training loss, or your function as module:function; empty: cross entropy.
+  # One of cross_entropy, squared_error, binary_cross_entropy.
   config.loss = ''
 
-  # Of tests, with commas between them, such as accuracy, macro_f1, loss,
-  # perplexity, squared_error, top_5; target, best and sweeps go by the first
-  # one. Empty: accuracy and loss, or the mean of another loss.
+  # Comma-separated metrics of the evaluation, such as accuracy, macro_f1, loss,
+  # perplexity, squared_error, top_5; the first decides the target, the best
+  # checkpoint and sweeps. Empty: accuracy and loss for cross entropy, the mean
+  # loss for another loss.
   config.metrics = ''
 
-  # How the data are divided; 'natural' takes the clients of the data. One of
-  # iid, shards, dirichlet, inner_dirichlet, pathological, few_labels, natural.
+  # Division of the examples among clients: 'iid' (random) | 'shards' (random
+  # shards of the examples sorted by label, as in the paper) | 'dirichlet'
+  # (every label divided by Dir(alpha)) | 'inner_dirichlet' (the labels of each
+  # client by Dir(alpha), at given sizes) | 'pathological' (a fixed number of
+  # labels per client) | 'few_labels' (the same, at given sizes) | 'natural'
+  # (the clients of the data set).
   config.partition = 'shards'
 
-  # Of 'shards': 2 gives a client about two labels.
+  # Shards per client in 'shards'; 2 give about two labels.
   config.shards_per_client = 2
 
   # Concentration of 'dirichlet' and 'inner_dirichlet'; small is skewed.
   config.alpha = 0.5
 
-  # Fewest examples of a client in 'dirichlet'; and in 'few_labels', where sizes
-  # is a law of the others.
+  # Fewest examples of a client in partition 'dirichlet', and in 'few_labels'
+  # where `sizes` is a law: it divides the remaining examples.
   config.min_size = 10
 
-  # Of 'dirichlet': a client with n / K examples gets no more.
+  # Whether partition 'dirichlet' gives no further label to a client that has
+  # n/K examples.
   config.self_balancing = False
 
-  # Of 'pathological' and 'few_labels': labels of each client.
+  # Labels per client in 'pathological' and 'few_labels'.
   config.classes_per_client = 2
 
-  # Of 'pathological' and 'few_labels': which client has which labels. One of
-  # random, deterministic, first_deterministic.
+  # Labels of client i in partitions 'pathological' and 'few_labels': 'random' |
+  # 'deterministic' (i, i + 1, ...) | 'first_deterministic' (i, the others at
+  # random).
   config.class_assignment = 'random'
 
-  # Clients' sizes in 'iid', 'inner_dirichlet' and 'few_labels': a law, or
-  # '600,300,...', which in 'few_labels' may leave some examples to nobody. One
-  # of equal, linear, square, exponential, power_law, log_normal.
+  # Number of examples of client i = 1 ... K in partitions 'iid',
+  # 'inner_dirichlet' and 'few_labels', in proportion to: 'equal' (1) | 'linear'
+  # (i) | 'square' (i^2) | 'exponential' (e^i) | 'power_law' (i^-size_skew) |
+  # 'log_normal' (exp(size_skew * z), z ~ N(0, 1)); or K numbers, '600,300,...',
+  # which may leave examples unassigned in 'few_labels'.
   config.sizes = 'equal'
 
-  # Exponent of power_law, sigma of log_normal.
+  # Exponent of 'power_law', sigma of 'log_normal'.
   config.size_skew = 1.0
 
-  # K: number of clients; 0 with partition 'natural'.
+  # K: number of clients; 0: as many as the data set has.
   config.num_clients = 50
 
-  # Share of every client's examples taken out for a validation set: target,
-  # best and sweeps go by it, and the test set is used once, at the end.
+  # Fraction of every client's examples moved to a validation set, which then
+  # decides the target, the best checkpoint and sweeps; the test set is used
+  # once, at the end. 0: no validation set.
   config.validation_fraction = 0.0
 
-  # Share of every client's examples that is kept for its own tests.
+  # Fraction of every client's examples held out, on which client_eval_every
+  # tests the model.
   config.holdout_fraction = 0.0
 
   # C: a cohort has max(int(C * K), 1) clients; 0 is one client.
   config.client_fraction = 0.5
 
-  # Share of the clients out of reach in a round.
+  # Fraction of clients that are unavailable in a round.
   config.unavailable_fraction = 0.0
 
-  # CSV file of when clients are in reach: client, first and last round.
+  # CSV file of availability: client, first and last round; empty: always.
   config.availability_trace = ''
 
-  # 'examples' draws clients in proportion to n_k; then weigh uniformly. One of
-  # uniform, examples.
+  # Probability of drawing client k: 'uniform' | 'examples' (in proportion to
+  # n_k, its number of examples; use weighting 'uniform' with it).
   config.sampling = 'uniform'
 
-  # Share of a cohort that does only a part of its work.
+  # Mean fraction of a cohort that does partial work.
   config.straggler_fraction = 0.0
 
-  # What a straggler does a part of: 'epochs' are whole ones, 1 to E - 1. One of
-  # minibatches, epochs.
+  # Work that a straggler completes, drawn uniformly: 'minibatches' (1 to all
+  # but one) | 'epochs' (1 to E - 1 full ones).
   config.straggler_work = 'minibatches'
 
-  # 'keep' uses their partial work, as FedProx does; 'drop' loses it. One of
-  # keep, drop.
+  # Partial work of stragglers: 'keep' (averaged, as in FedProx) | 'drop' (left
+  # out, as in FedAvg).
   config.stragglers = 'keep'
 
-  # Weights of the mean: 'examples' is n_k, 'uniform' the same for all. One of
-  # examples, uniform.
+  # Weight of client k in the mean: 'examples' (n_k, its number of examples) |
+  # 'uniform' (equal for all).
   config.weighting = 'examples'
 
-  # Algorithm; see docs/algorithms.md. One of fedavg, fedprox, scaffold.
+  # Algorithm, or your function as module:function; see docs/algorithms.md. One
+  # of fedavg, fedprox, scaffold.
   config.algorithm = 'fedavg'
 
   config.client = ml_collections.ConfigDict()
 
-  # E: epochs over the local data a round.
+  # E: local epochs per round.
   config.client.epochs = 5
 
-  # B: minibatch size; 0 is infinity, all local data at once.
+  # B: minibatch size; 0 is infinity: the full local data set.
   config.client.batch_size = 10
 
-  # eta: learning rate.
+  # eta: client learning rate.
   config.client.learning_rate = 0.1
 
-  # Factor of the learning rate, applied every decay_rounds rounds.
+  # Factor that multiplies the client learning rate every decay_rounds rounds.
   config.client.decay = 1.0
 
-  # Rounds between two decays.
+  # Rounds between two decays of the learning rate.
   config.client.decay_rounds = 1
 
-  # 'epoch' reshuffles every epoch, 'round' keeps one order for all epochs. One
-  # of epoch, round.
+  # Order of a client's examples: 'epoch' (a new one every epoch) | 'round' (one
+  # for all epochs of a round).
   config.client.shuffle = 'epoch'
 
-  # mu of 'fedprox': weight of the proximal term.
+  # mu: weight of the proximal term in algorithm 'fedprox'.
   config.client.proximal = 0.01
 
-  # Largest norm of a delta; 0 does not clip.
+  # Largest L2 norm of a client delta; 0: no clipping.
   config.client.clip_norm = 0.0
 
   config.server = ml_collections.ConfigDict()
 
-  # Optimizer on the mean delta: sgd, adagrad, adam or yogi. One of sgd,
-  # adagrad, adam, yogi.
+  # Server optimizer, applied to the mean delta as pseudo-gradient: 'sgd' |
+  # 'adagrad' | 'adam' | 'yogi'.
   config.server.optimizer = 'sgd'
 
   # Server learning rate; 1 with sgd and momentum 0 is FedAvg.
@@ -163,31 +177,33 @@ def get_config() -> ml_collections.ConfigDict:
   # beta_2 of adam and yogi.
   config.server.second_momentum = 0.99
 
-  # tau of adagrad, adam and yogi.
+  # tau: degree of adaptivity of adagrad, adam and yogi.
   config.server.adaptivity = 0.001
 
   config.clock = ml_collections.ConfigDict()
 
-  # Training speed of the median client; 0 simulates no clock.
+  # Training speed of the median client in examples per second; 0: no simulated
+  # clock.
   config.clock.examples_per_second = 0.0
 
-  # Sigma of the log-normal speeds; 0 makes all alike.
+  # Sigma of the log-normal training speeds; 0: all clients are equally fast.
   config.clock.speed_spread = 0.0
 
-  # Median client's download rate in Mbit/s; 0 takes no time.
+  # Median client's download rate in Mbit/s; 0: downloads take no time.
   config.clock.megabits_down = 0.0
 
-  # Median client's upload rate in Mbit/s; 0 takes no time.
+  # Median client's upload rate in Mbit/s; 0: uploads take no time.
   config.clock.megabits_up = 0.0
 
-  # Sigma of the log-normal bandwidths.
+  # Sigma of the log-normal download and upload rates; 0: all clients have equal
+  # ones.
   config.clock.bandwidth_spread = 0.0
 
-  # Seconds after which a client is a straggler; 0 sets no deadline.
+  # Simulated seconds after which a client is a straggler; 0: no deadline.
   config.clock.deadline = 0.0
 
-  # Where a client's numbers are not finite: 'stop', or 'skip_client'. One of
-  # stop, skip_client.
+  # Reaction to a client update with NaN or infinity: 'stop' (ends the run) |
+  # 'skip_client' (drops the update).
   config.on_nan = 'stop'
 
   # Number of communication rounds.
@@ -196,59 +212,59 @@ def get_config() -> ml_collections.ConfigDict:
   # Rounds between two evaluations.
   config.eval_every = 1
 
-  # Rounds between two tests on the clients' held-out examples; 0: none.
+  # Rounds between two tests on the clients' held-out examples; 0: no tests.
   config.client_eval_every = 0
 
-  # Local epochs before each client is tested a second time; 0: none.
+  # Local epochs before a second test of each client; 0: no fine-tuning.
   config.finetune_epochs = 0
 
-  # Test accuracy at which the run ends; 0 runs all rounds.
+  # Test accuracy at which the run ends; 0: after all rounds.
   config.target_accuracy = 0.0
 
-  # Value of the first metric at which the run ends, at most that where smaller
-  # is better; 0 runs all rounds.
+  # Value of the first metric that ends the run when reached, from above where
+  # smaller is better; 0: after all rounds.
   config.target = 0.0
 
   # Seed of partition, initial weights, cohorts and orders.
   config.seed = 0
 
-  # Clients that train side by side, over all devices; 0 chooses.
+  # Clients that train at the same time, on all devices; 0: automatic.
   config.lanes = 0
 
-  # Largest number of examples in a step; larger B accumulates; 0 chooses.
+  # Most examples computed at once; a larger B accumulates; 0: automatic.
   config.micro_batch = 0
 
-  # Most rounds in one compiled call; 0 chooses.
+  # Most rounds in one compiled call; 0: automatic.
   config.rounds_per_call = 0
 
-  # Virtual devices on CPU; 0 is one per core.
+  # Number of virtual CPU devices; 0: one per core.
   config.cpu_devices = 0
 
-  # 'host' streams each cohort's examples to the device. One of device, host.
+  # Location of the examples: 'device' | 'host' (streams each cohort's).
   config.examples_on = 'device'
 
-  # 'host' or 'disk' streams what clients keep, as SCAFFOLD's do. One of device,
-  # host, disk.
+  # Location of the client states, which SCAFFOLD has: 'device' | 'host' |
+  # 'disk' (the last two stream each cohort's to the device).
   config.client_states_on = 'device'
 
-  # Loggers beside metrics.jsonl: csv, tensorboard, wandb.
+  # Additional loggers, with commas: csv, tensorboard, wandb.
   config.log = ''
 
-  # Draws curves.png, partition.png and clients.png, a second or so a run.
+  # Whether to draw curves.png, partition.png and clients.png (about 1 s).
   config.pictures = True
 
   config.checkpoint = ml_collections.ConfigDict()
 
-  # Rounds between two checkpoints; 0 saves by time alone.
+  # Rounds between two checkpoints; 0: only `minutes` decides.
   config.checkpoint.rounds = 0
 
-  # Minutes between two checkpoints; 0 saves by rounds alone.
+  # Minutes between two checkpoints; 0: only `rounds` decides.
   config.checkpoint.minutes = 5.0
 
-  # How many of the last checkpoints stay, with the best.
+  # Number of latest checkpoints to keep, in addition to the best one.
   config.checkpoint.keep = 3
 
-  # What your own functions take by name: config.options.model.width = 64; see
+  # Arguments of your functions, such as config.options.model.width = 64; see
   # docs/bring_your_own.md.
   config.options = ml_collections.ConfigDict(
     {'dataset': {}, 'model': {}, 'algorithm': {}, 'loss': {}, 'metrics': {}}

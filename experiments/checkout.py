@@ -1,7 +1,8 @@
-"""Trees of this repository: this one, and other commits in temporary folders.
+"""Provides trees of this repository: the working tree, and other commits.
 
-Commands of a tree run with this interpreter, in the tree's folder, and import
-its package, not the installed one.
+Other commits are checked out into temporary folders. Commands of a tree run
+with this interpreter, in the tree's folder, and import its package, not the
+installed one.
 """
 
 from collections.abc import Iterator
@@ -22,12 +23,12 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 class Tree(NamedTuple):
-  """Files of a commit, or of no commit yet.
+  """Describes the files of a commit, or of the working tree.
 
   Attributes:
-    name: for people; of a commit its short hash.
-    folder: where they lie.
-    commit: the whole hash, '' where there is none.
+    name: the name in messages; for a commit its short hash.
+    folder: the folder of the files.
+    commit: the full hash, '' for the working tree.
   """
 
   name: str
@@ -35,14 +36,14 @@ class Tree(NamedTuple):
   commit: str = ''
 
   def environment(self) -> dict[str, str]:
-    """Returns what a process needs in order to import this tree."""
+    """Returns the environment of a process that imports this tree."""
     return os.environ | {'PYTHONPATH': str(self.folder)}
 
   def first_module(self, *names: str) -> str:
-    """Finds the first of some modules that this tree has.
+    """Returns the first of the named modules that this tree has.
 
     Raises:
-      InputError: it has none of them.
+      InputError: the tree has none of them.
     """
     for name in names:
       if self.folder.joinpath(*name.split('.')).with_suffix('.py').exists():
@@ -51,7 +52,7 @@ class Tree(NamedTuple):
 
 
 def here() -> Tree:
-  """Returns the tree that this file belongs to, as it is now."""
+  """Returns the working tree, which this file belongs to."""
   return Tree('the working tree', REPOSITORY)
 
 
@@ -59,19 +60,19 @@ def here() -> Tree:
 def checked_out(
   commit: str, repository: pathlib.Path = REPOSITORY
 ) -> Iterator[Tree]:
-  """Lays a commit into a temporary folder, which is removed however it ends.
+  """Checks a commit out into a temporary folder, which is always removed.
 
-  The clone itself is only read: no branch, no worktree is made in it.
+  The clone itself is only read: no branch and no worktree is made in it.
 
   Args:
-    commit: a hash, a branch, a tag, HEAD~1.
-    repository: the clone that has it.
+    commit: a hash, a branch, a tag, or a revision such as HEAD~1.
+    repository: a clone that has the commit.
 
   Yields:
-    Its tree.
+    The tree of the commit.
 
   Raises:
-    InputError: there is no such commit, or no clone.
+    InputError: the commit does not exist, or the folder is not a clone.
   """
   name, sha = _resolve(commit, repository)
   with (
@@ -86,26 +87,26 @@ def checked_out(
 
 
 def _resolve(commit: str, repository: pathlib.Path) -> tuple[str, str]:
-  """Returns the short and the whole hash of a commit."""
+  """Returns the short and the full hash of a commit."""
   try:
     top = pathlib.Path(_git(repository, 'rev-parse', '--show-toplevel'))
   except subprocess.CalledProcessError as error:
-    said = (error.stderr.strip().splitlines() or ['says nothing'])[0]
-    raise InputError(f'{repository}: is no git clone ({said})') from None
+    message = (error.stderr.strip().splitlines() or ['no message'])[0]
+    raise InputError(f'{repository}: is not a git clone ({message})') from None
   except OSError as error:
     raise InputError(f'git cannot be run: {error.strerror}') from None
   if top.resolve() != repository.resolve():  # A copy inside another clone.
-    raise InputError(f'{repository}: is no git clone, but part of {top}')
+    raise InputError(f'{repository}: is not a git clone, but part of {top}')
   verify = ('rev-parse', '--verify', '--quiet')
   try:
     sha = _git(repository, *verify, '--end-of-options', f'{commit}^{{commit}}')
   except (subprocess.CalledProcessError, ValueError):  # A null byte.
-    raise InputError(f'{commit!r}: is no commit of {repository}') from None
+    raise InputError(f'{commit!r}: is not a commit of {repository}') from None
   return _git(repository, *verify, '--short', sha), sha
 
 
 def _git(repository: pathlib.Path, *arguments: str) -> str:
-  """Runs git, returns what it prints."""
+  """Returns the output of a git command."""
   process = subprocess.run(
     ['git', '-C', str(repository), *arguments],
     capture_output=True,
@@ -117,7 +118,7 @@ def _git(repository: pathlib.Path, *arguments: str) -> str:
 
 @contextlib.contextmanager
 def _signals_unwind() -> Iterator[None]:
-  """Lets SIGTERM and SIGHUP leave blocks as Ctrl-C does."""
+  """Makes SIGTERM and SIGHUP raise, so that context managers clean up."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
@@ -129,7 +130,7 @@ def _signals_unwind() -> Iterator[None]:
   before = {
     signum: signal.signal(signum, leave)
     for signum in (signal.SIGTERM, signal.SIGHUP)
-    if signal.getsignal(signum) != signal.SIG_IGN  # As nohup leaves it.
+    if signal.getsignal(signum) != signal.SIG_IGN  # nohup ignores SIGHUP.
   }
   try:
     yield

@@ -1,6 +1,6 @@
-"""Federated Averaging, each round one compiled call.
+"""Simulates Federated Averaging; each round is one compiled call.
 
-From Python, in the order of use:
+The names, in the order of use:
 
 >>> import fedavg_jax as fa
 >>> import optax
@@ -24,10 +24,10 @@ from etils import epy as _epy
 
 __version__ = '0.2.0'
 
-# Commands of earlier versions, which name their successors.
+# Modules of earlier commands, each of which names its successor.
 __path__.append(str(_pathlib.Path(__file__).parent / 'cli' / 'ended'))
 
-# What is below is imported when it is first used.
+# Each name below is imported when it is first used.
 with _epy.lazy_api_imports(globals()):
   from fedavg_jax import data
   from fedavg_jax import engine

@@ -1,4 +1,4 @@
-"""The command `fedavg-jax`, as `python -m fedavg_jax`."""
+"""Runs the command `fedavg-jax` as `python -m fedavg_jax`."""
 
 from fedavg_jax.cli import dispatch
 

@@ -1,4 +1,4 @@
-"""Trains what a config describes, as `fedavg-jax run` does.
+"""Runs the experiment that a config describes, as `fedavg-jax run` does.
 
 python -m fedavg_jax.main --config configs/quickstart.py
 """

@@ -208,7 +208,7 @@ CASES = {
   'min_size': (dirichlet(min_size=-1), 'min_size = -1: must be at least 0'),
   'label counts': (
     lambda: P.label_counts(Y, [np.arange(20)], 3),
-    'labels: holds 0 to 4, must lie in 0 .. 2',
+    'labels: holds 0 to 4, must be in [0, 2]',
   ),
   'client_fraction': (
     lambda: sampling.cohort_size(10, 1.5),

@@ -1,4 +1,4 @@
-"""The benchmark, as `python -m experiments.benchmark`."""
+"""Runs the benchmark: `python -m experiments.benchmark`."""
 
 from experiments.benchmark import race
 

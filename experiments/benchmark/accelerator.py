@@ -1,17 +1,18 @@
-"""Is the engine right on this accelerator, and how fast is it there?
+"""Checks the engine on this accelerator, then measures its speed there.
 
-Checks first: rounds of uneven clients by the accelerator, in every way to
-convolve, with many lanes, fewer lanes at the end, micro-batches, SCAFFOLD,
-streamed examples, and on all devices together, must agree with this machine's
-CPU when products are exact; it ends where they do not. Then it measures, at
-JAX's own precision, the benchmark's workloads over ways to convolve, lanes and
-precisions, and where there are several devices over 1, 2, 4, ... of them, with
-the same cohort and with one that grows with them. It appends a JSON line per
-finding, skips what the file has already, and so can be stopped and started
-again.
+The checks compare rounds of clients of unequal sizes on the accelerator with
+the same rounds on this machine's CPU, at exact matrix products: every
+convolution method, many lanes, fewer lanes at the end, micro-batches, SCAFFOLD,
+streamed examples, and all devices together. The first disagreement ends the
+process. Then it measures the benchmark's workloads at JAX's default precision
+over convolution methods, numbers of lanes and precisions; with several devices
+also over 1, 2, 4, ... of them, with a fixed cohort and with one that grows with
+the number of devices. It appends one JSON line per result and skips results
+that the file already has, so that it can be stopped and started again.
 
-Marks for one H100: `cnn_e5` in 60 ms a round, `pfl_cifar10` 25 rounds a second,
-the cost of a client flat or falling from `cohort_10` to `cohort_1000`.
+Targets for one H100: `cnn_e5` at 60 ms per round, `pfl_cifar10` at 25 rounds
+per second, a cost per client that is flat or falls from `cohort_10` to
+`cohort_1000`.
 
 python -m experiments.benchmark.accelerator
   --out experiments/benchmark/results/accelerator.jsonl
@@ -37,10 +38,10 @@ import fedavg_jax as fa
 from fedavg_jax.core import choices
 from fedavg_jax.runs import provenance
 
-# Float32 with exact products: what differs then is the order of additions.
+# With exact float32 products only the order of additions differs.
 TOLERANCE = 1e-4
 METHODS = ('patches', 'lax', 'canonical')
-# Clients of one example, short last batches.
+# They include a client of one example and short last batches.
 UNEVEN = (1, 7, 25, 40, 13, 30, 11, 3, 20, 10)
 ALGORITHMS = {
   'fedavg': fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
@@ -74,14 +75,14 @@ _CLASSES = {'char_lstm': 258, 'word_lstm': 10_000}
 
 
 def cells() -> list[tuple[str, dict[str, Any]]]:
-  """Workloads and options, in the order of their worth."""
+  """Returns workloads and options, the most important ones first."""
   found: list[tuple[str, dict[str, Any]]] = [
     ('cnn_e5', {}),
     ('pfl_cifar10', {}),
     ('2nn', {}),
   ]
   found += [(f'cohort_{m}', {}) for m in workloads.COHORTS]
-  for method in METHODS[1:]:  # The first is what is chosen.
+  for method in METHODS[1:]:  # 'auto' chooses the first.
     found += [
       ('cnn_e5', {'convolution': method, 'lanes': 10}),
       ('pfl_cifar10', {'convolution': method, 'lanes': 50}),
@@ -112,7 +113,11 @@ def cells() -> list[tuple[str, dict[str, Any]]]:
 
 
 def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
-  """(state before, state and client states after) a round on some devices."""
+  """Trains one round on some devices.
+
+  Returns:
+    The state before it, and [state, client states] after it.
+  """
   workload = workloads.Workload(
     about='uneven',
     model=model,
@@ -136,10 +141,10 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
     'execution': fa.Execution(lanes=lanes, devices=devices, **settings),
     'placement': placement,
   }
-  own = workloads.make_model(workload, data, convolution=convolution)
+  built = workloads.make_model(workload, data, convolution=convolution)
   if values:
     simulation = fa.build_sweep(
-      own,
+      built,
       federation,
       lambda rate: fa.fedavg(optax.sgd(rate), optax.sgd(1.0)),
       values,
@@ -147,9 +152,9 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
     )
   else:
     simulation = fa.build_simulation(
-      own, federation, ALGORITHMS[name], **options
+      built, federation, ALGORITHMS[name], **options
     )
-  # One beginning for both: devices draw weights with other roundings.
+  # Both runs start from the same weights: devices round draws differently.
   state, client_states = simulation.init()
   begin = begin or jax.device_get(state)
   state = jax.device_put(begin, jax.tree.map(lambda a: a.sharding, state))
@@ -168,7 +173,11 @@ def one_round(devices, model, lanes, *, convolution='auto', begin, **kwargs):
 
 
 def check(name: str) -> dict[str, Any]:
-  """Largest difference of what a round leaves from what the CPU leaves."""
+  """Compares the states after one round with those of a round on the CPU.
+
+  Returns:
+    `largest_difference`, absolute, and whether it `agrees` within `TOLERANCE`.
+  """
   kwargs = dict(CHECKS[name])
   devices = jax.devices()[: None if kwargs.pop('all_devices', False) else 1]
   plain = {
@@ -191,7 +200,11 @@ def check(name: str) -> dict[str, Any]:
 
 
 def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
-  """Median seconds a round of seven turns, after two that warm up."""
+  """Measures the median seconds per round of seven turns, after two warm-ups.
+
+  Returns:
+    `seconds_per_round`, `seconds` of every turn, and derived figures.
+  """
   workload = workloads.WORKLOADS[name]
   simulation, model = worker.build(workload, options)
   states: tuple[fa.engine.ServerState, Any] = simulation.init()
@@ -202,7 +215,7 @@ def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
     *_, record = fa.engine.run_calls(
       simulation, *states, numbers, evaluated=lambda _: False
     )
-    assert record.state is not None  # The last one's.
+    assert record.state is not None  # The last round has the state.
     mine = (time.perf_counter() - start) / rounds
     states, done = (record.state, ()), done + rounds
     if turn < 2:
@@ -218,7 +231,7 @@ def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
     'seconds': seconds,
     'ms_per_client': 1000 * median / facts['clients'],
     'gflops': 1e-9 * flops / median,
-    # A step reads a model twice and writes it once, at least.
+    # A step reads a model at least twice and writes it once.
     'weights_gbytes': 1e-9
     * 12
     * facts['parameters']
@@ -229,11 +242,11 @@ def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-  """Checks, then measures, what the file does not have yet."""
+  """Performs the checks, then the measurements, that the file lacks."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument(
-    '--seconds', type=float, default=1e9, help='begins no cell after these'
+    '--seconds', type=float, default=1e9, help='start no cell after this time'
   )
   args = parser.parse_args()
   begin = time.monotonic()
@@ -256,14 +269,14 @@ def main() -> None:
     if key in done:
       continue
     if time.monotonic() - begin > args.seconds:
-      print(f'{key}: left for the next start')
+      print(f'{key}: not started, time is up; run the command again')
       break
     try:
       row = {'key': key, **function(*arguments)}
     except (fa.InputError, jax.errors.JaxRuntimeError) as error:
       if function is check:
         raise
-      # Such as no memory for so many lanes: a finding too, and not the last.
+      # Too little memory for many lanes, for example, is a result as well.
       row = {'key': key, 'failed': str(error)[:500]}
     row |= provenance.environment()
     brief = ('agrees', 'largest_difference', 'seconds_per_round', 'gflops')

@@ -1,9 +1,9 @@
 """Compiles the round for accelerators that are absent, and checks budgets.
 
-XLA's own back ends for TPUs and GPUs produce the program of a v5e or an H100 on
-a machine that has neither. Nothing runs: kernels, bytes and loops are counted
-in the optimized program, microseconds of a TPU are its cost model's estimate,
-and products are not autotuned. A target needs its plugin, not its device:
+XLA's back ends for TPUs and GPUs produce the program of a v5e or an H100 on a
+machine that has neither. Nothing runs: kernels, bytes and loops are counted in
+the optimized program, microseconds of a TPU are its cost model's estimate, and
+products are not autotuned. A target needs its plugin, not its device:
 `pip install 'jax[tpu]'` for v5e, `pip install 'jax[cuda13]'` for H100.
 
 python -m experiments.benchmark.compiled --target v5e [--cases 2nn,cnn]
@@ -36,18 +36,18 @@ from fedavg_jax.runs import provenance
 
 TARGETS = ('v5e', 'h100')
 _HERE = pathlib.Path(__file__).parent
-# What decides the program of a call, in this order.
+# Folders whose code determines the program of a call, in the order of hashing.
 _SOURCES = ('engine', 'models', 'contracts', 'algorithms')
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """Names a workload and how it is laid out.
+  """Describes a workload and its layout.
 
   Attributes:
     workload: a key of `workloads.WORKLOADS`.
-    lanes: the lanes of all devices together.
-    cohort: clients per round; 0 takes the workload's.
+    lanes: the number of lanes of all devices together.
+    cohort: clients per round; 0 means the workload's.
     devices: the number of devices.
     precision: 'float32' or 'bfloat16'.
     scaffold: whether the algorithm is SCAFFOLD instead of FedAvg.
@@ -72,7 +72,7 @@ CASES = {
   'scaffold_2nn': Case('2nn', lanes=10, scaffold=True),
   '2nn_4_devices': Case('2nn', lanes=40, cohort=40, devices=4),
 }
-# The most of each number that a step may have.
+# Upper bounds of the numbers of a step.
 BUDGETS: dict[str, dict[str, dict[str, float]]] = {
   'v5e': {
     '2nn': {'microseconds': 40, 'dynamic_loops': 0, 'copied_megabytes': 0},
@@ -135,17 +135,18 @@ def compiled(case: Case, devices: list[jax.Device]) -> jax.stages.Compiled:
       devices=devices[: case.devices],
       lanes=case.lanes,
       widths=(case.lanes // case.devices,),
+      gpu_graphs=True,
     ),
   )
-  return program.compile(program.arguments())
+  return program.compile(program.lower())
 
 
 def host_loops(thunks: str) -> int:
-  """Counts loops whose flag the host of a GPU reads before every turn.
+  """Counts loops whose condition the host of a GPU reads in every iteration.
 
   Args:
-    thunks: XLA's listing of what a GPU is given; loops that are part of a
-      command buffer run without the host.
+    thunks: XLA's listing of a GPU's thunks; loops that are part of a command
+      buffer run without the host.
   """
   found, buffers = 0, []
   for line in thunks.splitlines():
@@ -162,9 +163,9 @@ def host_loops(thunks: str) -> int:
 
 
 def sources() -> str:
-  """Returns the SHA-256 of the code that decides the compiled call.
+  """Returns the SHA-256 of the code that determines the compiled call.
 
-  Comments, docstrings and the layout of lines do not count.
+  Comments, docstrings and line breaks do not change it.
   """
   digest = hashlib.sha256()
   package = pathlib.Path(fa.__file__).parent
@@ -180,7 +181,7 @@ def sources() -> str:
 
 
 def measure(target: str, name: str, dump: pathlib.Path) -> dict[str, Any]:
-  """Compiles a case and counts what its step does.
+  """Compiles a case and counts the operations of its step.
 
   Args:
     target: one of `TARGETS`.
@@ -188,14 +189,14 @@ def measure(target: str, name: str, dump: pathlib.Path) -> dict[str, Any]:
     dump: the folder that XLA writes its listings to.
 
   Returns:
-    A line of the results.
+    A row of the results.
   """
   for old in dump.glob('*.txt'):
     old.unlink()
   start = time.perf_counter()
   program = compiled(CASES[name], devices_of(target))
   text, memory = program.as_text(), program.memory_analysis()
-  assert text is not None and memory is not None  # Not so on every back end.
+  assert text is not None and memory is not None  # Some back ends have neither.
   row: dict[str, Any] = {
     'target': target,
     'case': name,
@@ -215,7 +216,7 @@ def measure(target: str, name: str, dump: pathlib.Path) -> dict[str, Any]:
 
 
 def missed(row: dict[str, Any]) -> list[str]:
-  """Lists the budgets that a line of the results exceeds."""
+  """Lists the budgets that a row of the results exceeds."""
   budget = BUDGETS[row['target']].get(row['case'], {})
   return [
     f'{row["target"]} {row["case"]}: {key} = {row[key]}: must be at most {most}'
@@ -225,11 +226,15 @@ def missed(row: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-  """Runs the command."""
+  """Compiles the cases; the exit code is 1 if one misses its budget."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--target', choices=TARGETS, required=True)
-  parser.add_argument('--cases', default=','.join(CASES))
-  parser.add_argument('--out', type=pathlib.Path)
+  parser.add_argument(
+    '--cases',
+    default=','.join(CASES),
+    help='names of cases, separated by commas; default all',
+  )
+  parser.add_argument('--out', type=pathlib.Path, help='appends JSON lines')
   arguments = parser.parse_args()
   names = arguments.cases.split(',')
   if unknown := [name for name in names if name not in CASES]:
@@ -239,7 +244,7 @@ def main() -> None:
   os.environ |= {'TPU_WORKER_HOSTNAMES': 'localhost'}
   faults = []
   with tempfile.TemporaryDirectory() as folder:
-    if arguments.target == 'h100':  # Its listings say what the host does.
+    if arguments.target == 'h100':  # The listings contain the host's loops.
       flags = f'--xla_dump_to={folder} --xla_dump_hlo_as_text'
       os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
     for name in names:

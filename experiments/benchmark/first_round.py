@@ -1,11 +1,11 @@
-"""A process that compiles a workload and runs its first rounds, then ends.
+"""Compiles a workload, runs its first rounds, then ends.
 
 python -P experiments/benchmark/first_round.py WORKLOAD OPTIONS WORKER
 
 Its first answer says that everything is imported. The next one comes when the
-data are made, the round is compiled and run, and its numbers are on the host.
-Works for the tree of this repository that is in PYTHONPATH, this file's own or
-another commit's; WORKER is the module of the engine's worker there.
+data are made, the round is compiled and run, and its metrics are on the host.
+It imports the package from PYTHONPATH: this repository's working tree, or a
+checkout of another commit. WORKER is the module of the engine's worker there.
 """
 
 import importlib
@@ -18,12 +18,12 @@ def main(name: str) -> None:
   """Answers `experiments.benchmark`.
 
   Args:
-    name: of the tree's worker, as a module.
+    name: the module of the tree's worker.
   """
   worker: Any = importlib.import_module(name)
   import fedavg_jax as fa
 
-  # Earlier commits have it among the names at the top.
+  # Earlier commits export it at the top level.
   run_calls: Any = getattr(fa, 'run_calls', None) or fa.engine.run_calls
   options = json.loads(sys.argv[2])
   workload = worker.workloads.from_dict(worker.protocol.workload())
@@ -44,7 +44,7 @@ def main(name: str) -> None:
     ):
       pass
 
-  # Names that load lazily, too.
+  # Reading the attributes also imports the modules that load lazily.
   facts = {'package': fa.__file__, 'simulation': fa.build_simulation.__name__}
   worker.protocol.serve(run_rounds, **facts)
 

@@ -1,7 +1,8 @@
 """Reads the program that XLA has optimized: loops, kernels, bytes of a step.
 
 A compiled call has three nested loops: rounds, events, steps. The body of the
-innermost is one step of all lanes, and `step_cost` counts what it does.
+innermost is one step of all lanes, and `step_cost` counts its kernels and
+bytes.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ _BYTES = {
   **{'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2},
   **{'s32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8},
 }
-# Instructions that move nothing and start nothing.
+# Instructions that neither move bytes nor start a kernel.
 _FREE = frozenset(
   'parameter constant tuple get-tuple-element bitcast after-all partition-id'
   ' replica-id opt-barrier optimization-barrier copy-done fusion-done'.split()
@@ -25,11 +26,11 @@ class Instruction:
   """Describes one line of a computation.
 
   Attributes:
-    name: its name, unique in its computation.
+    name: the name, unique in its computation.
     op: the operation, such as 'fusion'.
-    shape: the shapes that it makes, as XLA writes them.
-    operands: names of the instructions that it reads.
-    line: all of it.
+    shape: the shapes of its results, in XLA's notation.
+    operands: the names of the instructions that it reads.
+    line: the complete line.
   """
 
   name: str
@@ -45,14 +46,14 @@ class Instruction:
 
   @property
   def cycles(self) -> int:
-    """Returns the cycles that a TPU's cost model gives it, else 0."""
+    """Returns the cycles that a TPU's cost model estimates, else 0."""
     return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', self.line)))
 
   def called(self, key: str) -> str:
     """Returns the name of a computation that it calls, else ''.
 
     Args:
-      key: how it is called: 'body', 'condition', 'calls' or 'to_apply'.
+      key: the kind of call: 'body', 'condition', 'calls' or 'to_apply'.
     """
     found = re.search(rf'\b{key}=%?([\w.\-]+)', self.line)
     return found[1] if found else ''
@@ -125,7 +126,7 @@ def step_of(program: Program, entry: str) -> str:
 
 
 def trip_count(program: Program, loop: Instruction) -> int | None:
-  """Returns how often a loop turns, None if it depends on data."""
+  """Returns the iterations of a loop, None if they depend on data."""
   if known := re.search(r'known_trip_count"?:\{"n":"?(\d+)', loop.line):
     return int(known[1])
   condition = program.get(loop.called('condition'), [])
@@ -146,14 +147,14 @@ def trip_count(program: Program, loop: Instruction) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-  """Counts what one step of all lanes does.
+  """Holds the counts of one step of all lanes.
 
   Attributes:
-    kernels: instructions that run, those of loops as often as these turn.
-    megabytes: what they read and write, in 10^6 bytes.
-    copied_megabytes: what copies of at least a MiB write, in 10^6 bytes.
+    kernels: instructions that run; those of loops once per iteration.
+    megabytes: 10^6 bytes that the kernels read and write.
+    copied_megabytes: 10^6 bytes that copies of at least one MiB write.
     dynamic_loops: loops inside the step whose length depends on data.
-    microseconds: the estimate of a TPU's cost model at 1.5 GHz, 0 on others.
+    microseconds: the estimate of a TPU's cost model at 1.5 GHz; 0 for GPUs.
   """
 
   kernels: int
@@ -164,7 +165,7 @@ class StepCost:
 
 
 def step_cost(text: str) -> StepCost:
-  """Counts what one step of a compiled call does.
+  """Counts kernels, bytes and loops of one step of a compiled call.
 
   Args:
     text: the result of `jax.stages.Compiled.as_text()`.
@@ -218,6 +219,6 @@ def _moved(program: Program, own: Instruction, shapes: dict[str, int]) -> int:
   total = wrote
   for operand in own.operands:
     read = shapes.get(operand, 0)
-    # Of a large array a gather reads about what it makes.
+    # A gather reads about as many bytes of a large array as it writes.
     total += wrote if sparse and read > 4 * wrote else read
   return total

@@ -1,9 +1,9 @@
-"""Does a model's own convolution cost more than one of the package's layers?
+"""Measures what convolutions of `flax.linen` cost next to the package's layers.
 
-Times rounds of the paper's CNN in three forms, which take turns: on the
+It times rounds of the paper's CNN in three forms, which take turns: with the
 package's layers; in `flax.linen`, as the engine rewrites it; in `flax.linen`,
-as it is written. Prints a line of JSON for each: the median seconds per round
-and their ratio to the first form.
+not rewritten. It prints a JSON line per form: the median seconds per round, and
+their ratio to the first form.
 
 python -m experiments.benchmark.own_convolutions
   [--clients 20,100] [--examples 60] [--turns 5] [--lanes 0]
@@ -27,7 +27,7 @@ from fedavg_jax.runs import provenance
 
 
 class LinenCnn(nn.Module):
-  """The paper's MNIST CNN, as one writes it in flax; 1,663,370."""
+  """Defines the paper's MNIST CNN in plain flax; 1,663,370 parameters."""
 
   classes: int
 
@@ -41,7 +41,7 @@ class LinenCnn(nn.Module):
 
 
 def linen_model(workload: workloads.Workload) -> fa.Model:
-  """Returns the CNN in `flax.linen`, for images of bytes."""
+  """Returns the CNN in `flax.linen`, for uint8 images."""
   module = LinenCnn(workload.classes)
 
   def apply(params, x) -> Any:
@@ -54,7 +54,7 @@ def linen_model(workload: workloads.Workload) -> fa.Model:
 
 
 class Rounds:
-  """A simulation that is timed a round at a time."""
+  """Times a simulation one round at a time."""
 
   def __init__(self, simulation: fa.Simulation):
     self._simulation = simulation
@@ -63,7 +63,7 @@ class Rounds:
     self.seconds: list[float] = []
 
   def run(self) -> None:
-    """Runs one round more, and notes what it took."""
+    """Trains one more round and appends its seconds."""
     self._done += 1
     start = time.perf_counter()
     *_, record = fa.engine.run_calls(
@@ -73,22 +73,22 @@ class Rounds:
       evaluated=lambda _: False,
     )
     self.seconds.append(time.perf_counter() - start)
-    assert record.state is not None  # The last one's.
+    assert record.state is not None  # The last round has the state.
     self._states = record.state, ()
 
 
 def compare(
   workload: workloads.Workload, turns: int
 ) -> dict[str, dict[str, Any]]:
-  """Times the three forms; a first turn of each does not count.
+  """Times the three forms; the first turn of each is not counted.
 
   Args:
-    workload: of the paper's CNN.
-    turns: rounds of each form that count.
+    workload: a workload of the paper's CNN.
+    turns: the number of timed rounds of each form.
 
   Returns:
     For each form `seconds_per_round`, the median, `seconds` of every turn and
-    `ratio_to_ours`.
+    `ratio_to_ours`, the ratio to the package's layers.
   """
   data, clients = workloads.make_data(workload)
   federation = fa.Federation(
@@ -133,12 +133,18 @@ def compare(
 
 
 def main() -> None:
-  """Prints what each form takes, for every number of clients."""
+  """Prints the times of each form, for every number of clients."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--clients', default='20,100', help='cohorts, all train')
-  parser.add_argument('--examples', type=int, default=60, help='of a client')
-  parser.add_argument('--turns', type=int, default=5, help='rounds that count')
-  parser.add_argument('--lanes', type=int, default=0, help='0 chooses')
+  parser.add_argument(
+    '--clients', default='20,100', help='numbers of clients; all are drawn'
+  )
+  parser.add_argument(
+    '--examples', type=int, default=60, help='examples per client'
+  )
+  parser.add_argument('--turns', type=int, default=5, help='timed rounds')
+  parser.add_argument(
+    '--lanes', type=int, default=0, help='number of lanes; 0 is automatic'
+  )
   args = parser.parse_args()
   fa.use_cpu_devices(0)
   for clients in map(int, args.clients.split(',')):

@@ -1,11 +1,11 @@
-"""A workload in its plainest form, as a rival of the engine.
+"""Runs a workload with the reference round, as a baseline for the engine.
 
 Every client of the cohort is padded to the largest one of the population, so
 that one compilation serves every round; the padded clients are stacked, `vmap`
 trains them side by side, and their weighted mean is the new model:
-`fedavg_jax.engine.build_reference_round`. Cohorts, orders and minibatches are
-those of the engine. The next round is stacked while the device works on this
-one.
+`fedavg_jax.engine.build_reference_round`. Cohorts, example orders and
+minibatches are those of the engine. The host stacks the next round's cohort
+while the device computes the current round.
 """
 
 import time
@@ -21,26 +21,26 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import evaluation
 from fedavg_jax.runs import provenance
 
-_COHORTS = 100  # Rounds that shares are averaged over.
+_COHORTS = 100  # Rounds that the useful share of steps is averaged over.
 
 
 class PlainRounds:
-  """The rounds of a workload, from the initial model on.
+  """Runs the rounds of a workload, starting from the initial model.
 
   Attributes:
     params: the global model.
-    facts: what it says of itself.
+    facts: the facts that the worker reports at its start.
   """
 
   def __init__(self, workload: workloads.Workload, options: dict[str, Any]):
     """Compiles a workload.
 
     Args:
-      workload: what to run.
+      workload: the workload.
       options: `convolution` and `precision` of the model.
 
     Raises:
-      InputError: the plain form cannot do the same work.
+      InputError: the reference round does not support the workload.
     """
     data, self._clients = workloads.make_data(workload)
     model = workloads.make_model(
@@ -50,9 +50,11 @@ class PlainRounds:
       precision=options.get('precision', 'float32'),
     )
     if model.augment is not None:
-      raise InputError('the plain form augments no examples')
+      raise InputError('the reference round does not support augmentation')
     if workload.weighting != 'examples' and len(set(workload.sizes)) > 1:
-      raise InputError('the plain form weighs clients by their examples')
+      raise InputError(
+        'the reference round supports weighting clients by their examples only'
+      )
     self._planner = fa.engine.Planner(
       num_examples=self._clients.num_examples,
       cohort_size=workload.cohort,
@@ -78,7 +80,11 @@ class PlainRounds:
     self.facts = self._describe(time.perf_counter() - begin)
 
   def run(self, rounds: int) -> None:
-    """Runs some more rounds, with their tests where the workload has some."""
+    """Trains more rounds, each with a test if the workload has test examples.
+
+    Args:
+      rounds: the number of rounds.
+    """
     under_way: Any = ()
     for _ in range(rounds):
       self._done += 1
@@ -91,7 +97,7 @@ class PlainRounds:
     jax.block_until_ready((self.params, jax.device_get(under_way)))
 
   def _inputs(self, number: int) -> tuple[np.ndarray, ...]:
-    """Stacks a round's cohort; the shapes are the same in every round."""
+    """Stacks a round's cohort; shapes are the same in every round."""
     cohort = self._planner.cohort(number)
     x, y, mask = fa.stack(self._clients, cohort.tolist())
     batches = self._planner.padded_batches(number, cohort)
@@ -103,7 +109,7 @@ class PlainRounds:
     )
 
   def _describe(self, compile_seconds: float) -> dict[str, Any]:
-    """Tells what does not depend on the clock, and what compiling took."""
+    """Returns the facts that need no timing, and the seconds of compiling."""
     planner = self._planner
     cohorts = [planner.cohort(r) for r in range(1, _COHORTS + 1)]
     steps = [planner.steps(planner.num_examples[ids]) for ids in cohorts]

@@ -1,9 +1,10 @@
-"""Rounds per second on this machine, beside other systems in the same run.
+"""Measures rounds per second on this machine, of this engine and of others.
 
-Every system is a process of its own. All take turns of a second or so, the same
-number of rounds in each of their turns, so that a machine whose speed drifts is
-fair to all; the first turns, which compile and warm up, do not count. Workloads
-are defined in `workloads.py`, peers in `peers/`.
+Every system runs in a separate process. They alternate in turns of about a
+second, with a fixed number of rounds per turn, so that a drift of the machine's
+speed affects all of them alike; the first turns, which compile and warm up, are
+not counted. Workloads are defined in `workloads.py`, peers (the baselines) in
+`peers/`.
 
 python -m experiments.benchmark
 python -m experiments.benchmark --peers torch,fedjax,flower,pfl --out FILE
@@ -13,14 +14,15 @@ python -m experiments.benchmark --workloads cnn --profile DIR
 python -m experiments.benchmark --devices 1,2 --processes 1,2
 python -m experiments.benchmark --peers reference,self@4d525b6 --starts 9
 
-With --devices or --processes the engine races itself on so many, with the same
-cohort (strong scaling) and with one that grows with them (weak scaling), beside
-what a model on paper says: the time of one, divided, and that of adding up the
-weights of the model. On a CPU devices are virtual, and share its cores.
+With --devices or --processes the engine is measured on several numbers of them,
+with a fixed cohort (strong scaling) and with one that grows with them (weak
+scaling), next to the ideal time: that of one device, divided by their number,
+plus the time of summing the model's weights. On a CPU devices are virtual and
+share its cores.
 
-The peer `self@COMMIT` is the engine of another commit, `reference` the round in
-its plainest form (`plain.py`). With --starts the systems of ours are also
-started anew so many times, up to the result of their first round (`starts.py`).
+The peer `self@COMMIT` is the engine of another commit, `reference` the
+reference round (`plain.py`). With --starts the systems of this repository are
+also started several times, up to the result of their first round (`starts.py`).
 """
 
 import argparse
@@ -55,8 +57,8 @@ GROUPS = {
   'run': ['run_2nn', 'run_cnn'],
 }
 _CORES = devices.num_cores()
-# How a peer is started, under which name: the ways that its users would try on
-# a CPU of so many cores. Peers run on the CPU.
+# Name -> arguments of the peer's worker: the ways that its users would try on a
+# CPU with this number of cores. Peers run on the CPU.
 PEER_MODES = {
   'torch': {
     f'torch, {_CORES} processes x 1 thread': (str(_CORES), '1'),
@@ -69,50 +71,50 @@ PEER_MODES = {
     'pfl-research, 1 thread': ('1',),
   },
 }
-# Where a peer's round means something else, beside its figures.
+# Printed in the row of a peer whose round differs from the engine's.
 NOTES = {
   'fedjax': 'tops up a last short batch with examples drawn again',
   'pfl-research': 'mean not weighted by examples, users drawn with replacement,'
   ' examples not shuffled',
 }
-# The engine in other ways of its own, to compare with.
+# The engine with other options, for comparison.
 OWN_MODES = {
   'roles': {'fedavg_jax, a padded lane per client': {'lanes': 'cohort'}},
   'run_2nn': {'fedavg_jax, device alone': {'device_alone': True}},
   'run_cnn': {'fedavg_jax, device alone': {'device_alone': True}},
   'cohort_1000': {'fedavg_jax, device alone': {'device_alone': True}},
 }
-# Rivals from this repository: the plain form of the round, other commits.
+# Baselines from this repository: the reference round, other commits.
 OWN_PEERS = ('reference', 'self@COMMIT')
 _SELF = 'self@'
-# Another commit's engine has its worker here, or had it there.
+# The worker's module; an older commit has the second one.
 WORKERS = ('experiments.benchmark.worker', 'experiments.worker')
 
 
 def our_system(
   workload: str, options: dict[str, Any], tree: checkout.Tree | None = None
 ) -> System:
-  """Makes a system of the engine, as it is here or in another tree.
+  """Returns the engine as a system: the working tree's, or another tree's.
 
   Raises:
     InputError: the tree has no worker.
   """
   worker = (tree or checkout.here()).first_module(*WORKERS)
   content = json.dumps(workloads.WORKLOADS[workload].as_dict())
-  own = json.dumps(options)
+  encoded = json.dumps(options)
   return System(
-    [sys.executable, '-m', worker, content, own],
+    [sys.executable, '-m', worker, content, encoded],
     tree,
-    [sys.executable, '-P', starts.FIRST_ROUND, content, own, worker],
+    [sys.executable, '-P', starts.FIRST_ROUND, content, encoded, worker],
   )
 
 
 def peer_command(peer: str, workload: str, mode: tuple[str, ...]) -> list[Any]:
-  """Starts a peer's worker in its own environment, made where it is missing."""
+  """Returns the command of a peer's worker; installs the peer if needed."""
   home = pathlib.Path('build') / 'peers' / peer
   python = home / 'bin' / 'python'
   requirements = PEERS / peer / 'requirements.txt'
-  installed = home / 'installed.txt'  # Written once all went well.
+  installed = home / 'installed.txt'  # Written after a complete installation.
   wanted = requirements.read_text()
   if not installed.exists() or installed.read_text() != wanted:
     venv.create(home, with_pip=True, clear=True)
@@ -124,7 +126,15 @@ def peer_command(peer: str, workload: str, mode: tuple[str, ...]) -> list[Any]:
 
 
 def scaled(devices: list[int], processes: list[int]) -> dict[str, Any]:
-  """The engine on so many devices, or processes with a device each."""
+  """Returns the engine's modes for numbers of devices and of processes.
+
+  Args:
+    devices: numbers of devices in one process.
+    processes: numbers of processes with one device each.
+
+  Returns:
+    Name -> options of the engine.
+  """
   modes: dict[str, Any] = {}
   for kind, numbers in (('device', devices), ('process', processes)):
     for number in numbers:
@@ -145,14 +155,14 @@ def systems_of(
   modes: dict[str, Any],
   trees: Mapping[str, checkout.Tree],
 ) -> dict[str, System]:
-  """Makes the engine, in its other ways too, and its rivals; the engine first.
+  """Returns the engine, its other modes and the peers; the engine comes first.
 
   Args:
-    workload: name of what they run.
-    peers: names, those of `trees` among them.
-    options: of the engine.
+    workload: the name of the workload.
+    peers: names of peers, including those of `trees`.
+    options: options of the engine.
     modes: name -> further options of the engine.
-    trees: name -> another commit of this repository.
+    trees: name -> the tree of another commit of this repository.
   """
   systems = {'fedavg_jax': our_system(workload, options)}
   unwatched = options | {'profile': ''}
@@ -168,7 +178,7 @@ def systems_of(
         try:
           systems[name] = System(peer_command(peer, workload, mode))
         except (OSError, subprocess.CalledProcessError) as error:
-          print(f'{name}: cannot be installed here, left out: {error}')
+          print(f'{name}: cannot be installed, left out: {error}')
   return systems
 
 
@@ -180,7 +190,11 @@ def race(
   modes: dict[str, Any],
   trees: Mapping[str, checkout.Tree] = types.MappingProxyType({}),
 ) -> dict[str, Racer]:
-  """Lets the engine, in its other ways too, and the peers take turns."""
+  """Lets the engine, its other modes and the peers take turns.
+
+  Returns:
+    Name -> the system with its times, without those that failed.
+  """
   systems = systems_of(workload, peers, options, modes, trees)
   racers: dict[str, Racer] = {}
   try:
@@ -205,7 +219,7 @@ def race(
 def rows(
   workload: str, racers: dict[str, Racer], peaks: dict[str, float]
 ) -> list[dict[str, Any]]:
-  """A JSON line per system."""
+  """Returns one row per system, a JSON line of the output."""
   ours = statistics.median(racers['fedavg_jax'].seconds)
   found = []
   for name, racer in racers.items():
@@ -237,32 +251,41 @@ def rows(
 
 
 def _parser() -> argparse.ArgumentParser:
-  """Makes the parser of the command line."""
+  """Returns the parser of the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
-    '--workloads', default=DEFAULT, help=f'names, or of {", ".join(GROUPS)}'
+    '--workloads',
+    default=DEFAULT,
+    help=f'names of workloads, or groups: {", ".join(GROUPS)}',
   )
   parser.add_argument(
     '--peers', default='', help=','.join([*PEER_MODES, *OWN_PEERS])
   )
   parser.add_argument('--turns', type=int, default=9)
   parser.add_argument(
-    '--starts', type=int, default=0, help='of each system of ours, timed'
+    '--starts',
+    type=int,
+    default=0,
+    help='timed starts of each system of this repository',
   )
-  parser.add_argument('--lanes', type=int, help='over the workload')
+  parser.add_argument(
+    '--lanes', type=int, help="number of lanes, instead of the workload's"
+  )
   parser.add_argument('--convolution', default='auto')
   parser.add_argument('--precision', default='float32')
   parser.add_argument('--cpu_devices', type=int, default=0)
   parser.add_argument('--devices', default='', help='numbers, such as 1,2,4')
   parser.add_argument('--processes', default='', help='numbers, such as 1,2')
-  parser.add_argument('--profile', help='folder for a trace of our engine')
+  parser.add_argument('--profile', help='folder for a trace of the engine')
   parser.add_argument('--out', type=pathlib.Path, help='appends JSON lines')
-  parser.add_argument('--picture', type=pathlib.Path, help='of the cohorts')
+  parser.add_argument(
+    '--picture', type=pathlib.Path, help='file for a plot over cohort sizes'
+  )
   return parser
 
 
 def _names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Any:
-  """Checks what is asked for. Returns the workloads and the peers."""
+  """Checks the arguments. Returns the names of the workloads and the peers."""
   names: list[str] = []
   for name in args.workloads.split(','):
     names += GROUPS.get(name, [name])
@@ -284,7 +307,7 @@ def _names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Any:
 def _scales(
   parser: argparse.ArgumentParser, args: argparse.Namespace
 ) -> dict[str, Any]:
-  """Reads --devices and --processes."""
+  """Returns the modes of --devices and --processes."""
   numbers = {}
   for flag in ('devices', 'processes'):
     given = [part for part in getattr(args, flag).split(',') if part]
@@ -297,17 +320,18 @@ def _scales(
 def _check_out(
   peers: list[str], stack: contextlib.ExitStack
 ) -> tuple[list[str], dict[str, checkout.Tree]]:
-  """Lays the commits among the peers into folders.
+  """Checks the commits among the peers out into temporary folders.
 
   Args:
-    peers: as they were asked for.
-    stack: removes the folders at its end.
+    peers: the names of --peers.
+    stack: the context that removes the folders when it is closed.
 
   Returns:
-    The peers, each once, commits as self@ and their short hash; their trees.
+    The peers without duplicates, commits as self@ with their short hash; and
+    their trees.
 
   Raises:
-    InputError: no such commit, or one without a worker.
+    InputError: a commit does not exist, or has no worker.
   """
   trees: dict[str, checkout.Tree] = {}
   named = []
@@ -322,7 +346,7 @@ def _check_out(
 
 
 def main() -> None:
-  """Races every system on every workload; prints and appends the figures."""
+  """Races every system on every workload; prints and appends the results."""
   parser = _parser()
   args = parser.parse_args()
   names, peers = _names(parser, args)
@@ -361,7 +385,7 @@ def _race_all(
     )
     racers = race(name, peers, args.turns, options, modes, trees)
     if 'fedavg_jax' not in racers:
-      sys.exit(f'{name}: our own engine fails')
+      sys.exit(f'{name}: the engine itself fails')
     found = rows(name, racers, best.facts)
     starts.add(found, started)
     show.table(found)

@@ -1,4 +1,4 @@
-"""A system that the benchmark races, in a process of its own."""
+"""Runs a system of the benchmark in a separate process."""
 
 from collections.abc import Sequence
 import contextlib
@@ -17,12 +17,12 @@ _TURN_SECONDS = 1.0
 
 
 class System(NamedTuple):
-  """How a system is started.
+  """Describes how a system is started.
 
   Attributes:
-    command: of its worker.
-    tree: where it runs and whose package it imports; as this process if None.
-    first_round: of a system of ours, the command of `starts.measure`.
+    command: the command of its worker.
+    tree: the tree that it runs in and imports; this process's if None.
+    first_round: the command that `starts.measure` runs; systems of ours only.
   """
 
   command: Sequence[Any]
@@ -31,26 +31,25 @@ class System(NamedTuple):
 
 
 class Racer:
-  """A system in a race.
+  """Runs one system of a race and records its times.
 
   Attributes:
-    facts: what it says of itself.
-    commit: whose code it runs; '' for what is here.
-    seconds: of a round, one entry per turn.
-    rounds: of each turn.
-    peak_kib: sum of the most memory of each of its processes so far.
+    facts: the facts that the system reports at its start.
+    commit: the commit of its code; '' for the working tree.
+    seconds: seconds per round, one entry per turn that counts.
+    rounds: the number of rounds of each turn.
+    peak_kib: the peak memory summed over its processes so far, in KiB.
   """
 
   def __init__(self, command: Sequence[Any], tree: checkout.Tree | None = None):
-    """Starts a system, waits for its first answer.
+    """Starts a system and waits for its first answer.
 
     Args:
-      command: of its worker.
-      tree: where it runs and whose package it imports; as this process if left
-        out.
+      command: the command of its worker.
+      tree: the tree that it runs in and imports; this process's if None.
 
     Raises:
-      ChildProcessError: it has ended without an answer.
+      ChildProcessError: the process has ended without an answer.
     """
     self._errors = tempfile.TemporaryFile('w+')
     self._process = subprocess.Popen(
@@ -74,7 +73,12 @@ class Racer:
       raise
 
   def turn(self, *, counts: bool) -> None:
-    """Runs `rounds` rounds."""
+    """Lets the system take one turn, which is `rounds` rounds.
+
+    Args:
+      counts: whether its seconds are recorded. Otherwise it is a warm-up, and
+        decides how many rounds fill a turn.
+    """
     assert self._process.stdin
     self._process.stdin.write(f'{self.rounds}\n')
     self._process.stdin.flush()
@@ -83,11 +87,11 @@ class Racer:
     self.peak_kib = max(self.peak_kib, _peak_kib(self._process.pid))
     if counts:
       self.seconds.append(seconds)
-    else:  # Still warming up: how many rounds fill a turn?
+    else:
       self.rounds = max(1, round(_TURN_SECONDS / seconds))
 
   def close(self) -> None:
-    """Ends the process, and those that it has started."""
+    """Ends the process and its descendants."""
     assert self._process.stdin and self._process.stdout
     self._process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -105,12 +109,12 @@ class Racer:
       self._errors.seek(0)
       last = self._errors.read().strip().splitlines()[-1:]
       self.close()
-      raise ChildProcessError(f'ended: {" ".join(last) or "said nothing"}')
+      raise ChildProcessError(f'ended: {" ".join(last) or "no message"}')
     return json.loads(line)
 
 
 def _peak_kib(pid: int) -> int:
-  """Sum of the most memory of a process and all its descendants, Linux."""
+  """Sums the peak memory of a process and all its descendants; Linux only."""
   parents, peaks = {}, {}
   for status in pathlib.Path('/proc').glob('[0-9]*/status'):
     with contextlib.suppress(OSError, KeyError):  # It may have just ended.

@@ -1,4 +1,4 @@
-"""The tables and the picture of the benchmark."""
+"""Prints the tables of the benchmark and draws its picture."""
 
 import math
 import pathlib
@@ -12,7 +12,7 @@ def table(found: list[dict[str, Any]]) -> None:
   """Prints one workload's table."""
   ours = found[0]
   print(f'\n{ours["workload"]}: {ours["about"]}')
-  heads = ('s a round', 'min', 'max', 'ms a step', 'GFLOP/s', 'MiB', 'ratio')
+  heads = ('s/round', 'min', 'max', 'ms/step', 'GFLOP/s', 'MiB', 'ratio')
   print(f'{"":38}' + ''.join(f'{head:>10}' for head in heads))
   for row in found:
     note = f'  {row["note"]}' if row['note'] else ''
@@ -31,23 +31,26 @@ def table(found: list[dict[str, Any]]) -> None:
     f'  {ours["rounds_per_second"]:.4g} rounds,'
     f' {ours["clients_per_second"]:.4g} clients,'
     f' {ours["steps_per_second"]:.4g} client steps,'
-    f' {ours["examples_per_second"]:.5g} examples a second; compiled in'
+    f' {ours["examples_per_second"]:.5g} examples per second; compiled in'
     f' {ours["compile_seconds"]:.1f} s\n'
     f'  {ours["lanes"]} lane(s) on {ours["devices"]} device(s),'
-    f' {100 * ours["useful_share"]:.1f} % of their steps useful;'
-    f' {ours["temporary_bytes"] / 2**20:.3g} MiB for the call,'
-    f' {ours["plan_bytes"] / 2**20:.3g} for a plan\n'
-    f'  {ours["gflops"]:.3g} GFLOP/s of {ours["peak_gflops_float32"]:.3g} that'
-    ' a large matrix product reaches; a large copy'
+    f' {100 * ours["useful_share"]:.1f} % of their steps are not padding;'
+    f' the call needs {ours["temporary_bytes"] / 2**20:.3g} MiB,'
+    f' a plan {ours["plan_bytes"] / 2**20:.3g} MiB\n'
+    f'  {ours["gflops"]:.3g} GFLOP/s of the {ours["peak_gflops_float32"]:.3g}'
+    ' of a large matrix product; a large copy reaches'
     f' {ours["peak_gbytes"]:.3g} GB/s',
     flush=True,
   )
 
 
 def scaling(found: list[dict[str, Any]], modes: dict[str, Any]) -> None:
-  """Prints how well one workload's rounds are shared."""
+  """Prints one workload's times and efficiency over devices and processes.
+
+  Adds `scaled`, `paper_seconds`, the ideal time, and `efficiency` to the rows.
+  """
   rows = {row['system']: row for row in found}
-  print(f'{"":38}{"s a round":>12}{"on paper":>12}{"efficiency":>12}')
+  print(f'{"":38}{"s/round":>12}{"ideal":>12}{"efficiency":>12}')
   for name, own in modes.items():
     one = rows.get('1 process' if 'processes' in own else '1 device')
     if name not in rows or one is None:
@@ -67,7 +70,7 @@ def scaling(found: list[dict[str, Any]], modes: dict[str, Any]) -> None:
 
 
 def starts(found: list[dict[str, Any]]) -> None:
-  """Prints how long the systems of ours take to their first round."""
+  """Prints the seconds that systems of ours take up to their first round."""
   heads = ('imported', 'round 1', 'min', 'max', 'ratio')
   print(f'{"seconds from start":38}' + ''.join(f'{head:>10}' for head in heads))
   for row in found:
@@ -85,7 +88,7 @@ def starts(found: list[dict[str, Any]]) -> None:
 
 
 def cohorts(found: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Cost of a client and memory of a call against the size of the cohort."""
+  """Draws cost per client and memory of a call against the cohort size."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -95,17 +98,17 @@ def cohorts(found: list[dict[str, Any]], path: pathlib.Path) -> None:
   for system in dict.fromkeys(row['system'] for row in found):
     mine = [row for row in found if row['system'] == system]
     if len(mine) == 1 < len({row['workload'] for row in found}):
-      continue  # A way to run a single one of them.
+      continue  # This mode runs on one of the workloads only.
     sizes = [workloads.WORKLOADS[row['workload']].cohort for row in mine]
     cost = [1000 / row['clients_per_second'] for row in mine]
     left.plot(sizes, cost, 'o-', label=system)
     if system == 'fedavg_jax':
       call = [row['temporary_bytes'] / 2**20 for row in mine]
       plans = [row['plan_bytes'] / 2**20 for row in mine]
-      right.plot(sizes, call, 'o-', label='the call, beside data and model')
-      right.plot(sizes, plans, 's--', label='the plan')
-  left.set(xscale='log', xlabel='cohort', ylabel='ms a client')
-  right.set(xscale='log', xlabel='cohort', ylabel='MiB')
+      right.plot(sizes, call, 'o-', label='call, without data and model')
+      right.plot(sizes, plans, 's--', label='plan')
+  left.set(xscale='log', xlabel='cohort size', ylabel='ms per client')
+  right.set(xscale='log', xlabel='cohort size', ylabel='MiB')
   for axes in (left, right):
     axes.set_ylim(0, 1.7 * axes.get_ylim()[1])  # Room for the legend.
     axes.grid(alpha=0.3)

@@ -1,8 +1,8 @@
-"""How long systems of ours take from a process's start to its first round.
+"""Measures the seconds from the start of a process to its first round.
 
-Each is started anew so many times, one after the other in turns; only one of
-them runs at a time. A first start of each, which writes Python's bytecode and
-warms the file cache, does not count.
+Systems of ours are started several times each; they alternate, and only one of
+them runs at a time. The first start of each, which writes Python's bytecode and
+warms the file cache, is not counted.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ FIRST_ROUND = pathlib.Path(__file__).with_name('first_round.py')
 
 
 class Starts(NamedTuple):
-  """Seconds since the start of the process, an entry per start.
+  """Holds seconds since the start of the process, one entry per start.
 
   Attributes:
-    started: until everything is imported.
-    ready: until the first round's result has arrived: data, compilation and
-      round 1 included.
+    started: seconds until everything is imported.
+    ready: seconds until the first round's result has arrived, including data,
+      compilation and round 1.
   """
 
   started: list[float]
@@ -33,11 +33,11 @@ class Starts(NamedTuple):
 
 
 def measure(systems: Mapping[str, System], times: int) -> dict[str, Starts]:
-  """Starts every system so many times; reports and leaves out those that fail.
+  """Starts every system several times; reports and drops those that fail.
 
   Args:
-    systems: with a command for their first round.
-    times: that count.
+    systems: name -> a system that has a `first_round` command.
+    times: the number of starts that are counted.
   """
   found = {name: Starts([], []) for name in systems}
   for number in range(times + 1):
@@ -53,7 +53,7 @@ def measure(systems: Mapping[str, System], times: int) -> dict[str, Starts]:
         finally:
           racer.close()
       except ChildProcessError as error:
-        print(f'{name}: does not reach its first round, left out: {error}')
+        print(f'{name}: fails before its first round, left out: {error}')
         found.pop(name)
         continue
       if number:
@@ -63,7 +63,12 @@ def measure(systems: Mapping[str, System], times: int) -> dict[str, Starts]:
 
 
 def add(rows: list[dict[str, Any]], found: Mapping[str, Starts]) -> None:
-  """Adds what was measured to the rows of the systems, the engine's first."""
+  """Adds the measured seconds to the rows of the systems.
+
+  Args:
+    rows: the rows of `race.rows`, changed in place.
+    found: the result of `measure`.
+  """
   ours = found.get('fedavg_jax')
   for row in rows:
     if (mine := found.get(row['system'])) is None:

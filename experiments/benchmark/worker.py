@@ -1,9 +1,10 @@
-"""The engine as a system of the benchmark, in a process of its own.
+"""Runs the engine as a system of the benchmark, in a separate process.
 
 python -m experiments.benchmark.worker WORKLOAD OPTIONS
 
-With the option `processes` it starts others like itself, which do what it does;
-with `reference` it runs the plain form of the round in the engine's place.
+With the option `processes` it starts further workers, which join it as
+processes of one run; with `reference` it runs the reference round instead of
+the engine.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from fedavg_jax.engine import processes
 from fedavg_jax.runs import distributed
 from fedavg_jax.runs import provenance
 
-_COHORTS = 100  # Rounds that shares and examples are averaged over.
+_COHORTS = 100  # Rounds that steps and examples are averaged over.
 
 
 def build(
@@ -42,11 +43,12 @@ def build(
   """Compiles a workload; returns it with its model.
 
   Args:
-    workload: what to run.
-    options: of the engine alone. `lanes`, over the workload's own, or 'cohort'
-      for a lane per client to the end of the longest; `convolution`;
-      `precision`; `sweep`, a number of learning rates; `devices`, of all
-      processes, all there are if left out; `times`, by which the cohort grows.
+    workload: the workload.
+    options: options of the engine alone. `lanes` replaces the workload's;
+      'cohort' is one lane per client, padded to the longest client.
+      `convolution` and `precision` are those of the model; `sweep` is a number
+      of learning rates; `devices` is the number of devices of all processes
+      together, all available ones by default; `times` multiplies the cohort.
   """
   workload = dataclasses.replace(
     workload, cohort=workload.cohort * options.get('times', 1)
@@ -94,7 +96,7 @@ def build(
 def describe(
   workload: workloads.Workload, simulation: fa.Simulation, model: fa.Model
 ) -> dict[str, Any]:
-  """What does not depend on the clock, and what compiling took."""
+  """Returns the facts that need no timing, and the seconds of compiling."""
   planner = simulation.planner
   cohorts = [planner.cohort(r) for r in range(1, _COHORTS + 1)]
   sizes = [planner.num_examples[cohort] for cohort in cohorts]
@@ -110,7 +112,8 @@ def describe(
   )
   flops = gradient.flops
   if len(workload.shape) == 1:
-    # Its loops have no fixed length; forwards, and twice that backwards.
+    # An LSTM's loops have no static length to count: 2 FLOPs per weight and
+    # token in the forward pass, and twice that in the backward pass.
     flops = 3 * 2 * num_parameters(params) * workload.shape[0]
   compiled: Any = simulation.call
   schedule = fa.engine.make_schedule(planner, [1], 1, lambda _: False)
@@ -135,10 +138,13 @@ def describe(
 
 
 def peaks() -> dict[str, float]:
-  """What this device reaches at its best, all its cores together."""
+  """Measures the peak GFLOP/s and GB/s of this device, with all its cores."""
 
   def best(fn, given, *args) -> float:
-    """Seconds; the result goes in again, so that no memory is new."""
+    """Returns the seconds of the fastest of nine calls.
+
+    Each call donates its input, so that it allocates no memory.
+    """
     fn = jax.jit(fn, donate_argnums=0)
     given = jax.block_until_ready(fn(given, *args))
     seconds = math.inf
@@ -154,15 +160,15 @@ def peaks() -> dict[str, float]:
     a, b = jnp.zeros((2, n, n), name)
     found[f'peak_gflops_{name}'] = 2e-9 * n**3 / best(jnp.matmul, a, b)
     if jax.default_backend() == 'cpu':
-      break  # Where a CPU computes bfloat16, it is not what limits it.
-  size = 2**30  # More than any cache.
+      break  # bfloat16 does not limit what a CPU computes.
+  size = 2**30  # Larger than any cache.
   a = jnp.ones(size // 4)
   found['peak_gbytes'] = 2e-9 * size / best(lambda a: a + 1, a)
   return found
 
 
 def reduce_seconds(model: fa.Model, mesh: jax.sharding.Mesh) -> float:
-  """What adding up one model's weights over the devices takes, by itself."""
+  """Measures the seconds of summing one model's weights over the devices."""
   params = collectives.put(
     jax.tree.map(np.asarray, model.init(jax.random.key(0))),
     jax.sharding.NamedSharding(mesh, jax.P()),
@@ -187,7 +193,11 @@ def reduce_seconds(model: fa.Model, mesh: jax.sharding.Mesh) -> float:
 
 
 def join(options: dict[str, Any]) -> list[subprocess.Popen]:
-  """Joins other processes like this one, which the first one starts."""
+  """Joins the processes of one run; the first process starts the others.
+
+  Returns:
+    The processes that this one has started.
+  """
   number = options.get('processes', 1)
   if number == 1:
     return []
@@ -235,7 +245,7 @@ def main() -> None:
     options.get('cpu_devices', 0)
     or options.get('devices', 0) // options.get('processes', 1)
   )
-  if options.get('peaks'):  # In a process of its own: it takes much memory.
+  if options.get('peaks'):  # A separate process, as it takes much memory.
     protocol.answer(**peaks())
     return
   workload = workloads.from_dict(protocol.workload())
@@ -245,7 +255,7 @@ def main() -> None:
   done = 0
 
   def run_rounds(rounds: int) -> None:
-    """As `fa.simulate` runs them: plans, queued calls, metrics."""
+    """Trains rounds as `fa.simulate` does: plans, queued calls, metrics."""
     nonlocal states, done
     numbers = range(done + 1, done + rounds + 1)
     for record in fa.engine.run_calls(
@@ -258,7 +268,7 @@ def main() -> None:
   prepared = {}
 
   def run_device(rounds: int) -> None:
-    """The device alone: plans made before, nothing read but the end."""
+    """Times the device alone: prepared plans, no result read until the end."""
     nonlocal states
     state, client_states = states
     for first in range(0, rounds, simulation.rounds_per_call):
@@ -289,7 +299,7 @@ def main() -> None:
   run = run_device if options.get('device_alone') else run_rounds
 
   def run_together(rounds: int) -> None:
-    # Not by a collective: who waits for one keeps a core busy.
+    # No collective: a process that waits for one keeps a core busy.
     for other in others:
       assert other.stdin
       other.stdin.write(f'{rounds}\n')
@@ -297,7 +307,7 @@ def main() -> None:
     run(rounds)
 
   protocol.serve(run_together, **facts)
-  for other in others:  # Their input ends, and so do they, with this one.
+  for other in others:  # The end of their input ends the processes.
     assert other.stdin
     other.stdin.close()
   processes.leave()

@@ -1,7 +1,7 @@
-"""What the benchmark runs: federations of random data with exact definitions.
+"""Defines the workloads of the benchmark: federations of random data.
 
-A workload is plain numbers, so that every system can be given the same. Pixels
-and labels are random: the time of a step does not depend on them.
+A workload consists of plain numbers, so that every system gets the same one.
+Pixels and labels are random: the time of a step does not depend on them.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ from fedavg_jax.models import zoo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-  """One federation; E, B, C and K as in the paper.
+  """Defines one federation and its rounds; letters are the paper's.
 
   Attributes:
-    about: one line that defines it.
-    model: one of the package's, 'lr' or 'simple_cnn'.
-    shape: of an image, or of a sequence.
-    classes: labels.
-    sizes: n_k of every client.
-    cohort: m.
-    epochs: E.
-    batch: B.
-    learning_rate: of the clients.
-    weighting: of the mean.
-    lanes: 0 lets the engine choose.
-    tested: examples that the model is tested on after every round; 0 for none.
+    about: a one-line definition.
+    model: a name of `choices.MODELS`, 'lr' or 'simple_cnn'.
+    shape: the shape of an image or a sequence.
+    classes: the number of labels.
+    sizes: n_k, the number of examples of every client, [K].
+    cohort: m, the number of clients per round.
+    epochs: E, local epochs.
+    batch: B, examples per minibatch.
+    learning_rate: the clients' learning rate.
+    weighting: the weights of the mean, as in `fa.Federation`.
+    lanes: the number of lanes; 0 lets the engine choose.
+    tested: the number of test examples after every round; 0 for no tests.
   """
 
   about: str
@@ -51,7 +51,7 @@ class Workload:
   tested: int = 0
 
   def as_dict(self) -> dict[str, Any]:
-    """What a peer's worker is given."""
+    """Returns the content that workers read, for JSON."""
     return dataclasses.asdict(self)
 
 
@@ -60,13 +60,13 @@ def _log_normal(clients, median, sigma, most, seed=0) -> tuple[int, ...]:
   return tuple(int(n) for n in np.clip(sizes, 1, most))
 
 
-# Sizes of natural clients, drawn once from laws that look like them.
-# 539 writers of MNIST: 19 to 131 digits, median 116.
+# Sizes like those of natural clients, drawn from similar distributions.
+# MNIST has 539 writers with 19 to 131 digits, median 116.
 WRITERS = tuple(
   int(n)
   for n in np.clip(131 - np.random.default_rng(0).gamma(1.2, 15, 539), 19, 131)
 )
-# 1,069 roles of Shakespeare: half of them a few lines, the longest thousands.
+# Shakespeare has 1,069 roles: half have a few lines, the longest thousands.
 ROLES = _log_normal(1069, median=70, sigma=1.6, most=6000)
 LOG_NORMAL = _log_normal(3400, median=100, sigma=1.0, most=2000)
 
@@ -93,34 +93,35 @@ WORKLOADS |= {
     weighting='uniform',
   ),
   'flute_lr': Workload(
-    about="FLUTE's LR on MNIST: 1,000 clients x 60, 10 a round, E = 1, B = 10",
+    about="FLUTE's LR on MNIST: 1,000 clients x 60, 10 per round, E = 1,"
+    ' B = 10',
     model='lr',
     sizes=(60,) * 1000,
     cohort=10,
     learning_rate=0.03,
   ),
   'writers': Workload(
-    about='2NN, sizes like MNIST by writer: 539 clients, 50 a round, 4 lanes',
+    about='2NN, sizes like MNIST by writer: 539 clients, 50 per round, 4 lanes',
     model='2nn',
     sizes=WRITERS,
     cohort=50,
     lanes=4,
   ),
   'roles': Workload(
-    about="2NN, sizes like Shakespeare's roles: 1,069 clients, 115 a round",
+    about="2NN, sizes like Shakespeare's roles: 1,069 clients, 115 per round",
     model='2nn',
     sizes=ROLES,
     cohort=115,
   ),
   'log_normal_50': Workload(
-    about='LR, log-normal sizes: 3,400 clients, 50 a round, 8 lanes',
+    about='LR, log-normal sizes: 3,400 clients, 50 per round, 8 lanes',
     model='lr',
     sizes=LOG_NORMAL,
     cohort=50,
     lanes=8,
   ),
   'log_normal_500': Workload(
-    about='LR, log-normal sizes: 3,400 clients, 500 a round, 32 lanes',
+    about='LR, log-normal sizes: 3,400 clients, 500 per round, 32 lanes',
     model='lr',
     sizes=LOG_NORMAL,
     cohort=500,
@@ -139,7 +140,7 @@ WORKLOADS |= {
     batch=50,
   ),
   'shakespeare': Workload(
-    about='LSTM of characters, lines like those of roles: 1,069 clients, 106 a'
+    about='character LSTM, lines like those of roles: 1,069 clients, 106 per'
     ' round, E = 1, B = 10',
     model='char_lstm',
     shape=(80,),
@@ -149,7 +150,8 @@ WORKLOADS |= {
     learning_rate=1.0,
   ),
   'words': Workload(
-    about='LSTM of 10,000 words: 1,000 clients x 50, 20 a round, E = 1, B = 8',
+    about='LSTM of 10,000 words: 1,000 clients x 50, 20 per round, E = 1,'
+    ' B = 8',
     model='word_lstm',
     shape=(10,),
     classes=10_000,
@@ -162,18 +164,18 @@ WORKLOADS |= {
 WORKLOADS |= {
   f'run_{name}': dataclasses.replace(
     WORKLOADS[name],
-    about=f'{WORKLOADS[name].about}, tested on 10,000 every round',
+    about=f'{WORKLOADS[name].about}, tested on 10,000 examples every round',
     tested=10_000,
   )
   for name in ('2nn', 'cnn')
 }
 WORKLOADS['roles_8'] = dataclasses.replace(
-  WORKLOADS['roles'], about='the same in 8 lanes', lanes=8
+  WORKLOADS['roles'], about=f'{WORKLOADS["roles"].about}, 8 lanes', lanes=8
 )
 COHORTS = (10, 30, 100, 300, 1000)
 WORKLOADS |= {
   f'cohort_{m}': Workload(
-    about=f'2NN, 1,000 clients x 60, {m} a round',
+    about=f'2NN, 1,000 clients x 60, {m} per round',
     model='2nn',
     sizes=(60,) * 1000,
     cohort=m,
@@ -182,7 +184,7 @@ WORKLOADS |= {
 }
 WORKLOADS |= {
   f'size_{n}': Workload(
-    about=f'2NN, 100 clients x {n:,}, 10 a round',
+    about=f'2NN, 100 clients x {n:,}, 10 per round',
     model='2nn',
     sizes=(n,) * 100,
     cohort=10,
@@ -192,7 +194,7 @@ WORKLOADS |= {
 
 
 class LogisticRegression(nn.Module):
-  """784 to 10 on MNIST: 7,850 parameters."""
+  """Defines logistic regression, 784 to 10 on MNIST; 7,850 parameters."""
 
   classes: int
 
@@ -202,7 +204,10 @@ class LogisticRegression(nn.Module):
 
 
 class SimpleCnn(nn.Module):
-  """pfl-research's `simple_cnn` for CIFAR-10, no dropout: 1,626,442."""
+  """Defines pfl-research's `simple_cnn` for CIFAR-10, without its dropout.
+
+  It has 1,626,442 parameters.
+  """
 
   classes: int
   method: str = 'auto'
@@ -217,7 +222,7 @@ class SimpleCnn(nn.Module):
       )
       bias = self.param(f'bias_{i}', nn.initializers.zeros, (features,))
       x = layers.conv2d(x, kernel, padding=0, method=self.method)
-      if i == 1:  # Pooled before bias and ReLU: the same, and cheaper.
+      if i == 1:  # Pooling before bias and ReLU is equivalent and cheaper.
         x = layers.max_pool2(x)
       x = nn.relu(x + bias[None, None, None])
     x = nn.relu(zoo.Dense(128)(x.reshape(x.shape[0], -1)))
@@ -225,7 +230,7 @@ class SimpleCnn(nn.Module):
 
 
 def from_dict(content: dict[str, Any]) -> Workload:
-  """The workload that `as_dict` wrote."""
+  """Returns the workload of the content that `as_dict` returned."""
   lists: dict[str, Any] = {
     name: tuple(content[name]) for name in ('shape', 'sizes')
   }
@@ -233,7 +238,7 @@ def from_dict(content: dict[str, Any]) -> Workload:
 
 
 def make_data(workload: Workload) -> tuple[fa.Dataset, fa.Clients]:
-  """Random pixels and labels, divided as the workload says."""
+  """Draws random pixels and labels; divides them by the workload's sizes."""
   rng = np.random.default_rng(0)
   n = sum(workload.sizes)
   if len(workload.shape) == 1:
@@ -254,11 +259,11 @@ def make_data(workload: Workload) -> tuple[fa.Dataset, fa.Clients]:
 
 
 def _sequences(rng, number, length, tokens):
-  """Random tokens; where they are characters, lines of any length."""
+  """Draws random tokens; characters form lines of random lengths, padded."""
   x, y = rng.integers(0, min(tokens, 256), (2, number, length), np.int32)
   if tokens > 258:
     return fa.Examples(x, y), None
-  lengths = rng.integers(5, length + 1, number)  # Half full, like verses.
+  lengths = rng.integers(5, length + 1, number)  # Half full on average.
   behind = np.arange(length) >= lengths[:, None]
   x[behind], y[behind] = tokens - 1, -1
   return fa.Examples(x, y), tokens - 1
@@ -271,7 +276,7 @@ def make_model(
   convolution: str = 'auto',
   precision: str = 'float32',
 ) -> fa.Model:
-  """The workload's model: one of the package's, or one of this file."""
+  """Builds the workload's model: one of the package, or of this file."""
   if workload.model in choices.MODELS:
     pipeline = {}
     if workload.model == 'cifar_cnn':

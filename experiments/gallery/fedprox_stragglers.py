@@ -1,27 +1,27 @@
-"""FedProx on MNIST with 90 % stragglers, as in Flower's baseline.
+"""Runs FedProx on MNIST with 90 % stragglers, as in Flower's baseline.
 
 What the baseline claims (Flower, `baselines/fedprox`, after Li et al. 2020):
-where nine of ten clients have no time for all their epochs, to drop them costs
-much (FedAvg), to keep what they have done helps (mu = 0), and a proximal term
-makes it better and steadier (mu = 2).
+where nine of ten clients have no time for all their epochs, dropping them costs
+much accuracy (FedAvg), using their partial work helps (mu = 0), and a proximal
+term makes the result better and steadier (mu = 2).
 
-What to look for: the order of the three curves, and how much each swings.
+What to look for: the order of the three curves, and how much each fluctuates.
 
 python -m experiments.gallery.fedprox_stragglers --data FOLDER --seeds 3 \
   --out experiments/gallery/results/fedprox_stragglers.jsonl
 
-1,000 clients hold two labels each, in Flower's own log-normal sizes, and train
+The 1,000 clients have two labels each, in Flower's log-normal sizes, and train
 on nine tenths of their examples; logistic regression, E = 10, B = 10, eta =
-0.03, weight decay 0.001, 10 clients a round, 100 rounds. Each drawn client is a
-straggler with probability 0.9 and then does 1 to 9 epochs. A number is the mean
-test accuracy of rounds 81 to 100.
+0.03, weight decay 0.001, 10 clients per round, 100 rounds. Each drawn client is
+a straggler with probability 0.9 and then does 1 to 9 epochs. The reported
+accuracy is the mean test accuracy of rounds 81 to 100.
 
-It differs from the baseline in two things: a client weighs as many as its
-examples, there as its minibatches, which are about a tenth of them; and which
-tenth of its examples a client leaves out is drawn otherwise.
+It differs from the baseline in two respects: a client is weighted by its
+examples, in the baseline by its minibatches, which are about a tenth as many;
+and another random tenth of a client's examples is left out.
 
-A line per seed and setting; those that the file has are not run again. The
-curves of all lines are drawn beside the file.
+The file has a line per seed and setting; those that it has are not run again.
+The curves of all lines are drawn to a picture next to the file.
 """
 
 import argparse
@@ -48,20 +48,20 @@ from fedavg_jax.runs.plots import new_figure
 from fedavg_jax.runs.progress import say
 
 DEFAULT = pathlib.Path(__file__).parent / 'results' / 'fedprox_stragglers.jsonl'
-CLIENTS, LABELS, LEAST = 1000, 2, 5  # Labels of a client, examples of each.
+CLIENTS, LABELS, LEAST = 1000, 2, 5  # Labels per client, examples per label.
 ROUNDS, LAST, EPOCHS, RATE, DECAY = 100, 20, 10, 0.03, 1e-3
 STRAGGLERS = 0.9
-PARTITION_SEED = 42  # The baseline's, for each of its repetitions.
+PARTITION_SEED = 42  # The baseline uses it in all its repetitions.
 
 
 class Setting(NamedTuple):
-  """A curve of the figure.
+  """Defines a curve of the figure.
 
   Attributes:
-    name: of the curve.
-    mu: of the proximal term.
-    stragglers: 'keep' or 'drop', as `fa.Participation` has it.
-    published: accuracy in Flower's plot, rounds 81 to 100, read by eye.
+    name: the name of the curve.
+    mu: the coefficient of the proximal term.
+    stragglers: 'keep' or 'drop', as in `fa.Participation`.
+    published: the accuracy in Flower's plot, rounds 81 to 100, read by eye.
   """
 
   name: str
@@ -80,16 +80,16 @@ SETTINGS = (
 def divide(labels: np.ndarray, seed: int) -> list[np.ndarray]:
   """Divides examples among clients as Flower's partitioner does.
 
-  Client i has the labels i and i + 1, modulo their number. Of each label every
-  client that has it gets 5 examples, and a log-normal share of those left; what
-  rounding leaves goes to one client at random.
+  Client i has the labels i and i + 1, modulo their number. Every client with a
+  label gets 5 of its examples and a log-normal share of the remaining ones; a
+  random client gets those that rounding leaves.
 
   Args:
-    labels: [n] whole numbers.
-    seed: of the shares.
+    labels: integers, [n].
+    seed: the seed of the shares.
 
   Returns:
-    [K] arrays of rows.
+    [K] arrays of row indices.
   """
   kinds = np.unique(labels)
   holders = CLIENTS * LABELS // len(kinds)
@@ -116,7 +116,7 @@ def to_train_on(parts: list[np.ndarray]) -> list[np.ndarray]:
 def some_epochs(
   rng: np.random.Generator, work: fa.schedule.WorkContext
 ) -> np.ndarray:
-  """Each client is a straggler by chance, and then does 1 to E - 1 epochs."""
+  """Draws the local steps of each client; stragglers do 1 to E - 1 epochs."""
   number = len(work.clients)
   late = rng.random(number) < STRAGGLERS
   some = rng.integers(1, work.epochs, number)
@@ -124,7 +124,7 @@ def some_epochs(
 
 
 def logistic_regression() -> fa.Model:
-  """784 x 10, with the first weights of PyTorch's linear layer."""
+  """Returns logistic regression, 784 x 10, initialised as in PyTorch."""
 
   def init(key):
     weights, biases = jax.random.split(key)
@@ -142,7 +142,7 @@ def logistic_regression() -> fa.Model:
 
 
 def accuracies(dataset: fa.Dataset, setting: Setting, seed: int) -> np.ndarray:
-  """Trains once; returns the test accuracy from round 0 on, [101]."""
+  """Trains once; returns the test accuracy of rounds 0 to 100, [101]."""
   sgd = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE))
   parts = to_train_on(divide(dataset.train.y, PARTITION_SEED))
   federation = fa.Federation(
@@ -165,18 +165,18 @@ def accuracies(dataset: fa.Dataset, setting: Setting, seed: int) -> np.ndarray:
 
 
 def end_of(curve: Sequence[float]) -> float:
-  """Returns the mean of the last 20 rounds."""
+  """Returns the mean accuracy of the last 20 rounds."""
   return float(np.mean(curve[-LAST:]))
 
 
 def results_in(path: pathlib.Path) -> results.Lines:
-  """The lines of a file that are of this figure."""
+  """Opens a file of results; lines of other experiments are ignored."""
   kinds = {'seed': int, 'setting': str, 'curve': list}
 
-  def whole(row: dict[str, Any]) -> bool:
+  def is_valid(row: dict[str, Any]) -> bool:
     return all(isinstance(row.get(k), kind) for k, kind in kinds.items())
 
-  return results.Lines(path, whole, flag='--out')
+  return results.Lines(path, is_valid, flag='--out')
 
 
 def run_missing(
@@ -189,9 +189,9 @@ def run_missing(
 
   Args:
     store: the file.
-    seeds: how many, from 0.
+    seeds: the number of seeds, counted from 0.
     train: (setting, seed) -> test accuracies from round 0 on.
-    beside: what stands in each line beside the numbers.
+    beside: further entries of each line.
   """
   done = {(row['seed'], row['setting']) for row in store.rows}
   for seed in range(seeds):
@@ -206,7 +206,7 @@ def run_missing(
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> str:
-  """Writes a table: ours, each seed's, and what Flower's plot shows."""
+  """Returns a table: our mean, each seed, and the value in Flower's plot."""
   lines = [
     '| setting | mean | seeds | plot |',
     '|---|---|---|---|',
@@ -245,7 +245,7 @@ def draw(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
       [setting.published] * 2,
       color=color,
       linestyle='--',
-      label=f"the same, Flower's plot: {setting.published:.2f}",
+      label=f"{setting.name}, Flower's plot: {setting.published:.2f}",
     )
   axes.set_xlabel('communication round')
   axes.set_ylabel('test accuracy')
@@ -256,15 +256,18 @@ def draw(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-  """Runs what the file lacks, draws and prints all that it has."""
+  """Trains the settings that the file lacks, then draws and prints all."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--seeds', type=int, default=3, help='how many, from 0')
+  parser.add_argument(
+    '--seeds', type=int, default=3, help='number of seeds, counted from 0'
+  )
   parser.add_argument(
     '--data',
     default=os.environ.get('FEDAVG_DATA', ''),
-    help='folder with mnist/; default $FEDAVG_DATA; downloaded without it',
+    help='folder with mnist/; default $FEDAVG_DATA; without it MNIST is'
+    ' downloaded',
   )
   parser.add_argument('--out', type=pathlib.Path, default=DEFAULT)
   args = parser.parse_args()

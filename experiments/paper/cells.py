@@ -1,8 +1,8 @@
-"""One setting of the paper, and the federation that it describes.
+"""Defines a cell, one setting of the paper, and builds its federation.
 
-Learning rates lie on the paper's grid, powers of 10^(1/3) or 10^(1/6) around a
-middle that belongs to the setting. The paper prints no rate of a table's cell:
-the middles are ours, found by looking where the best one lies.
+Learning rates are on the paper's grid, powers of 10^(1/3) or 10^(1/6) around a
+centre for each setting. The paper prints no learning rates for the cells of its
+tables: the centres are ours, chosen so that the best rate is inside the grid.
 
 Shape letter: G learning rates.
 """
@@ -22,18 +22,18 @@ from experiments.paper import published
 import fedavg_jax as fa
 from fedavg_jax.runs import checkpoint
 
-# Where each data set lies under the data folder.
+# Folder of each data set inside the data folder.
 DATASETS = {
   'digits': '',
   'mnist': 'mnist',
-  'mnist_writers': '',  # In mnist/ and qmnist_writers/.
+  'mnist_writers': '',  # Its files are in mnist/ and qmnist_writers/.
   'leaf': 'femnist_leaf',
   'cifar10': 'cifar-10-batches-bin',
   'shakespeare': 'shakespeare',
   'words': 'words',
 }
-# Exponents of ten in the middle of the grid, by model, partition and whether
-# B is infinite: a full batch bears larger steps, two digits a client smaller.
+# Exponents of ten at the centre of the grid, by model, partition and whether B
+# is infinite: full batches allow larger rates, two digits per client smaller.
 _MIDDLES = {
   ('2nn', 'iid', False): -2 / 3,
   ('2nn', 'iid', True): -1 / 3,
@@ -57,29 +57,32 @@ _MIDDLES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-  """One setting; letters as in the paper.
+  """Describes one setting; letters are the paper's.
 
   Attributes:
-    table: who asks for it, such as '4' or 'figure 8'.
-    model: one of `choices.MODELS`.
+    table: the table or figure, such as '4' or 'figure 8'.
+    model: a name of `choices.MODELS`.
     dataset: a key of `DATASETS`.
-    partition: 'iid', 'noniid', or 'centralized' for plain SGD: one client.
-    C: fraction of the clients in a cohort, 0 is one client.
+    partition: 'iid', 'noniid', or 'centralized' for plain SGD with one client.
+    C: the fraction of the clients in a cohort; 0 is one client.
     E: local epochs.
-    B: examples of a minibatch, inf for all of a client.
-    algorithm: FedAvg, FedSGD or SGD, as the paper names the row.
-    target_accuracy: ends the sweep once a rate has reached it; 0 is none.
-    rounds: at most.
-    paper_rounds: the paper's number, None where it prints none.
-    u: local updates of a client in a round on average, as the paper prints it.
-    middle: of the grid, exponent of ten.
-    decay: factor of the learning rate every `decay_rounds`.
+    B: examples per minibatch; inf is all examples of a client.
+    algorithm: the paper's name of the row: FedAvg, FedSGD or SGD.
+    target_accuracy: the accuracy that ends the sweep once a learning rate has
+      reached it; 0 for none.
+    rounds: the largest number of rounds.
+    paper_rounds: the paper's number of rounds, None where it prints none.
+    u: the mean local updates per client and round, as the paper prints them.
+    middle: the centre of the learning rate grid, as an exponent of ten.
+    decay: the factor of the learning rate every `decay_rounds`.
     decay_rounds: rounds from one decay to the next.
-    measured: whether the model is tested on the 'test' or the 'train' examples.
-    eval_every: rounds from one test to the next.
-    learning_rate: the only one, where the paper prints it; None for a grid.
-    cohort: clients of a round, where the paper says that instead of C.
-    counted: what a round counts for; SGD's is an epoch, of so many updates.
+    measured: the examples that the model is evaluated on, 'test' or 'train'.
+    eval_every: rounds from one evaluation to the next.
+    learning_rate: the only learning rate, where the paper prints it; None for a
+      grid.
+    cohort: clients per round, where the paper prints it instead of C.
+    counted: updates that one round counts as; 1 but for SGD, whose round is an
+      epoch.
   """
 
   table: str
@@ -104,7 +107,7 @@ class Cell:
   counted: int = 1
 
   def setting(self) -> dict[str, Any]:
-    """What decides a curve, but for learning rate and seed; JSON."""
+    """Returns what determines a curve, except learning rate and seed; JSON."""
     names = ('model', 'dataset', 'partition', 'C', 'E', 'B')
     names += ('cohort', 'decay', 'decay_rounds', 'measured', 'eval_every')
     values = {name: getattr(self, name) for name in names}
@@ -112,7 +115,7 @@ class Cell:
     return values
 
   def describe(self) -> str:
-    """One line, in the paper's letters."""
+    """Returns one line in the paper's letters."""
     B = self.setting()['B']
     cohort = f'C={self.C:g}' if self.cohort is None else f'm={self.cohort}'
     return (
@@ -121,10 +124,10 @@ class Cell:
     )
 
   def grid(self, values: int, ratio: int) -> tuple[float, ...]:
-    """Learning rates around the middle.
+    """Returns G learning rates around the centre, or the printed one alone.
 
     Args:
-      values: G, an odd number keeps the middle in the middle.
+      values: G; with an odd number the grid is symmetric.
       ratio: 3 for steps of 10^(1/3), 6 for 10^(1/6).
     """
     if self.learning_rate is not None:
@@ -138,15 +141,16 @@ class Cell:
 def of_table(
   table: int, settle: Callable[[Cell], dict[str, Any]]
 ) -> list[Cell]:
-  """The cells that the paper prints in a table, in its order.
+  """Returns the cells that the paper prints in a table, in its order.
 
   Args:
-    table: 1 to 4.
-    settle: cell -> what the table does not say of it, `rounds` at least.
+    table: the number of the table, 1 to 4.
+    settle: a function from a cell to the fields that the table does not print,
+      at least `rounds`.
   """
   cells = []
   for row in published.cells(table):
-    if row['algorithm'] == 'SGD':  # One client with all the data.
+    if row['algorithm'] == 'SGD':  # One client has all the data.
       row |= {'C': '0', 'E': '1'}
     infinite = math.isinf(float(row['B']))
     cell = Cell(
@@ -170,21 +174,25 @@ def of_table(
 
 @functools.cache
 def load(dataset: str, data: str) -> fa.Dataset:
-  """A data set from its folder under `data`; '' downloads what can be."""
+  """Loads a data set from its folder in `data`; '' downloads it if possible."""
   folder = f'{data}/{DATASETS[dataset]}' if data else ''
   return fa.load_dataset(dataset, folder)
 
 
 @functools.cache
 def digest(dataset: str, data: str) -> str:
-  """SHA-256 of a data set, short."""
-  own = load(dataset, data)
-  owners = [] if own.owners is None else [own.owners]
-  return checkpoint.digest([*own.train, *own.test, *owners])[:16]
+  """Returns the first 16 digits of the SHA-256 of a data set."""
+  loaded = load(dataset, data)
+  owners = [] if loaded.owners is None else [loaded.owners]
+  return checkpoint.digest([*loaded.train, *loaded.test, *owners])[:16]
 
 
 def divide(partition: str, dataset: fa.Dataset, seed: int) -> list[np.ndarray]:
-  """Indices of every client's training examples, as the paper divides them."""
+  """Partitions the training examples as the paper does.
+
+  Returns:
+    [K] arrays of indices, one for each client.
+  """
   number = len(dataset.train.y)
   if partition == 'centralized':
     return [np.arange(number)]
@@ -207,13 +215,13 @@ def build(
   seed: int,
   dataset: fa.Dataset,
 ) -> fa.Simulation:
-  """The sweep of a cell, compiled.
+  """Builds and compiles the sweep of a cell over learning rates.
 
   Args:
     cell: the setting.
-    learning_rates: [G].
-    seed: of the division, the first weights, the cohorts and the orders.
-    dataset: from `load`.
+    learning_rates: the learning rates, [G].
+    seed: the seed of partition, initial weights, cohorts and example orders.
+    dataset: the data set of `load`.
   """
 
   def algorithm(learning_rate: jax.Array) -> fa.Algorithm:

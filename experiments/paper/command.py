@@ -1,4 +1,4 @@
-"""What the commands of tables and figures share: flags, work, messages."""
+"""Provides the flags, main loop and messages of the paper's commands."""
 
 import argparse
 from collections.abc import Callable
@@ -19,13 +19,14 @@ from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.signals import stop_on_signals
 
-RATES = 5  # Learning rates of a sweep by default.
+RATES = 5  # Default number of learning rates in a sweep.
 
 
 def guarded(body: Callable[[], None]) -> None:
-  """Runs a command; what a person can mend is one line, without a traceback.
+  """Executes a command; an error that the user can fix is one line.
 
-  Ends with 2 on bad input, with 128 and the signal's number after a signal.
+  The exit code is 2 for bad input, 1 for a file that cannot be read or written,
+  and 128 plus the signal's number after a signal.
   """
   try:
     body()
@@ -44,49 +45,72 @@ def guarded(body: Callable[[], None]) -> None:
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-  """The flags that every table and figure has."""
+  """Returns a parser with the flags of every table and figure."""
   parser = argparse.ArgumentParser(
     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--cells', help='numbers such as 1,4-6; all if left out')
-  parser.add_argument('--seeds', default='0', help='such as 0,1,2')
+  parser.add_argument(
+    '--cells', help='numbers of cells, such as 1,4-6; default all'
+  )
+  parser.add_argument('--seeds', default='0', help='seeds, such as 0,1,2')
   parser.add_argument(
     '--data',
     default=os.environ.get('FEDAVG_DATA', ''),
     help='folder with mnist/, cifar-10-batches-bin/, shakespeare/; default'
-    ' $FEDAVG_DATA; MNIST and CIFAR-10 are downloaded without it',
+    ' $FEDAVG_DATA; without it MNIST and CIFAR-10 are downloaded',
   )
   parser.add_argument(
-    '--values', type=int, default=RATES, help='learning rates'
+    '--values', type=int, default=RATES, help='number of learning rates'
   )
   parser.add_argument(
-    '--ratio', type=int, default=3, choices=(3, 6), help='10^(1/ratio) apart'
-  )
-  parser.add_argument('--learning-rates', help='these instead, such as 0.1,0.2')
-  parser.add_argument(
-    '--rounds', type=int, default=0, help='at most, instead of the default'
-  )
-  parser.add_argument(
-    '--minutes', type=float, default=math.inf, help='then saves and ends'
+    '--ratio',
+    type=int,
+    default=3,
+    choices=(3, 6),
+    help='learning rates are a factor 10^(1/ratio) apart',
   )
   parser.add_argument(
-    '--results', type=pathlib.Path, default=results.DEFAULT, help='file'
+    '--learning-rates', help='learning rates instead of a grid, such as 0.1,0.2'
   )
   parser.add_argument(
-    '--show', action='store_true', help='prints and runs nothing'
+    '--rounds',
+    type=int,
+    default=0,
+    help="largest number of rounds, instead of the cell's",
+  )
+  parser.add_argument(
+    '--minutes',
+    type=float,
+    default=math.inf,
+    help='save and stop after this time',
+  )
+  parser.add_argument(
+    '--results',
+    type=pathlib.Path,
+    default=results.DEFAULT,
+    help='file of the results, JSON lines',
+  )
+  parser.add_argument(
+    '--show',
+    action='store_true',
+    help='only print the results of earlier runs',
   )
   return parser
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-  """The flags, if each keeps its rule."""
+  """Parses the flags and checks their values.
+
+  Raises:
+    InputError: a flag has a bad value.
+  """
   args = parser.parse_args()
-  for flag, holds, rule in (
+  for flag, is_valid, rule in (
     ('values', args.values >= 1, 'must be at least 1'),
     ('rounds', args.rounds >= 0, 'must be at least 0'),
     ('minutes', args.minutes > 0, 'must be above 0'),
   ):
-    if not holds:
+    if not is_valid:
       raise fa.InputError(f'--{flag} {getattr(args, flag)}: {rule}')
   return args
 
@@ -94,17 +118,17 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def run(
   args: argparse.Namespace, cells: Sequence[Cell], store: results.Results
 ) -> None:
-  """Runs what is missing.
+  """Trains the learning rates and seeds of cells that have no result yet.
 
   Raises:
-    InputError: bad data, or a file that cannot be written.
-    StoppedError: a signal has asked for an end.
+    InputError: the data are bad, or a file cannot be written.
+    StoppedError: a signal has stopped the command.
   """
   begin = time.monotonic()
   for line in store.damaged:
     say(
-      f'{store.path}: line {line} is damaged; it is kept, and its run is made'
-      ' again'
+      f'{store.path}: line {line} is damaged; it is kept, and its run is'
+      ' repeated'
     )
   with stop_on_signals() as stop:
 
@@ -112,7 +136,7 @@ def run(
       return stop() or time.monotonic() - begin > 60 * args.minutes
 
     settings = [cell.setting() for cell in cells]
-    # The highest target of a setting first: the others are on its way.
+    # The highest target of a setting first: its run passes the lower ones.
     order = sorted(
       range(len(cells)),
       key=lambda i: (settings.index(settings[i]), -cells[i].target_accuracy),
@@ -127,18 +151,19 @@ def run(
         say(f'{cell.describe()} seed={seed}')
         sweeps.run(cell, rates, seed, store, data=args.data, stopping=stopping)
         if best := store.best(cell, seed):
-          say(f'  {_tell(best)}')
+          say(f'  {_outcome(best)}')
   if stop():
     raise StoppedError(
-      'what was done is kept; the same command resumes', signum=stop.signum
+      'all progress is saved; rerun the same command to resume',
+      signum=stop.signum,
     )
 
 
-def _tell(best: results.Best) -> str:
+def _outcome(best: results.Best) -> str:
   if best.rounds is None:
-    return f'not reached in {best.tried} rounds'
-  edge = '; the edge of those tried: try further ones' if best.at_edge else ''
-  return f'{best.rounds} rounds with {best.learning_rate:g}{edge}'
+    return f'target not reached in {best.tried} rounds'
+  edge = '; it is at the edge of the grid, extend it' if best.at_edge else ''
+  return f'{best.rounds} rounds with learning rate {best.learning_rate:g}{edge}'
 
 
 def _rates(args, cell: Cell) -> tuple[float, ...]:
@@ -146,8 +171,8 @@ def _rates(args, cell: Cell) -> tuple[float, ...]:
     return cell.grid(args.values, args.ratio)
   if cell.learning_rate is not None:
     raise fa.InputError(
-      f'--learning-rates {args.learning_rates}: the paper prints that of this'
-      f' curve, {cell.learning_rate:g}; must be left out'
+      f'--learning-rates {args.learning_rates}: is not supported with this'
+      f' curve; the paper prints its rate, {cell.learning_rate:g}'
     )
   try:
     rates = tuple(float(text) for text in args.learning_rates.split(','))
@@ -155,14 +180,18 @@ def _rates(args, cell: Cell) -> tuple[float, ...]:
     rates = (0.0,)
   if min(rates) <= 0 or not all(map(math.isfinite, rates)):
     raise fa.InputError(
-      f'--learning-rates {args.learning_rates}: must be positive numbers with'
-      ' commas between them'
+      f'--learning-rates {args.learning_rates}: must be positive numbers,'
+      ' separated by commas'
     )
   return rates
 
 
 def numbers_from_zero(flag: str, text: str) -> list[int]:
-  """The numbers of '0,1,2'."""
+  """Returns the numbers of a text such as '0,1,2'.
+
+  Raises:
+    InputError: it contains anything but integers from 0.
+  """
   try:
     found = [int(part) for part in text.split(',')]
   except ValueError:
@@ -173,7 +202,11 @@ def numbers_from_zero(flag: str, text: str) -> list[int]:
 
 
 def numbers(flag: str, text: str | None, most: int) -> list[int]:
-  """The numbers of '1,4-6', all of them for None."""
+  """Returns the numbers of a text such as '1,4-6', 1 to `most` for None.
+
+  Raises:
+    InputError: it contains anything but numbers from 1 to `most`.
+  """
   if text is None:
     return list(range(1, most + 1))
   found = []
@@ -184,5 +217,5 @@ def numbers(flag: str, text: str | None, most: int) -> list[int]:
   except ValueError:
     found = [0]
   if not found or min(found) < 1 or max(found) > most:
-    raise fa.InputError(f'{flag} {text}: must lie in 1 to {most}')
+    raise fa.InputError(f'{flag} {text}: must be in [1, {most}]')
   return found

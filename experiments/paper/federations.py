@@ -1,17 +1,18 @@
-"""Statistics of every federation: clients, examples, how unequal they are.
+"""Prints statistics of every federation: clients, examples and their spread.
 
-What the paper claims: MNIST and CIFAR-10 are dealt out evenly; Shakespeare's
-roles are natural clients, from one line to thousands, 1,146 of them with
-3,564,579 characters to train on and 870,014 to test on.
+What the paper claims: MNIST and CIFAR-10 are partitioned evenly; Shakespeare's
+roles are natural clients with one line to thousands of lines, 1,146 roles with
+3,564,579 training and 870,014 test characters.
 
-What to look for: how far the largest client is from the median, which is what a
-padded simulation pays for and lanes do not.
+What to look for: the ratio of the largest client to the median, which is the
+cost of padding that lanes avoid.
 
 python -m experiments.paper.federations --data FOLDER
 
-FOLDER holds mnist/, qmnist_writers/, cifar-10-batches-bin/, shakespeare/,
-femnist_leaf/ or words/, each as `fedavg_jax.load_dataset` takes it; what is not
-there is left out and reported. Ten seconds.
+FOLDER contains any of mnist/, qmnist_writers/, cifar-10-batches-bin/,
+shakespeare/, femnist_leaf/ and words/, each in the form that
+`fedavg_jax.load_dataset` reads; missing ones are reported and left out. It
+takes ten seconds.
 """
 
 import argparse
@@ -30,12 +31,12 @@ from fedavg_jax.runs.progress import say
 
 
 class Federation(NamedTuple):
-  """A data set and its division.
+  """Describes a data set and its partition.
 
   Attributes:
-    name: for people.
+    name: the name in the table and the picture.
     dataset: a key of `cells.DATASETS`.
-    partition: 'iid' or 'noniid', natural where the data are.
+    partition: 'iid' or 'noniid', which is by owner if the data have owners.
   """
 
   name: str
@@ -45,7 +46,7 @@ class Federation(NamedTuple):
 
 FEDERATIONS = (
   Federation('MNIST, IID', 'mnist', 'iid'),
-  Federation('MNIST, two digits a client', 'mnist', 'noniid'),
+  Federation('MNIST, two digits per client', 'mnist', 'noniid'),
   Federation('MNIST, by writer', 'mnist_writers', 'noniid'),
   Federation('CIFAR-10, IID', 'cifar10', 'iid'),
   Federation('Shakespeare, IID', 'shakespeare', 'iid'),
@@ -56,21 +57,27 @@ FEDERATIONS = (
 
 
 def sizes(federation: Federation, dataset: fa.Dataset) -> np.ndarray:
-  """Training examples of every client, [K]."""
+  """Returns the number of training examples of every client, [K]."""
   parts = cells.divide(federation.partition, dataset, seed=0)
   return np.array([len(part) for part in parts])
 
 
-def line(name: str, own: np.ndarray, dataset: fa.Dataset) -> str:
-  """A row of the table, in Markdown."""
+def line(name: str, counts: np.ndarray, dataset: fa.Dataset) -> str:
+  """Returns a row of the table, in Markdown.
+
+  Args:
+    name: the name of the federation.
+    counts: the number of training examples of every client, [K].
+    dataset: the data set.
+  """
   labels = ['', '']
   if dataset.train.y.ndim > 1:
     labels = [f'{(e.y >= 0).sum():,}' for e in (dataset.train, dataset.test)]
-  few, median, many = np.quantile(own, (0.1, 0.5, 0.9))
+  few, median, many = np.quantile(counts, (0.1, 0.5, 0.9))
   return (
-    f'| {name} | {len(own):,} | {own.sum():,} | {labels[0]} |'
-    f' {len(dataset.test.y):,} | {labels[1]} | {own.min()} | {few:.4g} |'
-    f' {median:.4g} | {own.mean():.4g} | {many:.4g} | {own.max():,} |'
+    f'| {name} | {len(counts):,} | {counts.sum():,} | {labels[0]} |'
+    f' {len(dataset.test.y):,} | {labels[1]} | {counts.min()} | {few:.4g} |'
+    f' {median:.4g} | {counts.mean():.4g} | {many:.4g} | {counts.max():,} |'
   )
 
 
@@ -81,36 +88,43 @@ HEADER = (
 
 
 def draw(path: pathlib.Path, found: dict[str, np.ndarray]) -> None:
-  """A histogram of clients' sizes for every federation, logarithmic."""
-  columns, most = 2, max(own.max() for own in found.values())
+  """Draws a histogram of client sizes for every federation, on a log axis."""
+  columns, most = 2, max(counts.max() for counts in found.values())
   rows = -(-len(found) // columns)
   figure = new_figure(11, 2.4 * rows)
   panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False).ravel())
   for axes in panels[len(found) :]:
     axes.axis('off')
-  for axes, (name, own) in zip(panels, found.items(), strict=False):
-    axes.hist(own, np.geomspace(0.9, 1.1 * most, 60), color='#1f5f99')
+  for axes, (name, counts) in zip(panels, found.items(), strict=False):
+    axes.hist(counts, np.geomspace(0.9, 1.1 * most, 60), color='#1f5f99')
     axes.set_xscale('log')
-    axes.axvline(np.median(own), color='#b8541a', label='median')
-    axes.set_title(f'{name}: {len(own):,} clients', fontsize=10)
-    axes.set_xlabel('training examples of a client')
+    axes.axvline(np.median(counts), color='#b8541a', label='median')
+    axes.set_title(f'{name}: {len(counts):,} clients', fontsize=10)
+    axes.set_xlabel('training examples per client')
     axes.set_ylabel('clients')
     axes.legend(fontsize=8)
   figure.savefig(path, dpi=100)
 
 
 def main() -> None:
-  """Prints the table and draws the picture of what is there."""
+  """Prints the table and draws the picture of the available data sets."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--data', default=os.environ.get('FEDAVG_DATA', ''))
   parser.add_argument(
-    '--picture', type=pathlib.Path, default=figures.PICTURES / 'federations.png'
+    '--data',
+    default=os.environ.get('FEDAVG_DATA', ''),
+    help='folder of the data sets; default $FEDAVG_DATA',
+  )
+  parser.add_argument(
+    '--picture',
+    type=pathlib.Path,
+    default=figures.PICTURES / 'federations.png',
+    help='file of the picture',
   )
   args = parser.parse_args()
   if not args.data:
-    raise fa.InputError('--data is missing: name a folder')
+    raise fa.InputError('--data: must be a folder with data sets')
   found, lines = {}, [HEADER]
   for federation in FEDERATIONS:
     try:
@@ -121,10 +135,10 @@ def main() -> None:
     found[federation.name] = sizes(federation, dataset)
     lines.append(line(federation.name, found[federation.name], dataset))
   if not found:
-    raise fa.InputError(f'--data {args.data}: holds no data set')
+    raise fa.InputError(f'--data {args.data}: contains no data set')
   print('\n'.join(lines))
   draw(args.picture, found)
-  say(f'{args.picture} is drawn')
+  say(f'saved {args.picture}')
 
 
 if __name__ == '__main__':

@@ -1,17 +1,18 @@
-"""Figure 1: the loss between two models, from one first model or from two.
+"""Reproduces Figure 1: the loss between two models, by their initialisation.
 
-What the paper claims: two 2NNs, each trained on 600 digits of its own until it
-overfits, average into something far worse than either if they began with other
-weights, and into something better than both if they began with the same.
+What the paper claims: two 2NNs are trained on disjoint sets of 600 digits until
+they overfit. Their average is far worse than either of them if they started
+from different weights, and better than both if they started from the same.
 
 What to look for: on the left a hill between theta = 0 and 1, on the right a
-valley that lies below the horizontal line, the loss of the better parent.
+valley below the horizontal line, which is the loss of the better parent.
 
 python -m experiments.paper.figure1
 python -m experiments.paper.figure1 --seeds 0,1,2
 
-Each model takes 240 updates with B = 50 and the rate 0.1; the loss is that of
-all 60,000 training images at 50 values of theta. 20 seconds on two CPU cores.
+Each model takes 240 updates with B = 50 and the learning rate 0.1; the loss is
+that of all 60,000 training images, at 50 values of theta. It takes 20 seconds
+on two CPU cores.
 """
 
 import argparse
@@ -42,12 +43,15 @@ RESULTS = figures.PICTURES / 'figure1.jsonl'
 
 
 def parents(dataset: fa.Dataset, seed: int, *, shared: bool) -> list[Any]:
-  """Two models, each of one client with 600 examples of its own.
+  """Trains two models, each on one client with 600 other examples.
 
   Args:
     dataset: MNIST.
-    seed: of the two disjoint samples and of the first weights.
-    shared: both begin with the same weights.
+    seed: the seed of the two disjoint samples and of the initial weights.
+    shared: whether both start from the same weights.
+
+  Returns:
+    The parameters of both models.
   """
   order = np.random.default_rng(seed).permutation(len(dataset.train.y))
   samples = np.split(order[: 2 * EXAMPLES], 2)
@@ -73,7 +77,12 @@ def parents(dataset: fa.Dataset, seed: int, *, shared: bool) -> list[Any]:
 
 
 def losses(dataset: fa.Dataset, models: list[Any]) -> np.ndarray:
-  """Loss on all training images of theta w + (1 - theta) w', [50]."""
+  """Returns the training loss of theta w + (1 - theta) w' for each theta, [50].
+
+  Args:
+    dataset: MNIST.
+    models: the parameters w and w'.
+  """
   model = fa.build_model('2nn', dataset)
   mesh = fa.engine.lane_mesh(jax.devices())
   train = evaluation.place_test_set(dataset.train, mesh)
@@ -93,11 +102,11 @@ def losses(dataset: fa.Dataset, models: list[Any]) -> np.ndarray:
 
 
 def draw(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-  """Both panels, every seed a line, and what was read off the paper's."""
+  """Draws both panels: a curve for every seed, and the paper's curve."""
   figure = new_figure(11, 4.5)
   names = {
-    False: ('different first weights', 'fig1_left_diff_init.csv'),
-    True: ('the same first weights', 'fig1_right_shared_init.csv'),
+    False: ('different initialisation', 'fig1_left_diff_init.csv'),
+    True: ('shared initialisation', 'fig1_right_shared_init.csv'),
   }
   for axes, (shared, (title, paper)) in zip(
     figure.subplots(1, 2), names.items(), strict=True
@@ -117,18 +126,18 @@ def draw(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 
 def summarize(rows: list[dict[str, Any]]) -> str:
-  """The table beside the paper's numbers, in Markdown."""
+  """Returns a table of losses with the paper's numbers, in Markdown."""
   lines = [
-    '| first weights | seed | parents | in the middle | least, at theta |',
+    '| initialisation | seed | parents | theta = 0.5 | minimum, at theta |',
     '|---|---|---|---|---|',
     '| different, the paper | | 0.482, 0.453 | 1.256 | 0.431 at 0.91 |',
-    '| the same, the paper | | 0.462, 0.460 | 0.40 | 0.399 at 0.51 |',
+    '| shared, the paper | | 0.462, 0.460 | 0.40 | 0.399 at 0.51 |',
   ]
   for row in rows:
     least = int(np.argmin(row['losses']))
     middle = np.interp(0.5, row['thetas'], row['losses'])
     lines.append(
-      f'| {"the same" if row["shared"] else "different"} | {row["seed"]} |'
+      f'| {"shared" if row["shared"] else "different"} | {row["seed"]} |'
       f' {row["parents"][0]:.3f}, {row["parents"][1]:.3f} | {middle:.3f} |'
       f' {row["losses"][least]:.3f} at {row["thetas"][least]:.2f} |'
     )
@@ -136,7 +145,7 @@ def summarize(rows: list[dict[str, Any]]) -> str:
 
 
 def results_in(path: pathlib.Path) -> results.Lines:
-  """The rows of a file, of this figure alone."""
+  """Opens a file of results; rows of other experiments are not used."""
   kinds = {'seed': int, 'shared': bool, 'losses': list, 'thetas': list}
   kinds |= {'parents': list}
   return results.Lines(
@@ -146,19 +155,28 @@ def results_in(path: pathlib.Path) -> results.Lines:
 
 
 def main() -> None:
-  """Computes what the file of results lacks, and draws all that it has."""
+  """Computes the rows that the file of results lacks, then draws all."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--seeds', default='0,1,2', help='such as 0,1,2')
+  parser.add_argument('--seeds', default='0,1,2', help='seeds, such as 0,1,2')
   parser.add_argument(
     '--data',
     default=os.environ.get('FEDAVG_DATA', ''),
-    help='folder with mnist/; default $FEDAVG_DATA; downloaded without it',
+    help='folder with mnist/; default $FEDAVG_DATA; without it MNIST is'
+    ' downloaded',
   )
-  parser.add_argument('--results', type=pathlib.Path, default=RESULTS)
   parser.add_argument(
-    '--picture', type=pathlib.Path, default=figures.PICTURES / 'figure1.png'
+    '--results',
+    type=pathlib.Path,
+    default=RESULTS,
+    help='file of the results, JSON lines',
+  )
+  parser.add_argument(
+    '--picture',
+    type=pathlib.Path,
+    default=figures.PICTURES / 'figure1.png',
+    help='file of the picture',
   )
   args = parser.parse_args()
   store = results_in(args.results)
@@ -185,7 +203,7 @@ def main() -> None:
       store.append([row])
   draw(args.picture, store.rows)
   print(summarize(store.rows))
-  say(f'{args.picture} is drawn')
+  say(f'saved {args.picture}')
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Figure 10: next words, test accuracy as it is, with E = 5 too.
+"""Reproduces Figure 10: next words, test accuracy per round, also with E = 5.
 
 What the paper claims: FedAvg's accuracy varies less from round to round than
 FedSGD's, and E = 5 is slightly worse than E = 1.
 
-What to look for: the width of the curves, and the order of E = 1 and E = 5.
+What to look for: the noise of the curves, and the order of E = 1 and E = 5.
 
 python -m experiments.paper.figure10 --data FOLDER --cells 9-12 --rounds 50
 
@@ -15,11 +15,11 @@ from experiments.paper import figures
 
 
 def panels() -> list[figures.Panel]:
-  """One panel with twelve curves."""
+  """Returns one panel with twelve curves."""
   settings = (*figure5.SETTINGS, ('FedAvg', 5, 8, (3.0, 6.0, 9.0, 18.0)))
   return [
     figures.Panel(
-      title='next word, 200 clients a round',
+      title='next word, 200 clients per round',
       curves=figure5.curves('figure 10', settings, tuned=False),
       x=('communication rounds', 0, 1000),
       y=('test accuracy', 0.0, 0.15),

@@ -1,18 +1,18 @@
-"""Figure 2: test accuracy against rounds, MNIST's CNN and Shakespeare's LSTM.
+"""Reproduces Figure 2: test accuracy against rounds, CNN and LSTM.
 
 What the paper claims: with C = 0.1, local epochs and small minibatches (E = 5
 or 20, B = 10) reach the target in a fraction of FedSGD's rounds (E = 1, B =
 inf), on both partitions of both tasks.
 
-What to look for: the order of the curves where they cross the grey line, and
-that the curves of large E are flatter later on.
+What to look for: the order of the curves where they cross the grey line, the
+target, and the flatter curves of large E in later rounds.
 
 python -m experiments.paper.figure2 --show
 python -m experiments.paper.figure2 --cells 5 --minutes 60
 
 Every curve is tuned over learning rates. The runs of Table 2, which end at
-their target, are drawn too; whole curves (1,000 and 4,000 rounds) are meant for
-a GPU.
+their target, are drawn too; complete curves (1,000 and 4,000 rounds) are meant
+for a GPU.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from experiments.paper import table2
 
 
 def panels() -> list[figures.Panel]:
-  """CNN IID and non-IID, LSTM IID and by role."""
+  """Returns four panels: CNN IID and non-IID, LSTM IID and by role."""
   found = []
   for title, model, partition, rounds, target, y in (
     ('MNIST CNN, IID', 'cnn', 'iid', 1000, 0.99, (0.969, 1.001)),

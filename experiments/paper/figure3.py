@@ -1,28 +1,30 @@
-"""Figure 3: many local epochs, Shakespeare's training loss, one learning rate.
+"""Reproduces Figure 3: many local epochs, training loss on Shakespeare.
 
-What the paper claims: with E up to 200 and the rate 1.47 throughout, averaging
+What the paper claims: with E up to 200 and a learning rate of 1.47, averaging
 can plateau or diverge: more local work is not always better.
 
-What to look for: E = 5 overtakes E = 1 within a few rounds; E = 25 and above
-fall at once, then rise again or stand still.
+What to look for: E = 5 overtakes E = 1 within a few rounds; with E = 25 and
+above the loss falls at once, then rises again or stagnates.
 
 python -m experiments.paper.figure3 --cells 1-2 --rounds 10
 
-The paper's loss is on the scale of a minibatch's: a line's characters over the
-80 positions that it could have. Two CPU cores take 10 s a round with E = 1 (50
-with E = 5, and so on) and 40 s to compute the loss of all training lines.
+The paper's loss seems to be the sum over a line's characters divided by the 80
+positions of a line, and ours is scaled in the same way. On two CPU cores a
+round takes 10 s with E = 1 (50 s with E = 5, and so on), and the loss of all
+training lines 40 s.
 """
 
 from experiments.paper import cells
 from experiments.paper import figures
 
 _RATE = 1.47
-# Labels of the eBook's 85,978 training lines over their 80 positions.
+# Fraction of the 80 positions of the eBook's 85,978 training lines that have a
+# label.
 _FILLED = 3_443_085 / (85_978 * 80)
 
 
 def panels() -> list[figures.Panel]:
-  """IID and by role."""
+  """Returns two panels: IID and by role."""
   found = []
   for title, partition in (('IID', 'iid'), ('by role', 'noniid')):
     curves = [

@@ -1,16 +1,16 @@
-"""Figure 5: next words, best accuracy so far, 200 clients a round.
+"""Reproduces Figure 5: next words, best accuracy so far, 200 clients per round.
 
 What the paper claims: FedAvg (E = 1, B = 8) needs 35 rounds to 10.5 %, FedSGD
 820, on the posts of half a million authors.
 
-What to look for: how many rounds separate the two algorithms. The paper's posts
-are private: with texts of your own the accuracies will be others.
+What to look for: the number of rounds between the two algorithms. The paper's
+posts are private: with other texts the accuracies will differ.
 
 python -m experiments.paper.figure5 --data FOLDER --cells 6 --rounds 50
 
-FOLDER/words is a folder with a file NAME.txt for every author, or call the file
-FOLDER/words a text of JSON lines with `author` and `text`. The model has five
-million parameters: about 1 s a client on two CPU cores.
+FOLDER/words is a folder with a file NAME.txt for every author, or a file of
+JSON lines with `author` and `text`. The model has five million parameters: a
+client takes about 1 s on two CPU cores.
 """
 
 import math
@@ -25,7 +25,13 @@ SETTINGS = (
 
 
 def curves(table: str, settings, *, tuned: bool) -> list[figures.Curve]:
-  """A curve for every setting and rate."""
+  """Returns a curve for every setting and learning rate.
+
+  Args:
+    table: the name of the figure, such as 'figure 5'.
+    settings: (algorithm, E, B, learning rates) of each setting.
+    tuned: whether the curves are monotone envelopes.
+  """
   found = []
   for algorithm, epochs, batch, rates in settings:
     for rate in rates:
@@ -53,10 +59,10 @@ def curves(table: str, settings, *, tuned: bool) -> list[figures.Curve]:
 
 
 def panels() -> list[figures.Panel]:
-  """One panel with eight curves, each monotone."""
+  """Returns one panel with eight monotone curves."""
   return [
     figures.Panel(
-      title='next word, 200 clients a round',
+      title='next word, 200 clients per round',
       curves=curves('figure 5', SETTINGS, tuned=True),
       x=('communication rounds', 0, 1000),
       y=('best test accuracy so far', 0.0, 0.15),

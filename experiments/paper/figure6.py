@@ -1,15 +1,17 @@
-"""Figure 6: training loss of MNIST's CNN against rounds, C = 0.1.
+"""Reproduces Figure 6: training loss of the MNIST CNN against rounds, C = 0.1.
 
-What the paper claims: what Figure 2 shows in test accuracy holds for the loss
-that is being minimised: local updates lower it faster, in both partitions.
+What the paper claims: the results of Figure 2 for test accuracy also hold for
+the training loss: local updates lower it faster, in both partitions.
 
-What to look for: on the logarithmic axis, how far below FedSGD the curves with
-B = 10 fall; non-IID the curves are rough. The paper's own were not read off.
+What to look for: on the logarithmic axis, the distance between FedSGD and the
+curves with B = 10; the non-IID curves are rough. The paper's own curves were
+not read off.
 
 python -m experiments.paper.figure6 --cells 5 --rounds 50
 
-Tuned over learning rates. 6,000 rounds are meant for a GPU; every round
-computes the loss of all 60,000 training images, 6 s on two CPU cores.
+Every curve is tuned over learning rates. 6,000 rounds are meant for a GPU;
+every round computes the loss of all 60,000 training images, which takes 6 s on
+two CPU cores.
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ from experiments.paper import table2
 
 
 def panels() -> list[figures.Panel]:
-  """IID and non-IID."""
+  """Returns two panels: IID and non-IID."""
   found = []
   for title, partition in (('IID', 'iid'), ('non-IID', 'noniid')):
     cells = [

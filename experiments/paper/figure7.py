@@ -1,17 +1,18 @@
-"""Figure 7: test accuracy of the 2NN against rounds, C = 0.1.
+"""Reproduces Figure 7: test accuracy of the 2NN against rounds, C = 0.1.
 
 What the paper claims: as in Figure 2, for a smaller model: every row of Table 4
-beats FedSGD, by much with IID clients and by less with two digits a client.
+beats FedSGD, by much with IID clients and by less with two digits per client.
 
-What to look for: IID, the curves rise in the order of their local updates and
-end within a few tenths of a percent of each other; non-IID they are rougher.
+What to look for: with IID clients the curves rise in the order of their local
+updates and end within a few tenths of a percent of each other; the non-IID
+curves are rougher.
 
 python -m experiments.paper.figure7 --show
 python -m experiments.paper.figure7 --cells 1-9 --learning-rates 0.215
 
-Every curve is tuned over learning rates; 2,000 rounds take two CPU cores from
-40 s (E = 1) to 17 minutes (E = 20, B = 10) for each. The runs of Table 4, which
-end at their target, are drawn too.
+Every curve is tuned over learning rates; 2,000 rounds at one of them take 40 s
+(E = 1) to 17 minutes (E = 20, B = 10) on two CPU cores. The runs of Table 4,
+which end at their target, are drawn too.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from experiments.paper import table4
 
 
 def panels() -> list[figures.Panel]:
-  """IID and non-IID."""
+  """Returns two panels: IID and non-IID."""
   found = []
   for title, partition in (('IID', 'iid'), ('non-IID', 'noniid')):
     cells = [

@@ -1,16 +1,16 @@
-"""Figure 8: many local epochs, training loss of MNIST's CNN, one learning rate.
+"""Reproduces Figure 8: many local epochs, training loss of the MNIST CNN.
 
-What the paper claims: unlike Shakespeare's (Figure 3), this task bears large E
-without diverging, though beyond some E nothing is gained.
+What the paper claims: unlike on Shakespeare (Figure 3), large E does not make
+training diverge, though above some E nothing is gained.
 
-What to look for: after the same number of rounds, how little E = 100 adds to
-E = 25; non-IID large E stays higher.
+What to look for: after the same number of rounds E = 100 is little better than
+E = 25; with the non-IID partition the loss stays higher for large E.
 
 python -m experiments.paper.figure8 --cells 1-2 --rounds 20
 
-The rates are the paper's: 0.215 IID, 0.1 non-IID, B = 10. Two CPU cores take
-1.2 s a round for each epoch, and 6 s for the loss of all 60,000 training
-images.
+The learning rates are the paper's: 0.215 IID, 0.1 non-IID, B = 10. On two CPU
+cores a round takes 1.2 s for each epoch, and the loss of all 60,000 training
+images 6 s.
 """
 
 from experiments.paper import cells
@@ -18,7 +18,7 @@ from experiments.paper import figures
 
 
 def panels() -> list[figures.Panel]:
-  """IID and non-IID."""
+  """Returns two panels: IID and non-IID."""
   found = []
   for title, partition, rate, floor in (
     ('IID', 'iid', 0.215, 1e-3),

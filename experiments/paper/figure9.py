@@ -1,27 +1,27 @@
-"""Figure 9: CIFAR-10, test accuracy against all minibatches that were computed.
+"""Reproduces Figure 9: CIFAR-10, test accuracy against minibatch gradients.
 
-What the paper claims: in work rather than rounds, SGD is best, FedAvg with
-small E needs a small multiple of its minibatches; C = 0 (one client a round)
-even competes early on.
+What the paper claims: measured by computation instead of rounds SGD is best,
+and FedAvg with small E needs a small multiple of its minibatches; C = 0 (one
+client per round) even competes in the beginning.
 
 What to look for: the order of the curves by E, and C = 1 far to the right.
 
 python -m experiments.paper.figure9 --cells 1 --rounds 100
 
-B = 50, rates as printed, no decay mentioned. A round of m clients and E epochs
-is 10 m E minibatches. 300,000 of them take a day on two CPU cores for each
-curve: meant for a GPU.
+B = 50, and the learning rates are the paper's, which mentions no decay. A round
+of m clients and E epochs is 10 m E minibatches. 300,000 minibatches take a day
+on two CPU cores for each curve: the figure is meant for a GPU.
 """
 
 from experiments.paper import cells
 from experiments.paper import figures
 
 _MINIBATCHES = 300_000
-_OF_A_CLIENT = 10  # 500 images in minibatches of 50.
+_PER_CLIENT = 10  # 500 images in minibatches of 50.
 
 
 def panels() -> list[figures.Panel]:
-  """One panel with seven curves."""
+  """Returns one panel with seven curves."""
   curves = []
   for C, epochs, rate in (
     (0.0, 5, 0.05),
@@ -31,7 +31,7 @@ def panels() -> list[figures.Panel]:
     (0.1, 20, 0.15),
     (1.0, 5, 0.50),
   ):
-    each = max(int(C * 100), 1) * epochs * _OF_A_CLIENT
+    each = max(int(C * 100), 1) * epochs * _PER_CLIENT
     curves.append(
       figures.Curve(
         label=f'FedAvg C = {C:g}, E = {epochs}, lr = {rate}',
@@ -40,7 +40,7 @@ def panels() -> list[figures.Panel]:
         scale=each,
       )
     )
-  epoch = 100 * _OF_A_CLIENT
+  epoch = 100 * _PER_CLIENT
   curves.append(
     figures.Curve(
       label='SGD, lr = 0.15',

@@ -1,8 +1,8 @@
 """Draws curves in the paper's form, and runs those that are missing.
 
-Of a tuned curve every learning rate and the best accuracy so far count, as in
-the paper: it is an upper envelope. Others show one run as it was. The paper's
-own numbers, where they could be read off its figures, are drawn beside ours.
+A tuned curve is the upper envelope over all learning rates and all rounds so
+far, as in the paper. Other curves show one run without smoothing. The paper's
+own curves are drawn as well where they could be read off its figures.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,15 @@ PICTURES = results.DEFAULT.parent
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-  """One line of a panel.
+  """Describes one curve of a panel.
 
   Attributes:
-    label: in the legend.
-    cell: that it shows.
-    paper: the same curve's name in the panel's file of the paper's numbers.
-    tuned: the upper envelope over learning rates and rounds.
-    scale: what a round counts for on the x axis.
+    label: the label in the legend.
+    cell: the cell that it shows.
+    paper: the curve's name in the panel's file of the paper's numbers; '' if
+      it is not there.
+    tuned: whether it is the upper envelope over learning rates and rounds.
+    scale: the length of one round on the x axis.
   """
 
   label: str
@@ -47,7 +48,7 @@ class Curve:
 
 
 def tuned(cell: Cell) -> Curve:
-  """The envelope of a table's cell, named as the paper names it."""
+  """Returns the envelope of a table's cell, with the paper's label."""
   if cell.algorithm == 'FedSGD':
     return Curve(label='FedSGD', cell=cell, tuned=True)
   label = f'E = {cell.E}, B = {cell.setting()["B"]}'
@@ -56,17 +57,18 @@ def tuned(cell: Cell) -> Curve:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
-  """One pair of axes.
+  """Describes one pair of axes.
 
   Attributes:
-    title: of the panel.
-    curves: its lines.
-    x: label and limits of the x axis.
-    y: label and limits of the y axis.
-    paper: file with the paper's numbers.
-    target: a horizontal line, 0 for none.
-    loss: draws the loss in the place of the accuracy, on a logarithmic axis.
-    loss_scale: multiplies our losses.
+    title: the title of the panel.
+    curves: the curves of the panel.
+    x: the label and the limits of the x axis.
+    y: the label and the limits of the y axis.
+    paper: the file with the paper's numbers; '' for none.
+    target: the height of a horizontal line; 0 for none.
+    loss: whether it shows the loss, on a logarithmic axis, instead of the
+      accuracy.
+    loss_scale: a factor of our losses.
   """
 
   title: str
@@ -82,12 +84,12 @@ class Panel:
 def main(
   name: str, doc: str | None, panels: Callable[[], Sequence[Panel]]
 ) -> None:
-  """The command of a figure.
+  """Executes the command of a figure.
 
   Args:
-    name: of the module, such as 'figure7'.
-    doc: its docstring.
-    panels: makes its panels.
+    name: the name of its module, such as 'figure7'.
+    doc: the docstring of the module.
+    panels: a function that returns its panels.
   """
   command.guarded(lambda: _main(name, doc, panels()))
 
@@ -95,7 +97,10 @@ def main(
 def _main(name, doc, panels) -> None:
   parser = command.arguments(doc)
   parser.add_argument(
-    '--picture', type=pathlib.Path, default=PICTURES / f'{name}.png'
+    '--picture',
+    type=pathlib.Path,
+    default=PICTURES / f'{name}.png',
+    help='file of the picture',
   )
   args = command.parse(parser)
   store = results.Results(args.results)
@@ -105,17 +110,17 @@ def _main(name, doc, panels) -> None:
     fa.use_cpu_devices(0)
     command.run(args, [cells[i - 1] for i in chosen], store)
   draw(args.picture, panels, store)
-  say(f'{args.picture} is drawn')
+  say(f'saved {args.picture}')
   print(missing(name, cells, store))
 
 
 def cells_of(panels: Sequence[Panel]) -> list[Cell]:
-  """The cells of all panels, each once, in their order."""
+  """Returns the cells of all panels in their order, without duplicates."""
   return list(dict.fromkeys(c.cell for p in panels for c in p.curves))
 
 
 def missing(name: str, cells: Sequence[Cell], store: results.Results) -> str:
-  """The commands of curves that are not there, or are shorter than asked."""
+  """Returns a list of missing or unfinished curves, with their commands."""
   lines = []
   for number, cell in enumerate(cells, 1):
     rows = store.of(cell)
@@ -133,16 +138,16 @@ def missing(name: str, cells: Sequence[Cell], store: results.Results) -> str:
       f' {duration(seconds)}'
     )
   if not lines:
-    return 'Every curve is there.'
+    return 'All curves are complete.'
   return '\n'.join(
-    [f'Not whole: {len(lines)} of {len(cells)} curves.', '', *lines]
+    [f'Incomplete: {len(lines)} of {len(cells)} curves.', '', *lines]
   )
 
 
 def draw(
   path: pathlib.Path, panels: Sequence[Panel], store: results.Results
 ) -> None:
-  """Draws the panels, two in a row, into a PNG."""
+  """Draws the panels into a PNG, in two columns."""
   columns = min(len(panels), 2)
   rows = -(-len(panels) // columns)
   figure = new_figure(6.4 * columns, 5 * rows)
@@ -165,7 +170,7 @@ def draw(
         label = None
       if label:
         axes.plot(
-          [], [], color=colour, linestyle=style, label=f'{label} (none)'
+          [], [], color=colour, linestyle=style, label=f'{label} (no runs yet)'
         )
       if curve.paper:
         x, y = digitised[curve.paper]
@@ -194,10 +199,10 @@ def draw(
 def lines(
   curve: Curve, store: results.Results, *, loss: bool
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """(rounds, values) of a curve, one for each seed.
+  """Returns (rounds, values) of a curve for each seed.
 
-  The envelope ends where the longest of its runs does; each run counts with its
-  best so far, to where it was stopped.
+  The envelope ends at the last round of its longest run. A run that was stopped
+  earlier contributes the best value that it had reached.
   """
   by_seed: dict[int, list[dict[str, Any]]] = {}
   for row in store.of(curve.cell):
@@ -215,12 +220,16 @@ def lines(
     if curve.tuned:
       best = (np.minimum if loss else np.maximum).accumulate(best)
     x = np.arange(longest) * rows[0]['eval_every']
-    found.append((x[1:], best[1:]))  # Round 0 is nobody's learning.
+    found.append((x[1:], best[1:]))  # Nothing is learned in round 0.
   return found
 
 
 def read_paper(name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Label -> (x, y) of a file of the paper's numbers."""
+  """Reads a file of the paper's numbers.
+
+  Returns:
+    Label -> (x, y), one-dimensional arrays.
+  """
   curves: dict[str, list[tuple[float, float]]] = {}
   with open(_PAPER / name, encoding='utf-8') as file:
     for label, x, y in list(csv.reader(file))[1:]:

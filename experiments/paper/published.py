@@ -1,6 +1,6 @@
-"""The numbers that McMahan et al. 2017 printed, to stand beside ours.
+"""Reads the numbers that McMahan et al. 2017 print in their tables.
 
-`published_tables.csv` holds every cell of Tables 1 to 4 of arXiv 1602.05629v3.
+`published_tables.csv` has every cell of Tables 1 to 4 of arXiv 1602.05629v3.
 """
 
 import csv
@@ -10,7 +10,7 @@ _TABLES = pathlib.Path(__file__).parent / 'published_tables.csv'
 
 
 def cells(table: int) -> list[dict[str, str]]:
-  """The cells of Table 1, 2, 3 or 4 as they stand in the file."""
+  """Returns the cells of Table 1, 2, 3 or 4, in the order of the file."""
   return [row for row in _cells() if row['table'] == str(table)]
 
 

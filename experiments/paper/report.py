@@ -1,9 +1,10 @@
-"""Puts the results into the two READMEs, between their markers.
+"""Writes the results into the two READMEs, between their markers.
 
 python -m experiments.paper.report
 
-Every block between `<!-- NAME -->` and `<!-- end -->` is made anew from the
-files of results; the words around them stay. A second; needs no data.
+Every block between `<!-- NAME -->` and `<!-- end -->` is generated from the
+files of results; the text around the blocks is not changed. It takes a second
+and needs no data.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from experiments.paper import tables
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = (ROOT / 'README.md', pathlib.Path(__file__).parent / 'README.md')
 _BLOCK = re.compile(r'(<!-- (\w+) -->\n).*?(<!-- end -->)', re.S)
-# (table, cell) of the lines that the front page shows.
+# (table, cell) of the rows that the front page shows.
 _FRONT = (
   *((2, n) for n in (5, 3, 8, 6, 9, 14)),
   *((4, n) for n in (1, 5, 9, 10, 14, 18)),
@@ -28,7 +29,7 @@ _FRONT = (
 
 
 def block(name: str, store: results.Results) -> str:
-  """What stands between the markers of a name."""
+  """Returns the content of the block of a name."""
   if name == 'provenance':
     return provenance(store)
   if name == 'figure1':
@@ -48,9 +49,9 @@ def block(name: str, store: results.Results) -> str:
 
 
 def front(store: results.Results) -> str:
-  """A few cells of the tables for those who only look."""
+  """Returns the front page's table, which has a few cells of the tables."""
   lines = [
-    '| | C | E | B | paper | ours | as the paper counts |',
+    "| | C | E | B | paper | ours | ours, on the paper's grid |",
     f'|{"---|" * 7}',
   ]
   for table, number in _FRONT:
@@ -68,7 +69,7 @@ def front(store: results.Results) -> str:
 
 
 def provenance(store: results.Results) -> str:
-  """Where the rows were made, one line for each kind of machine."""
+  """Returns the origin of the rows, one line for each kind of machine."""
   seen = {}
   for row in store.rows:
     versions = row['versions']
@@ -94,7 +95,7 @@ def _folded(text: str) -> str:
 
 
 def page(text: str, store: results.Results) -> str:
-  """The page with every block made anew."""
+  """Returns the text of a page with every block generated again."""
   return _BLOCK.sub(
     lambda match: f'{match[1]}\n{block(match[2], store)}\n\n{match[3]}', text
   )

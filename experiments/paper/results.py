@@ -1,4 +1,4 @@
-"""Files of finished runs: one JSON line each, appended, never rewritten."""
+"""Reads and appends finished runs: one JSON line each, never rewritten."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fedavg_jax.runs import targets
 
 DEFAULT = pathlib.Path(__file__).parent / 'results' / 'paper.jsonl'
 _NUMBER = (int, float)
-# What of a row is used, and its type.
+# The keys of a row that are used, and their types.
 _NEEDED = {
   **dict.fromkeys(('model', 'dataset', 'partition', 'status', 'date'), str),
   **dict.fromkeys(('device', 'processor'), str),
@@ -30,12 +30,12 @@ _NEEDED = {
 
 
 class Lines:
-  """Reads the rows of a file; damaged ones are named, kept and not used.
+  """Reads the rows of a file; damaged lines stay in it and are not used.
 
   Attributes:
-    path: of the file.
-    rows: those that can be read, in their order.
-    damaged: numbers of the lines that cannot.
+    path: the path of the file.
+    rows: the rows that can be read, in their order.
+    damaged: the numbers of the lines that cannot be read, from 1.
   """
 
   def __init__(
@@ -44,22 +44,22 @@ class Lines:
     whole: Callable[[Any], bool] = lambda row: True,
     flag: str = '--results',
   ):
-    """Reads a file, if it is there.
+    """Reads a file, if it exists.
 
     Args:
-      path: of the file.
-      whole: whether a JSON object is a row of this file.
-      flag: of the command, that named the file; errors name it.
+      path: the path of the file.
+      whole: a predicate: whether a JSON object is a complete row of this file.
+      flag: the command's flag for the file, for error messages.
 
     Raises:
-      InputError: it is no file, or cannot be read.
+      InputError: the path is not a file, or cannot be read.
     """
     self.path = path
     self._whole, self._flag = whole, flag
     self.read()
 
   def read(self) -> None:
-    """Reads the file anew: somebody else may have appended to it."""
+    """Reads the file again: another process may have appended to it."""
     self.rows: list[dict[str, Any]] = []
     self.damaged: list[int] = []
     try:
@@ -81,16 +81,16 @@ class Lines:
         self.damaged.append(number)
 
   def append(self, rows: Sequence[dict[str, Any]]) -> None:
-    """Adds lines at the end, on a line of their own after a damaged one.
+    """Appends rows, starting a new line if the last one is incomplete.
 
-    Without rows it only tries whether it could.
+    Without rows it only checks that the file can be written.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: the file cannot be written.
     """
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      # Two tables may be at work on one file.
+      # Two commands may append to one file.
       with (
         filelock.FileLock(f'{self.path}.lock'),
         open(self.path, 'a+b') as file,
@@ -113,15 +113,16 @@ class Lines:
 
 
 class Best(NamedTuple):
-  """What the learning rates of a cell and seed come to.
+  """Holds the best result over the learning rates of a cell and seed.
 
   Attributes:
-    seed: of the runs.
-    learning_rate: that reached the target first.
-    rounds: that it took, None where none has reached it.
-    rounds_paper_grid: the fewest of any rate, as the paper measures them.
+    seed: the seed of the runs.
+    learning_rate: the learning rate that reached the target first.
+    rounds: the rounds that it took, None if no rate has reached the target.
+    rounds_paper_grid: the fewest rounds of any rate on the paper's evaluation
+      grid.
     at_edge: whether that rate is the smallest or largest of those tried.
-    tried: the most rounds that were run.
+    tried: the largest number of rounds of any run.
   """
 
   seed: int
@@ -133,14 +134,14 @@ class Best(NamedTuple):
 
 
 class Results(Lines):
-  """The runs of the paper's cells."""
+  """Holds the runs of the paper's cells."""
 
   def __init__(self, path: pathlib.Path):
-    """Reads a file of runs, if it is there; raises as `Lines` does."""
+    """Reads a file of runs, if it exists; raises as `Lines` does."""
     super().__init__(path, _is_run)
 
   def of(self, cell: Cell, seed: int | None = None) -> list[dict[str, Any]]:
-    """The runs of a cell, the longest one of each learning rate and seed."""
+    """Returns the runs of a cell: the longest per learning rate and seed."""
     setting = cell.setting()
     found: dict[tuple, dict[str, Any]] = {}
     for row in self.rows:
@@ -156,9 +157,10 @@ class Results(Lines):
     return [found[key] for key in sorted(found)]
 
   def end(self, cell: Cell, seed: int) -> int | None:
-    """The round after which no other learning rate could be better.
+    """Returns the round after which no other learning rate could be better.
 
-    The first that the paper evaluates in which some rate is at the target.
+    It is the first round of the paper's evaluation grid in which some learning
+    rate is at the target.
     """
     ends = [
       number
@@ -172,7 +174,7 @@ class Results(Lines):
   def wanted(
     self, cell: Cell, seed: int, learning_rates: Sequence[float]
   ) -> list[float]:
-    """Learning rates that must still be run, or run for longer."""
+    """Returns the learning rates that must be run, or run for more rounds."""
     rows = {row['learning_rate']: row for row in self.of(cell, seed)}
     end = self.end(cell, seed)
     best = self.best(cell, seed)
@@ -182,7 +184,7 @@ class Results(Lines):
         return False
       row = rows[rate]
       enough = cell.rounds
-      if end is not None:  # It was overtaken, or it is the best.
+      if end is not None:  # Another rate is better, or this one is the best.
         enough = min(end, cell.rounds)
       elif best and best.rounds and not _first(row, cell):
         enough = min(best.rounds, cell.rounds)
@@ -191,7 +193,7 @@ class Results(Lines):
     return [rate for rate in learning_rates if not has_enough(rate)]
 
   def best(self, cell: Cell, seed: int) -> Best | None:
-    """The best learning rate of a seed, None where none was run."""
+    """Returns the best learning rate of a seed, None without runs."""
     rows = self.of(cell, seed)
     if not rows or not cell.target_accuracy:
       return None
@@ -213,16 +215,16 @@ class Results(Lines):
 
 
 def ends_at(cell: Cell, number: int) -> bool:
-  """Whether a sweep that is at its target ends with this round.
+  """Returns whether a sweep that is at its target ends with this round.
 
-  MNIST's and Shakespeare's continue to one that the paper evaluates, to be
-  counted as the paper counts.
+  Sweeps on MNIST and Shakespeare continue to a round of the paper's evaluation
+  grid, so that they can be measured as in the paper.
   """
   return cell.eval_every > 1 or targets.on_paper_grid(number)
 
 
 def crossings(row: dict[str, Any], target: float) -> dict[str, Any]:
-  """Both ways to count a run's rounds to a target; None where it has none."""
+  """Returns the rounds to a target by both measures; None if not reached."""
   args = (_rounds(row), row['curve'], target)
   return {
     'rounds_to_target': targets.rounds_to_target(*args),
@@ -231,7 +233,7 @@ def crossings(row: dict[str, Any], target: float) -> dict[str, Any]:
 
 
 def median_and_range(values: Sequence[float]) -> str:
-  """'30', or '30 (27 to 35)' of several seeds."""
+  """Returns '30', or '30 (27 to 35)' for several seeds."""
   middle = f'{statistics.median(values):.4g}'
   if len(values) == 1:
     return middle

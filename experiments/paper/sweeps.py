@@ -1,4 +1,4 @@
-"""Runs the learning rates of a cell as one sweep, in slices of any length."""
+"""Runs the learning rates of a cell as one sweep, which can be interrupted."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from fedavg_jax.runs.snapshots import Snapshots
 from fedavg_jax.runs.snapshots import load
 from fedavg_jax.runs.snapshots import of
 
-# What a kill may cost, and how often a line shows the progress.
+# The most work that a kill loses, and the interval of progress lines.
 _SECONDS_BETWEEN_SAVES, _SECONDS_BETWEEN_LINES = 60.0, 30.0
 
 
@@ -38,25 +38,27 @@ def run(
   data: str,
   stopping: Callable[[], bool],
 ) -> bool:
-  """Trains a cell with the learning rates that are missing; a row for each.
+  """Trains a cell with the missing learning rates and appends a row for each.
 
-  The sweep ends with the first round that the paper evaluates in which one of
-  its rates, or of an earlier sweep, is at the target: what the paper prints is
-  the best rate's number. The others tell how far they came.
+  The sweep ends with the first round of the paper's evaluation grid in which
+  one of its rates, or of an earlier sweep, is at the target: the paper prints
+  the number of the best rate. Rows of the other rates have the rounds and
+  accuracies up to there.
 
   Args:
     cell: the setting.
-    learning_rates: of the grid.
-    seed: as in `cells.build`.
-    store: to append to; beside it lies what is not over.
-    data: folder of the data sets.
-    stopping: whether to save and come back.
+    learning_rates: the learning rates of the grid, [G].
+    seed: the seed, as in `cells.build`.
+    store: the file to append to; checkpoints of an unfinished sweep are in a
+      folder next to it.
+    data: the folder of the data sets.
+    stopping: a function that returns whether to save and return.
 
   Returns:
-    Whether the sweep is over; if not, the same call resumes it.
+    Whether the sweep is finished; if not, the same call resumes it.
 
   Raises:
-    InputError: bad data, or a file that cannot be written.
+    InputError: the data are bad, or a file cannot be written.
   """
   parts = store.path.with_suffix('.parts')
   try:
@@ -70,10 +72,10 @@ def run(
   try:
     lock.acquire(timeout=0)
   except filelock.Timeout:
-    say('  another process is at it')
+    say('  skipped: another process is running this cell')
     return False
   with lock:
-    store.read()  # Another process may have been faster.
+    store.read()  # Another process may have finished it.
     store.append([])
     rates = store.wanted(cell, seed, learning_rates)
     if rates:
@@ -93,18 +95,18 @@ def run(
 def _run(
   cell, learning_rates, seed, store, saved, data, stopping
 ) -> list[dict[str, Any]] | None:
-  """The rows, or None where it was stopped before."""
+  """Returns the rows, or None if the sweep was stopped before its end."""
   dataset = cells.load(cell.dataset, data)
   sha256 = cells.digest(cell.dataset, data)
   for row in store.of(cell):
     if row.get('data_sha256', sha256) != sha256:
       raise fa.InputError(
         f'--results {store.path}: has runs of this cell on other data of'
-        f' {cell.dataset}; name another file, or the folder of those data'
+        f' {cell.dataset}; choose another file, or the folder of those data'
       )
   simulation = cells.build(cell, learning_rates, seed, dataset)
-  # Accuracies and losses are lists of [G]; `lasted` are the rounds of each rate
-  # until it diverged.
+  # Accuracies and losses are lists of [G]; `lasted` is the last round before
+  # each rate diverged, [G].
   tracked: dict[str, Any] = {'seconds': 0.0, 'accuracy': [], 'loss': []}
   tracked |= {'round': 0, 'lasted': [0] * len(learning_rates), 'data': sha256}
   start = None
@@ -149,7 +151,7 @@ def _run(
 def _is_over(
   cell: cells.Cell, tracked: dict[str, Any], end: int | None
 ) -> bool:
-  """Whether nothing more can come of a sweep; of its progress alone."""
+  """Returns whether more rounds could not change a sweep's result."""
   number = tracked['round']
   alive = np.array(tracked['lasted']) == number
   if number >= min(cell.rounds, end or cell.rounds) or not alive.any():
@@ -161,9 +163,9 @@ def _is_over(
 
 
 def _rows(cell, learning_rates, seed, tracked) -> list[dict[str, Any]]:
-  """A row for each learning rate; where it diverged its curve ends.
+  """Returns a row for each learning rate; its curve ends where it diverged.
 
-  A limit that is lower than what was run before cuts the rows.
+  If `cell.rounds` is lower than the rounds that were run, the rows are cut.
   """
   accuracies, losses = np.array(tracked['accuracy']), np.array(tracked['loss'])
   beside = {
@@ -207,13 +209,13 @@ def _rows(cell, learning_rates, seed, tracked) -> list[dict[str, Any]]:
 
 
 def _digest(value: Any) -> str:
-  """A short name for JSON."""
+  """Returns a short digest of a value's JSON."""
   text = json.dumps(value, sort_keys=True).encode()
   return hashlib.sha256(text).hexdigest()[:16]
 
 
 def beside_numbers(environment: dict[str, Any]) -> dict[str, Any]:
-  """What stands beside every number: device, versions, commit, date."""
+  """Returns the provenance of every result: device, versions, commit, date."""
   names = ('device', 'processor', 'num_devices', 'versions')
   return {
     **{name: environment[name] for name in names},
@@ -223,7 +225,7 @@ def beside_numbers(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _commit() -> str:
-  """Of the code that runs, with a + where files differ; '' without git."""
+  """Returns the commit of the code, a + if files differ; '' without git."""
   try:
     done = subprocess.run(
       ['git', 'describe', '--always', '--dirty=+', '--exclude=*'],

@@ -1,4 +1,4 @@
-"""A table beside the paper's, what of it is missing, how long that takes."""
+"""Prints a table with the paper's numbers, and the cells that are missing."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from experiments.paper.cells import Cell
 import fedavg_jax as fa
 from fedavg_jax.runs.progress import duration
 
-# Examples a second that two cores of an AMD EPYC train on and test on.
+# Examples per second of training and of testing, on two cores of an AMD EPYC.
 _SPEEDS = {
   '2nn': (240_000.0, 1_000_000.0),
   'cnn': (5_000.0, 13_000.0),
@@ -19,7 +19,7 @@ _SPEEDS = {
   'cifar_cnn': (2_100.0, 8_000.0),
   'word_lstm': (600.0, 6_000.0),
 }
-# Clients, examples of each, examples of the test: of the words the paper's.
+# Clients, examples per client, test examples; for words those of the paper.
 _SIZES = {
   'digits': (100, 15, 297),
   'mnist': (100, 600, 10_000),
@@ -32,12 +32,12 @@ _SIZES = {
 def main(
   name: str, doc: str | None, cells: Callable[[], Sequence[Cell]]
 ) -> None:
-  """The command of a table.
+  """Executes the command of a table.
 
   Args:
-    name: of the module, such as 'table4'.
-    doc: its docstring.
-    cells: makes its cells.
+    name: the name of its module, such as 'table4'.
+    doc: the docstring of the module.
+    cells: a function that returns its cells.
   """
   command.guarded(lambda: _main(name, doc, cells()))
 
@@ -54,19 +54,19 @@ def _main(name, doc, all_cells) -> None:
 
 
 def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
-  """The table in Markdown, then the commands of what is missing."""
+  """Returns the table in Markdown, then the commands of missing cells."""
   lines = [
-    '| cell | | C | E | B | paper | ours | as the paper counts | paper / ours |'
-    ' speed-up, paper | speed-up, ours | learning rate |',
+    "| cell | | C | E | B | paper | ours | ours, on the paper's grid |"
+    ' paper / ours | speed-up, paper | speed-up, ours | learning rate |',
     f'|{"---|" * 12}',
   ]
   missing = []
   found = {cell: counts(cell, store) for cell in cells}
-  for number, (cell, own) in enumerate(found.items(), 1):
-    shown = own.shown
+  for number, (cell, ours) in enumerate(found.items(), 1):
+    shown = ours.shown
     ratio = speedup = ''
-    if cell.paper_rounds and own.comparable:
-      ratio = f'{cell.paper_rounds / own.comparable:.2g}'
+    if cell.paper_rounds and ours.comparable:
+      ratio = f'{cell.paper_rounds / ours.comparable:.2g}'
     paper_speedup = _speedup(cell, cells, lambda c: c.paper_rounds)
     if paper_speedup:
       speedup = _speedup(cell, cells, lambda c: found[c].comparable)
@@ -86,8 +86,8 @@ def render(name: str, cells: Sequence[Cell], store: results.Results) -> str:
     lines += [
       '',
       f'Missing: {len(missing)} of {len(cells)} cells. With {command.RATES}'
-      " learning rates, the paper's number of rounds and two CPU cores about"
-      f' {duration(total)}; a cell by itself:',
+      " learning rates, the paper's number of rounds and two CPU cores they"
+      f' take about {duration(total)}; each cell:',
       '',
       *(
         f'- `python -m experiments.paper.{name} --cells {number}`: about'
@@ -102,20 +102,25 @@ _MISSING = 'missing'
 
 
 class Counts(NamedTuple):
-  """Our numbers of a cell: three to print, one to divide by."""
+  """Holds our numbers of a cell.
+
+  Attributes:
+    shown: rounds, rounds on the paper's grid and learning rates, as text.
+    comparable: the rounds to compare with the paper's, None if not reached.
+  """
 
   shown: tuple[str, str, str]
   comparable: float | None
 
 
 def counts(cell: Cell, store: results.Results) -> Counts:
-  """Median and range over seeds, as we count and as the paper does."""
+  """Returns median and range over seeds, of all rounds and the paper's grid."""
   seeds = sorted({row['seed'] for row in store.of(cell)})
   found = [best for seed in seeds if (best := store.best(cell, seed))]
   if not found:
     return Counts((_MISSING, '', ''), None)
   ours = [b.rounds * cell.counted for b in found if b.rounds is not None]
-  # The paper tests CIFAR-10's models after other rounds than MNIST's.
+  # The paper's evaluation grid for CIFAR-10 is another one.
   grid = [
     b.rounds_paper_grid
     for b in found
@@ -123,10 +128,10 @@ def counts(cell: Cell, store: results.Results) -> Counts:
   ]
   if not ours:
     tried = max(best.tried for best in found) * cell.counted
-    return Counts((f'not in {tried}', '', ''), None)
+    return Counts((f'not in {tried}', '', ''), None)  # Target not reached.
   shown = results.median_and_range(ours)
   if len(ours) < len(found):
-    shown += f'; {len(found) - len(ours)} of {len(found)} seeds did not'
+    shown += f'; not reached by {len(found) - len(ours)} of {len(found)} seeds'
   rates = sorted({b.learning_rate for b in found if b.learning_rate})
   return Counts(
     (
@@ -138,8 +143,8 @@ def counts(cell: Cell, store: results.Results) -> Counts:
   )
 
 
-# The row that a table's speed-ups are over: what it shares with a cell, and
-# what tells it from the others.
+# The baseline row of a table's speed-ups: the fields that it shares with a
+# cell, and the field and value that distinguish it.
 _BASES = {
   '1': (('model', 'partition', 'B'), ('C', 0.0)),
   '2': (('model', 'partition'), ('algorithm', 'FedSGD')),
@@ -149,7 +154,7 @@ _BASES = {
 
 
 def _speedup(cell: Cell, cells: Sequence[Cell], rounds: Callable) -> str:
-  """Rounds of the row that the paper compares with, over those of the cell."""
+  """Returns the rounds of the paper's baseline row over those of the cell."""
   if cell.table not in _BASES:
     return ''
   shared, (key, value) = _BASES[cell.table]
@@ -162,14 +167,17 @@ def _speedup(cell: Cell, cells: Sequence[Cell], rounds: Callable) -> str:
 
 
 def _rounds(cell: Cell) -> float:
-  """How many a cell is expected to take."""
+  """Returns the number of rounds that a cell is expected to take."""
   if cell.paper_rounds is None:
     return cell.rounds
   return cell.paper_rounds / cell.counted
 
 
 def seconds_per_round(cell: Cell) -> float:
-  """About, of one learning rate on two CPU cores, its test included."""
+  """Estimates the seconds per round of one learning rate on two CPU cores.
+
+  The test is included, averaged over rounds.
+  """
   clients, each, tested = _SIZES[cell.dataset]
   train, test = _SPEEDS[cell.model]
   if cell.partition == 'centralized':

@@ -1,17 +1,18 @@
-"""Runs the same settings in two commits; their results must have the same bits.
+"""Runs the same settings in two commits; their results must be bit-identical.
 
-Each setting is a command in a process of its own, once in each tree. Equal must
-be every line of metrics.jsonl, the seconds of the clock excepted, and every
-array of the last checkpoint: the model, and what server and clients keep.
+Each setting is a command that runs in a separate process, once in each tree.
+Every line of metrics.jsonl must be equal, except for wall-clock seconds, and so
+must every array of the last checkpoint: the model and the states of server and
+clients.
 
 python -m experiments.stress.compare_commits 4d525b6
 python -m experiments.stress.compare_commits HEAD~1 HEAD --data FOLDER
 python -m experiments.stress.compare_commits HEAD --settings scaffold,sweep
 
-The second commit is the working tree, as it is, if left out. Prints a line per
-setting; exit code 1 if one differs. Settings on MNIST need the original files
-in mnist/ of --data, or of $FEDAVG_DATA, and are skipped without. Takes about
-three minutes on two CPU cores.
+The second commit is the working tree by default. It prints a line per setting;
+the exit code is 1 if one differs. Settings on MNIST need the original files in
+mnist/ of --data or of $FEDAVG_DATA, and are skipped without them. It takes
+about three minutes on two CPU cores.
 """
 
 import argparse
@@ -36,12 +37,12 @@ from fedavg_jax.core.errors import InputError
 
 
 class Setting(NamedTuple):
-  """One command.
+  """Describes one command.
 
   Attributes:
     config: a file of configs/, with its argument.
-    options: KEY=VALUE of the config.
-    grid: of a sweep, KEY=VALUE,VALUE; '' for a run.
+    options: options of the config, KEY=VALUE.
+    grid: the grid of a sweep, KEY=VALUE,VALUE; '' for a run.
     mnist: whether it reads MNIST.
   """
 
@@ -91,12 +92,12 @@ SETTINGS = {
 def run(
   setting: Setting, tree: checkout.Tree, workdir: pathlib.Path, data: str
 ) -> None:
-  """Runs a setting in a tree.
+  """Executes the command of a setting in a tree.
 
   Args:
-    setting: what to run.
-    tree: whose code and configs.
-    workdir: a new folder.
+    setting: the setting.
+    tree: the tree with the code and the configs.
+    workdir: a new folder for the results.
     data: the folder with mnist/.
 
   Raises:
@@ -129,7 +130,7 @@ def run(
 
 
 def runs_of(workdir: pathlib.Path) -> list[pathlib.Path]:
-  """Finds the runs below a folder, itself included."""
+  """Returns the relative paths of the runs in a folder, '.' included."""
   paths = sorted(workdir.rglob('metrics.jsonl'))
   return [path.parent.relative_to(workdir) for path in paths]
 
@@ -137,15 +138,14 @@ def runs_of(workdir: pathlib.Path) -> list[pathlib.Path]:
 def first_difference(
   workdirs: list[pathlib.Path], names: list[str]
 ) -> str | None:
-  """Finds where two folders of the same setting differ first.
+  """Returns the first difference between two folders of the same setting.
 
   Args:
-    workdirs: of a run, or of a sweep, in each tree.
-    names: of the trees.
+    workdirs: the folder of a run, or of a sweep, in each tree.
+    names: the names of the trees.
 
   Returns:
-    Which line and key, or which array, with both values; None if they are
-    equal.
+    The line and key, or the array, with both values; None if they are equal.
   """
   first, second = map(runs_of, workdirs)
   if first != second or not first:
@@ -153,13 +153,14 @@ def first_difference(
   for run in first:
     where = '' if run == pathlib.Path() else f'{run}: '
     pair = [workdir / run for workdir in workdirs]
-    if said := _lines_differ(pair, names) or _arrays_differ(pair, names):
-      return where + said
+    difference = _lines_differ(pair, names) or _arrays_differ(pair, names)
+    if difference:
+      return where + difference
   return None
 
 
 def _lines_differ(pair: list[pathlib.Path], names: list[str]) -> str | None:
-  """Compares two metrics.jsonl, as text, so that -0.0 is not 0.0."""
+  """Compares two metrics.jsonl as text, so that -0.0 differs from 0.0."""
   one, other = (
     (folder / 'metrics.jsonl').read_text().splitlines() for folder in pair
   )
@@ -167,7 +168,7 @@ def _lines_differ(pair: list[pathlib.Path], names: list[str]) -> str | None:
     a, b = map(json.loads, lines)
     for key in dict.fromkeys([*a, *b]):
       values = [
-        json.dumps(line[key]) if key in line else 'nothing' for line in (a, b)
+        json.dumps(line[key]) if key in line else 'missing' for line in (a, b)
       ]
       if key != 'seconds' and values[0] != values[1]:
         return _both(f'line {number} of metrics.jsonl, {key}', values, names)
@@ -189,7 +190,7 @@ def _arrays_differ(pair: list[pathlib.Path], names: list[str]) -> str | None:
       return _both(f'{path} of the checkpoint', kinds, names)
     if arrays[0].tobytes() != arrays[1].tobytes():
       a, b = (array.reshape(-1).tolist() for array in arrays)
-      # As text: 0.0 is not -0.0, and NaN is NaN.
+      # Compared as text, 0.0 differs from -0.0, and NaN equals NaN.
       at = [j for j in range(len(a)) if repr(a[j]) != repr(b[j])] or [0]
       what = f'{path} of the checkpoint at {len(at)} of {len(a)} places'
       values = [a[at[0]], b[at[0]]]
@@ -198,13 +199,13 @@ def _arrays_differ(pair: list[pathlib.Path], names: list[str]) -> str | None:
 
 
 def _both(what: str, values: Sequence[Any], names: list[str]) -> str:
-  """Says both values of what differs."""
+  """Returns a message with both values of a difference."""
   one, other = values
   return f'{what}: {one} in {names[0]}, {other} in {names[1]}'
 
 
 def compare(name: str, trees: list[checkout.Tree], data: str) -> str | None:
-  """Runs a setting in both trees; returns where they differ first, or None."""
+  """Executes a setting in both trees; returns the first difference or None."""
   with tempfile.TemporaryDirectory() as temporary:
     workdirs = [pathlib.Path(temporary) / f'tree{i}' for i in range(2)]
     try:
@@ -218,19 +219,23 @@ def compare(name: str, trees: list[checkout.Tree], data: str) -> str | None:
 def compare_all(
   settings: list[str], trees: list[checkout.Tree], data: str
 ) -> int:
-  """Compares every setting, prints a line for each. Returns the exit code."""
+  """Compares every setting and prints a line for each.
+
+  Returns:
+    The exit code: 1 if one differs or none was compared.
+  """
   equal, skipped = 0, 0
   for name in settings:
     if SETTINGS[name].mnist and not (pathlib.Path(data) / 'mnist').is_dir():
       skipped += 1
-      said = 'skipped: neither --data nor FEDAVG_DATA has a folder mnist/'
+      outcome = 'skipped: neither --data nor FEDAVG_DATA has a folder mnist/'
     elif (difference := compare(name, trees, data)) is None:
       equal += 1
-      said = 'equal'
+      outcome = 'equal'
     else:
-      said = f'DIFFERS: {difference}'
-    print(f'{name}: {said}', flush=True)
-  left_out = f', {skipped} skipped for want of MNIST' if skipped else ''
+      outcome = f'DIFFERS: {difference}'
+    print(f'{name}: {outcome}', flush=True)
+  left_out = f', {skipped} skipped without MNIST' if skipped else ''
   compared = len(settings) - skipped
   print(
     f'{equal} / {compared} equal in {trees[0].name} and {trees[1].name}'
@@ -240,17 +245,19 @@ def compare_all(
 
 
 def main() -> None:
-  """Compares two commits; ends with 1 if they differ, 2 at bad input."""
+  """Compares two commits; the exit code is 1 if they differ, 2 on bad input."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('commit')
-  parser.add_argument('other', nargs='?', help='the working tree if left out')
+  parser.add_argument('commit', help='a commit, such as HEAD~1')
   parser.add_argument(
-    '--data',
-    default='',
-    help='folder with mnist/ in it; default $FEDAVG_DATA',
+    'other', nargs='?', help='another commit; default the working tree'
   )
   parser.add_argument(
-    '--settings', default=','.join(SETTINGS), help='default: all of them'
+    '--data', default='', help='folder with mnist/; default $FEDAVG_DATA'
+  )
+  parser.add_argument(
+    '--settings',
+    default=','.join(SETTINGS),
+    help='names of settings, separated by commas; default all',
   )
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)  # Silence the INFO lines of orbax.

@@ -1,17 +1,17 @@
-"""Fills the disk under commands, at sizes from almost nothing to just enough.
+"""Runs commands on full disks, from almost no space to nearly enough.
 
-The settings of `kills` take turns. Each runs once on a disk of its own with
-room for all; then on disks of smaller and smaller size, and on some that a
-neighbour fills while the command works. It must end with one line and code 1 or
-2, leave no file half written, and end with the same bits once there is room and
-the same command is given again. Then the disk may only be read: one line, and
-nothing has changed.
+The settings of `kills` take turns. Each runs once on a separate disk with
+enough space; then on disks of several smaller sizes, and on some that another
+program fills while the command runs. The command must end with one line and
+exit code 1 or 2, leave no file half written, and end with the same bits when it
+is rerun with enough space. At last it runs on a read-only disk: it must end
+with one line and write nothing.
 
 python -m experiments.stress.full_disk --sizes 6 --out full_disk.jsonl
 
-Prints a line per disk; exit code 1 if one is wrong. It mounts file systems in
-memory (tmpfs), for which it needs the rights. The same call continues with an
---out that has fewer lines.
+It prints a line per disk; the exit code is 1 if one is wrong. It mounts file
+systems in memory (tmpfs), which needs root rights. The same call continues a
+file --out that has fewer lines.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _ROOM = 64 * 2**20
 
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path, num_bytes: int):
-  """Mounts a file system of so many bytes at a new folder."""
+  """Mounts a file system of a given size at a new folder."""
   folder.mkdir()
   _mount('-t', 'tmpfs', '-o', f'size={num_bytes}', 'none', str(folder))
   try:
@@ -63,7 +63,7 @@ def used(disk: pathlib.Path) -> int:
 def too_small(
   stage: kills.Stage, name: str, size: int, expected: Any
 ) -> list[str]:
-  """Runs a command on a disk that is too small; returns what is wrong."""
+  """Returns the faults of a command on a disk that is too small."""
   disk = stage.folder / 'disk'
   with small_disk(disk, size):
     code, err = _end(stage, name, disk / 'out')
@@ -75,7 +75,15 @@ def too_small(
 def filled(
   stage: kills.Stage, name: str, seconds: float, expected: Any
 ) -> list[str]:
-  """Takes all space so long after a command has begun; what is wrong then."""
+  """Returns the faults of a command whose disk becomes full while it runs.
+
+  Args:
+    stage: the stage.
+    name: the name of the setting.
+    seconds: the delay, after the command's first files, before the disk is
+      filled.
+    expected: the results of an undisturbed command.
+  """
   disk = stage.folder / 'disk'
   folder = disk / 'out'
   with small_disk(disk, _ROOM), tempfile.TemporaryFile() as err:
@@ -83,14 +91,14 @@ def filled(
     while process.poll() is None and not kills.has_begun(folder):
       time.sleep(0.002)
     time.sleep(seconds)
-    with open(disk / 'theirs', 'wb', buffering=0) as file:
+    with open(disk / 'filler', 'wb', buffering=0) as file:
       while process.poll() is None:
         with contextlib.suppress(OSError):
           while file.write(bytes(4096)):
             pass
         time.sleep(0.002)
     process.communicate()
-    (disk / 'theirs').unlink()
+    (disk / 'filler').unlink()
     err.seek(0)
     code = process.returncode
     wrong = _wrong(folder, code, err.read().decode()) if code else []
@@ -100,18 +108,18 @@ def filled(
 def _again(
   stage: kills.Stage, name: str, folder: pathlib.Path, expected: Any
 ) -> list[str]:
-  """Gives the command again, now with room; returns what is wrong."""
+  """Reruns the command with enough space; returns the faults."""
   try:
     stage.finish(name, folder)
   except RuntimeError as error:
-    return [f'with room again: {error}']
+    return [f'rerun with enough space: {error}']
   equal = SETTINGS[name].results(folder) == expected
-  wrong = [] if equal else ['with room again: other bits']
+  wrong = [] if equal else ['rerun with enough space: results differ']
   return wrong + debris(folder, ended=True)
 
 
 def read_only(stage: kills.Stage, name: str) -> list[str]:
-  """Runs a command on a disk that may only be read; returns what is wrong."""
+  """Returns the faults of a command on a read-only disk."""
   disk = stage.folder / 'disk'
   with small_disk(disk, _ROOM):
     _mount('-o', 'remount,ro', str(disk))
@@ -128,15 +136,24 @@ def _end(
 
 
 def _wrong(folder: pathlib.Path, code: int, err: str) -> list[str]:
-  one = err.count('\n') == 1 and err.startswith('error: ')
-  wrong = [] if code in (1, 2) and one else [f'exit code {code}: {err}']
+  one_line = err.count('\n') == 1 and err.startswith('error: ')
+  wrong = [] if code in (1, 2) and one_line else [f'exit code {code}: {err}']
   return wrong + (debris(folder, ended=False) if folder.exists() else [])
 
 
 def trials(
   names: Sequence[str], sizes: int, out: pathlib.Path | None
 ) -> list[dict[str, Any]]:
-  """Tries every setting on disks of each kind; returns a line per disk."""
+  """Tries every setting on disks of each kind.
+
+  Args:
+    names: names of settings.
+    sizes: the number of disks per setting and kind.
+    out: the file to continue, or None.
+
+  Returns:
+    One row per disk.
+  """
   lines = kills.earlier(out)
   done = {(line['setting'], line['disk']) for line in lines}
   shares = [round((i + 1) / (sizes + 1), 3) for i in range(sizes)]
@@ -158,13 +175,12 @@ def trials(
         line = {'setting': name, 'disk': kind, 'wrong': wrong} | kills.facts()
         lines.append(line)
         kills.append(out, line)
-        said = '; '.join(wrong) or 'as it should be'
-        print(f'{name}, {kind}: {said}', flush=True)
+        print(f'{name}, {kind}: {"; ".join(wrong) or "correct"}', flush=True)
   return lines
 
 
 def _unhindered(stage: kills.Stage, name: str) -> tuple[int, float, Any]:
-  """Runs a command with room: the bytes, its seconds of work, its results."""
+  """Measures a command with enough space: bytes, seconds of work, results."""
   disk = stage.folder / 'disk'
   with small_disk(disk, _ROOM):
     before = used(disk)
@@ -178,13 +194,15 @@ def _unhindered(stage: kills.Stage, name: str) -> tuple[int, float, Any]:
 
 
 def main() -> None:
-  """Prints what happened; ends with 1 if something is wrong, 2 at bad input."""
+  """Prints the outcomes; the exit code is 1 for a fault, 2 on bad input."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
-    '--sizes', type=int, default=6, help='per setting and kind'
+    '--sizes', type=int, default=6, help='disks per setting and kind'
   )
-  parser.add_argument('--out', type=pathlib.Path, help='lines of JSON')
-  parser.add_argument('--settings', help='some of them: a;b')
+  parser.add_argument('--out', type=pathlib.Path, help='appends JSON lines')
+  parser.add_argument(
+    '--settings', help='names of settings, a;b; default all of them'
+  )
   args = parser.parse_args()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -194,9 +212,7 @@ def main() -> None:
   except InputError as error:
     sys.exit(command.fail(error))
   wrong = sum(bool(line['wrong']) for line in lines)
-  print(
-    f'{len(lines)} disks: {len(lines) - wrong} / {len(lines)} as they should'
-  )
+  print(f'{len(lines)} disks: {len(lines) - wrong} / {len(lines)} correct')
   sys.exit(int(wrong > 0))
 
 

@@ -1,4 +1,4 @@
-"""What is killed: runs, a sweep and conversions, and what they must come to."""
+"""Defines the commands that are killed, and the results to compare."""
 
 from collections.abc import Callable
 import contextlib
@@ -27,12 +27,13 @@ _COMMON = (
 
 
 class Setting(NamedTuple):
-  """A command whose results lie in a folder.
+  """Describes a command that writes its results to a folder.
 
   Attributes:
-    command: word of `fedavg-jax`.
-    args: behind it; FOLDER is where it writes, DATA where `make_data` wrote.
-    results: folder -> all that two such folders must have in common.
+    command: the subcommand of `fedavg-jax`.
+    args: its arguments; FOLDER is replaced by the folder of its results, DATA
+      by the folder of `make_data`.
+    results: a function from a folder to the results that must be equal.
   """
 
   command: str
@@ -41,7 +42,7 @@ class Setting(NamedTuple):
 
 
 def run_results(folder: pathlib.Path) -> dict[str, Any]:
-  """Reads all that two runs of one config must have in common."""
+  """Reads the results of a run that do not depend on time or kills."""
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   results = {
     'arrays': checkpoint.digest(last_checkpoint(folder).leaves),
@@ -54,15 +55,17 @@ def run_results(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def last_checkpoint(folder: pathlib.Path) -> checkpoint.Checkpoint:
-  """Reads what a run has saved last."""
-  with contextlib.closing(checkpoint.Checkpoints(folder, keep=2)) as own:
-    saved = own.newest()
+  """Reads the last checkpoint of a run."""
+  with contextlib.closing(
+    checkpoint.Checkpoints(folder, keep=2)
+  ) as checkpoints:
+    saved = checkpoints.newest()
   assert saved is not None
   return saved
 
 
 def converted_results(folder: pathlib.Path) -> dict[str, str]:
-  """Verifies a federation; reads the SHA-256 of each of its files."""
+  """Verifies a federation; returns the SHA-256 of each of its files."""
   stored.verify(folder)
   return {
     path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -71,11 +74,11 @@ def converted_results(folder: pathlib.Path) -> dict[str, str]:
 
 
 def debris(folder: pathlib.Path, *, ended: bool) -> list[str]:
-  """Names what is half written in a folder.
+  """Lists the files of a folder that are half written.
 
   Args:
-    folder: of a command that was killed, or has ended.
-    ended: whether it has; a kill may leave parts under names of their own.
+    folder: the folder of a command that was killed, or has ended.
+    ended: whether it has ended; after a kill temporary files are allowed.
   """
   found = []
   for path in folder.rglob('*'):
@@ -160,13 +163,13 @@ SETTINGS = {
   'convert arrays': _convert('arrays', 'DATA/clients.npz'),
   'convert generator': _convert('generator', 'killed_clients:clients'),
 }
-_GENERATOR = '''"""Clients that a function makes."""
+_GENERATOR = '''"""Generates clients."""
 
 import numpy as np
 
 
 def clients(first):
-  """Gives client -1, the test set, or those from `first` on."""
+  """Yields clients from number `first` on; number -1 is the test set."""
   for k in range(first, 300):
     rng = np.random.default_rng(k + 1)
     size = 20 + k % 30
@@ -178,7 +181,7 @@ def clients(first):
 
 
 def make_data(folder: pathlib.Path) -> None:
-  """Writes what the commands read."""
+  """Writes the data that the commands read."""
   (folder / 'killed_clients.py').write_text(_GENERATOR)
   rng = np.random.default_rng(0)
   x = rng.integers(0, 256, (9000, 28, 28), np.uint8)

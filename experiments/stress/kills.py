@@ -1,19 +1,19 @@
-"""Kills commands at random moments; what resumes must end with the same bits.
+"""Kills commands at random times; resumed ones must end with the same bits.
 
 Thirteen settings of `run`, `sweep` and `convert` take turns. Each is started,
-killed once to three times by SIGKILL, SIGTERM or SIGINT, started again by the
-same command until it ends, and compared with one that was never killed: every
-array of the last checkpoint, every line of metrics.jsonl, summary.json,
-clients.csv, every file of a federation; times excepted. After each kill all
-JSON that has its name must be complete, at the end no part of a file is left.
-Moments are drawn over the whole command, imports and compilation included, and
-more of them while it works.
+killed one to three times by SIGKILL, SIGTERM or SIGINT, rerun by the same
+command until it ends, and compared with one that was never killed: every array
+of the last checkpoint, every line of metrics.jsonl, summary.json, clients.csv,
+and every file of a federation, except for wall-clock times. After each kill all
+JSON files must be complete, and at the end no temporary file may be left. The
+times of the kills are spread over the entire command, including imports and
+compilation; most of them are after its first files.
 
 python -m experiments.stress.kills --kills 100 --out kills.jsonl
 
-Prints a line per command that was killed and a sum; exit code 1 if one differs.
-The same call continues with an --out that has fewer kills. A kill takes about
-6 s on two CPU cores.
+It prints a line per killed command and a total; the exit code is 1 if one
+differs. The same call continues a file --out that has fewer kills. A kill takes
+about 6 s on two CPU cores.
 """
 
 import argparse
@@ -41,12 +41,12 @@ from fedavg_jax.runs import provenance
 
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _MOST_SECONDS = 300
-# Of a conversion that was killed behind its last file: nothing is left to do.
+# The message of a conversion that was killed after its last file was written.
 _OVER = 'already has a federation'
 
 
 class Stage:
-  """Where commands are killed: their data and their folders."""
+  """Starts the commands that are killed, in a folder with their data."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
@@ -63,7 +63,7 @@ class Stage:
   def start(
     self, name: str, folder: pathlib.Path, stderr: Any = subprocess.PIPE
   ) -> subprocess.Popen:
-    """Starts a command as a person would, at a terminal of its own."""
+    """Starts the command of a setting, which writes to a folder."""
     setting = SETTINGS[name]
     return self._process(setting.command, setting.args, folder, stderr)
 
@@ -83,7 +83,11 @@ class Stage:
     )
 
   def finish(self, name: str, folder: pathlib.Path) -> float:
-    """Runs a command to its end; returns the seconds that it took."""
+    """Waits for the end of a setting's command; returns its seconds.
+
+    Raises:
+      RuntimeError: the command fails.
+    """
     begin = time.monotonic()
     process = self.start(name, folder)
     _, err = process.communicate(timeout=_MOST_SECONDS)
@@ -98,15 +102,22 @@ def kill(
   seconds: float,
   rng: random.Random,
 ) -> dict[str, Any] | None:
-  """Kills a command at a moment of its own; None if it had ended before.
+  """Kills a command at a random time.
+
+  Args:
+    process: the command.
+    folder: the folder that it writes to.
+    seconds: the duration of an undisturbed command.
+    rng: the generator of the signal and the time.
 
   Returns:
-    The signal, the second, the exit code, and what is wrong with its end.
+    The signal, the second, the exit code and the fault of its end; None if the
+    command had ended before.
   """
   begin, signum = time.monotonic(), rng.choice(_SIGNALS)
   works, share = rng.random() < 0.7, rng.random()
   wait = share * seconds
-  if works:  # Most of a command is its start: wait until that is over.
+  if works:  # A command's start takes most of its time: wait for its end.
     while process.poll() is None and not has_begun(folder):
       time.sleep(0.002)
     wait = time.monotonic() - begin + share * seconds / 2
@@ -119,7 +130,7 @@ def kill(
   except subprocess.TimeoutExpired:
     process.kill()
     out, err = process.communicate()
-    err += '\nwas not over after 60 s'
+    err += '\nhad not ended after 60 s'
   if process.returncode == 0 or _OVER in err:
     return None
   return {
@@ -131,20 +142,20 @@ def kill(
 
 
 def has_begun(folder: pathlib.Path) -> bool:
-  """Tells whether a command has written something of its work."""
+  """Returns whether a command has written its first results."""
   return any(folder.glob('metrics.jsonl')) or any(
     path.name not in ('.lock', 'sweep.json') for path in folder.glob('*')
   )
 
 
 def _wrong_end(code: int, signum: signal.Signals, out: str, err: str) -> str:
-  """Says what a person would complain about, '' where nothing is wrong."""
+  """Returns the fault of a command's end, '' if it is correct."""
   allowed = {-signum} if signum == signal.SIGKILL else {-signum, 128 + signum}
   if code not in allowed:
     return f'exit code {code}: {err[-300:]}'
-  if 'was not over' in err:
+  if 'had not ended' in err:
     return err[-300:]
-  # Before the command has begun Python itself tells of Ctrl-C.
+  # Before the command prints anything, Ctrl-C gives Python's own traceback.
   if 'Traceback' in err and out:
     return err[-300:]
   return ''
@@ -153,10 +164,10 @@ def _wrong_end(code: int, signum: signal.Signals, out: str, err: str) -> str:
 def trial(
   stage: Stage, name: str, number: int, seconds: float, rng: random.Random
 ) -> tuple[list[dict[str, Any]], list[str], pathlib.Path]:
-  """Kills a command once to three times, then lets it end.
+  """Kills a command one to three times, then lets it end.
 
   Returns:
-    The kills, what was half written or ended wrongly, and its folder.
+    The kills, the faults, and the folder of the command.
   """
   folder, kills, wrong = stage.folder / f'killed{number}', [], []
   for _ in range(rng.choice((1, 1, 2, 3))):
@@ -175,12 +186,22 @@ def trial(
 def trials(
   names: Sequence[str], kills: int, seed: int, out: pathlib.Path | None
 ) -> list[dict[str, Any]]:
-  """Kills so often in all, each setting at least once; a line per command."""
+  """Kills commands, each setting at least once; prints a line per command.
+
+  Args:
+    names: names of settings.
+    kills: the total number of kills.
+    seed: the seed of signals and times.
+    out: the file to continue, or None.
+
+  Returns:
+    One row per command.
+  """
   lines = earlier(out)
   rng = random.Random(f'{seed} {len(lines)}')
   now = facts()
   if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As a shell starts what runs in the background; commands would inherit it.
+    # A shell ignores SIGINT in background jobs, and commands would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
   with tempfile.TemporaryDirectory() as temporary:
     stage = Stage(pathlib.Path(temporary))
@@ -197,32 +218,35 @@ def trials(
         expected[name] = SETTINGS[name].results(folder)
       done, wrong, folder = trial(stage, name, number, seconds[name], rng)
       if not done:
-        continue  # It was over before its moment came.
+        continue  # The command ended before it was killed.
       equal = SETTINGS[name].results(folder) == expected[name]
       lines.append(
         {'setting': name, 'kills': done, 'equal': equal, 'wrong': wrong} | now
       )
       append(out, lines[-1])
       moments = ', '.join(f'{k["signal"]} at {k["second"]} s' for k in done)
-      said = 'equal' if equal else 'DIFFERS'
-      print(
-        f'{name}: {moments}: {said}{"; " if wrong else ""}{"; ".join(wrong)}',
-        flush=True,
-      )
+      outcome = '; '.join(['equal' if equal else 'DIFFERS', *wrong])
+      print(f'{name}: {moments}: {outcome}', flush=True)
   return lines
 
 
 def settings(text: str | None) -> list[str]:
-  """Reads names of settings, `a;b`; None means all of them."""
+  """Returns the names of settings in a text such as `a;b`; all for None.
+
+  Raises:
+    InputError: a name is unknown.
+  """
   names = text.split(';') if text is not None else list(SETTINGS)
   for name in names:
     if name not in SETTINGS:
-      raise InputError(f'--settings {name}: must be some of {list(SETTINGS)}')
+      raise InputError(
+        f'--settings {name}: must be one of {"; ".join(SETTINGS)}'
+      )
   return names
 
 
 def facts() -> dict[str, Any]:
-  """Returns what stands beside every line: versions, device, code."""
+  """Returns the provenance in every row: versions, processor, code."""
   now = provenance.environment()
   return {
     'code_sha256': provenance.code_sha256()[:16],
@@ -231,7 +255,11 @@ def facts() -> dict[str, Any]:
 
 
 def earlier(out: pathlib.Path | None) -> list[dict[str, Any]]:
-  """Reads the lines that an earlier call has written."""
+  """Returns the rows that an earlier call has written.
+
+  Raises:
+    InputError: the file cannot be read.
+  """
   if out is None or not out.exists():
     return []
   try:
@@ -241,19 +269,23 @@ def earlier(out: pathlib.Path | None) -> list[dict[str, Any]]:
 
 
 def append(out: pathlib.Path | None, line: dict[str, Any]) -> None:
-  """Writes a line behind the others, if there is a file."""
+  """Appends a row to the file, if there is one."""
   if out is not None:
     with open(out, 'a', encoding='utf-8') as file:
       file.write(json.dumps(line) + '\n')
 
 
 def main() -> None:
-  """Prints what happened; ends with 1 if something differs, 2 at bad input."""
+  """Prints the outcomes; the exit code is 1 for a fault, 2 on bad input."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--kills', type=int, default=100)
-  parser.add_argument('--seed', type=int, default=0, help='of the moments')
-  parser.add_argument('--out', type=pathlib.Path, help='lines of JSON')
-  parser.add_argument('--settings', help='some of them: a;b')
+  parser.add_argument('--kills', type=int, default=100, help='total of kills')
+  parser.add_argument(
+    '--seed', type=int, default=0, help='seed of signals and times'
+  )
+  parser.add_argument('--out', type=pathlib.Path, help='appends JSON lines')
+  parser.add_argument(
+    '--settings', help='names of settings, a;b; default all of them'
+  )
   args = parser.parse_args()
   logging.set_verbosity(logging.ERROR)  # Silence the INFO lines of orbax.
   try:
@@ -267,7 +299,7 @@ def main() -> None:
   good = [line for line in lines if line['equal'] and not line['wrong']]
   print(
     f'{number} kills of {len(lines)} commands: {len(good)} / {len(lines)}'
-    ' equal and nothing half written'
+    ' equal and complete'
   )
   sys.exit(int(len(good) < len(lines)))
 

@@ -1,13 +1,14 @@
-"""Watches a long run of short rounds: nothing may grow with the rounds.
+"""Watches a long run of short rounds: no resource may grow with the rounds.
 
-Runs the command on scikit-learn's digits and reads from outside what the system
-knows of the process: resident memory, open files, threads, bytes of its log.
-What lives on the devices is counted in this process, over as many rounds of
+It runs the command on scikit-learn's digits and samples, from another process,
+its resident memory, open files, threads and the bytes of its log. Live arrays
+on the devices are counted in this process, over as many rounds of
 `fedavg_jax.simulate`.
 
 python -m experiments.stress.long_run --rounds 2000
 
-Prints a table and the growth from the first quarter's end to the run's end.
+It prints a table, and the growth from the end of the first quarter to the end
+of the run.
 """
 
 from collections.abc import Sequence
@@ -28,15 +29,22 @@ import optax
 
 import fedavg_jax as fa
 
-_ROUNDS = flags.DEFINE_integer('rounds', 2000, 'Rounds.')
+_ROUNDS = flags.DEFINE_integer('rounds', 2000, 'Number of rounds.')
 _EVERY = flags.DEFINE_integer('every', 20, 'Rounds between checkpoints.')
-_ALGORITHM = flags.DEFINE_string('algorithm', 'fedavg', 'As in a config.')
+_ALGORITHM = flags.DEFINE_string(
+  'algorithm', 'fedavg', 'Algorithm, as in a config.'
+)
 
 _CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
 
 
 def sample(pid: int, log: pathlib.Path) -> dict[str, Any]:
-  """What Linux tells of a process."""
+  """Reads the resources of a process from Linux's /proc.
+
+  Args:
+    pid: the id of the process.
+    log: the file of its output.
+  """
   status = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
   fields = dict(line.split(':', 1) for line in status)
   return {
@@ -50,7 +58,11 @@ def sample(pid: int, log: pathlib.Path) -> dict[str, Any]:
 def watch_process(
   rounds: int, every: int, algorithm: str
 ) -> list[dict[str, Any]]:
-  """Samples of the command, some twenty of them, by rounds done."""
+  """Samples the command about twenty times, at equal numbers of rounds.
+
+  Raises:
+    RuntimeError: the command fails.
+  """
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
     log, metrics = folder / 'log', folder / 'run' / 'metrics.jsonl'
@@ -81,7 +93,11 @@ def watch_process(
 
 
 def watch_devices(rounds: int) -> list[tuple[int, int, int]]:
-  """Round, arrays that live on the devices, their bytes; ten of them."""
+  """Counts the live arrays on the devices ten times during a run.
+
+  Returns:
+    (round, number of arrays, their bytes), ten times.
+  """
   data = fa.load_dataset('digits')
   parts = fa.partition.iid(1500, num_clients=50, seed=0)
   clients = fa.build_clients(data.train, parts)
@@ -101,13 +117,13 @@ def watch_devices(rounds: int) -> list[tuple[int, int, int]]:
 
 
 def live() -> tuple[int, int]:
-  """Arrays on the devices, and their bytes; keeps none of them alive."""
+  """Returns the number of live arrays and their bytes; holds none of them."""
   arrays = jax.live_arrays()
   return len(arrays), sum(array.nbytes for array in arrays)
 
 
 def main(argv: Sequence[str]) -> None:
-  """Prints what was seen."""
+  """Prints the samples."""
   del argv
   logging.set_verbosity(logging.WARNING)
   samples = watch_process(_ROUNDS.value, _EVERY.value, _ALGORITHM.value)

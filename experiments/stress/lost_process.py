@@ -1,14 +1,16 @@
 """Kills one of several processes in the middle of a round; the run resumes.
 
-A run of scikit-learn's digits is shared by processes of this machine. One of
-them gets SIGKILL, or SIGSTOP as a host that has lost its network seems to the
-others, while rounds are under way; the others must end by themselves, each with
-one line that says why. Then the run resumes with another number of processes,
-and in the end its model must be that of a single process that nobody killed.
+Several processes of this machine share a run on scikit-learn's digits. During
+its rounds one of them gets SIGKILL, or SIGSTOP, which looks to the others like
+a host that has lost its network. The others must end without help, each with
+one line that states the reason. Then the run resumes with another number of
+processes, and its final model must equal that of a single process that was not
+killed.
 
 python -m experiments.stress.lost_process --kills 10
 
-Prints a line per kill and `10 / 10 equal`; exit code 1 if they are not.
+It prints a line per kill and `10 / 10 equal`; the exit code is 1 if they are
+not.
 """
 
 import argparse
@@ -30,13 +32,13 @@ import numpy as np
 from fedavg_jax.runs import checkpoint
 
 HEARTBEAT_SECONDS = 8
-CLOSE = 1e-6  # Largest difference of a weight that rounding explains.
+CLOSE = 1e-6  # Largest difference of a weight due to rounding.
 REPOSITORY = pathlib.Path(__file__).parents[2]
 _CONFIG = REPOSITORY / 'configs' / 'quickstart.py'
 SETTING = (
   '--config.algorithm=scaffold',
   '--config.client.epochs=1',
-  '--config.client.learning_rate=0.001',  # Little that grows from rounding.
+  '--config.client.learning_rate=0.001',  # Rounding errors grow little.
   '--config.num_clients=30',
   '--config.rounds=30',
   '--config.rounds_per_call=2',
@@ -47,27 +49,27 @@ SETTING = (
 
 
 class Ended(NamedTuple):
-  """How a process has ended: exit code, and what it printed as an error."""
+  """Holds the exit code and the standard error of a process that has ended."""
 
   code: int
   stderr: str
 
   @property
   def errors(self) -> list[str]:
-    """Its lines that begin with `error: `."""
+    """Returns the lines that begin with `error: `."""
     lines = self.stderr.splitlines()
     return [line for line in lines if line.startswith('error: ')]
 
 
 def free_port() -> int:
-  """A port that nobody listens on."""
+  """Returns a free port of this machine."""
   with socket.socket() as own:
     own.bind(('localhost', 0))
     return own.getsockname()[1]
 
 
 def command(*arguments: object) -> list[str]:
-  """The command of a run, as a person would give it."""
+  """Returns the command of a run with these arguments."""
   begin = [sys.executable, '-u', '-m', 'fedavg_jax.main']
   return [*begin, '--config', str(_CONFIG), *map(str, arguments)]
 
@@ -78,9 +80,9 @@ def start(
   """Starts the processes of a run.
 
   Args:
-    number: of processes.
-    *arguments: of all.
-    own: of each.
+    number: the number of processes.
+    *arguments: arguments of all processes.
+    own: further arguments of each process.
   """
   port = free_port()
   return [
@@ -103,7 +105,7 @@ def start(
 
 
 def wait(processes: Sequence[subprocess.Popen], seconds: float) -> list[Ended]:
-  """Waits until all have ended; kills them after so many seconds."""
+  """Waits until all processes have ended; kills them after some seconds."""
   ends = time.monotonic() + seconds
   ended = []
   for process in processes:
@@ -117,10 +119,10 @@ def wait(processes: Sequence[subprocess.Popen], seconds: float) -> list[Ended]:
 
 
 def run(number: int, workdir: pathlib.Path) -> None:
-  """Runs to the end, alone or with others.
+  """Completes a run with a number of processes, resuming it if it exists.
 
   Raises:
-    RuntimeError: a process did not end well.
+    RuntimeError: a process fails.
   """
   arguments = (f'--workdir={workdir}', *SETTING)
   if number == 1:
@@ -140,7 +142,7 @@ def run(number: int, workdir: pathlib.Path) -> None:
 
 
 def difference(a: pathlib.Path, b: pathlib.Path) -> float:
-  """The largest difference of a weight between the models of two runs."""
+  """Returns the largest difference of a weight between two runs' models."""
   return max(
     float(np.abs(x - y).max())
     for x, y in zip(
@@ -153,10 +155,17 @@ def difference(a: pathlib.Path, b: pathlib.Path) -> float:
 def kill_one(
   number: int, victim: int, signum: int, workdir: pathlib.Path, lines: int
 ) -> tuple[list[Ended], float]:
-  """Kills a process once metrics.jsonl has so many lines.
+  """Kills a process of a run once metrics.jsonl has enough lines.
+
+  Args:
+    number: the number of processes.
+    victim: the index of the process that is killed.
+    signum: the signal.
+    workdir: the folder of the run.
+    lines: the number of lines to wait for.
 
   Returns:
-    How the others have ended, and how many seconds that took.
+    The ends of the other processes, and the seconds until they ended.
   """
   processes = start(number, f'--workdir={workdir}', *SETTING)
   metrics = workdir / 'metrics.jsonl'
@@ -164,7 +173,7 @@ def kill_one(
     metrics.exists() and metrics.read_bytes().count(b'\n') >= lines
   ) and all(process.poll() is None for process in processes):
     time.sleep(0.002)
-  # The parent that only watches, and the process that works.
+  # The victim is a supervising parent and its child, which trains.
   found = subprocess.run(
     ['pgrep', '-P', str(processes[victim].pid)], capture_output=True, text=True
   )
@@ -182,7 +191,12 @@ def kill_one(
 
 
 def trials(kills: int, seed: int) -> list[bool]:
-  """Kills so often; tells whether all ended well."""
+  """Kills processes of several runs; returns whether each run was correct.
+
+  Args:
+    kills: the number of runs, with one kill each.
+    seed: the seed of the numbers of processes, the signals and the times.
+  """
   rng, equal = random.Random(seed), []
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
@@ -197,23 +211,27 @@ def trials(kills: int, seed: int) -> list[bool]:
       )
       one_line = all(len(ended.errors) == 1 for ended in others)
       run(after, workdir)
-      far = difference(folder / 'alone', workdir)
-      equal.append(one_line and far <= CLOSE)
+      largest = difference(folder / 'alone', workdir)
+      equal.append(one_line and largest <= CLOSE)
       print(
         f'{i + 1}: {signal.Signals(signum).name} to process {victim} of'
         f' {before}: the others ended after {seconds:.1f} s'
-        f' {"with one line each" if one_line else "WITHOUT A WORD"}; resumed'
-        f' with {after}: {far:.1e} from a single process',
+        f' {"with" if one_line else "WITHOUT"} one error line each; resumed'
+        f' with {after}: difference {largest:.1e} from a single process',
         flush=True,
       )
   return equal
 
 
 def main() -> None:
-  """Prints what happened."""
+  """Prints the outcomes; the exit code is 1 if a run was not correct."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--kills', type=int, default=10)
-  parser.add_argument('--seed', type=int, default=0, help='of the moments')
+  parser.add_argument(
+    '--kills', type=int, default=10, help='number of runs with a kill'
+  )
+  parser.add_argument(
+    '--seed', type=int, default=0, help='seed of signals and times'
+  )
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)  # Silence the INFO lines of orbax.
   equal = trials(args.kills, args.seed)

@@ -1,20 +1,19 @@
-"""A million clients that fit in no memory: what a run of them takes.
+"""Measures a run over a million clients that do not fit in memory.
 
-Generates a federation of images, trains rounds of it from disk, and prints how
-much memory the process had at most, how long the device waited for the disk,
-and what planning a cohort took. The pages that the generation has left in the
-memory of the operating system are given back before, and those that the run
-reads are not kept there either, so that rounds read the disk.
+It generates a federation of images, trains rounds of it from disk, and prints
+the peak memory of the process, the time that the device was idle waiting for
+the disk, and the time of planning a cohort. The page cache is emptied of the
+federation's files before the run, and does not keep what the run reads, so that
+rounds read from the disk.
 
 python -m experiments.stress.million --folder build/million
 python -m experiments.stress.million --folder build/million --out FILE
 python -m experiments.stress.million --folder build/million --scaffold
 
-21 GB are generated once; the folder can be used again, and deleted. Images are
-28 x 28 and have a pattern of their label beside noise, so that there is
-something to learn. Everything is drawn from seeds. `--scaffold` trains logistic
-regression with SCAFFOLD, whose control variates, one for each client, lie in a
-file.
+21 GB are generated once; the folder can be reused, and deleted. Images are
+28 x 28 and consist of a pattern of their label plus noise, so that a model can
+learn. All draws are seeded. `--scaffold` trains logistic regression with
+SCAFFOLD, whose control variates, one for each client, are in a file.
 """
 
 import argparse
@@ -47,26 +46,26 @@ _PATTERNS = np.random.default_rng(0).integers(0, 60, (_CLASSES, 28, 28, 1))
 
 def _draw(rng: np.random.Generator, number: int) -> Examples:
   y = rng.integers(0, _CLASSES, number).astype(np.int32)
-  # Bytes are the fastest noise there is; they leave room for the pattern.
+  # Random bytes are the fastest noise; shifted, they leave room for a pattern.
   noise = np.frombuffer(rng.bytes(number * 784), np.uint8) >> 2
   x = noise.reshape(number, 28, 28, 1) + _PATTERNS[y].astype(np.uint8)
   return Examples(x, y)
 
 
 def generate(num_clients: int, mean: int) -> Iterator[Examples]:
-  """Gives clients of 1 to 2 `mean` - 1 examples each."""
+  """Yields clients of 1 to 2 `mean` - 1 examples each."""
   for block in range(-(-num_clients // _BLOCK)):
     rng = np.random.default_rng([1, block])
     sizes = rng.integers(1, 2 * mean, _BLOCK)
-    own = _draw(rng, int(sizes.sum()))
+    block_examples = _draw(rng, int(sizes.sum()))
     ends = np.cumsum(sizes)
     for i in range(min(_BLOCK, num_clients - block * _BLOCK)):
       mine = slice(ends[i] - sizes[i], ends[i])
-      yield Examples(own.x[mine], own.y[mine])
+      yield Examples(block_examples.x[mine], block_examples.y[mine])
 
 
 def write(folder: pathlib.Path, num_clients: int, mean: int) -> None:
-  """Generates the federation, or resumes it."""
+  """Writes the federation, or resumes writing it."""
   with tqdm(total=num_clients, unit=' clients', file=sys.stdout) as bar:
 
     def wrote(clients: int, size: int) -> None:
@@ -85,7 +84,7 @@ def write(folder: pathlib.Path, num_clients: int, mean: int) -> None:
 
 
 def forget(folder: pathlib.Path) -> None:
-  """Asks the system to keep nothing of the files in memory."""
+  """Drops the files from the operating system's page cache."""
   for path in folder.glob('*.npy'):
     with open(path, 'rb') as file:
       os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -106,26 +105,34 @@ def _logistic_regression() -> fa.Model:
 def measure(
   folder: pathlib.Path, rounds: int, cohort: int, epochs: int, scaffold: bool
 ) -> dict[str, object]:
-  """Trains from disk; returns what it took."""
+  """Trains from disk; returns the measurements.
+
+  Args:
+    folder: the folder of the federation.
+    rounds: the number of rounds.
+    cohort: the number of clients per round.
+    epochs: local epochs.
+    scaffold: whether to train with SCAFFOLD instead of FedAvg.
+  """
   begin = time.perf_counter()
-  own = stored.read(folder)
+  on_disk = stored.read(folder)
   opened = time.perf_counter() - begin
   dataset = fa.Dataset(
     'stored',
-    Examples(own.clients.x, own.clients.y),
-    own.test,
-    num_classes=own.num_classes,
-    max_value=own.max_value,
-    statistics=own.statistics,
+    Examples(on_disk.clients.x, on_disk.clients.y),
+    on_disk.test,
+    num_classes=on_disk.num_classes,
+    max_value=on_disk.max_value,
+    statistics=on_disk.statistics,
   )
   model = fa.build_model('2nn', dataset)
   algorithm = fa.fedavg(optax.sgd(0.05), optax.sgd(1.0))
   if scaffold:
     model, algorithm = _logistic_regression(), fa.scaffold(0.05)
   federation = fa.Federation(
-    own.clients,
-    own.test,
-    client_fraction=cohort / own.clients.num_clients,
+    on_disk.clients,
+    on_disk.test,
+    client_fraction=cohort / on_disk.clients.num_clients,
     epochs=epochs,
     batch_size=10,
   )
@@ -144,7 +151,7 @@ def measure(
     simulation.planner(number)
     planning.append(time.perf_counter() - start)
     drawing.append(drawn - start)
-  source: Any = simulation.data  # A `prefetch.Stream`.
+  source: Any = simulation.data  # It is a `prefetch.Stream`.
   waits, seconds, accuracy = [], [], []
   forget(folder)
   before = 0.0
@@ -161,17 +168,17 @@ def measure(
     before = waited
     if record.test_accuracy is not None:
       accuracy.append(record.test_accuracy)
-  # The first rounds fill what is ahead: nothing could be read before.
+  # The first rounds fill the queue, as nothing was prefetched before them.
   share = sum(waits[2:]) / sum(seconds[2:])
   read = [
-    float(own.clients.num_examples[simulation.planner.cohort(t)].sum())
+    float(on_disk.clients.num_examples[simulation.planner.cohort(t)].sum())
     for t in range(1, rounds + 1)
   ]
-  row = own.clients.x.nbytes / len(own.clients.x) + 4
+  row = on_disk.clients.x.nbytes / len(on_disk.clients.x) + 4
   return {
-    'clients': own.clients.num_clients,
-    'examples': len(own.clients.y),
-    'gigabytes': (own.clients.x.nbytes + own.clients.y.nbytes) / 1e9,
+    'clients': on_disk.clients.num_clients,
+    'examples': len(on_disk.clients.y),
+    'gigabytes': (on_disk.clients.x.nbytes + on_disk.clients.y.nbytes) / 1e9,
     'cohort': cohort,
     'epochs': epochs,
     'rounds': rounds,
@@ -194,24 +201,40 @@ def measure(
 
 
 def main() -> None:
-  """Generates where there is nothing yet, in a process of its own; measures."""
+  """Generates the federation if it does not exist, then measures a run."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--folder', type=pathlib.Path, required=True)
+  parser.add_argument(
+    '--folder',
+    type=pathlib.Path,
+    required=True,
+    help='folder of the federation, generated if it does not exist',
+  )
   parser.add_argument('--clients', type=int, default=1_000_000)
-  parser.add_argument('--mean', type=int, default=27, help='examples')
-  parser.add_argument('--cohort', type=int, default=1000)
-  parser.add_argument('--epochs', type=int, default=5)
+  parser.add_argument(
+    '--mean', type=int, default=27, help='mean examples per client'
+  )
+  parser.add_argument(
+    '--cohort', type=int, default=1000, help='clients per round'
+  )
+  parser.add_argument('--epochs', type=int, default=5, help='local epochs')
   parser.add_argument('--rounds', type=int, default=40)
-  parser.add_argument('--scaffold', action='store_true')
+  parser.add_argument(
+    '--scaffold',
+    action='store_true',
+    help='train logistic regression with SCAFFOLD, instead of the 2NN',
+  )
   parser.add_argument('--out', type=pathlib.Path, help='appends a JSON line')
   args = parser.parse_args()
   if not (args.folder / 'federation.json').exists():
-    # What generating takes is not what training takes.
+    # In another process, so that peak memory is that of training alone.
     if (child := os.fork()) == 0:
       write(args.folder, args.clients, args.mean)
       os._exit(0)
     if os.waitpid(child, 0)[1]:
-      sys.exit(f'{args.folder}: the generation has not ended; start it again')
+      sys.exit(
+        f'{args.folder}: the generation was interrupted; rerun the same command'
+        ' to resume'
+      )
   devices.use_cpu_devices(0)
   row = measure(
     args.folder, args.rounds, args.cohort, args.epochs, args.scaffold

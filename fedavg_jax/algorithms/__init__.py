@@ -1,4 +1,4 @@
-"""FedAvg and its relatives: one file for each family, beside its equations."""
+"""Defines FedAvg and related algorithms, one file with equations each."""
 
 from fedavg_jax.algorithms.clipping import clip_delta
 from fedavg_jax.algorithms.fedavg import decayed_sgd

@@ -1,4 +1,4 @@
-"""Federated Averaging, and FedOpt with any server optimizer of optax."""
+"""Defines Federated Averaging and FedOpt, with any optimizer of optax."""
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +12,34 @@ def fedavg(
   client_optimizer: optax.GradientTransformation,
   server_optimizer: optax.GradientTransformation,
 ) -> Algorithm:
-  """Federated Averaging, and FedOpt with any server optimizer.
+  """Builds Federated Averaging, or FedOpt with another server optimizer.
 
-  McMahan et al. 2017; Reddi et al. 2021, Algorithm 1.
+  McMahan et al. 2017, Algorithm 1; Reddi et al. 2021, Algorithm 1.
 
   Args:
-    client_optimizer: `optax.sgd(eta)` in the paper.
-    server_optimizer: takes the pseudo-gradient, the negative weighted mean of
-      the deltas. `optax.sgd(1.0)` is FedAvg, with momentum FedAvgM;
-      `adaptive` makes FedAdagrad, FedAdam and FedYogi.
+    client_optimizer: the optimizer of local updates, `optax.sgd(eta)` in the
+      papers; each client of each round starts with a new state.
+    server_optimizer: the optimizer of the global model; it gets the
+      pseudo-gradient, the negative weighted mean of the deltas. With
+      `optax.sgd(1.0)` this is FedAvg, with momentum FedAvgM; `adaptive` builds
+      the optimizers of FedAdagrad, FedAdam and FedYogi.
 
   Returns:
-    The algorithm; a client sends its delta and keeps nothing.
+    The algorithm; clients send their deltas and have no state.
+
+  >>> import jax.numpy as jnp, optax
+  >>> import fedavg_jax as fa
+  >>> algorithm = fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
+  >>> x = jnp.array([1.0, 2.0])
+  >>> mean_delta = jnp.array([1.0, -1.0])
+  >>> state = algorithm.server_init(x)
+  >>> algorithm.server_update(x, state, mean_delta, None)[0].tolist()
+  [2.0, 1.0]
   """
 
   def server_update(params, opt_state, mean_delta, context):
     del context
-    # Optimizers descend: the direction to go, delta, is minus a gradient.
+    # Optimizers descend, so they take the negative delta as a gradient.
     pseudo_gradient = jax.tree.map(jnp.negative, mean_delta)
     updates, opt_state = server_optimizer.update(
       pseudo_gradient, opt_state, params
@@ -45,15 +56,30 @@ def fedavg(
 def decayed_sgd(
   learning_rate: float | jax.Array, factor: float, rounds: int
 ) -> optax.GradientTransformationExtraArgs:
-  """SGD whose rate is multiplied by a factor every so many rounds.
+  """Builds client SGD whose learning rate decays every `rounds` rounds.
+
+  The learning rate of round t is `learning_rate * factor^floor((t - 1) /
+  rounds)`, for t from 1; it is constant within a round.
 
   Args:
-    learning_rate: eta of the first rounds.
-    factor: in (0, 1]; 1 keeps it.
-    rounds: from one decay to the next, at least 1.
+    learning_rate: the initial learning rate eta, in [1e-30, 1e30].
+    factor: the factor of each decay, in (0, 1]; 1 for a constant rate.
+    rounds: the number of rounds between decays, at least 1.
+
+  Returns:
+    An optax transformation for the clients of an algorithm.
 
   Raises:
-    InputError: a value breaks its rule.
+    InputError: an argument is out of range.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> sgd = fa.decayed_sgd(1.0, factor=0.5, rounds=10)
+  >>> context = fa.ClientContext({}, (), (), 0, 9, 11, jax.random.key(0))
+  >>> grad = jnp.array([2.0, 4.0])
+  >>> update, _ = sgd.update(grad, sgd.init(grad), context=context)
+  >>> bool(jnp.allclose(update, jnp.array([-1.0, -2.0])))
+  True
   """
   rules.check_rate('learning_rate', learning_rate)
   rules.check_whole('rounds', rounds, 1)

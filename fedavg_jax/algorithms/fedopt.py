@@ -1,4 +1,4 @@
-"""FedAdagrad, FedYogi and FedAdam: adaptive optimizers for the server."""
+"""Defines the server optimizers of FedAdagrad, FedYogi and FedAdam."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,12 @@ from fedavg_jax.core import rules
 
 
 class AdaptiveState(NamedTuple):
-  """Attributes: m, v: first and second moment, each like the model."""
+  """Holds the moments of the pseudo-gradient.
+
+  Attributes:
+    m: the first moment, with the structure and shapes of the model.
+    v: the second moment, likewise.
+  """
 
   m: Params
   v: Params
@@ -21,9 +26,10 @@ class AdaptiveState(NamedTuple):
 def adaptive(
   name: str, learning_rate: float, *, b1: float, b2: float, tau: float
 ) -> optax.GradientTransformation:
-  """Server optimizer of FedAdagrad, FedYogi or FedAdam: no bias correction.
+  """Builds an adaptive server optimizer without bias correction.
 
-  Reddi et al. 2021, Algorithm 2, with `v_{-1} = tau^2`::
+  With it, `fedavg` is FedAdagrad, FedYogi or FedAdam, Reddi et al. 2021,
+  Algorithm 2, with `v_{-1} = tau^2`::
 
     m <- b1 m + (1 - b1) g        g the pseudo-gradient, -delta
     v <- v + g^2                             adagrad
@@ -32,17 +38,25 @@ def adaptive(
     x <- x - learning_rate * m / (sqrt(v) + tau)
 
   Args:
-    name: 'adagrad', 'yogi' or 'adam'.
-    learning_rate: the server's.
-    b1: decay of the first moment, in [0, 1).
-    b2: decay of the second, in [0, 1); adagrad has none.
-    tau: the degree of adaptivity; larger is nearer to plain momentum.
+    name: the rule of the second moment, 'adagrad', 'yogi' or 'adam'.
+    learning_rate: the server's learning rate, in [1e-30, 1e30].
+    b1: the decay of the first moment, in [0, 1).
+    b2: the decay of the second moment, in [0, 1); unused by 'adagrad'.
+    tau: the degree of adaptivity, in [1e-15, 1e15]; larger values approach
+      momentum without adaptivity.
 
   Returns:
-    An optax transformation for `fedavg`.
+    An optax transformation for the server of `fedavg`.
 
   Raises:
-    InputError: a value breaks its rule.
+    InputError: an argument is out of range.
+
+  >>> import jax.numpy as jnp, optax
+  >>> import fedavg_jax as fa
+  >>> adam = fa.adaptive('adam', 0.01, b1=0.9, b2=0.99, tau=0.5)
+  >>> adam.init(jnp.zeros(2)).v.tolist()
+  [0.25, 0.25]
+  >>> fedadam = fa.fedavg(optax.sgd(0.1), adam)
   """
   choices.check_choice('name', name, choices.SERVER_OPTIMIZERS[1:])
   rules.check_rate('learning_rate', learning_rate)

@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates against client drift."""
+"""Defines SCAFFOLD, which corrects client drift with control variates."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,12 @@ from fedavg_jax.core import rules
 
 
 class ScaffoldServer(NamedTuple):
-  """Attributes: control: c, the weighted mean of all clients' c_i."""
+  """Holds the server's state.
+
+  Attributes:
+    control: the control variate c, the weighted mean of all clients' c_i, with
+      the structure and shapes of the model.
+  """
 
   control: Params
 
@@ -23,27 +28,37 @@ class ScaffoldServer(NamedTuple):
 def scaffold(
   learning_rate: float, server_learning_rate: float = 1.0
 ) -> Algorithm:
-  """SCAFFOLD with option II, Karimireddy et al. 2020, Algorithm 1.
+  """Builds SCAFFOLD with option II, Karimireddy et al. 2020, Algorithm 1.
 
-  A client keeps a control variate c_i, the server c; all begin at zero::
+  Each client has a control variate c_i and the server has c, all initially
+  zero. With K local updates and the cohort's share of all clients' weight::
 
-    local step   y_i <- y_i - eta * (gradient - c_i + c)
-    at its end   c_i+ = c_i - c + (x - y_i) / (K * eta)
-    server       x <- x + eta_g * mean of (y_i - x)
-                 c <- c + share of the cohort * mean of (c_i+ - c_i)
+    local update   y_i <- y_i - eta * (gradient - c_i + c)
+    client_finish  c_i+ = c_i - c + (x - y_i) / (K * eta)
+    server_update  x <- x + eta_g * mean of (y_i - x)
+                   c <- c + share * mean of (c_i+ - c_i)
 
-  The paper's means are uniform (`weighting = 'uniform'`), its share `|S| / N`.
-  So written, c stays the weighted mean of all c_i with any weighting.
+  The paper's means are uniform (`weighting = 'uniform'`) and its share is
+  `|S| / N`. In this form, c is the weighted mean of all c_i for any weighting.
 
   Args:
-    learning_rate: eta.
-    server_learning_rate: eta_g.
+    learning_rate: the clients' learning rate eta, in [1e-30, 1e30].
+    server_learning_rate: the server's learning rate eta_g, in [1e-30, 1e30].
 
   Returns:
-    The algorithm; a client sends (delta, c_i+ - c_i) and keeps c_i.
+    The algorithm; a client sends (delta, c_i+ - c_i), and its state is c_i.
 
   Raises:
     InputError: a learning rate is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> algorithm = fa.scaffold(learning_rate=0.1)
+  >>> params = {'w': jnp.ones(2)}
+  >>> algorithm.client_init(params, 0)['w'].tolist()
+  [0.0, 0.0]
+  >>> algorithm.server_init(params).control['w'].tolist()
+  [0.0, 0.0]
   """
   rules.check_rate('learning_rate', learning_rate)
   rules.check_rate('server_learning_rate', server_learning_rate)

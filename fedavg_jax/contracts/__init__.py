@@ -1,1 +1,1 @@
-"""What a model, a loss and an algorithm are; the round in its plainest form."""
+"""Defines models, losses, metrics and algorithms, and a reference round."""

@@ -1,14 +1,13 @@
-"""What the server makes of the messages of a cohort.
+"""Aggregates the messages of a cohort for the server.
 
-An aggregator adds messages up, in any order and on several devices at once: the
-sums of devices are added. The running weighted mean needs no memory beside one
-message; `gathered` has all of them side by side, for a rule that must see each.
+An aggregator sums messages in any order and on several devices at once; the
+sums of the devices are added. The weighted mean needs the memory of one
+message; `gathered` stores all messages, for rules that need each of them.
 
-Shape letters: M clients of the cohort, L clients that end at once.
+Shape letters: M clients of the cohort, L clients that finish together.
 """
 
 from collections.abc import Callable
-from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -17,35 +16,50 @@ import jax.numpy as jnp
 
 from fedavg_jax.contracts.model import Array
 from fedavg_jax.contracts.model import num_bytes
-
-Tree = Any
+from fedavg_jax.core.trees import PyTree
 
 
 class Aggregator(NamedTuple):
-  """Sums over the clients of a cohort, and what the server gets of them.
+  """Defines how the messages of a cohort become one aggregate.
 
   Attributes:
-    init: (shapes of one message, M) -> sums over nobody; all zero, so that the
-      sums of several devices can be added.
-    add: (sums, messages [L, ...], weights [L], positions [L] in the cohort) ->
-      sums. A client that does not count has the position M, behind the last
-      one, and a message of zeros.
-    result: (sums, weight) -> what `server_update` gets. The weight is that of
-      all clients that count, one where nobody was left out.
-    num_bytes: (shapes of one message, M) -> bytes of the sums.
+    init: (shapes of one message, M) -> sums over no client, all zeros; the sums
+      of several devices are added.
+    add: (sums, messages [L, ...], weights [L], positions in the cohort [L]) ->
+      sums. A client that does not count has position M, one past the last, and
+      a message of zeros.
+    result: (sums, weight) -> aggregate for `server_update`. The weight, [], is
+      the sum over the clients that count; 1 if all of the cohort do.
+    num_bytes: (shapes of one message, M) -> size of the sums, in bytes.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> message = jax.ShapeDtypeStruct((2,), jnp.float32)
+  >>> mean = fa.weighted_mean()
+  >>> mean.init(message, 3).shape, mean.num_bytes(message, 3)
+  ((2,), 8)
   """
 
-  init: Callable[[Tree, int], Tree]
-  add: Callable[[Tree, Tree, Array, Array], Tree]
-  result: Callable[[Tree, jax.Array], Tree]
-  num_bytes: Callable[[Tree, int], int]
+  init: Callable[[PyTree, int], PyTree]
+  add: Callable[[PyTree, PyTree, Array, Array], PyTree]
+  result: Callable[[PyTree, jax.Array], PyTree]
+  num_bytes: Callable[[PyTree, int], int]
 
 
 def weighted_mean() -> Aggregator:
-  """Makes the mean of the messages by weight, in float32.
+  """Builds the weighted mean of the messages, in float32.
 
   Returns:
-    An aggregator whose sums are as large as one message.
+    An aggregator whose sums have the shapes of one message.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> mean = fa.weighted_mean()
+  >>> sums = mean.init(jax.ShapeDtypeStruct((), jnp.float32), 2)
+  >>> sums = mean.add(
+  ...     sums, jnp.array([1.0, 5.0]), jnp.array([0.75, 0.25]), jnp.arange(2))
+  >>> float(mean.result(sums, jnp.ones(())))
+  2.0
   """
 
   def init(message, size):
@@ -67,34 +81,36 @@ def weighted_mean() -> Aggregator:
 
 
 class Gathered(NamedTuple):
-  """All messages of a cohort.
+  """Stores all messages of a cohort.
 
   Attributes:
-    messages: [M, ...], zeros where no message has come.
-    weights: [M] float32, which add up to one; 0 where no message has come.
+    messages: [M, ...] messages, zeros for clients without one.
+    weights: [M] float32 weights of the cohort's clients, 0 for clients without
+      a message.
   """
 
-  messages: Tree
+  messages: PyTree
   weights: jax.Array
 
 
-def gathered(rule: Callable[[Tree, jax.Array], Tree]) -> Aggregator:
-  """Makes what a rule computes of all messages, which are held side by side.
+def gathered(rule: Callable[[PyTree, jax.Array], PyTree]) -> Aggregator:
+  """Builds an aggregator that applies a rule to all messages of a cohort.
 
-  The memory of M messages is needed on every device: `Simulation` counts it
-  when it chooses lanes.
+  It needs the memory of M messages on every device, which the engine takes into
+  account when it chooses the number of lanes.
 
   Args:
-    rule: (messages [M, ...], weights [M]) -> aggregate. Of those from whom no
-      message came the weight is 0 and the message zeros.
+    rule: (messages [M, ...], weights [M]) -> aggregate. The weights sum to 1; a
+      client without a message has weight 0 and a message of zeros.
 
   Returns:
-    An aggregator, such as of a median; this one leaves nobody out:
+    An aggregator, such as a median, here of a cohort that reports completely:
 
   >>> import jax, jax.numpy as jnp
-  >>> def median(messages, weights):
+  >>> import fedavg_jax as fa
+  >>> def rule(messages, weights):
   ...   return jax.tree.map(lambda m: jnp.median(m, axis=0), messages)
-  >>> median = gathered(median)
+  >>> median = fa.gathered(rule)
   >>> sums = median.init(jax.ShapeDtypeStruct((), jnp.float32), 3)
   >>> sums = median.add(
   ...     sums, jnp.array([5.0, 1.0, 9.0]), jnp.full(3, 1 / 3), jnp.arange(3))
@@ -124,7 +140,7 @@ def gathered(rule: Callable[[Tree, jax.Array], Tree]) -> Aggregator:
 
 
 def exact_tensordot(weights: Array, stacked: jax.Array) -> jax.Array:
-  """[L] x [L, ...] -> [...], in float32 also where matrix units round more."""
+  """Contracts [L] with [L, ...] to [...]; float32 on matrix units too."""
   return jnp.tensordot(
     weights,
     stacked.astype(jnp.float32),

@@ -1,7 +1,7 @@
-"""Algorithms are traced before they are compiled: what a hook returns fits.
+"""Checks the return values of an algorithm's hooks before compilation.
 
-Each hook is called with shapes alone. What is wrong is one line that names the
-hook, what must come of it and what came.
+Each hook is traced with shapes only. An error is one line that names the hook,
+its return value and the expected one.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from fedavg_jax.contracts.model import Variables
 from fedavg_jax.contracts.model import num_bytes
 from fedavg_jax.contracts.model import split
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.trees import PyTree
 
 _REAL: Any = jax.ShapeDtypeStruct((), jnp.float32)
 _WHOLE: Any = jax.ShapeDtypeStruct((), jnp.int32)
@@ -30,11 +31,11 @@ _WHOLE: Any = jax.ShapeDtypeStruct((), jnp.int32)
 def check_algorithm(
   algorithm: Algorithm, variables: Params | Variables, cohort_size: int
 ) -> None:
-  """Raises InputError where a hook returns another tree than it must.
+  """Raises InputError where a hook returns an unexpected pytree.
 
   Args:
-    algorithm: any.
-    variables: of a model, or their shapes (`ShapeDtypeStruct`).
+    algorithm: the algorithm to check.
+    variables: the model's variables, or their shapes (`ShapeDtypeStruct`).
     cohort_size: M.
   """
   params, _ = split(variables)
@@ -43,7 +44,7 @@ def check_algorithm(
   for leaf in jax.tree.leaves(context.client_state):
     if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
       raise InputError(
-        f'algorithm.client_init: keeps {leaf.dtype}, must keep numbers'
+        f'algorithm.client_init: returns {leaf.dtype}, must return numbers'
       )
   updates, opt_state = _two(
     'client_optimizer.update', _update(algorithm), params, result
@@ -53,16 +54,16 @@ def check_algorithm(
     'client_optimizer.update', 'state', opt_state, result.optimizer_state
   )
   if algorithm.client_start is not None:
-    begun = jax.eval_shape(algorithm.client_start, context)
-    _must_match('client_start', 'params', begun, params)
+    start = jax.eval_shape(algorithm.client_start, context)
+    _must_match('client_start', 'params', start, params)
   output = _output(algorithm, result)
   _must_match('client_finish', 'state', output.state, context.client_state)
   message = output.message
   for leaf in jax.tree.leaves(message):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
       raise InputError(
-        f'algorithm.client_finish: sends {leaf.dtype}, of which there is no'
-        ' mean; must be floating-point arrays'
+        f'algorithm.client_finish: returns a message of {leaf.dtype}, must be'
+        ' floating-point arrays'
       )
   _check_info(output.info)
   _coded_bytes(algorithm, message)
@@ -94,15 +95,14 @@ def check_algorithm(
 
 
 class Traffic(NamedTuple):
-  """Bytes that a client receives and sends in a round.
+  """Counts the bytes that a client receives and sends in a round.
 
   Attributes:
-    down: the model, and what of the server's it looks at: of SCAFFOLD the
-      control variate, but no momentum.
-    up: its message as it is coded; in its own types where that depends on its
-      numbers, see `coded`.
-    coded: whether the bytes of a message depend on its numbers, and are known
-      once it is made.
+    down: bytes of the model and of the leaves of the server state that clients
+      read, such as SCAFFOLD's control variate, but not momentum.
+    up: bytes of the encoded message; of its arrays if `coded` is True.
+    coded: whether the size of a message depends on its values, so that it is
+      known only in the round.
   """
 
   down: int
@@ -116,9 +116,10 @@ def traffic(
   """Counts the bytes that a client receives and sends.
 
   Args:
-    algorithm: any.
-    variables: of a model, or their shapes.
-    state_of: as of `Model`; state that everybody has goes there and back.
+    algorithm: the algorithm to trace.
+    variables: the model's variables, or their shapes.
+    state_of: the `Model.state_of`; with 'everybody' a client also receives and
+      sends the state of the model.
   """
   params, state = split(variables)
   result = _result(algorithm, variables)
@@ -127,9 +128,9 @@ def traffic(
   def one_client(server, result):
     context = result.context._replace(server_state=server)
     result = result._replace(context=context)
-    begun = algorithm.client_start(context) if algorithm.client_start else ()
+    start = algorithm.client_start(context) if algorithm.client_start else ()
     updates, _ = _update(algorithm)(result.params, result)
-    return begun, updates, algorithm.client_finish(result).message
+    return start, updates, algorithm.client_finish(result).message
 
   program, shapes = jax.make_jaxpr(one_client, return_shape=True)(
     server, result
@@ -138,27 +139,29 @@ def traffic(
   used = {id(v) for eqn in traced.eqns for v in eqn.invars}
   used |= {id(v) for v in traced.outvars}
   leaves = jax.tree.leaves(server)
-  seen = [
+  read = [
     leaf
     for leaf, v in zip(leaves, traced.invars, strict=False)
     if id(v) in used
   ]
   coded = _coded_bytes(algorithm, message)
-  beside = num_bytes(state) if state_of == 'everybody' else 0
+  state_bytes = num_bytes(state) if state_of == 'everybody' else 0
   return Traffic(
-    down=num_bytes((params, seen)) + beside,
-    up=(num_bytes(message) if coded is None else coded) + beside,
+    down=num_bytes((params, read)) + state_bytes,
+    up=(num_bytes(message) if coded is None else coded) + state_bytes,
     coded=coded is None and algorithm.num_bytes is not None,
   )
 
 
-def message_shapes(algorithm: Algorithm, variables: Params | Variables) -> Any:
-  """Returns the shapes of what one client sends."""
+def message_shapes(
+  algorithm: Algorithm, variables: Params | Variables
+) -> PyTree:
+  """Returns the shapes of one client's message."""
   return _output(algorithm, _result(algorithm, variables)).message
 
 
 def _result(algorithm: Algorithm, variables: Params | Variables) -> Any:
-  """Returns the shapes of what `client_finish` gets."""
+  """Returns the shapes of the `ClientResult` that `client_finish` gets."""
   params, model_state = split(variables)
   optimizer = algorithm.client_optimizer
   context = ClientContext(
@@ -186,7 +189,7 @@ def _key() -> Any:
 
 
 def _update(algorithm: Algorithm) -> Callable:
-  """Returns (grads, result) -> an update of that client."""
+  """Returns (grads, result) -> (update, optimizer state) of ONE client."""
   optimizer = optax.with_extra_args_support(algorithm.client_optimizer)
 
   def update(grads, result):
@@ -202,7 +205,7 @@ def _update(algorithm: Algorithm) -> Callable:
 
 
 def _output(algorithm: Algorithm, result: Any) -> ClientOutput:
-  """Returns the shapes of what a client leaves."""
+  """Returns the shapes of what `client_finish` returns."""
   output = jax.eval_shape(algorithm.client_finish, result)
   if not isinstance(output, ClientOutput):
     raise InputError(
@@ -223,12 +226,12 @@ def _check_info(info: Any) -> None:
     if not isinstance(name, str) or shape != ():
       raise InputError(
         f'algorithm.client_finish: info[{name!r}] is {dtype}{shape}, must be'
-        ' one number under a name'
+        ' one number with a string as its key'
       )
 
 
 def _coded_bytes(algorithm: Algorithm, message: Any) -> int | None:
-  """Returns the bytes of a message where they do not depend on its numbers."""
+  """Returns the bytes of a message; None if they depend on its values."""
   if algorithm.num_bytes is None:
     return None
   found: list[Any] = []
@@ -264,18 +267,18 @@ def _describe(tree: Any) -> dict[str, str]:
 
 
 def _must_match(hook: str, what: str, got: Any, expected: Any) -> None:
-  """Raises InputError where a tree is not as it went in."""
+  """Raises InputError unless a tree has the leaves and structure of another."""
   got_leaves, wanted = _describe(got), _describe(expected)
   for path in [*wanted, *got_leaves]:
     if got_leaves.get(path) != wanted.get(path):
       raise InputError(
         f'algorithm.{hook}: returns {what}{path} ='
         f' {got_leaves.get(path, "nothing")}, must be'
-        f' {wanted.get(path, "nothing")}, as it went in'
+        f' {wanted.get(path, "nothing")}, as in the input'
       )
   form, wanted_form = jax.tree.structure(got), jax.tree.structure(expected)
   if form != wanted_form:
     raise InputError(
       f'algorithm.{hook}: returns {what} as {form}, must be {wanted_form}, as'
-      ' it went in'
+      ' in the input'
     )

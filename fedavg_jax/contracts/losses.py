@@ -1,14 +1,14 @@
-"""Losses: (outputs of the model, batch) -> one number per example, [B].
+"""Defines losses, (outputs of the model, batch) -> one number per row, [B].
 
-A label is a class, [B], or one per position of a sequence, [B, T], where
-`NO_LABEL` marks positions that have none. The loss of a sequence is the sum
-over its labels divided by T, full or not: every label weighs the same. It is on
-this scale that the losses and learning rates which McMahan et al. 2017 give for
-Shakespeare make sense (Figure 3: lines fill half of 80 positions, and its
-curves lie at half of what a character costs).
+Labels are classes, one per example, [B], or one per position of a sequence,
+[B, T], where `NO_LABEL` marks positions without a label. The loss of a sequence
+is the sum over its labels divided by T, even if some positions have none, so
+that every label has the same weight. The losses and learning rates that McMahan
+et al. 2017 report for Shakespeare fit this scale: in their Figure 3, lines fill
+half of 80 positions and the curves are at half the loss of a character.
 
-What a loss says of rows that are masked out does not count; one that compares
-rows with each other, such as a contrastive one, must not compare with those.
+The losses of masked rows do not count; a loss that compares rows with each
+other, such as a contrastive one, must not compare with masked rows.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,43 @@ import jax.numpy as jnp
 import optax
 
 from fedavg_jax.contracts.model import Batch
+from fedavg_jax.contracts.model import Params
 from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.trees import PyTree
 
-Loss = Callable[[Any, Batch], jax.Array]
+__all__ = [
+  'binary_cross_entropy',
+  'cross_entropy',
+  'Loss',
+  'of_examples',
+  'per_example_gradients',
+  'squared_error',
+]
+
+# (outputs of the model, batch) -> losses [B].
+Loss = Callable[[PyTree, Batch], jax.Array]
 
 
 def label_losses(logits: jax.Array, y: jax.Array) -> jax.Array:
-  """Cross entropy of every label: logits [..., V], y [...] -> [...].
+  """Computes the cross entropy of each label, in nats.
 
-  Zero where there is no label.
+  Args:
+    logits: [..., V] logits of V classes.
+    y: [...] int32 classes in [0, V - 1], or `NO_LABEL`.
+
+  Returns:
+    Losses [...], zero where there is no label.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> y = jnp.array([1, -1])
+  >>> losses = fa.losses.label_losses(jnp.zeros((2, 4)), y)
+  >>> losses.shape, float(losses[1])
+  ((2,), 0.0)
   """
   real = y != NO_LABEL
-  # Any valid label will do where there is none: it does not count.
+  # Class 0 replaces a missing label; its loss is masked below.
   losses = optax.losses.softmax_cross_entropy_with_integer_labels(
     logits, jnp.where(real, y, 0)
   )
@@ -39,22 +63,44 @@ def label_losses(logits: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def cross_entropy(outputs: jax.Array, batch: Batch) -> jax.Array:
-  """Computes that of a classifier: logits [B, ..., V], y [B, ...] -> [B].
+  """Computes the mean cross entropy of each row's labels, in nats.
 
+  Args:
+    outputs: [B, V] logits of V classes; [B, T, V] of sequences.
+    batch: the rows; y [B] or [B, T] has int32 classes, or `NO_LABEL`.
+
+  Returns:
+    Losses [B].
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
   >>> y = jnp.array([1])
-  >>> batch = Batch(x=y, y=y, mask=y > 0, size=jnp.int32(1))
-  >>> bool(jnp.isclose(cross_entropy(jnp.zeros((1, 2)), batch)[0], jnp.log(2)))
+  >>> batch = fa.Batch(x=y, y=y, mask=y > 0, size=jnp.int32(1))
+  >>> loss = fa.losses.cross_entropy(jnp.zeros((1, 2)), batch)
+  >>> bool(jnp.allclose(loss, jnp.log(2)))
   True
   """
   return _mean_of_example(label_losses(outputs, batch.y))
 
 
 def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
-  """Computes the mean of (outputs - y)^2: outputs and y [B, ...] -> [B].
+  """Computes the mean of (outputs - y)^2 over each row.
 
+  Args:
+    outputs: [B, ...] predictions.
+    batch: the rows; y has the shape of the outputs.
+
+  Returns:
+    Losses [B].
+
+  Raises:
+    InputError: outputs and y differ in shape.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
   >>> y = jnp.array([[3.0]])
-  >>> batch = Batch(x=y, y=y, mask=y[:, 0] > 0, size=jnp.int32(1))
-  >>> squared_error(jnp.array([[1.0]]), batch).tolist()
+  >>> batch = fa.Batch(x=y, y=y, mask=y[:, 0] > 0, size=jnp.int32(1))
+  >>> fa.losses.squared_error(jnp.array([[1.0]]), batch).tolist()
   [4.0]
   """
   check_alike('squared_error', outputs, batch.y)
@@ -62,11 +108,24 @@ def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
 
 
 def binary_cross_entropy(outputs: jax.Array, batch: Batch) -> jax.Array:
-  """Computes that of several labels: logits and y [B, C] in 0 .. 1 -> [B].
+  """Computes the mean binary cross entropy of each row's labels, in nats.
 
+  Args:
+    outputs: [B, C] logits, one for each of C independent labels.
+    batch: the rows; y [B, C] has probabilities of the labels, in [0, 1].
+
+  Returns:
+    Losses [B].
+
+  Raises:
+    InputError: outputs and y differ in shape.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
   >>> y = jnp.array([[1.0, 0.0]])
-  >>> batch = Batch(x=y, y=y, mask=y[:, 0] > 0, size=jnp.int32(1))
-  >>> bool(jnp.isclose(binary_cross_entropy(0 * y, batch)[0], jnp.log(2)))
+  >>> batch = fa.Batch(x=y, y=y, mask=y[:, 0] > 0, size=jnp.int32(1))
+  >>> loss = fa.losses.binary_cross_entropy(jnp.zeros((1, 2)), batch)
+  >>> bool(jnp.allclose(loss, jnp.log(2)))
   True
   """
   check_alike('binary_cross_entropy', outputs, batch.y)
@@ -74,15 +133,25 @@ def binary_cross_entropy(outputs: jax.Array, batch: Batch) -> jax.Array:
   return _mean_of_example(losses)
 
 
-def of_examples(apply: Callable, loss: Loss = cross_entropy) -> Callable:
-  """Makes (params, x [B, ...], y [B, ...]) -> losses [B] of a model.
+def of_examples(
+  apply: Callable[[Params, PyTree], PyTree], loss: Loss = cross_entropy
+) -> Callable[[Params, PyTree, PyTree], jax.Array]:
+  """Combines a model and a loss into one function of parameters and examples.
 
   Args:
-    apply: of a model.
-    loss: of its outputs.
+    apply: (params, x [B, ...]) -> outputs, such as a `Model.apply`.
+    loss: the loss of the outputs.
 
   Returns:
-    A function of examples that all count, as `build_reference_round` takes it.
+    A function (params, x [B, ...], y [B, ...]) -> losses [B] with all rows
+    unmasked, for `build_reference_round`.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> loss_fn = fa.losses.of_examples(lambda params, x: x @ params)
+  >>> y = jnp.zeros(4, jnp.int32)
+  >>> loss_fn(jnp.zeros((2, 3)), jnp.ones((4, 2)), y).shape
+  (4,)
   """
 
   def losses(params, x, y):
@@ -95,17 +164,28 @@ def of_examples(apply: Callable, loss: Loss = cross_entropy) -> Callable:
 
 
 def per_example_gradients(
-  loss_fn: Callable, params: Any, batch: Batch
-) -> tuple[jax.Array, Any]:
-  """Differentiates the loss of each example by itself.
+  loss_fn: Callable[[Params, Batch], jax.Array], params: Params, batch: Batch
+) -> tuple[jax.Array, Params]:
+  """Differentiates the loss of each row of a batch separately.
 
   Args:
-    loss_fn: (params, batch) -> losses [B], as `client_gradient` gets it.
-    params: of one client.
-    batch: of B examples.
+    loss_fn: (params, batch) -> losses [B], as `Algorithm.client_gradient`
+      receives it.
+    params: the parameters of one client.
+    batch: the B rows.
 
   Returns:
-    Losses [B] and gradients [B, ...]; both are zero where a row is masked out.
+    Losses [B] and gradients [B, ...], both zero in masked rows.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> batch = fa.Batch(
+  ...     x=jnp.ones((3, 2)), y=jnp.ones(3), mask=jnp.arange(3) < 2,
+  ...     size=jnp.int32(2))
+  >>> losses, gradients = fa.losses.per_example_gradients(
+  ...     lambda w, batch: (batch.x @ w - batch.y) ** 2, jnp.zeros(2), batch)
+  >>> losses.tolist(), gradients.shape
+  ([1.0, 1.0, 0.0], (3, 2))
   """
 
   def one(x, y, real):
@@ -121,17 +201,26 @@ def per_example_gradients(
 
 
 def check_alike(name: str, outputs: Any, y: jax.Array) -> None:
-  """Raises InputError where a model makes something of another shape than y.
+  """Raises InputError where outputs and targets differ in shape.
 
   Args:
-    name: of the loss or metric that would broadcast one to the other.
-    outputs: of the model.
-    y: targets.
+    name: the name of the loss or metric, which would else broadcast one to the
+      other.
+    outputs: the outputs of the model, [B, ...].
+    y: the targets, [B, ...].
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> try:
+  ...   fa.losses.check_alike('mine', jnp.zeros((4, 1)), jnp.zeros(4))
+  ... except fa.InputError as error:
+  ...   print(error)
+  mine: the model returns [1] per example, expected [], the targets' shape
   """
   if outputs.shape != y.shape:
     raise InputError(
-      f'{name}: the model makes {[*outputs.shape[1:]]} of an example, its'
-      f' targets are {[*y.shape[1:]]}; must be of one shape'
+      f'{name}: the model returns {[*outputs.shape[1:]]} per example, expected'
+      f" {[*y.shape[1:]]}, the targets' shape"
     )
 
 

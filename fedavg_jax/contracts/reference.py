@@ -1,9 +1,9 @@
-"""The same round in its plainest form: to read, to teach, to test against.
+"""Defines a round of FedAvg in its simplest form, to read and to test against.
 
-Every client of the cohort is padded to the largest one, `vmap` trains them all
-side by side, and a weighted mean makes the new model. This is Algorithm 1 of
-McMahan et al. 2017, with the weights taken over the cohort. The engine in
-`engine/compiled_round.py` computes the same without the padding, and faster.
+Every client of the cohort is padded to the size of the largest, `vmap` trains
+all of them in parallel, and their weighted mean is the new model. This is
+Algorithm 1 of McMahan et al. 2017, with weights over the cohort. The engine
+in `engine/compiled_round.py` computes the same without padding, and faster.
 
 Shape letters: M cohort, N examples of the largest client, T = E * ceil(N / B)
 steps, B examples of a step.
@@ -15,23 +15,39 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from fedavg_jax.contracts.model import Params
+from fedavg_jax.core.trees import PyTree
 
-def build_reference_round(loss_fn: Callable, learning_rate: float) -> Callable:
+
+def build_reference_round(
+  loss_fn: Callable[[Params, PyTree, PyTree], jax.Array], learning_rate: float
+) -> Callable[..., Params]:
   """Builds `reference_round(params, x, y, mask, batches) -> params`.
 
   Args:
-    loss_fn: (params, x [B, ...], y [B]) -> losses [B].
+    loss_fn: (params, x [B, ...], y [B, ...]) -> losses [B], such as that of
+      `fa.losses.of_examples`.
     learning_rate: eta of the clients' plain SGD.
 
   Returns:
-    A jitted function of the global model and of the cohort's padded data:
-    x [M, N, ...], y [M, N] and mask [M, N] from `client_data.stack`, batches
-    [M, T, B] from `Planner.padded_batches` (positions in 0 .. N - 1, -1 for
-    padding).
+    A jitted function of the global model and the cohort's padded data: x
+    [M, N, ...], y [M, N, ...] and mask [M, N] from `fa.stack`, and batches
+    [M, T, B] from `fa.engine.Planner.padded_batches`, the examples' positions
+    in [0, N - 1], or -1 for padding.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> loss_fn = fa.losses.of_examples(
+  ...     lambda w, x: w * x, fa.losses.squared_error)
+  >>> reference_round = fa.engine.build_reference_round(loss_fn, 0.5)
+  >>> ones = jnp.ones((2, 1, 1))  # Two clients with one example each.
+  >>> mask, batches = jnp.ones((2, 1), bool), jnp.zeros((2, 1, 1), jnp.int32)
+  >>> float(reference_round(jnp.zeros(()), ones, ones, mask, batches))
+  1.0
   """
 
   def client_update(params, x, y, batches):
-    """E local epochs of ONE client: x [N, ...], y [N], batches [T, B]."""
+    """Trains ONE client: x [N, ...], y [N, ...], batches [T, B]."""
 
     def step(params, batch):
       real = batch >= 0
@@ -40,7 +56,7 @@ def build_reference_round(loss_fn: Callable, learning_rate: float) -> Callable:
         losses = jnp.where(real, loss_fn(params, x[batch], y[batch]), 0.0)
         return losses.sum() / jnp.maximum(real.sum(dtype=losses.dtype), 1)
 
-      grads = jax.grad(mean_loss)(params)  # Zero where the batch is empty.
+      grads = jax.grad(mean_loss)(params)  # Zero if the batch is empty.
       return jax.tree.map(
         lambda w, g: w - learning_rate * g, params, grads
       ), None

@@ -1,4 +1,4 @@
-"""A task: a model, the loss that it learns by, the metrics of its tests."""
+"""Combines a model, its training loss and its test metrics into a task."""
 
 from collections.abc import Sequence
 import math
@@ -13,16 +13,17 @@ from fedavg_jax.contracts import metrics as metrics_lib
 from fedavg_jax.contracts.losses import Loss
 from fedavg_jax.contracts.metrics import Metric
 from fedavg_jax.contracts.model import Model
+from fedavg_jax.core.trees import PyTree
 
 
 class Task(NamedTuple):
-  """What is learned, and by what it is measured.
+  """Holds a model, its training loss and its test metrics.
 
   Attributes:
-    model: any.
-    loss: (outputs, batch) -> [B].
-    metrics: of tests. The first name of the first one is what targets, best
-      checkpoints and choices go by.
+    model: the model to train.
+    loss: (outputs, batch) -> losses [B].
+    metrics: the metrics of tests. The first result of the first one decides
+      when a target is reached and which checkpoint or setting is the best.
   """
 
   model: Model
@@ -31,20 +32,20 @@ class Task(NamedTuple):
 
   @property
   def classifies(self) -> bool:
-    """Whether targets are class numbers, as cross entropy needs them."""
+    """Returns whether targets are class numbers, which cross entropy needs."""
     return self.loss is losses.cross_entropy
 
   @property
   def never(self) -> float:
-    """What no test reaches, as `enough` has it."""
+    """Returns the threshold, as `enough` does, that no test reaches."""
     return -math.inf if self.metrics[0].lower_is_better else math.inf
 
   def enough(self, target: float, sums: 'Sums') -> float:
-    """Returns what the sums of a test must reach on the devices.
+    """Returns the threshold that the sums of a test must reach.
 
     Args:
-      target: of the first metric; 0 is none.
-      sums: of some test on the same examples.
+      target: the target of the first metric; 0 for none.
+      sums: the sums of some test on the same examples.
     """
     if not target:
       return self.never
@@ -52,11 +53,11 @@ class Task(NamedTuple):
     return found(target, sums.metrics[0]) if found else target
 
   def reached(self, sums: 'Sums', enough: jax.Array) -> jax.Array:
-    """Tells on the devices whether a test has reached a target.
+    """Returns whether a test has reached a threshold, on the devices.
 
     Args:
-      sums: of a test, of a sweep with a leading axis [G].
-      enough: of `enough`, [] float32.
+      sums: the sums of a test; with a leading axis [G] in a sweep.
+      enough: the threshold of `enough`, [] float32.
 
     Returns:
       Bool, [] or [G].
@@ -73,7 +74,7 @@ class Task(NamedTuple):
     return self.reaches(compared(sums.metrics[0]), enough)
 
   def reaches(self, value: Any, target: Any) -> Any:
-    """Tells whether a result of the first metric is the target, or better."""
+    """Returns whether a value of the first metric is the target, or better."""
     lower = self.metrics[0].lower_is_better
     return value <= target if lower else value >= target
 
@@ -83,13 +84,13 @@ def make_task(
   loss: Loss = losses.cross_entropy,
   metrics: Sequence[Metric] | None = None,
 ) -> Task:
-  """Makes a task.
+  """Builds a task.
 
   Args:
-    model: any.
-    loss: of its outputs.
-    metrics: None takes accuracy and loss with cross entropy, and the mean loss
-      with any other one.
+    model: the model to train.
+    loss: the training loss of the model's outputs.
+    metrics: the metrics of tests; None takes accuracy and loss with cross
+      entropy, and the mean loss with any other loss.
   """
   if metrics is None:
     metrics = (metrics_lib.mean_loss(loss),)
@@ -99,28 +100,28 @@ def make_task(
 
 
 class Sums(NamedTuple):
-  """What a test comes to: sums over its examples.
+  """Holds the sums of a test over its examples.
 
-  One of each, or with leading axes, such as [R] rounds or [K] clients.
+  Sums of several tests have leading axes, such as [R] rounds or [K] clients.
 
   Attributes:
-    metrics: of each metric of a task, what its rows add up to.
-    count: float32, labels that were tested, see `metrics.num_labels`.
+    metrics: the sum of the rows of each metric of a task.
+    count: float32, the number of tested labels; see `metrics.num_labels`.
   """
 
-  metrics: tuple[Any, ...]
+  metrics: tuple[PyTree, ...]
   count: Any
 
 
 def results(task: Task, sums: Sums) -> dict[str, Any]:
-  """Makes the results of a test of its sums, on the host, in float64.
+  """Computes the results of a test from its sums, on the host, in float64.
 
   Args:
-    task: whose metrics they are.
-    sums: with any leading axes.
+    task: the task, with the metrics.
+    sums: the sums, with any leading axes.
 
   Returns:
-    name -> number, an array where there are leading axes; NaN where nothing was
+    Numbers by name, arrays if there are leading axes; NaN where no label was
     tested.
   """
   sums = jax.tree.map(lambda array: np.asarray(array, np.float64), sums)

@@ -1,8 +1,8 @@
-"""Models, losses and metrics are tried on three examples before they compile.
+"""Checks models, losses and metrics on three rows before compilation.
 
-What is wrong is one line that names the function, what must come of it and what
-came. Functions of a person's own are also run on two batches that differ in a
-row that does not count: nothing that counts may depend on it.
+An error is one line that names the function, its return value and the expected
+one. User-defined functions also run on two batches that differ in a masked row,
+on which neither losses nor state may depend.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import first_lines
 
-_ROWS = 3  # Of a batch: two that count, and one that does not.
+_ROWS = 3  # A batch has two real rows and one that is masked.
 
 
 def check_task(
@@ -37,60 +37,60 @@ def check_task(
   y: Any,
   seed: int,
 ) -> None:
-  """Raises InputError where a function does not return what it must.
+  """Raises InputError where a function returns an unexpected value.
 
   Args:
-    task: to be trained.
-    algorithm: that trains it; what server and clients keep is in the context.
-    variables: of the model, or their shapes.
-    x: [n, ...] inputs, or a tree of them, of which the first two are read.
-    y: [n, ...] targets.
-    seed: of the run.
+    task: the task to check.
+    algorithm: the algorithm of the run; the context has its states.
+    variables: the model's variables, or their shapes.
+    x: [n, ...] inputs, or a pytree of them; the first two are used.
+    y: [n, ...] targets, or a pytree of them.
+    seed: the seed of the run.
   """
   few = [
     trees.map_arrays(np.asarray, trees.take(own, slice(2))) for own in (x, y)
   ]
-  first = _batch(*few, padding=0)
+  first = batch_of(*few)
 
   def train(variables, batch):
     return train_once(task, algorithm, variables, batch)
 
-  losses, state, like = _traced(
+  losses, new_state, old_state = _traced(
     'the model or the loss', train, variables, first
   )
   if not hasattr(losses, 'shape') or losses.shape != (_ROWS,):
     raise InputError(
-      f'loss: returns {describe_shapes(losses)} of a batch of {_ROWS} examples,'
-      f' must be one number each, [{_ROWS}]'
+      f'loss: returns {describe_shapes(losses)} for a batch of {_ROWS} rows,'
+      f' must be one number per row, [{_ROWS}]'
     )
   if not jnp.issubdtype(losses.dtype, jnp.floating):
     raise InputError(
       f'loss: returns {losses.dtype}, must be floating-point numbers'
     )
-  came, went_in = describe_shapes(state), describe_shapes(like)
-  if came != went_in:
+  got, expected = describe_shapes(new_state), describe_shapes(old_state)
+  if got != expected:
     raise InputError(
-      f'model {task.model.name!r}: train returns the state {came}, must be'
-      f' {went_in}, as it went in'
+      f'model {task.model.name!r}: train returns the state {got}, must be'
+      f' {expected}, as in the input'
     )
   _check_metrics(task, variables, first)
   if all(map(_is_ours, (task.model.apply, task.loss))) and (
     task.model.train is None
   ):
     return
-  # Outside jit: what draws weights is compiled once, here or for round 1.
+  # Outside jit, so that initialisation compiles only once, here or in round 1.
   weights = task.model.init(jax.random.key(seed))
   run = jax.jit(train)
   for here, there in zip(
     jax.tree.leaves(_of_real(run(weights, first))),
-    jax.tree.leaves(_of_real(run(weights, _batch(*few, padding=1)))),
+    jax.tree.leaves(_of_real(run(weights, batch_of(*few, padding=1)))),
     strict=True,
   ):
     if not np.allclose(here, there, rtol=1e-3, atol=1e-5, equal_nan=True):
       raise InputError(
         f'model {task.model.name!r}: the loss of an example, or the state,'
         ' depends on rows that batch.mask excludes; a model or a loss that'
-        ' looks at other rows of a batch must leave these out'
+        ' reads other rows of a batch must ignore these'
       )
 
 
@@ -100,10 +100,10 @@ def train_once(
   variables: Params | Variables,
   batch: Batch,
 ) -> tuple[jax.Array, Any, Any]:
-  """Runs the model and the loss as the first step of client 0 does.
+  """Computes the model and the loss as the first step of client 0 would.
 
   Returns:
-    Losses [B]; the state of the model after it, and the one before.
+    Losses [B], and the untrained state of the model after and before the step.
   """
   params, state = split(variables)
   client, number = jnp.int32(0), jnp.int32(1)
@@ -128,7 +128,7 @@ def train_once(
 def _check_metrics(
   task: Task, variables: Params | Variables, batch: Batch
 ) -> None:
-  """Raises InputError where metrics have no rows, no results or one name."""
+  """Raises InputError for invalid rows or results, or a duplicate name."""
   if not task.metrics:
     raise InputError('metrics: must hold at least one')
   outputs = _traced('the model', task.model.apply, variables, batch.x)
@@ -149,29 +149,36 @@ def _names(metric: Metric, name: str, outputs: Any, batch: Batch) -> list[str]:
   for leaf in jax.tree.leaves(rows):
     if not leaf.shape or leaf.shape[0] != _ROWS:
       raise InputError(
-        f'{name}.rows: returns {describe_shapes(rows)} of a batch of {_ROWS}'
-        f' examples, must have a row for each, [{_ROWS}, ...]'
+        f'{name}.rows: returns {describe_shapes(rows)} for a batch of'
+        f' {_ROWS} rows, must be [{_ROWS}, ...]'
       )
   sums = jax.tree.map(lambda leaf: np.ones(leaf.shape[1:]), rows)
   try:
     results = metric.result(sums)
-  except Exception as error:  # Of a person's own metric, anything.
+  except Exception as error:  # User code may raise anything.
     raise InputError(f'{name}.result: fails ({first_lines(error)})') from error
   if not isinstance(results, dict) or not results:
     raise InputError(
-      f'{name}.result: returns {results!r}, must return a number under a name'
+      f'{name}.result: returns {results!r}, must return a dictionary of'
+      ' numbers by name'
     )
   for key, value in results.items():
     if not isinstance(key, str) or np.shape(value) != ():
       raise InputError(
-        f'{name}.result: returns {key!r} = {value!r}, must be one number under'
-        ' a name'
+        f'{name}.result: returns {key!r} = {value!r}, must be one number with'
+        ' a string as its key'
       )
   return list(results)
 
 
-def _batch(x: Any, y: Any, *, padding: int) -> Batch:
-  """Makes a batch whose last row does not count, and is one of the others."""
+def batch_of(x: Any, y: Any, *, padding: int = 0) -> Batch:
+  """Makes a batch of three rows, the last of which is masked out.
+
+  Args:
+    x: [n, ...] inputs, or a pytree of them.
+    y: [n, ...] targets.
+    padding: the row that the last one repeats, 0 or 1.
+  """
   last = trees.num_rows(x) - 1
   rows = np.array([0, last, min(padding, last)])
   return Batch(
@@ -183,18 +190,18 @@ def _batch(x: Any, y: Any, *, padding: int) -> Batch:
 
 
 def _of_real(trained: tuple[jax.Array, Any, Any]) -> Any:
-  """Returns what may not depend on the last row."""
+  """Returns the real rows' losses and the state, free of the masked row."""
   losses, state, _ = trained
   return losses[:2], jax.tree.map(np.asarray, state)
 
 
 def _traced(what: str, fn: Callable, *args: Any) -> Any:
-  """Returns the shapes of what a function returns."""
+  """Traces a function and returns the shapes of its results."""
   try:
     return jax.eval_shape(fn, *args)
   except InputError:
     raise
-  except Exception as error:  # Of a person's own function, anything.
+  except Exception as error:  # User code may raise anything.
     raise InputError(
       f'{what}: fails on a batch ({first_lines(error)})'
     ) from error

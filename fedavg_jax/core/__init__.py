@@ -1,1 +1,1 @@
-"""What everything shares: errors, clients, files, options. NumPy only."""
+"""Holds what all folders share: errors, clients, files, options; no JAX."""

@@ -1,4 +1,4 @@
-"""The words that an option may be: one list for the config and for the code."""
+"""Lists the allowed words of options, once for configs and for Python."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ CONVOLUTIONS = ('auto', 'canonical', 'patches', 'lax')
 PRECISIONS = ('float32', 'bfloat16')
 
 LOSSES = ('cross_entropy', 'squared_error', 'binary_cross_entropy')
-# And top_1, top_2, ...
+# Also top_1, top_2, ...
 METRICS = ('accuracy', 'macro_f1', 'loss', 'perplexity', 'squared_error')
 
 ALGORITHMS = ('fedavg', 'fedprox', 'scaffold')
@@ -46,9 +46,9 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
   """Raises InputError unless the value of an option is one of its words.
 
   Args:
-    option: its name, as the caller knows it.
-    value: what it was given.
-    choices: all that it may be.
+    option: the name of the option, as the caller knows it.
+    value: the value to check.
+    choices: the allowed values.
   """
   if value not in choices:
     raise InputError(

@@ -1,5 +1,6 @@
-"""The clients' examples, back to back in two arrays, or trees of arrays."""
+"""Stores the examples of all clients contiguously, in two arrays or pytrees."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -12,50 +13,67 @@ from fedavg_jax.core import rules
 from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
+from fedavg_jax.core.trees import PyTree
 
-# At positions of a sequence that have no label.
+# Marks the positions of a sequence that have no label.
 NO_LABEL = -1
-# A stream of random numbers; planning.py has 1 and 2, sizes.py 4.
+# The number of a random stream; planning.py uses 1 and 2, sizes.py 4.
 _ORDER = 3
 
 
 class Examples(NamedTuple):
-  """Inputs and labels in their smallest dtypes.
+  """Holds n inputs and their labels, in their smallest dtypes.
 
-  Either may be a tree of arrays, dicts and tuples, with the same n: x for a
-  model that takes one, y for a loss of one's own.
+  Either may be a pytree of dicts, tuples and arrays with the same n: x for a
+  model that takes several inputs, y for a user-defined loss.
 
   Attributes:
-    x: [n, ...], uint8 pixels for images, int32 tokens [n, T] for sequences.
-    y: [n] int32 labels, of sequences [n, T], `NO_LABEL` where there is none; or
-      the targets of a loss of one's own.
+    x: [n, ...] inputs: uint8 pixels of images, int32 tokens [n, T] of
+      sequences.
+    y: [n] int32 labels; [n, T] for sequences, with `NO_LABEL` at positions that
+      have none; or the targets of a user-defined loss.
+
+  >>> import numpy as np
+  >>> import fedavg_jax as fa
+  >>> images = np.zeros((3, 28, 28, 1), np.uint8)
+  >>> examples = fa.Examples(x=images, y=np.array([0, 1, 1], np.int32))
+  >>> len(examples.x) == len(examples.y)
+  True
   """
 
-  x: Any
-  y: Any
+  x: PyTree
+  y: PyTree
 
 
 class Clients(NamedTuple):
-  """K clients' examples: client k holds rows offsets[k] : offsets[k + 1].
+  """Holds K clients' examples; rows offsets[k] : offsets[k + 1] are client k's.
 
   Attributes:
-    x: [n, ...] inputs, or a tree of such arrays.
-    y: [n] labels, or other targets.
-    offsets: [K + 1] int64, ascending from 0 to n.
+    x: [n, ...] inputs, or a pytree of such arrays.
+    y: [n, ...] labels or other targets, or a pytree of such arrays.
+    offsets: [K + 1] int64 row numbers, ascending from 0 to n.
+
+  >>> import numpy as np
+  >>> import fedavg_jax as fa
+  >>> clients = fa.Clients(np.zeros((3, 2)), np.arange(3), np.array([0, 2, 3]))
+  >>> clients.num_clients
+  2
+  >>> clients.num_examples.tolist()
+  [2, 1]
   """
 
-  x: Any
-  y: Any
+  x: PyTree
+  y: PyTree
   offsets: np.ndarray
 
   @property
   def num_clients(self) -> int:
-    """K."""
+    """Returns K."""
     return len(self.offsets) - 1
 
   @property
   def num_examples(self) -> np.ndarray:
-    """n_k of every client, [K]."""
+    """Returns n_k, the number of examples of each client, [K]."""
     return np.diff(self.offsets)
 
 
@@ -65,25 +83,39 @@ def build_clients(
   *,
   seed: int | None = None,
 ) -> Clients:
-  """Lays the examples of each part of a partition back to back.
+  """Groups examples by client, as a partition assigns them.
 
   Args:
-    examples: x [n, ...] real numbers, y [n, ...], or trees of them; see
-      `targets` for the type that y gets.
-    parts: the rows of client k, whole numbers from 0 to n - 1, as an array or a
-      list, maybe empty; of a dictionary, clients are its values in their order.
-      No row may occur twice.
-    seed: draws a new order of every client's examples, the one that a run of
-      the command with this seed trains on; None keeps the order of the parts.
+    examples: the real numbers x [n, ...] and y [n, ...], or pytrees of them;
+      see `targets` for the dtype that y gets.
+    parts: the row numbers of each client, integers in [0, n - 1], as arrays or
+      lists, which may be empty; or a dictionary whose values are such. No row
+      may occur twice; rows that do not occur are left out.
+    seed: the seed of a shuffle of each client's rows, the same shuffle as in a
+      run of the command with this seed; None preserves the order of `parts`.
+
+  Returns:
+    K = len(parts) clients.
 
   Raises:
-    InputError: a part holds something else, a row that there is not or one that
-      another part has; or x and y do not fit each other.
+    InputError: a part has values that are not row numbers of the examples, two
+      parts share a row, or x and y have different n.
 
-  >>> examples = Examples(np.zeros((3, 2), np.float32), np.array([0, 1, 1]))
-  >>> build_clients(examples, [[2], [], [0, 1]]).num_examples
-  array([1, 0, 2])
+  >>> import numpy as np
+  >>> import fedavg_jax as fa
+  >>> examples = fa.Examples(np.zeros((3, 2)), np.array([0, 1, 1]))
+  >>> fa.build_clients(examples, [[2], [], [0, 1]]).num_examples.tolist()
+  [1, 0, 2]
   """
+  if not isinstance(examples, Examples):
+    raise InputError(
+      f'examples: is {type(examples).__name__}, must be fa.Examples(x, y)'
+    )
+  if not isinstance(parts, (Iterable, Mapping)):
+    raise InputError(
+      f'parts: is {type(parts).__name__}, must have the row numbers of each'
+      ' client'
+    )
   x, y = exact.inputs(examples.x, 'x'), targets(examples.y, 'y')
   number = count_examples(Examples(x, y), 'examples')
   values = parts.values() if isinstance(parts, Mapping) else parts
@@ -103,11 +135,11 @@ def build_clients(
 
 
 def count_examples(examples: Examples, name: str) -> int:
-  """Counts examples; raises InputError where x and y have other numbers.
+  """Returns n; raises InputError where x and y differ in it.
 
   Args:
-    examples: x and y, or trees of them, each with an array.
-    name: what the message calls them.
+    examples: the inputs and labels; each pytree has at least one array.
+    name: the name of the examples in the message.
   """
   inputs, labels = map(trees.num_rows, examples)
   if inputs != labels:
@@ -116,22 +148,23 @@ def count_examples(examples: Examples, name: str) -> int:
 
 
 def check_offsets(offsets: Any, y: Any) -> np.ndarray:
-  """Returns where clients begin and end, [K + 1] int64.
+  """Returns the offsets of clients as int64, [K + 1].
 
   Args:
-    offsets: of `Clients`.
-    y: targets of their n examples, or a tree of them.
+    offsets: the `Clients.offsets` to check.
+    y: the targets of the n examples, an array or a pytree.
 
   Raises:
-    InputError: they do not ascend from 0 to n.
+    InputError: the offsets do not ascend from 0 to n.
   """
   found, number = np.asarray(offsets), trees.num_rows(y)
+  # Compared, not subtracted: differences of unsigned numbers wrap.
   if (
     found.ndim != 1
     or found.dtype.kind not in 'iu'
     or len(found) < 2
     or (found[0], found[-1]) != (0, number)
-    or (np.diff(found) < 0).any()
+    or (found[1:] < found[:-1]).any()
   ):
     raise InputError(
       f'clients.offsets: must be whole numbers that ascend from 0 to {number},'
@@ -141,33 +174,33 @@ def check_offsets(offsets: Any, y: Any) -> np.ndarray:
 
 
 def in_random_order(part: np.ndarray, seed: int, client: int) -> np.ndarray:
-  """Draws the order of a client's rows, [n_k], as a function of both."""
-  # Apart from the stream `seed` of the division, and those of planning.py;
-  # never a trailing zero, which a short seed is padded with.
+  """Shuffles a client's rows, [n_k]; depends on seed and client alone."""
+  # This stream differs from that of the partition, `seed`, and from those of
+  # planning.py. It never ends in a zero: NumPy pads short seeds with zeros.
   return np.random.default_rng([seed, _ORDER, client + 1]).permutation(part)
 
 
 def targets(y: Any, name: str) -> Any:
-  """Turns targets into types that JAX holds, the same for clients and tests.
+  """Converts targets to dtypes of JAX, the same for clients and tests.
 
-  Integers and booleans become int32, whatever their type; real numbers and the
-  arrays of a tree as `exact.inputs` has them. Which values may be labels only
-  the loss knows.
+  Integers of any dtype become int32, booleans stay; `exact.inputs` converts
+  real numbers and the arrays of a pytree. Which values are valid labels depends
+  on the loss and is not checked here.
 
   Args:
-    y: [n, ...] numbers, or a tree of such arrays.
-    name: what the message calls them.
+    y: [n, ...] numbers, or a pytree of such arrays.
+    name: the name of the targets in messages.
 
   Raises:
-    InputError: as `exact.inputs`.
+    InputError: `exact.inputs` rejects them.
 
-  >>> targets(np.array([[True, False]]), 'y')
-  array([[1, 0]], dtype=int32)
+  >>> targets(np.array([[3, -1]], np.int8), 'y')
+  array([[ 3, -1]], dtype=int32)
   """
   y = exact.inputs(y, name)
   if trees.is_tree(y) or isinstance(y, RowsOnDisk) or y.dtype == np.int32:
     return y
-  if y.dtype.kind not in 'iub':
+  if y.dtype.kind not in 'iu':
     return y
   return exact.whole_numbers(y, name, least=-(2**31))
 
@@ -201,12 +234,12 @@ def _check_once(parts: Sequence[np.ndarray], num_examples: int) -> None:
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-  """Examples of several, one behind another."""
+  """Returns the examples of several parts, concatenated."""
   return Examples(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def first(clients: Clients, number: int) -> Clients:
-  """The first clients of a population, their labels in memory."""
+  """Returns the first clients of a population, with labels in memory."""
   offsets = clients.offsets[: number + 1]
   stop = int(offsets[-1])
   return Clients(
@@ -217,15 +250,25 @@ def first(clients: Clients, number: int) -> Clients:
 
 
 def stack(clients: Clients, ids: Sequence[int]) -> tuple[np.ndarray, ...]:
-  """Some clients as padded arrays, for reading and for `reference.py`.
+  """Returns some clients' examples as padded arrays.
+
+  `fa.engine.build_reference_round` takes its data in this form.
 
   Args:
     clients: the population.
     ids: m client numbers.
 
   Returns:
-    x [m, N, ...], y [m, N, ...] and mask [m, N], where N is the largest of them
-    and mask is True on real examples; padding is zero.
+    x [m, N, ...], y [m, N, ...] and mask [m, N], where N is the number of
+    examples of the largest of these clients; mask is True on real examples,
+    and padding is zero.
+
+  >>> import numpy as np
+  >>> import fedavg_jax as fa
+  >>> clients = fa.Clients(np.zeros((3, 2)), np.arange(3), np.array([0, 2, 3]))
+  >>> x, y, mask = fa.stack(clients, [1, 0])
+  >>> x.shape, y.tolist(), mask.tolist()
+  ((2, 2, 2), [[2, 0], [0, 1]], [[True, False], [True, True]])
   """
   sizes = clients.num_examples[list(ids)]
   mask = np.arange(sizes.max()) < sizes[:, None]

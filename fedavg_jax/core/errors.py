@@ -1,27 +1,37 @@
-"""Exceptions for what a user can fix; each message is one line."""
+"""Defines the exceptions of the package; each message is one line."""
 
 
 def describe(error: OSError) -> str:
-  """What the system says, and of which file where it says that."""
+  """Returns the reason of a system error, after the file's name if known."""
   what = f'{error.filename}: ' if error.filename else ''
   return f'{what}{error.strerror or error}'
 
 
 def first_lines(error: Exception) -> str:
-  """Returns the first lines of what was raised, of which flax writes many."""
+  """Returns the first two lines of a message, at most 200 characters."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return ' '.join(lines[:2])[:200] or type(error).__name__
 
 
 class InputError(ValueError):
-  """A bad config, file or data set: the message names what, where, the rule."""
+  """Reports invalid input that the user can fix: a config, a file, data.
+
+  The message is one line that names the key, its value and the broken rule.
+
+  >>> import fedavg_jax as fa
+  >>> try:
+  ...   fa.proximal(mu=-1.0)
+  ... except fa.InputError as error:
+  ...   print(error)
+  mu = -1.0: must be in [0, 1e+30]
+  """
 
 
 class AgreedError(InputError):
-  """What is wrong on one of several processes, reported by each of them.
+  """Reports an error of one process on every process of a run.
 
   Attributes:
-    machine: whether a machine could not do what was asked.
+    machine: whether the cause is a machine, such as its disk, not the input.
   """
 
   def __init__(self, message: str, *, machine: bool = False):
@@ -30,18 +40,25 @@ class AgreedError(InputError):
 
 
 class DivergedError(FloatingPointError):
-  """Training left the finite numbers; the message names the round and cause."""
+  """Reports that training diverged, to NaN or infinity.
+
+  The message names the round and what to change.
+
+  >>> import fedavg_jax as fa
+  >>> issubclass(fa.DivergedError, FloatingPointError)
+  True
+  """
 
 
 class LostError(Exception):
-  """Another of several processes has ended, or does not answer."""
+  """Reports that another process of the run has ended or does not answer."""
 
 
 class StoppedError(Exception):
-  """A signal has asked for an end; the message says what is kept.
+  """Reports that a signal stopped the run; the message names what was saved.
 
   Attributes:
-    signum: the signal.
+    signum: the number of the signal.
   """
 
   def __init__(self, message: str, *, signum: int):

@@ -1,8 +1,8 @@
-"""Numbers from outside arrive exactly, or are refused in one line.
+"""Converts external numbers to dtypes of JAX exactly, or raises InputError.
 
-Labels, row numbers and inputs of any NumPy dtype enter here and nowhere else: a
-value is checked before it is cast, because a cast wraps, cuts and rounds
-without a word.
+Labels, row numbers and inputs of any NumPy dtype enter here and nowhere else:
+values are checked before they are cast, because a cast silently wraps,
+truncates and rounds.
 """
 
 from typing import Any
@@ -11,10 +11,11 @@ import numpy as np
 
 from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import first_lines
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
 
 _MOST = 2**31 - 1
-# Types that JAX holds as they are; NumPy does not know the kind of bfloat16.
+# Dtypes that JAX stores unchanged; V2 is how NumPy describes bfloat16.
 _SMALL = ('b1', 'i1', 'i2', 'i4', 'u1', 'u2', 'u4', 'f2', 'f4', 'V2')
 
 
@@ -26,24 +27,24 @@ def class_numbers(
   ndim: int = 1,
   least: int = 0,
 ) -> np.ndarray:
-  """Turns class numbers into int32; every value stays what it is.
+  """Converts class numbers to int32 and preserves every value.
 
   Args:
-    y: whole numbers of any NumPy dtype, floating ones included; an array of
-      int32 is returned as it is.
-    name: what the message calls them.
-    num_classes: they must be below it; None allows all that int32 can hold.
-    ndim: axes they must have, 1 for [n] and 2 for the positions of sequences.
-    least: the smallest that is allowed, -1 where a position may have no label.
+    y: integers of any NumPy dtype, floating-point ones included; an array of
+      int32 is returned unchanged.
+    name: the name of the numbers in messages.
+    num_classes: the number that all must be below; None allows any int32.
+    ndim: the number of axes, 1 for [n] and 2 for positions of sequences [n, T].
+    least: the smallest allowed number, -1 where a position may have no label.
 
   Raises:
-    InputError: another shape, a value with a fraction, or one that is
-      out of range.
+    InputError: the shape is wrong, or a value is not an integer or is out of
+      range.
 
   >>> class_numbers(np.array([0, 255], np.uint8), 'y')
   array([  0, 255], dtype=int32)
   """
-  if isinstance(y, RowsOnDisk):  # Checked when it was converted.
+  if isinstance(y, RowsOnDisk):  # Its rows were checked in the conversion.
     if y.ndim != ndim or y.dtype != np.int32:
       raise InputError(f'{name}: must be int32 with {ndim} axes')
     _in_range(y, name, num_classes, least)
@@ -61,7 +62,7 @@ def class_numbers(
 def whole_numbers(
   values: Any, name: str, *, num_classes: int | None = None, least: int = 0
 ) -> np.ndarray:
-  """Turns whole numbers of any shape into int32; as `class_numbers`."""
+  """Converts integers of any shape to int32; see `class_numbers`."""
   values = array(values, name)
   if values.dtype.kind not in 'biuf':
     raise InputError(f'{name}: is {values.dtype}, must be whole numbers')
@@ -79,7 +80,7 @@ def whole_numbers(
 
 
 def are_whole(values: np.ndarray) -> bool:
-  """Tells whether real numbers are whole, as class numbers are."""
+  """Returns whether all of some real numbers are integers."""
   return values.dtype.kind != 'f' or not _not_whole(np.asarray(values)).any()
 
 
@@ -91,18 +92,18 @@ def _not_whole(values: np.ndarray) -> np.ndarray:
 
 
 def inputs(x: Any, name: str) -> Any:
-  """Turns inputs into types that JAX holds; every value stays what it is.
+  """Converts inputs to dtypes of JAX and preserves every integer.
 
-  Integers of 64 bits become int32, floating-point numbers of 64 bits the
-  nearest float32; smaller types stay. What is on disk must have a smaller type.
+  Wider integers become int32, and wider floating-point numbers the nearest
+  float32; narrower dtypes, and rows on disk, are returned unchanged.
 
   Args:
-    x: [n, ...] real numbers, or a tree of such arrays with the same n.
-    name: what the message calls them.
+    x: [n, ...] real numbers, or a pytree of such arrays with the same n.
+    name: the name of the inputs in messages.
 
   Raises:
-    InputError: they have no rows axis or other rows, are no real numbers, or
-      are too large for the type they would become.
+    InputError: the inputs have no rows axis, differ in n, are not real
+      numbers, or are too large for the new dtype.
   """
   if not trees.is_tree(x):
     return _input(x, name)
@@ -116,13 +117,13 @@ def inputs(x: Any, name: str) -> Any:
 
 
 def _input(x: Any, name: str) -> np.ndarray:
-  """Does for one array what `inputs` does."""
+  """Converts one array; see `inputs`."""
   if isinstance(x, RowsOnDisk):
     return x  # pyrefly: ignore[bad-return]
   x = array(x, name)
   if not x.ndim:
     raise InputError(f'{name}: is a single number, must have rows, [n, ...]')
-  if not x.dtype.isnative:  # Of another machine's byte order.
+  if not x.dtype.isnative:  # The byte order is that of another machine.
     x = x.astype(x.dtype.newbyteorder('='))
   if f'{x.dtype.kind}{x.dtype.itemsize}' in _SMALL and _is_number(x.dtype):
     return x
@@ -147,15 +148,15 @@ def _is_number(dtype: np.dtype) -> bool:
 
 
 def array(values: Any, name: str) -> np.ndarray:
-  """Turns lists, or another library's arrays, into one of NumPy's.
+  """Converts lists, or arrays of another library, to an array of NumPy.
 
   Args:
-    values: of any kind.
-    name: what the message calls them.
+    values: a list, a number or an array.
+    name: the name of the values in messages.
 
   Raises:
-    InputError: they are a tree, or may be one; their lengths differ; or some of
-      them are masked: what lies behind a mask is not a value.
+    InputError: the values are a pytree or a tuple that could be one, are lists
+      of different lengths, or have masked elements, which are not values.
   """
   if trees.is_tree(values):
     kind = type(values).__name__
@@ -173,10 +174,9 @@ def array(values: Any, name: str) -> np.ndarray:
     )
   try:
     return np.asarray(values)
-  except (ValueError, TypeError, OverflowError) as error:  # Ragged lists.
-    reason = str(error).splitlines()[0][:100]
+  except Exception as error:  # Ragged lists; arrays of another library.
     raise InputError(
-      f'{name}: must be an array of numbers ({reason})'
+      f'{name}: must be an array of numbers ({first_lines(error)})'
     ) from error
 
 
@@ -188,12 +188,12 @@ def _in_range(
   # Python compares whole numbers of any size; NumPy would cast them first.
   if int(low) < least or int(high) > most:
     raise InputError(
-      f'{name}: holds {_short(low)} to {_short(high)}, must lie in {least} ..'
-      f' {most}'
+      f'{name}: holds {_short(low)} to {_short(high)}, must be in'
+      f' [{least}, {most}]'
     )
 
 
 def _short(value: Any) -> str:
-  """Writes a whole number; of one with hundreds of digits the size."""
+  """Formats an integer; one of 25 digits or more as a float."""
   digits = str(int(value))
   return digits if len(digits) < 25 else f'{value:g}'

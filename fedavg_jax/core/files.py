@@ -1,4 +1,4 @@
-"""Files that are never half written, and files that cannot be read now."""
+"""Writes files atomically and classifies errors of the machine."""
 
 from collections.abc import Iterator
 import contextlib
@@ -8,7 +8,7 @@ import pathlib
 
 from fedavg_jax.core.errors import InputError
 
-# A disk, a network or a limit of the system: the file itself may be good.
+# Errors of a disk, a network or a limit of the system; the file may be valid.
 _MACHINE = frozenset(
   (
     *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM),
@@ -20,17 +20,17 @@ _MACHINE = frozenset(
 
 
 def is_of_machine(error: BaseException) -> bool:
-  """Tells whether another attempt may succeed with the same files.
+  """Returns whether another attempt may succeed with the same files.
 
-  Such an error is nobody's input: it ends with exit code 1, and what was done
-  before it stays.
+  Such an error is not an InputError: the command exits with code 1 and
+  preserves its work up to then.
   """
   return isinstance(error, OSError) and error.errno in _MACHINE
 
 
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path to write to, which gets its name once it is complete."""
+  """Yields a temporary path; renames it to `path` after the block succeeds."""
   part = path.with_name(part_name(path.name))
   try:
     yield part
@@ -41,10 +41,10 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_write_new(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path to write a new file to, which replaces no existing one.
+  """Yields a temporary path; renames it to `path`, which must not exist.
 
   Raises:
-    InputError: another process has made such a file meanwhile; it stays.
+    InputError: another process has created `path` meanwhile; its file stays.
   """
   part = path.with_name(part_name(f'{os.getpid()}{path.suffix}'))
   try:
@@ -53,24 +53,24 @@ def atomic_write_new(path: pathlib.Path) -> Iterator[pathlib.Path]:
       os.link(part, path)
     except FileExistsError:
       raise
-    except OSError:  # A file system without links: a name is taken first.
+    except OSError:  # A file system without links: create the name first.
       path.open('xb').close()
       os.replace(part, path)
   except FileExistsError:
     raise InputError(
-      f'{path}: another process has made it meanwhile; choose a new file,'
-      ' existing ones are never overwritten'
+      f'{path}: was created by another process; choose a new path; existing'
+      ' files are never overwritten'
     ) from None
   finally:
     part.unlink(missing_ok=True)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that gets its name once it is complete."""
+  """Writes a text file atomically, in UTF-8."""
   with atomic_write(path) as part:
     part.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def part_name(name: str) -> str:
-  """Returns the name of a file while it is written, with its ending."""
+  """Returns the name of a file while it is written; the suffix stays."""
   return f'.part.{name}'

@@ -1,4 +1,4 @@
-"""What a folder holds that a person put there, and a folder that is held."""
+"""Lists the data files of folders and detects folders that were replaced."""
 
 from collections.abc import Sequence
 import os
@@ -8,7 +8,7 @@ import unicodedata
 
 from fedavg_jax.core.errors import InputError
 
-# What systems, editors and archives leave beside data; and all hidden names.
+# Files that systems, editors and archives add; hidden names are others.
 _NOT_DATA = frozenset(
   {
     '__MACOSX',
@@ -29,14 +29,14 @@ _LOWER = frozenset(name.lower() for name in _NOT_DATA)
 
 
 def entries(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Lists what a folder holds, in natural order, and nothing of the system's.
+  """Lists the entries of a folder that are data, in natural order.
 
   Hidden entries, resource forks, thumbnails and indexes of operating systems
-  are left out. Numbers in names count as numbers: `client2` comes before
-  `client10`. A folder that does not exist holds nothing.
+  are left out. Numbers in names sort as numbers: `client2` precedes `client10`.
+  A folder that does not exist has no entries.
 
   Raises:
-    InputError: it cannot be listed.
+    InputError: the folder cannot be listed.
   """
   try:
     found = list(folder.iterdir()) if folder.is_dir() else []
@@ -48,11 +48,11 @@ def entries(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def find_file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-  """Finds a file, if need be by its name in other capitals.
+  """Finds a file by its exact name, or else by its name in any case.
 
   Args:
-    folder: where it is.
-    name: of the file, below the folder.
+    folder: the folder that `name` is relative to.
+    name: the path of the file below the folder.
   """
   path = folder / name
   if path.is_file():
@@ -64,37 +64,37 @@ def find_file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def is_data(path: pathlib.Path) -> bool:
-  """Tells whether a name is one that a person gives to data."""
+  """Returns whether an entry is data, not a file of the system, by its name."""
   return not path.name.startswith('.') and path.name.lower() not in _LOWER
 
 
 def natural(name: str) -> tuple:
-  """Makes a key that sorts names as people do.
+  """Returns a key that sorts numbers in names as numbers.
 
   >>> sorted(['b10', 'b9', 'a'], key=natural)
   ['a', 'b9', 'b10']
   """
   parts = re.split(r'(\d+)', name)
-  # Texts at even places, numbers at odd ones; of 01 and 1 the text decides.
+  # Texts have even places, numbers odd ones; the name sorts 01 before 1.
   return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
 
 
 def check_names(
   names: Sequence[str], what: str, shown: Sequence[str] | None = None
 ) -> None:
-  """Raises InputError where two names are one to a reader.
+  """Raises InputError where two names read the same.
 
   Args:
-    names: of clients, say.
-    what: what the message calls them.
-    shown: what the message calls each, where that is another, such as its file.
+    names: the names to compare, such as those of clients.
+    what: the name of all of them in the message.
+    shown: the name of each in the message, such as its file; None is `names`.
   """
   seen: dict[str, tuple[str, str]] = {}
   for name, own in zip(names, shown or names, strict=True):
     plain = unicodedata.normalize('NFC', name)
     if plain in seen:
       before, other = seen[plain]
-      # Two spellings in Unicode look alike; their numbers do not.
+      # Two spellings in Unicode look alike; their code points do not.
       write = repr if before == name else ascii
       raise InputError(
         f'{what}: {write(other):.80} and {write(own):.80} are one name; must be'
@@ -104,26 +104,26 @@ def check_names(
 
 
 class HeldFile:
-  """A file that is open here, and must stay the one that its path names.
+  """Keeps a file open, to detect that its path names another one.
 
-  Whoever deletes a folder and makes another under its name has another file
-  there; nothing of ours may be written beside it.
+  When a folder is deleted and created anew under the same name, the path leads
+  to another file; nothing may be written to that folder.
   """
 
   def __init__(self, path: pathlib.Path, what: str):
-    """Remembers which file a path names.
+    """Opens a file and records its identity.
 
     Args:
-      path: of a file that exists.
-      what: what the message calls its folder.
+      path: the path of an existing file.
+      what: the name of its folder in the message.
     """
     self._path, self._what = path, what
-    # Open, so that its number is nobody else's.
+    # While the file is open, no other file gets its inode number.
     self._file = os.open(path, os.O_RDONLY)
     self._identity = _identity(os.fstat(self._file))
 
   def check(self) -> None:
-    """Raises InputError where the path names another file, or none."""
+    """Raises InputError unless the path still names the same file."""
     try:
       found = _identity(os.stat(self._path))
     except OSError:

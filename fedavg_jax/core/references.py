@@ -1,7 +1,8 @@
-"""Functions of a person's own, named as `module:function`.
+"""Loads user-defined functions, which a config names as `module:function`.
 
-The module is imported, which runs it: a name is code, as a config file is. What
-was given to `train` as an object has a name too, by which nothing is imported.
+Loading imports the module, which runs its code: such a name is to be trusted
+like code. An object that was passed to `train` has a name too, with a prefix;
+such a name is never imported.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ _REFERENCE = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_]\w*')
 
 
 def is_reference(text: Any) -> bool:
-  """Tells whether a text names a function of a module.
+  """Returns whether a text has the form `module:function`.
 
   >>> is_reference('my_models:build'), is_reference('cnn')
   (True, False)
@@ -26,12 +27,12 @@ def is_reference(text: Any) -> bool:
 
 
 def from_python(name: str) -> str:
-  """Returns what a config has for an object that was given from Python."""
+  """Returns the text in a config for an object that Python code passed."""
   return _FROM_PYTHON + name
 
 
 def is_from_python(text: Any) -> bool:
-  """Tells whether a config's text is that of an object from Python.
+  """Returns whether a text of a config is one of `from_python`.
 
   >>> is_from_python(from_python('mine.build')), is_from_python('mine:build')
   (True, False)
@@ -40,7 +41,7 @@ def is_from_python(text: Any) -> bool:
 
 
 def short(text: str) -> str:
-  """Returns a name as titles have it, wherever what it names is from."""
+  """Returns a name for titles: a text of a config without the prefix."""
   return text.removeprefix(_FROM_PYTHON)
 
 
@@ -48,18 +49,19 @@ def load(text: str, name: str) -> Callable[..., Any]:
   """Imports the module of a reference and returns its function.
 
   Args:
-    text: `module:function`; the module is looked for in the working folder too.
-    name: of the option, with what the message begins.
+    text: a `module:function`; the working folder is searched for the module
+      too.
+    name: the name of the option in messages.
 
   Raises:
-    InputError: there is no such function, or importing the module fails.
+    InputError: the module cannot be imported or has no such function.
   """
   module, _, function = text.partition(':')
-  if '' not in sys.path:  # As python itself would find a script's neighbours.
+  if '' not in sys.path:  # The working folder, as for `python -c`.
     sys.path.insert(0, '')
   try:
     found = getattr(importlib.import_module(module), function)
-  except (Exception, SystemExit) as error:  # Of a person's module, anything.
+  except (Exception, SystemExit) as error:  # User code may raise anything.
     raise InputError(
       f'{name}: must be module:function ({reason(error)})'
     ) from error
@@ -71,6 +73,6 @@ def load(text: str, name: str) -> Callable[..., Any]:
 
 
 def reason(error: BaseException) -> str:
-  """Returns the first line of what was raised, with its type."""
+  """Returns the type and the first line of an exception."""
   text = f'{type(error).__name__}: {error}'.strip()
   return text.splitlines()[0][:120]

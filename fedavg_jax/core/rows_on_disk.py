@@ -1,4 +1,4 @@
-"""What the engine asks of examples that stay on a disk, in whatever format."""
+"""Defines the contract between the engine and examples that stay on disk."""
 
 import abc
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 class RowsOnDisk(abc.ABC):
-  """An array whose rows are read when they are sliced.
+  """Reads rows of an array from disk when they are sliced.
 
   Attributes:
-    shape: [n, ...].
-    dtype: of its values.
-    nbytes: of all rows.
+    shape: the array's shape, [n, ...].
+    dtype: the dtype of its values.
+    nbytes: the size of all rows, in bytes.
   """
 
   shape: tuple[int, ...]
@@ -23,21 +23,21 @@ class RowsOnDisk(abc.ABC):
 
   @property
   def ndim(self) -> int:
-    """Axes, that of the rows included."""
+    """Returns the number of axes, that of the rows included."""
     return len(self.shape)
 
   @abc.abstractmethod
   def __getitem__(self, rows: slice) -> np.ndarray:
-    """Reads rows first:stop."""
+    """Reads the rows of a slice `first:stop`, [stop - first, ...]."""
 
   @abc.abstractmethod
   def expect(self, first: int, stop: int) -> None:
-    """Tells the system, where it listens, that rows will be read soon."""
+    """Advises the system, if it supports that, to read rows first:stop soon."""
 
   @abc.abstractmethod
   def min(self) -> int:
-    """The lowest value, without reading."""
+    """Returns the lowest value without reading rows."""
 
   @abc.abstractmethod
   def max(self) -> int:
-    """The highest value, without reading."""
+    """Returns the highest value without reading rows."""

@@ -1,6 +1,6 @@
-"""Rules that a single number must keep, one line each where it does not.
+"""Checks single numbers; each check raises InputError with one line.
 
-The command and the Python surface refuse the same values, in the same words.
+The command and the Python API reject the same values with the same messages.
 """
 
 import math
@@ -12,21 +12,21 @@ import numpy as np
 from fedavg_jax.core.errors import InputError
 
 MOST = 2**31 - 1
-# Wide, and well inside the normal numbers of float32.
+# A wide range, well within the normal numbers of float32.
 SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30
 
 
 def check_whole(name: str, value: Any, low: int, high: int = MOST) -> int:
-  """Returns a whole number between two, both included.
+  """Returns an integer in [low, high], as an int.
 
   Args:
-    name: what the message calls it.
+    name: the name of the number in the message.
     value: an int, or an integer of NumPy.
-    low: the smallest that is allowed.
-    high: the largest.
+    low: the smallest allowed value.
+    high: the largest allowed value.
 
   Raises:
-    InputError: it is not whole, or out of range.
+    InputError: the value is not an integer, or is out of range.
   """
   if isinstance(value, bool) or not isinstance(value, numbers.Integral):
     raise InputError(f'{name} = {value!r}: must be a whole number')
@@ -42,7 +42,7 @@ def check_whole(name: str, value: Any, low: int, high: int = MOST) -> int:
 
 
 def check_seed(value: Any) -> int:
-  """Returns a seed; whole, from 0 to 2**31 - 1, as all parts of JAX take it.
+  """Returns a seed, an integer in [0, 2**31 - 1], which all of JAX accepts.
 
   >>> check_seed(7)
   7
@@ -51,22 +51,22 @@ def check_seed(value: Any) -> int:
 
 
 def is_traced(value: Any) -> bool:
-  """Tells whether a value is an array of JAX, known on the device alone."""
+  """Returns whether a value is an array of JAX, on a device or traced."""
   return hasattr(value, 'aval') and not isinstance(value, np.generic)
 
 
 def check_real(name: str, value: Any, low: float, high: float) -> None:
-  """Makes sure that a number lies between two, both included.
+  """Checks that a number is in [low, high].
 
   Args:
-    name: what the message calls it.
-    value: a number; arrays of JAX, such as the values of a sweep under a trace,
-      are not checked.
-    low: the smallest that is allowed.
-    high: the largest.
+    name: the name of the number in the message.
+    value: a number; arrays of JAX, such as the traced values of a sweep, are
+      not checked.
+    low: the smallest allowed value.
+    high: the largest allowed value.
 
   Raises:
-    InputError: it is no number, not finite, or out of range.
+    InputError: the value is not a number, not finite, or out of range.
 
   >>> check_real('alpha', 0.5, 0, 1)
   """
@@ -76,7 +76,7 @@ def check_real(name: str, value: Any, low: float, high: float) -> None:
     raise InputError(f'{name} = {value!r}: must be a number')
   try:
     number = float(value)
-  except OverflowError:  # Of a whole number.
+  except OverflowError:  # An integer beyond the range of float.
     number = math.inf
   if not math.isfinite(number):
     text = repr(value) if isinstance(value, float) else f'{number}'
@@ -86,19 +86,19 @@ def check_real(name: str, value: Any, low: float, high: float) -> None:
 
 
 def check_positive(name: str, value: Any, high: float) -> None:
-  """Makes sure that a number lies above 0, and is at most `high`."""
+  """Checks that a number is in (0, high]."""
   check_real(name, value, 0, high)
   if isinstance(value, numbers.Real) and value == 0:
     raise InputError(f'{name} = {value!r}: must be above 0')
 
 
 def check_rate(name: str, value: Any) -> None:
-  """Makes sure that a learning rate is in [1e-30, 1e30]."""
+  """Checks that a learning rate is in [1e-30, 1e30]."""
   check_real(name, value, SMALLEST_RATE, LARGEST_RATE)
 
 
 def check_fraction(name: str, value: Any, *, one: bool = False) -> None:
-  """Makes sure that a number lies in [0, 1), or with `one` in [0, 1]."""
+  """Checks that a number is in [0, 1), or with `one` in [0, 1]."""
   check_real(name, value, 0, 1)
   if not one and isinstance(value, numbers.Real) and value == 1:
     raise InputError(f'{name} = {value!r}: must be below 1')

@@ -1,11 +1,11 @@
-"""Suggests the word that a person may have meant."""
+"""Suggests the known word that is closest to a misspelt one."""
 
 from collections.abc import Iterable
 import difflib
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-  """Returns what a message may end with, empty where nothing is close.
+  """Returns a suggestion to append to a message, or '' if none is close.
 
   >>> did_you_mean('mnits', ['mnist', 'digits'])
   '; did you mean mnist?'

@@ -1,9 +1,9 @@
-"""Text as its format defines characters and lines, whoever wrote it."""
+"""Decodes text files of any origin and splits them into lines."""
 
 import codecs
 import re
 
-# Longest first: the mark of UTF-32 begins as that of UTF-16 does.
+# The longest is first: the mark of UTF-32 begins like that of UTF-16.
 _MARKS = (
   (codecs.BOM_UTF32_LE, 'utf-32'),
   (codecs.BOM_UTF32_BE, 'utf-32'),
@@ -15,10 +15,10 @@ _END = re.compile(r'\r\n|\r|\n')
 
 
 def decode(content: bytes) -> str:
-  """Decodes UTF-8, or what a byte order mark says; the mark is dropped.
+  """Decodes UTF-8, or the encoding of a byte order mark, which is removed.
 
   Raises:
-    UnicodeError: the bytes are no such text.
+    UnicodeError: the bytes are not text of that encoding.
   """
   for mark, encoding in _MARKS:
     if content.startswith(mark):
@@ -27,7 +27,7 @@ def decode(content: bytes) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-  r"""Splits at \n, \r\n and \r alone, without an empty line at the end.
+  r"""Splits text at \n, \r\n and \r only, without an empty line at the end.
 
   `str.splitlines` splits at eight more characters, which JSON allows inside a
   string.

@@ -1,9 +1,8 @@
-"""Trees of arrays, dicts and tuples as JAX has them, where JAX is not imported.
+"""Maps functions over pytrees of dicts, tuples and arrays without JAX.
 
-An example may have several inputs, such as an image and a text: its x, or its y
-with a loss of one's own, then is a tree of arrays with the same rows. A list is
-an array that is still to be made; a tuple of lists could be either, and is
-refused.
+An example may have several inputs, such as an image and a text: x, or y for a
+user-defined loss, is then a pytree of arrays with the same rows. A list counts
+as an array; a tuple of lists is ambiguous and `exact.array` rejects it.
 """
 
 from collections.abc import Callable
@@ -11,9 +10,12 @@ from typing import Any
 
 from fedavg_jax.core.errors import InputError
 
+# An array, or a container of pytrees.
+PyTree = Any
+
 
 def is_tree(value: Any) -> bool:
-  """Tells whether a value holds arrays and is none itself.
+  """Returns whether a value is a dict or a tuple of arrays, not an array.
 
   >>> is_tree({'image': 1}), is_tree((1, 2)), is_tree([[1], [2]])
   (True, False, False)
@@ -26,7 +28,7 @@ def is_tree(value: Any) -> bool:
 
 
 def map_named(function: Callable[[Any, str], Any], tree: Any, name: str) -> Any:
-  """Calls a function with each array and what a message calls it.
+  """Calls a function with each array of a tree and its name in messages.
 
   Raises:
     InputError: the keys of a dictionary cannot be sorted, as JAX sorts them.
@@ -53,7 +55,7 @@ def map_named(function: Callable[[Any, str], Any], tree: Any, name: str) -> Any:
 
 
 def map_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
-  """Calls a function with each array.
+  """Calls a function with each array of a tree.
 
   >>> map_arrays(len, {'a': 'xyz', 'b': ''})
   {'a': 3, 'b': 0}
@@ -62,7 +64,7 @@ def map_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def arrays(tree: Any) -> list[Any]:
-  """Lists the arrays of a tree, keys in their order.
+  """Lists the arrays of a tree, in the order of sorted keys.
 
   >>> arrays({'b': 1, 'a': {'c': 2}})
   [2, 1]
@@ -73,10 +75,10 @@ def arrays(tree: Any) -> list[Any]:
 
 
 def take(tree: Any, rows: Any) -> Any:
-  """Returns rows of each array, by a slice or by their numbers."""
+  """Returns some rows of each array, by a slice or by row numbers."""
   return map_arrays(lambda array: array[rows], tree)
 
 
 def num_rows(tree: Any) -> int:
-  """Counts the rows of the first array; all have as many."""
+  """Returns n, the number of rows of each array."""
   return len(arrays(tree)[0])

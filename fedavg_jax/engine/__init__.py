@@ -1,6 +1,6 @@
-"""Compiles a federation and drives its rounds.
+"""Compiles a federation and runs its rounds.
 
-These names build one round by hand, or hold what a round returns.
+These names build single rounds by hand, or are the types that rounds return.
 """
 
 from etils import epy as _epy

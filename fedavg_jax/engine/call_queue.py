@@ -1,6 +1,6 @@
-"""The calls of a run: begun before the devices need them, then waited for.
+"""Queues the calls of a run, so that the devices never wait for Python.
 
-While the devices work on a call, the next one is planned and begun.
+While the devices work on a call, the host plans and dispatches the next one.
 """
 
 import collections
@@ -24,36 +24,45 @@ from fedavg_jax.engine.client_state_store import Cohorts
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.engine.simulation import place
 
-# A call is to take about this long: long beside the cost of a call, short for
-# somebody who watches.
+# The aim for the duration of a call: long compared with the cost of a call,
+# short for a user who watches.
 _CALL_SECONDS = 0.5
-_SECONDS_BETWEEN_LOOKS = 0.1  # At whether somebody wants to stop.
+_SECONDS_BETWEEN_LOOKS = 0.1  # The interval of checks for a stop request.
 
 
 class Record(NamedTuple):
-  """What one round gave; `None` where nothing was trained or evaluated.
+  """Holds the results of one round.
 
-  Of a sweep, states, loss, examples, skipped, info, coded, finite and test have
-  a leading axis [G]; a value that is not finite has ended.
+  In a sweep of G values, states, loss, examples, skipped, info, coded, finite
+  and test have a leading axis [G]; a value that is not finite has ended.
 
   Attributes:
-    round: its number; 0 is the initial model.
-    state: the server after it; None where the same call did more rounds after
-      it, which the device does not stop for.
-    client_states: what all clients keep after it, to be read before the next
-      record is asked for; None where it became the next round's. Where it
-      stays on the host, the `ClientStates`.
-    lanes: of all devices, that trained it.
-    train_loss: mean loss over the examples read, each before its own step.
-    examples: examples read in all local epochs.
-    skipped: clients left out, as in `RoundMetrics`.
-    info: name -> mean over the clients that count; none in round 0.
-    coded: bytes of messages, as in `RoundMetrics`.
-    seconds: wall time from the end of the call before to the end of its own,
-      over the rounds of the call; evaluation included.
-    finite: False where the round diverged; `state` is then the one before.
-    test: name -> result of each metric on the test set; empty where the model
-      was not tested.
+    round: the round's number; 0 is the initial model.
+    state: the `ServerState` after the round; None if the same call continued
+      with further rounds, because the device does not stop in between.
+    client_states: the states of all clients after the round, to be read before
+      the next record is requested; None if the next round already uses them.
+      If client states are on the host, this is the `ClientStates`.
+    lanes: the number of lanes, over all devices, that trained the round.
+    train_loss: the mean loss over the examples read, each before its own step;
+      None if none was read.
+    examples: the number of examples read in all local epochs.
+    skipped: the number of dropped clients, as in `RoundMetrics`.
+    info: name -> mean over the clients that count; empty in round 0.
+    coded: the size of the messages in bytes, as in `RoundMetrics`.
+    seconds: the wall time in seconds per round of the round's call, from the
+      end of the previous call, evaluation included.
+    finite: False if the round diverged; `state` is then the previous one.
+    test: name -> result of each metric on the test set; empty if the model was
+      not tested.
+
+  >>> import fedavg_jax as fa
+  >>> record = fa.engine.Record(
+  ...   round=0, state=None, client_states=None, lanes=2, train_loss=None,
+  ...   examples=0, skipped=0, info={}, coded=0, seconds=0.0, finite=True,
+  ...   test={'accuracy': 0.5})
+  >>> record.test_accuracy, record.test_loss
+  (0.5, None)
   """
 
   round: int
@@ -71,23 +80,23 @@ class Record(NamedTuple):
 
   @property
   def test_accuracy(self) -> Any:
-    """Fraction of the test set that is correct; None without a test of it."""
+    """Returns the accuracy on the test set, in [0, 1]; None if not tested."""
     return self.test.get('accuracy')
 
   @property
   def test_loss(self) -> Any:
-    """Mean loss of the test set; None without a test of it."""
+    """Returns the mean loss on the test set; None if not tested."""
     return self.test.get('loss')
 
 
 class Call(NamedTuple):
-  """A call that has begun, or ended.
+  """Holds a call that has been dispatched, or has ended.
 
   Attributes:
-    numbers: of its rounds.
-    tests: [R] bool, rounds after which the model is tested.
-    state: of the server after it, on the devices.
-    result: what it returns beside the states, on the host once it has ended.
+    numbers: the numbers of its rounds.
+    tests: [R] bool, True for rounds after which the model is tested.
+    state: the server's state after the call, on the devices.
+    result: the call's other results, on the host once the call has ended.
   """
 
   numbers: range
@@ -97,7 +106,7 @@ class Call(NamedTuple):
 
 
 class Asked(NamedTuple):
-  """What the caller of `run_calls` asks for, see there."""
+  """Holds the requests of the caller of `run_calls`, which describes them."""
 
   wanted: Callable[[int], bool]
   looking: Callable[[], bool]
@@ -105,12 +114,12 @@ class Asked(NamedTuple):
 
 
 class Calls:
-  """The calls of a run: begun before the device needs them, then waited for.
+  """Dispatches the calls of a run ahead of the devices, and awaits them.
 
   Attributes:
-    numbers: of the rounds that are in no call yet.
-    in_flight: calls that have begun, the oldest first.
-    over: whether every value of a sweep, or the only one, has ended.
+    numbers: the numbers of the rounds that are in no call yet.
+    in_flight: the calls that have been dispatched, the oldest first.
+    over: True once every value of a sweep, or the only one, has ended.
   """
 
   def __init__(
@@ -124,7 +133,7 @@ class Calls:
     going: Any,
     asked: Asked,
   ):
-    """Begins no call yet; the arguments are those of `run_calls`."""
+    """Dispatches no call yet; the arguments are those of `run_calls`."""
     self.numbers, self.over = numbers, False
     self.in_flight: collections.deque[Call] = collections.deque()
     self._simulation, self._ends, self._asked = simulation, ends, asked
@@ -132,8 +141,8 @@ class Calls:
       np.ones(np.shape(state.round), bool) if going is None else going
     )
     self._state, self._client_states = state, client_states
-    self._keeps = bool(jax.tree.leaves(client_states))
-    self._cohorts = None  # Where what clients keep stays on the host.
+    self._has_client_states = bool(jax.tree.leaves(client_states))
+    self._cohorts = None  # Set if client states are on the host.
     if isinstance(client_states, ClientStates):
       self._cohorts = Cohorts(
         client_states,
@@ -141,14 +150,14 @@ class Calls:
         lambda states: place(states, simulation),
       )
     self._alone = not processes.several()
-    self._agreed = superstep.Wishes()  # Of all processes, at the oldest call.
-    self._draining = False  # No further call until a wanted state was given.
-    self._seconds = math.inf  # Of a round, once known.
+    self._agreed = superstep.Wishes()  # All processes', at the oldest call.
+    self._draining = False  # No further call until a wanted state is returned.
+    self._seconds = math.inf  # Seconds per round, once known.
     self._ended_at = time.perf_counter()
     self._waiter = concurrent.futures.ThreadPoolExecutor(1)
 
   def fill(self) -> bool:
-    """Begins calls until the devices have enough; False if there are none."""
+    """Dispatches calls until enough are queued; returns whether any is."""
     while (
       self.numbers
       and len(self.in_flight) < superstep.CALLS_IN_FLIGHT
@@ -166,7 +175,7 @@ class Calls:
     return bool(self.in_flight)
 
   def _rounds_of_next_call(self, agreed: superstep.Wishes) -> int:
-    """Returns how many rounds it has; notes whether none may follow it yet."""
+    """Returns the number of rounds; notes if no call may follow for now."""
     most = self._simulation.rounds_per_call
     if agreed.look:
       self._draining = True
@@ -181,7 +190,7 @@ class Calls:
     return most
 
   def _begin(self, numbers: range, ours: superstep.Wishes) -> None:
-    """Plans a call and hands it to the devices."""
+    """Plans a call and dispatches it to the devices."""
     simulation = self._simulation
     schedule = superstep.make_schedule(
       simulation.planner,
@@ -210,10 +219,10 @@ class Calls:
     self.in_flight.append(Call(numbers, schedule.evaluate, self._state, result))
 
   def wait(self) -> Call | None:
-    """Waits for the oldest call, and returns it.
+    """Waits for the oldest call.
 
     Returns:
-      The call that has ended; None if the caller asked to stop meanwhile and
+      The call that has ended; None if the caller requested a stop meanwhile and
       nothing of the call is needed.
     """
     call = self.in_flight.popleft()
@@ -231,21 +240,22 @@ class Calls:
     return call._replace(result=result)
 
   def _fetch(self, result: superstep.CallResult) -> Any:
-    """Returns what a call returned, once it has ended; None if given up.
+    """Returns a call's results on the host; None if the run is to stop.
 
-    Another thread waits: this one, if it is the main one, takes signals.
+    Another thread waits, because this one may be the main thread, which
+    handles signals.
     """
     fetched = self._waiter.submit(jax.device_get, result)
     while not concurrent.futures.wait([fetched], _SECONDS_BETWEEN_LOOKS).done:
-      if self._alone and self._asked.stopping() and not self._keeps:
+      if self._alone and self._asked.stopping() and not self._has_client_states:
         return None
     return fetched.result()
 
   def records(self, call: Call) -> Iterator[Record]:
     """Yields a record per round of a call that has ended."""
-    # A call that has begun meanwhile has taken what the clients keep; behind
-    # the end of all it hands on what it was given.
-    gone = self._keeps and self.in_flight and not self.over
+    # A call queued behind this one has taken the client states; once the run
+    # is over, it returns them unchanged.
+    taken = self._has_client_states and self.in_flight and not self.over
     result = call.result
     last = int(result.num_rounds) - 1
     for i, number in enumerate(call.numbers[: last + 1]):
@@ -255,10 +265,10 @@ class Calls:
       yield make_record(
         number,
         call.state if i == last else None,
-        None if gone or i < last else self._client_states,
+        None if taken or i < last else self._client_states,
         self._simulation.planner.lanes,
         metrics,
-        # A round that is not finite left the model of the one before.
+        # A round that is not finite has left the model unchanged.
         results(self._simulation.task, tested)
         if call.tests[i] and np.any(metrics.finite)
         else {},
@@ -275,16 +285,17 @@ def make_record(
   test: dict[str, Any],
   seconds: float,
 ) -> Record:
-  """Returns the record of a round, with plain numbers where it has one each.
+  """Returns the record of a round, with scalars as Python numbers.
 
   Args:
-    number: of the round.
-    state: as `Record.state`.
-    client_states: as `Record.client_states`.
-    lanes: as `Record.lanes`.
-    metrics: of the round, on the host; None for round 0, which trains nothing.
-    test: as `Record.test`.
-    seconds: as `Record.seconds`.
+    number: the number of the round.
+    state: the value of `Record.state`.
+    client_states: the value of `Record.client_states`.
+    lanes: the value of `Record.lanes`.
+    metrics: the metrics of the round, on the host; None for round 0, which
+      trains nothing.
+    test: the value of `Record.test`.
+    seconds: the value of `Record.seconds`.
   """
 
   def plain(value):

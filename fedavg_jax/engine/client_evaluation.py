@@ -1,10 +1,12 @@
-"""What a model is worth to each client, before and after it trains on its own.
+"""Evaluates global and personal models on clients' held-out examples.
 
-Before: one pass over all that clients have held out. After: every client trains
-as in a round, and what it keeps at its end is the test of its local model.
-Neither changes the global model or what clients keep.
+The test of the global model is one pass over the held-out examples of all
+clients. For the personal models every client trains as in a round, and its
+client state at the end is the test of its local model. Neither changes the
+global model or the client states of the run.
 
-Shape letters: K clients, H held-out examples of all, B examples of a batch.
+Shape letters: K clients, H held-out examples of all clients, B examples of a
+batch.
 """
 
 from collections.abc import Callable
@@ -48,12 +50,12 @@ _BATCH = 64
 
 
 class Tested(NamedTuple):
-  """How a model does on what each client holds out.
+  """Holds the results of a model on each client's held-out examples.
 
   Attributes:
-    values: name -> result of each metric, [K]; NaN where nothing was tested.
-    count: [K] labels that were tested, or examples where there are none.
-    lower_is_better: of the first of the names.
+    values: name -> results of a metric, [K]; NaN where nothing was tested.
+    count: [K] numbers of tested labels, or of examples if there are no labels.
+    lower_is_better: the direction of the first metric.
   """
 
   values: dict[str, np.ndarray]
@@ -62,13 +64,14 @@ class Tested(NamedTuple):
 
 
 class ClientTests(NamedTuple):
-  """Tests on every client's own held-out examples.
+  """Holds the tests of all clients on their held-out examples.
 
   Attributes:
-    global_model: of the global model. A client that holds nothing out has a
-      count of 0.
-    personal: of each client's own, after it has trained; None where it does
-      not. A client whose model became NaN or infinite has a count of 0.
+    global_model: the tests of the global model. A client without held-out
+      examples has a count of 0.
+    personal: the tests of each client's personal model, after it has trained;
+      None if there are no personal models. A client whose model became NaN or
+      infinite has a count of 0.
   """
 
   global_model: Tested
@@ -76,12 +79,12 @@ class ClientTests(NamedTuple):
 
 
 class _Held(NamedTuple):
-  """Held-out examples of all clients, on every device.
+  """Holds the held-out examples of all clients, on every device.
 
   Attributes:
-    x: [H, ...].
-    y: [H, ...].
-    offsets: [K + 1] int32, where each client's begin.
+    x: [H, ...] inputs.
+    y: [H, ...] targets.
+    offsets: [K + 1] int32, the row at which each client's examples begin.
   """
 
   x: Array
@@ -99,27 +102,29 @@ def build_client_tests(
   """Compiles the tests of a simulation's clients.
 
   Args:
-    simulation: compiled; its model, lanes and devices serve here too.
-    held: what its K clients hold out, some of them maybe nothing.
-    finetune: trains the personal models, such as `optax.sgd(0.1)`.
-    epochs: of a client over its training examples before its model is tested;
-      0 tests the global model alone.
+    simulation: the compiled simulation, whose model, lanes and devices are
+      reused.
+    held: the held-out examples of its K clients; some may have none.
+    finetune: the optimizer of the personal models, such as `optax.sgd(0.1)`.
+    epochs: the number of local epochs before a personal model is tested; 0
+      tests the global model only.
 
   Returns:
-    server state -> tests, on the host.
+    A function, server state -> `ClientTests` on the host.
 
   Raises:
-    InputError: nobody holds anything out, or other clients do.
+    InputError: no client has a held-out example, the number of clients differs
+      from the simulation's, or `epochs` does not fit the other arguments.
   """
   planner, mesh = simulation.planner, simulation.mesh
   number = len(planner.num_examples)
   if held.num_clients != number:
     raise InputError(
-      f'held: {held.num_clients} clients, must be the {number} that train'
+      f'held: expected {number} clients, as in training, got {held.num_clients}'
     )
   if not trees.num_rows(held.y):
     raise InputError(
-      'holdout_fraction: leaves no client an example to be tested on'
+      'holdout_fraction: no client has a held-out example to test on'
     )
   rules.check_whole('epochs', epochs, 0)
   task = simulation.task
@@ -132,8 +137,8 @@ def build_client_tests(
   train_and_test = None
   if epochs and planner.streamed:
     raise InputError(
-      f'epochs = {epochs}: must be 0 where clients are streamed, because all of'
-      ' them train'
+      f"epochs = {epochs}: is not supported with examples_on = 'host', because"
+      ' every client trains'
     )
   if epochs:
     if finetune is None:
@@ -161,10 +166,10 @@ def _build_personal(
   finetune: optax.GradientTransformation,
   epochs: int,
 ) -> Callable[[compiled_round.ServerState], Sums]:
-  """Compiles: server state -> sums [K] of each client's own model."""
+  """Builds the function server state -> sums [K] of the personal models."""
   task, mesh, number = simulation.task, simulation.mesh, held.num_clients
   model = task.model
-  if model.state_of == 'client':  # Each begins with the mean of the states.
+  if model.state_of == 'client':  # Each starts with the mean of the states.
     model = model._replace(state_of='everybody')
   width = int(min(_BATCH, held.num_examples.max()))
   everywhere = jax.P()
@@ -178,21 +183,21 @@ def _build_personal(
   )
 
   def test_device(state, data, own, plan):
-    nobody = _no_sums(task, state, own)
+    no_sums = _no_sums(task, state, own)
     training = Training(
       model=model,
       loss=task.loss,
-      algorithm=_testing(task, finetune, own, width, nobody),
+      algorithm=_testing(task, finetune, own, width, no_sums),
       step_examples=planner.step_examples,
       accumulates=planner.accumulates,
-      skips_clients=True,  # One that diverges says nothing of the others.
+      skips_clients=True,  # One that diverges does not affect the others.
       counts_bytes=False,
       widths=planner.widths,
     )
-    nobody = jax.tree.map(
-      lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), nobody
+    client_states = jax.tree.map(
+      lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), no_sums
     )
-    sums = train_lanes(training, state, nobody, data, plan)
+    sums = train_lanes(training, state, client_states, data, plan)
     return collectives.sum_over_devices(sums.client_states)
 
   @functools.partial(jax.jit, out_shardings=replicated)
@@ -231,9 +236,9 @@ def _testing(
   finetune: optax.GradientTransformation,
   held: _Held,
   width: int,
-  nobody: Sums,
+  no_sums: Sums,
 ) -> Algorithm:
-  """Returns what sends nothing, and keeps the test of each local model."""
+  """Returns an algorithm whose client states are tests of the local models."""
 
   def client_finish(result):
     k = result.context.client_id
@@ -250,7 +255,7 @@ def _testing(
       )
 
     batches = -(-(stop - first) // width)
-    return ClientOutput((), lax.fori_loop(0, batches, batch, nobody))
+    return ClientOutput((), lax.fori_loop(0, batches, batch, no_sums))
 
   return Algorithm(
     client_optimizer=finetune,
@@ -261,7 +266,7 @@ def _testing(
 
 
 def _batch(held: _Held, rows: jax.Array, real: jax.Array) -> Batch:
-  """Reads rows [B] of what is held out; others than the real ones are any."""
+  """Reads held-out rows [B]; rows that are not `real` [B] are arbitrary."""
   rows = jnp.minimum(rows, trees.num_rows(held.y) - 1)
   x, y = (trees.take(own, rows) for own in held[:2])
   return Batch(x, y, real, jnp.sum(real, dtype=jnp.int32))
@@ -270,7 +275,7 @@ def _batch(held: _Held, rows: jax.Array, real: jax.Array) -> Batch:
 def _no_sums(
   task: Task, state: compiled_round.ServerState, held: _Held
 ) -> Sums:
-  """Returns the sums over nothing."""
+  """Returns the initial sums of a test, all zero."""
   test = evaluation.TestSet(
     trees.take(held.x, (None, slice(1))),
     trees.take(held.y, (None, slice(1))),
@@ -282,20 +287,20 @@ def _no_sums(
 def describe(
   tests: Tested, held: np.ndarray | jax.Array | None = None
 ) -> dict[str, float]:
-  """Describes how the clients fare, from their tests.
+  """Summarises the tests of the clients.
 
   Args:
-    tests: of K clients.
-    held: [K] labels that they hold out; clients without any do not count. One
-      whose test is missing all the same has diverged: its accuracy, or what
-      else is higher for the better, is 0. Left out, those that were tested.
+    tests: the tests of K clients.
+    held: [K] numbers of held-out labels; clients without any do not count. A
+      client that has some but no test has diverged: it counts as 0 if higher is
+      better, else not at all. None takes `tests.count`.
 
   Returns:
-    Of the first metric: the mean over labels and over clients, the 10th, 50th
-    and 90th percentile of clients, the mean of their worst tenth (of one at
-    least), the variance. Of each other the mean over the labels of those that
-    did not diverge. How many clients there are, and how many diverged. Empty
-    where no client has a test.
+    Statistics by name. For the first metric: the means over labels and over
+    clients, the clients' 10th, 50th and 90th percentiles, the mean of their
+    worst tenth (at least one client) and their variance. For each other metric:
+    the mean over the labels of clients that did not diverge. 'tested' counts
+    the clients, 'diverged' those that diverged. Empty if no client has a test.
   """
   held = np.asarray(tests.count if held is None else held)
   counts = held > 0
@@ -308,13 +313,13 @@ def describe(
   values = np.where(tested, tests.values[first], 0.0)[measured]
   worst = np.sort(-values if tests.lower_is_better else values)
   worst = np.abs(worst[: max(len(values) // 10, 1)])
-  few, middle, many = np.quantile(values, (0.1, 0.5, 0.9))
+  p10, p50, p90 = np.quantile(values, (0.1, 0.5, 0.9))
   found = {
     f'{first}_weighted': float(np.average(values, weights=weights)),
     f'{first}_mean': float(values.mean()),
-    f'{first}_p10': float(few),
-    f'{first}_p50': float(middle),
-    f'{first}_p90': float(many),
+    f'{first}_p10': float(p10),
+    f'{first}_p50': float(p50),
+    f'{first}_p90': float(p90),
     f'{first}_worst_tenth': float(worst.mean()),
     f'{first}_variance': float(values.var()),
   }
@@ -329,7 +334,7 @@ def describe(
 
 
 def line(tests: ClientTests) -> dict[str, float]:
-  """Returns the `client_...` and `personal_...` of metrics.jsonl."""
+  """Returns the fields `client_...` and `personal_...` of metrics.jsonl."""
   found = {
     f'client_{name}': value
     for name, value in describe(tests.global_model).items()
@@ -347,12 +352,12 @@ def line(tests: ClientTests) -> dict[str, float]:
 def write_csv(
   path: pathlib.Path, num_examples: np.ndarray, tests: ClientTests
 ) -> None:
-  """Writes a line per client: how much it has, and how it fares.
+  """Writes a line per client: its number of examples and its results.
 
   Args:
-    path: of the new file.
-    num_examples: [K] that a client trains on.
-    tests: of all clients.
+    path: the path of the new file.
+    num_examples: [K] numbers of the clients' training examples.
+    tests: the tests of all clients.
   """
   columns: dict[str, Any] = {
     'client': np.arange(len(num_examples)),
@@ -373,5 +378,5 @@ def write_csv(
 
 
 def _cells(values: np.ndarray) -> list[float | str]:
-  """Returns numbers as they are written; nothing where nothing was tested."""
+  """Returns the cells of a CSV column, empty where nothing was tested."""
   return ['' if np.isnan(value) else float(value) for value in values]

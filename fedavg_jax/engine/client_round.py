@@ -1,15 +1,15 @@
-"""What the lanes of one device do in a round: pure functions of named states.
+"""Trains the lanes of one device for a round, in pure functions.
 
-A lane trains one client after another. Between its steps stand events, at which
-some lanes finish a client and start the next:
+A lane trains one client after another. After some of its steps there is an
+event, at which some lanes finish a client and start the next:
 
-    start_clients     the global model, and what the first clients keep
-    local_step        one minibatch, or a part of one, of every lane
-    finish_clients    messages of those that end, added up by weight
+    start_clients     the global model, and the first clients' states
+    local_step        one minibatch, or a part of one, in every lane
+    finish_clients    the weighted sum of the messages of clients that finish
     start_clients     ... and so on, until the plan ends
 
-`local_step.py` has what is written for one client, `compiled_round.py` runs
-this on every device and takes the server's step.
+`local_step.py` has the code for one client, `compiled_round.py` runs this on
+every device and takes the server's step.
 
 Shape letters: L lanes of one device, M clients of the cohort; the others as in
 `planning.py`.
@@ -39,11 +39,11 @@ from fedavg_jax.schedule.plan import Plan
 
 
 class Kept(NamedTuple):
-  """What clients keep where each keeps the state of its model too.
+  """Holds a client state that includes the state of the client's model.
 
   Attributes:
-    algorithm: what `client_finish` has it keep.
-    model_state: what is not trained.
+    algorithm: the client state that `client_finish` returns.
+    model_state: the model's state, which is not trained.
   """
 
   algorithm: Any
@@ -51,31 +51,33 @@ class Kept(NamedTuple):
 
 
 def kept(state_of: str, state: Any, model_state: Any) -> Any:
-  """Returns what a client keeps: its state, and its model's where it has one.
+  """Returns the client state to store, with the model's state if per client.
 
   Args:
-    state_of: as of `Model`.
-    state: what the algorithm has it keep.
-    model_state: of its model.
+    state_of: the value of `Model.state_of`.
+    state: the client state of the algorithm.
+    model_state: the state of the client's model.
   """
   return Kept(state, model_state) if state_of == 'client' else state
 
 
 class RoundSums(NamedTuple):
-  """Sums over the clients of the cohort that have ended, and count.
+  """Holds running sums over the finished clients of a cohort.
+
+  Dropped clients, whose updates are not finite, count only in `skipped`.
 
   Attributes:
-    loss: of the examples they read.
-    examples: that they read.
-    weight: theirs in the mean.
-    skipped: clients that have ended and do not count.
-    trained: [M] int32, 1 for each of them.
-    messages: of the algorithm's aggregator, over what they sent.
-    client_states: [M, ...] what they keep from now on; zero for others.
-    model_state: weighted sum of the states of their models.
-    info: name -> float32, sum of what they report of themselves.
-    coded: float32, bytes of their messages where these depend on the numbers
-      in them, else 0.
+    loss: the sum of the losses of the examples read.
+    examples: the number of examples read.
+    weight: the sum of the clients' weights in the mean.
+    skipped: the number of dropped clients.
+    trained: [M] int32, 1 for each client that counts.
+    messages: the sums of the algorithm's aggregator over the messages.
+    client_states: [M, ...] new client states; zero for other clients.
+    model_state: the weighted sum of the clients' model states.
+    info: name -> float32 sum of `ClientOutput.info`.
+    coded: float32, the size of the messages in bytes where it depends on their
+      values, else 0.
   """
 
   loss: jax.Array
@@ -97,17 +99,17 @@ def train_lanes(
   data: Examples | Buffer,
   plan: Plan,
 ) -> RoundSums:
-  """Trains the clients of one device's lanes, as its part of the plan says.
+  """Trains the clients of one device's lanes by its part of the plan.
 
   Args:
-    training: what is compiled in.
-    state: `compiled_round.ServerState` before the round.
-    client_states: [K, ...] what all clients keep.
-    data: all clients' examples, or a buffer of this device's.
-    plan: with this device's lanes alone.
+    training: the static settings, compiled in.
+    state: the `compiled_round.ServerState` before the round.
+    client_states: [K, ...] states of all clients.
+    data: the examples of all clients, or this device's buffer.
+    plan: the plan, with this device's lanes only.
 
   Returns:
-    The device's sums.
+    The sums of this device.
   """
   context = round_context(training, state, plan.seed)
   lanes = empty_lanes(training, context, client_states, plan.start.shape[0])
@@ -131,7 +133,7 @@ def train_lanes(
     return jax.vmap(one_lane)(lanes, now)
 
   def until_event(s, carry):
-    """Takes the steps up to event s; then clients end, and others begin."""
+    """Takes the steps up to event s, then finishes and starts clients."""
     sums, lanes = carry
     first = jnp.where(s == 0, 0, plan.event[0, s - 1])
     lanes = lax.fori_loop(first, plan.event[0, s], step, lanes)
@@ -147,7 +149,7 @@ def train_lanes(
 
   done = 0
   for w, width in enumerate(training.widths):
-    # The other lanes are idle to the end: the loop continues without them.
+    # The other lanes stay idle to the end: the loop continues without them.
     lanes = jax.tree.map(lambda leaf, width=width: leaf[:width], lanes)
     sums, lanes = lax.fori_loop(
       done, plan.until[0, w], until_event, (sums, lanes)
@@ -164,26 +166,27 @@ def finish_clients(
   ends: Array,
   weight: Array,
 ) -> RoundSums:
-  """Adds the clients that end at an event to the round's sums.
+  """Adds the clients that finish at an event to the round's sums.
 
   Args:
-    training: what is compiled in.
-    context: of the round.
-    lanes: [L, ...].
-    sums: so far.
-    ends: [L] int32, position in the cohort of the client that ends, else -1.
-    weight: [L] float32, that of the client in the mean.
+    training: the static settings, compiled in.
+    context: the context of the round.
+    lanes: [L, ...] states of the lanes.
+    sums: the sums so far.
+    ends: [L] int32, the position in the cohort of the client that finishes in
+      each lane, else -1.
+    weight: [L] float32, the client's weight in the mean.
   """
   output = jax.vmap(lambda lane: client_output(training, context, lane))(lanes)
   own = kept(training.model.state_of, output.state, lanes.model_state)
   ended = counts = ends >= 0
   if training.skips_clients:
     counts &= jax.vmap(all_finite)((lanes.loss, output.message, own))
-  # Scatters drop what lies past the end: lanes whose clients do not count.
+  # Scatters drop positions past the end: lanes whose clients do not count.
   position = jnp.where(counts, ends, sums.trained.size)
 
   def of_counted(values):
-    # An idle lane's model is nobody's: left out, not multiplied by zero.
+    # An idle lane's values may be NaN: exclude them, since 0 * NaN is not 0.
     return where_lanes(counts, values, jnp.zeros_like(values))
 
   algorithm = training.algorithm
@@ -227,16 +230,16 @@ def start_clients(
   s: int | jax.Array,
   client_states: Any,
 ) -> LaneState:
-  """Gives lanes whose client has ended a model, and the next client.
+  """Starts the next client in lanes whose client has finished.
 
   Args:
-    training: what is compiled in.
-    context: of the round.
-    lanes: [L, ...].
-    ended: [L] bool.
-    plan: which clients begin.
-    s: how many events there were.
-    client_states: [K, ...] what all clients keep.
+    training: the static settings, compiled in.
+    context: the context of the round.
+    lanes: [L, ...] states of the lanes.
+    ended: [L] bool, True where a client has finished.
+    plan: the plan, which names the clients to start.
+    s: the number of events so far.
+    client_states: [K, ...] states of all clients.
   """
   begins = plan.begins[: num_lanes(lanes), s]  # Positions in the cohort.
 
@@ -264,12 +267,12 @@ def start_clients(
     client_state=jax.tree.map(begin, own, lanes.client_state),
     client_id=of_next(plan.cohort, lanes.client_id),
     num_examples=of_next(plan.num_examples, lanes.num_examples),
-    updates=zero(lanes.updates),  # Gradients are zero behind whole minibatches.
+    updates=zero(lanes.updates),  # `grads` is zero after a full minibatch.
     loss=zero(lanes.loss),
     examples=zero(lanes.examples),
   )
-  alike = training.algorithm.client_start is None
-  if alike and not keys.holds_keys(context.opt_state):
+  same_start = training.algorithm.client_start is None
+  if same_start and not keys.holds_keys(context.opt_state):
     params, opt_state = jax.tree.map(
       restart,
       (context.global_params, context.opt_state),
@@ -287,7 +290,7 @@ def start_clients(
 def first_model(
   training: Training, context: RoundContext, lane: LaneState
 ) -> tuple[Any, Any]:
-  """Returns the model that ONE client begins with, and its optimizer state."""
+  """Returns ONE client's initial model and optimizer state."""
   algorithm = training.algorithm
   params, opt_state = context.global_params, context.opt_state
   if algorithm.client_start is not None:
@@ -300,7 +303,7 @@ def first_model(
 def empty_lanes(
   training: Training, context: RoundContext, client_states: Any, number: int
 ) -> LaneState:
-  """Makes lanes that have the global model, and no client yet."""
+  """Returns the states of lanes that have the global model but no client."""
 
   def everywhere(leaf):
     return jnp.broadcast_to(leaf, (number, *leaf.shape))
@@ -330,7 +333,7 @@ def empty_lanes(
 def empty_sums(
   training: Training, context: RoundContext, lanes: LaneState, cohort: int
 ) -> RoundSums:
-  """Makes the sums over no client, of a cohort of M."""
+  """Returns the sums over no client, for a cohort of M."""
   lane = jax.tree.map(lambda leaf: leaf[0], lanes)
   output = jax.eval_shape(
     lambda lane: client_output(training, context, lane), lane
@@ -361,12 +364,12 @@ def num_lanes(lanes: LaneState) -> int:
 
 
 def where_lanes(flags, new, old) -> jax.Array:
-  """Picks whole rows: flags [L], new and old [L, ...]."""
+  """Returns rows of `new` where flags [L] are True, else of `old`, [L, ...]."""
   return jnp.where(flags.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
 def all_finite(tree: Any) -> jax.Array:
-  """Tells whether all floating-point numbers of a tree are finite, [] bool."""
+  """Returns whether all floating-point leaves of a tree are finite, [] bool."""
   leaves = [
     leaf
     for leaf in jax.tree.leaves(tree)

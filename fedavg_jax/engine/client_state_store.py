@@ -1,8 +1,8 @@
-"""What clients keep from round to round, on the host instead of the devices.
+"""Stores client states on the host instead of the devices.
 
-A device then holds the states of a cohort alone: they are gathered before a
-round and scattered after it, in memory or in a file, for populations whose
-states fit on no device.
+The devices then have only the cohort's states, which are gathered before a
+round and scattered back after it. The store is in memory or in a file, for
+populations whose states do not fit on a device.
 
 Shape letters: K clients, M clients of a cohort.
 """
@@ -22,11 +22,10 @@ from fedavg_jax.engine import superstep
 
 
 class ClientStates:
-  """The states of K clients; those that never took part cost nothing.
+  """Holds the states of K clients; those that never took part cost nothing.
 
   Attributes:
-    changes: times that states were scattered: what was read before one is
-      not what is there after it.
+    changes: the number of scatters so far; each invalidates earlier reads.
   """
 
   def __init__(
@@ -35,37 +34,37 @@ class ClientStates:
     num_clients: int,
     folder: pathlib.Path | None = None,
   ):
-    """Begins with what clients have before their first round.
+    """Starts with the clients' initial states.
 
     Args:
-      first: numbers of clients [M] int32 -> these states, [M, ...].
+      first: the function client ids [M] int32 -> initial states [M, ...].
       num_clients: K.
-      folder: on the disk, for a file without a name, which is gone with the
-        process; None for memory.
+      folder: the directory of an unnamed temporary file, which disappears with
+        the process; None stores the states in memory.
     """
     self.changes = 0
     self._first = first
     self._shapes = jax.eval_shape(first, np.zeros(1, np.int32))
     self._took_part = np.zeros(num_clients, bool)
     self._folder = folder
-    self._rows: list[Any] = []  # Made when there is something to keep.
+    self._rows: list[Any] = []  # Created at the first scatter.
 
   @property
   def clients(self) -> np.ndarray:
-    """Those that have taken part."""
+    """Returns the ids of the clients that have taken part."""
     return np.flatnonzero(self._took_part)
 
   def gather(self, clients: np.ndarray) -> Any:
-    """States of some clients, [M, ...]."""
+    """Returns the states of some clients, [M, ...]."""
     known = self._took_part[clients]
-    if known.all():  # Also of nobody.
+    if known.all():  # Also for no clients.
       states = jax.tree.map(
         lambda leaf: np.empty(leaf.shape, leaf.dtype),
         self.shapes(len(clients))['states'],
       )
     else:
       states = self._first(np.asarray(clients, np.int32))
-      states = jax.tree.map(np.array, states)  # To be written to.
+      states = jax.tree.map(np.array, states)  # A writable copy.
     if known.any():
       rows, who = self._rows, clients[known]
       for own, leaf in zip(rows, jax.tree.leaves(states), strict=True):
@@ -73,7 +72,7 @@ class ClientStates:
     return states
 
   def scatter(self, clients: np.ndarray, states: Any) -> None:
-    """Keeps new states, [M, ...], of some clients."""
+    """Stores new states, [M, ...], of some clients."""
     if not self._rows:
       self._rows = list(map(self._room, jax.tree.leaves(self._shapes)))
     self.changes += 1
@@ -82,18 +81,18 @@ class ClientStates:
       own[clients] = leaf
 
   def _room(self, leaf: jax.ShapeDtypeStruct) -> Any:
-    """Rows for all clients, [K, ...]; they take what is written to them."""
+    """Returns writable rows for all clients, [K, ...]."""
     one = np.zeros(leaf.shape[1:], leaf.dtype)
     if self._folder is not None:
       return _Rows(one, self._folder)
     return np.zeros((len(self._took_part), *one.shape), one.dtype)
 
   def saved(self) -> dict[str, Any]:
-    """What a checkpoint holds: clients that took part, and their states."""
+    """Returns the content of a checkpoint: participants and their states."""
     return {'clients': self.clients, 'states': self.gather(self.clients)}
 
   def shapes(self, number: int) -> dict[str, Any]:
-    """Shapes of `saved` with so many clients."""
+    """Returns the shapes of `saved` for a given number of clients."""
 
     def of(leaf):
       return jax.ShapeDtypeStruct((number, *leaf.shape[1:]), leaf.dtype)
@@ -103,10 +102,10 @@ class ClientStates:
 
 
 class _Rows:
-  """Rows of an array in a file, which take none of the process's memory."""
+  """Stores the rows of an array in a file instead of memory."""
 
   def __init__(self, like: np.ndarray, folder: pathlib.Path):
-    """Makes the file; what was never written must not be read."""
+    """Creates the file; rows must be written before they are read."""
     self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
     self._shape, self._dtype, self._bytes = like.shape, like.dtype, like.nbytes
     self._size = like.size
@@ -123,17 +122,17 @@ class _Rows:
     for i, own in zip(rows, new, strict=True):
       self._file.seek(int(i) * self._bytes)
       if self._file.write(own.data) != self._bytes:
-        raise OSError(errno.ENOSPC, 'no room for what clients keep')
+        raise OSError(errno.ENOSPC, 'no space left for client states')
 
   def __del__(self):
     self._file.close()
 
 
 class Cohorts:
-  """Gives each round the states of its cohort, and takes them back.
+  """Loads the states of each round's cohort, and stores them afterwards.
 
-  A round may begin before the one before it has ended: clients of both are
-  handed on from one to the other on the devices.
+  A round may start before the previous one has ended: the states of clients in
+  both are passed from one to the other on the devices.
   """
 
   def __init__(
@@ -142,20 +141,20 @@ class Cohorts:
     clients: Callable[[int], np.ndarray],
     place: Callable[[Any], Any],
   ):
-    """Begins with what clients have kept so far.
+    """Starts with the current client states.
 
     Args:
-      states: of all clients.
-      clients: number of a round -> the clients of its plan, [M].
-      place: puts arrays of the host on the devices.
+      states: the states of all clients.
+      clients: the function round number -> clients of its plan, [M].
+      place: the function that copies arrays from the host to the devices.
     """
     self._states, self._place = states, place
-    # Drawn of all clients, and needed as long as a round is under way.
+    # A draw costs time and is needed as long as its round is in flight.
     self._clients = functools.lru_cache(2 * superstep.CALLS_IN_FLIGHT)(clients)
     self._under_way: dict[int, Any] = {}
 
   def begin(self, number: int) -> Any:
-    """States of a round's clients on the devices, [M, ...]."""
+    """Returns the states of a round's clients on the devices, [M, ...]."""
     mine = self._clients(number)
     states = self._place(self._states.gather(mine))
     for other, theirs in self._under_way.items():
@@ -165,22 +164,22 @@ class Cohorts:
       source = np.full(len(mine), -1, np.int32)
       source[here] = there
       if len(here):
-        states = _handed_on(states, theirs, source)
+        states = _replace_rows(states, theirs, source)
     return states
 
   def under_way(self, number: int, states: Any) -> None:
-    """Notes what a round that has begun will have left, on the devices."""
+    """Records the states, on the devices, that a dispatched round returns."""
     self._under_way[number] = states
 
   def end(self, number: int) -> None:
-    """Keeps what a round has left, once it has ended."""
+    """Stores the states that a round has returned, once it has ended."""
     states = jax.device_get(self._under_way.pop(number))
     self._states.scatter(self._clients(number), states)
 
 
 @jax.jit
-def _handed_on(states, others, source):
-  """Rows `source` of others where they are not negative."""
+def _replace_rows(states, others, source):
+  """Returns `states` with rows others[source] where source is not negative."""
 
   def of(mine, theirs):
     chosen = (source >= 0).reshape(-1, *(1,) * (mine.ndim - 1))

@@ -1,4 +1,4 @@
-"""Arrays and sums that the devices of all processes share."""
+"""Places and reduces arrays over the devices of all processes."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ import numpy as np
 from fedavg_jax.engine.processes import leads
 from fedavg_jax.engine.processes import several
 
-_MOST_JOINED = 2**20  # Numbers of an array that shares its reduction.
+_MOST_JOINED = 2**20  # The largest size of an array that shares a reduction.
 
 
 def copy(tree: Any, like: Any) -> Any:
-  """Arrays of process 0, on the host of every process.
+  """Returns the arrays of process 0, on the host of every process.
 
   Args:
-    tree: of process 0.
-    like: their shapes, on every process.
+    tree: the arrays of process 0; ignored on the others.
+    like: the shapes of the arrays, on every process.
   """
   if not several():
     return tree
@@ -28,20 +28,21 @@ def copy(tree: Any, like: Any) -> Any:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-  """Arrays of the host on the devices of all processes.
+  """Places arrays of the host on the devices of all processes.
 
   Args:
-    tree: the same on every process, of which each places what its devices hold.
-    shardings: one, or a tree of them.
+    tree: the arrays, equal on every process; each places the parts of its own
+      devices.
+    shardings: one sharding, or a tree of them.
   """
   leaves = jax.tree.leaves(tree)
-  # Traced for its shape alone, it goes nowhere.
+  # Tracers, of `jax.eval_shape`, need no transfer between processes.
   if not several() or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
     return jax.device_put(tree, shardings)
 
   def one(array, sharding):
     if isinstance(array, jax.Array) and array.sharding == sharding:
-      return array  # Is there: not down to the host and up again.
+      return array  # Already in place: skip the round trip to the host.
     array = np.asarray(array)
     return jax.make_array_from_callback(
       array.shape, sharding, lambda index: array[index]
@@ -53,13 +54,14 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def sum_over_devices(tree: Any) -> Any:
-  """`lax.psum` of all leaves, small ones of a dtype joined into one reduction.
+  """Applies `lax.psum` to all leaves; joins small ones of a dtype.
 
-  What a reduction costs beside its bytes, it costs once; what is large has no
-  need of that, and would be copied.
+  Joined leaves pay the fixed cost of a reduction once. Large leaves have no
+  need of that, and joining would copy them.
   """
   leaves, structure = jax.tree.flatten(tree)
-  # In the order of the leaves: a set's would differ from process to process.
+  # The groups follow the order of the leaves, because the order of a set would
+  # differ between processes.
   groups: dict[Any, list[int]] = {}
   for i, leaf in enumerate(leaves):
     joins = leaf.size <= _MOST_JOINED

@@ -1,10 +1,9 @@
-"""A communication round as one compiled call.
+"""Builds a communication round as one compiled call.
 
-`round_fn(state, client_states, data, plan)` trains the whole cohort and updates
-the global model. What happens to one client is written for one client
-(`local_step.py`, `algorithms/`) and vmapped over the lanes; the lanes are
-sharded over the devices of a mesh. Trip counts come from the plan, so that one
-compilation serves every cohort.
+`round_fn(state, client_states, data, plan)` trains the cohort and updates the
+global model. The code for one client (`local_step.py`, `algorithms/`) is
+vmapped over the lanes; the lanes are sharded over the devices of a mesh. Trip
+counts come from the plan, so that one compilation serves every cohort.
 
 Shape letters: M clients of the cohort, the others as in `planning.py`.
 """
@@ -41,22 +40,32 @@ from fedavg_jax.schedule.planning import Planner
 
 _TINY = np.finfo(np.float32).tiny
 
-# Where a plan's arrays live: each device has its own lanes' part of the others.
-_OF_ALL = 'cohort', 'slots', 'num_examples', 'share', 'order', 'seed'
+# The placement of a plan's arrays: every device has the replicated ones, and of
+# the others the part of its own lanes.
+_REPLICATED = 'cohort', 'slots', 'num_examples', 'share', 'order', 'seed'
 PLAN_SPECS = Plan._make(
-  jax.P() if name in _OF_ALL else jax.P('lanes') for name in Plan._fields
+  jax.P() if name in _REPLICATED else jax.P('lanes') for name in Plan._fields
 )
 
 
 class ServerState(NamedTuple):
-  """What the server keeps between rounds.
+  """Holds the global model and the server's state between rounds.
+
+  In a sweep of G values every leaf has a leading axis [G].
 
   Attributes:
-    round: int32 scalar, rounds done.
-    params: the global model w_t.
-    server: what the algorithm keeps, such as an optimizer's state.
-    model_state: of the global model, what is not trained; () where there is
-      none.
+    round: int32 scalar, the number of rounds done.
+    params: the parameters of the global model, w_t.
+    server: the algorithm's server state, such as that of an optimizer.
+    model_state: the state of the global model that is not trained, such as the
+      statistics of BatchNorm; () if there is none.
+
+  >>> import fedavg_jax as fa
+  >>> state = fa.engine.ServerState(round=0, params={'w': 1.0}, server=())
+  >>> state.variables
+  {'w': 1.0}
+  >>> state._replace(model_state={'mean': 0.0}).variables
+  Variables(params={'w': 1.0}, state={'mean': 0.0})
   """
 
   round: jax.Array
@@ -66,24 +75,31 @@ class ServerState(NamedTuple):
 
   @property
   def variables(self) -> Any:
-    """What the functions of the model take."""
+    """Returns the argument of the model's functions, params or `Variables`."""
     return join(self.params, self.model_state)
 
 
 class RoundMetrics(NamedTuple):
-  """What one round reports.
+  """Holds the metrics of one round, scalars on the devices.
 
   Attributes:
-    train_loss: mean loss of the examples read, each before its own step.
-    examples: examples read by the cohort in all local epochs.
-    skipped: clients left out, because the loss, the message or what the client
-      would keep was not finite; of `on_nan = 'skip_client'`. Loss and examples
-      are without theirs.
-    info: name -> mean of `ClientOutput.info` over the clients that count.
-    coded: float32, bytes of the messages that count, where these depend on the
-      numbers in them, else 0.
-    finite: False where the loss, the new model or what server or clients would
-      keep is not finite; the round then left everything as it was.
+    train_loss: float32, the mean loss of the examples read, each before its own
+      step.
+    examples: int32, the number of examples that the cohort read in all local
+      epochs.
+    skipped: int32, the number of clients dropped by `on_nan = 'skip_client'`,
+      whose loss, message or new state was not finite. Loss and examples exclude
+      theirs.
+    info: name -> float32, the mean of `ClientOutput.info` over the clients that
+      count.
+    coded: float32, the size in bytes of the messages that count, if it depends
+      on their values, else 0.
+    finite: bool, False if the loss, the new model or a new state of the server
+      or a client is not finite; the round has then changed nothing.
+
+  >>> import fedavg_jax as fa
+  >>> fa.engine.RoundMetrics._fields
+  ('train_loss', 'examples', 'skipped', 'info', 'coded', 'finite')
   """
 
   train_loss: jax.Array
@@ -95,14 +111,34 @@ class RoundMetrics(NamedTuple):
 
 
 def lane_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-  """The devices along one axis, 'lanes'."""
+  """Returns a mesh of the devices with one axis, 'lanes'.
+
+  >>> import jax
+  >>> import fedavg_jax as fa
+  >>> dict(fa.engine.lane_mesh(jax.devices()[:1]).shape)
+  {'lanes': 1}
+  """
   return jax.sharding.Mesh(devices, ('lanes',))
 
 
 def init_state(
   variables: Any, algorithm: Algorithm, mesh: jax.sharding.Mesh
 ) -> ServerState:
-  """The state before the first round, on every device of the mesh."""
+  """Returns the server's state before round 1, on every device of the mesh.
+
+  Args:
+    variables: the initial global model, from `Model.init`.
+    algorithm: the algorithm, whose `server_init` makes the server state.
+    mesh: the devices, from `lane_mesh`.
+
+  >>> import jax, optax
+  >>> import fedavg_jax as fa
+  >>> algorithm = fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
+  >>> mesh = fa.engine.lane_mesh(jax.devices()[:1])
+  >>> state = fa.engine.init_state({'w': jax.numpy.ones(4)}, algorithm, mesh)
+  >>> int(state.round), state.params['w'].shape
+  (0, (4,))
+  """
   params, model_state = split(variables)
   state = ServerState(
     round=jnp.zeros((), jnp.int32),
@@ -120,7 +156,27 @@ def init_client_states(
   mesh: jax.sharding.Mesh,
   state_of: str = 'everybody',
 ) -> Any:
-  """What the K clients keep before round 1, [K, ...], on every device."""
+  """Returns the states of K clients before round 1, on every device.
+
+  Args:
+    variables: the initial global model, from `Model.init`.
+    algorithm: the algorithm, whose `client_init` makes a client's state.
+    num_clients: K.
+    mesh: the devices, from `lane_mesh`.
+    state_of: the value of `Model.state_of`; with 'client' each client also has
+      its own model state.
+
+  Returns:
+    A tree of arrays [K, ...], without leaves if clients have no state.
+
+  >>> import jax, optax
+  >>> import fedavg_jax as fa
+  >>> algorithm = fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
+  >>> mesh = fa.engine.lane_mesh(jax.devices()[:1])
+  >>> fa.engine.init_client_states(
+  ...   {'w': jax.numpy.ones(4)}, algorithm, num_clients=3, mesh=mesh)
+  ()
+  """
 
   def init(variables):
     clients = jnp.arange(num_clients, dtype=jnp.int32)
@@ -135,16 +191,16 @@ def init_client_states(
 def first_states(
   algorithm: Algorithm, state_of: str, variables: Any, clients: jax.Array
 ) -> Any:
-  """Returns what some clients keep before they are first drawn.
+  """Returns the states of some clients before they are first drawn.
 
   Args:
-    algorithm: any.
-    state_of: as of `Model`.
-    variables: of the first global model.
-    clients: [M] int32, their numbers.
+    algorithm: the algorithm, whose `client_init` makes a client's state.
+    state_of: the value of `Model.state_of`.
+    variables: the initial global model.
+    clients: [M] int32 client ids.
 
   Returns:
-    [M, ...].
+    A tree of arrays [M, ...].
   """
 
   def init(variables, client):
@@ -164,28 +220,47 @@ def build_round(
   on_nan: str = 'stop',
   counts_bytes: bool = False,
 ) -> jax.stages.Wrapped:
-  """Builds the jitted round; the client states that go in are donated.
+  """Builds the jitted round, Algorithm 1 of McMahan et al. 2017.
+
+  The client states passed to it are donated.
 
   Args:
-    model: that the clients train. The key of its augmentation depends on seed,
-      round, row and the client's updates so far, and on nothing else.
-    algorithm: such as `algorithms.fedavg`.
-    planner: that will make the plans.
-    mesh: its devices, from `lane_mesh`.
-    loss: of the model's outputs.
-    on_nan: one of `choices.ON_NAN`. 'skip_client' takes the mean over those
-      clients that end with finite numbers, with weights that add up to one; a
-      round in which none does changes nothing. With 'stop' one client's Inf is
-      the round's. With both, a mean or a server that is not finite is.
-    counts_bytes: whether the algorithm's `num_bytes` is asked for each message.
+    model: the model that the clients train. The key of its augmentation depends
+      only on seed, round, row and the client's updates so far.
+    algorithm: the algorithm, such as `fa.fedavg(...)`.
+    planner: the planner of the rounds' plans.
+    mesh: the planner's devices, from `lane_mesh`.
+    loss: the loss of the model's outputs, (outputs, batch) -> [B].
+    on_nan: the reaction to clients that are not finite, one of
+      `choices.ON_NAN`. With 'skip_client' they are dropped, and the weights of
+      the others are divided by their sum; a round that drops all clients
+      changes nothing. With 'stop' one such client makes the round not finite.
+      With both, so does a mean or a server state that is not finite.
+    counts_bytes: True to count each message with `Algorithm.num_bytes`.
 
   Returns:
     `round_fn(state, client_states, data, plan) -> (state, client_states,
-    metrics)`; data are all clients' examples, or where the planner streams
-    what each device's own ones hold.
+    metrics)`; data are the examples of all clients, or with a streamed planner
+    the buffers of the devices. Metrics are `RoundMetrics`.
 
   Raises:
-    InputError: another `on_nan`.
+    InputError: `on_nan` is not one of `choices.ON_NAN`.
+
+  >>> import jax, numpy as np, optax
+  >>> import fedavg_jax as fa
+  >>> w, x, y = np.zeros((4, 2)), np.ones((30, 4)), np.zeros(30, np.int32)
+  >>> model = fa.Model('linear', lambda key: w, lambda w, x: x @ w)
+  >>> algorithm = fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
+  >>> planner = fa.engine.Planner(
+  ...   num_examples=np.array([20, 10]), cohort_size=2, epochs=2, batch_size=5,
+  ...   seed=0)
+  >>> mesh = fa.engine.lane_mesh(jax.devices()[:1])
+  >>> round_fn = fa.engine.build_round(model, algorithm, planner, mesh)
+  >>> state, _, metrics = round_fn(
+  ...   fa.engine.init_state(w, algorithm, mesh), (),
+  ...   fa.engine.place_examples(x, y, mesh), planner(1))
+  >>> int(state.round), int(metrics.examples)
+  (1, 60)
   """
   choices.check_choice('on_nan', on_nan, choices.ON_NAN)
   training = Training(
@@ -238,19 +313,19 @@ def build_round(
 def server_step(
   training: Training, state: ServerState, sums: RoundSums, plan: Plan
 ) -> tuple[ServerState, jax.Array]:
-  """Makes the next global model of the sums over all devices.
+  """Computes the next global model from the sums over all devices.
 
   Args:
-    training: what is compiled in.
-    state: before the round.
-    sums: over all clients of the cohort.
-    plan: of the round.
+    training: the static settings, compiled in.
+    state: the state before the round.
+    sums: the sums over all clients of the cohort.
+    plan: the plan of the round.
 
   Returns:
-    The state after the round, or the one before where something is not finite;
-    and whether all is finite, [] bool.
+    The state after the round, or the previous one if a value is not finite; and
+    whether all values are finite, [] bool.
   """
-  # One where nobody is left out: the same bits as without skipping.
+  # The weight is 1 if no client was dropped: the same bits as without skipping.
   complete = sums.skipped == 0
   weight = jnp.where(complete, 1.0, jnp.maximum(sums.weight, _TINY))
   number = state.round + 1
@@ -274,16 +349,16 @@ def server_step(
   )
   if training.model.state_of == 'nobody':
     model_state = state.model_state
-  somebody = jnp.any(sums.trained > 0)
+  any_trained = jnp.any(sums.trained > 0)
   params, server, model_state = jax.tree.map(
-    lambda new, old: jnp.where(somebody, new, old),
+    lambda new, old: jnp.where(any_trained, new, old),
     (params, server, model_state),
     (state.params, state.server, state.model_state),
   )
   finite = all_finite(
     (aggregate, params, server, model_state, sums.client_states)
   )
-  if not training.skips_clients:  # Nobody is left out whose loss is not finite.
+  if not training.skips_clients:  # Losses that are not finite are in the sum.
     finite &= jnp.isfinite(sums.loss)
   new_state = ServerState(number, params, server, model_state)
   return jax.tree.map(
@@ -294,7 +369,7 @@ def server_step(
 def keep_states(
   client_states: Any, sums: RoundSums, slots: jax.Array, finite: jax.Array
 ) -> Any:
-  """Writes what the trained clients keep into the states of all, [K, ...]."""
+  """Writes the trained clients' states into those of all clients, [K, ...]."""
   changed = finite & (sums.trained > 0)  # [M]
   return jax.tree.map(
     lambda store, kept: store.at[slots].set(
@@ -306,7 +381,7 @@ def keep_states(
 
 
 def round_metrics(sums: RoundSums, finite: jax.Array) -> RoundMetrics:
-  """Turns the sums of a round into its metrics."""
+  """Computes the metrics of a round from its sums."""
   examples = jnp.maximum(sums.examples, 1).astype(jnp.float32)
   return RoundMetrics(
     train_loss=sums.loss / examples,
@@ -324,7 +399,7 @@ def round_metrics(sums: RoundSums, finite: jax.Array) -> RoundMetrics:
 
 
 def place_plan(plan: Plan, mesh: jax.sharding.Mesh) -> Plan:
-  """A plan as the round takes it: of several processes each puts its part."""
+  """Places a plan for the round; each of several processes places its part."""
   if not processes.several():
     return plan
   shardings: Any = jax.tree.map(
@@ -334,6 +409,20 @@ def place_plan(plan: Plan, mesh: jax.sharding.Mesh) -> Plan:
 
 
 def place_examples(x: Any, y: Any, mesh: jax.sharding.Mesh) -> Examples:
-  """Puts all examples on every device of the mesh, to stay there."""
+  """Places all examples on every device of the mesh.
+
+  Args:
+    x: [n, ...] inputs, or a tree of such arrays.
+    y: [n, ...] targets, or a tree of such arrays.
+    mesh: the devices, from `lane_mesh`.
+
+  >>> import jax, numpy as np
+  >>> import fedavg_jax as fa
+  >>> mesh = fa.engine.lane_mesh(jax.devices()[:1])
+  >>> x = np.ones((30, 4), np.float32)
+  >>> data = fa.engine.place_examples(x, np.zeros(30, np.int32), mesh)
+  >>> data.x.shape, data.y.shape
+  ((30, 4), (30,))
+  """
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   return collectives.put(Examples(x, y), everywhere)

@@ -1,4 +1,4 @@
-"""What a computation costs, counted from its program, not from a clock."""
+"""Counts the cost of a computation from its program, without running it."""
 
 from collections.abc import Callable
 import math
@@ -9,13 +9,13 @@ from jax.extend import core
 
 
 class Cost(NamedTuple):
-  """Counted over a program, each loop body as often as its length says.
+  """Holds the cost of a program; a scan's body counts once per iteration.
 
   Attributes:
-    flops: floating-point operations of matrix products and convolutions, a
+    flops: the floating-point operations of matrix products and convolutions, a
       multiplication and an addition counted as two; padding counts as data.
-    bytes: of all intermediate results together. An upper bound of the memory
-      they need, since none is counted as reused.
+    bytes: the size of all intermediate results together. This is an upper bound
+      of the memory that they need, since none is counted as reused.
   """
 
   flops: int
@@ -23,10 +23,10 @@ class Cost(NamedTuple):
 
 
 def count(fn: Callable, *args) -> Cost:
-  """The cost of `fn(*args)`; arguments may be shapes (`ShapeDtypeStruct`).
+  """Counts the cost of `fn(*args)`; arguments may be `ShapeDtypeStruct`s.
 
-  Results that nobody uses, such as the gradient of the data, do not count. The
-  body of a loop without a fixed length counts once.
+  Unused results, such as the gradient of the data, do not count. The body of a
+  loop without a fixed length counts once.
   """
   return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
@@ -38,7 +38,7 @@ def _count(jaxpr) -> Cost:
     if not eqn.effects and not any(v in used for v in eqn.outvars):
       continue
     if eqn.primitive.name == 'optimization_barrier':
-      # Only an order of its operands, each of which is used for itself.
+      # It only orders its operands: each is used if its own result is.
       used.update(
         given
         for given, out in zip(eqn.invars, eqn.outvars, strict=True)
@@ -56,10 +56,10 @@ def _count(jaxpr) -> Cost:
 
 
 def _inner(eqn):
-  """The programs inside an operation: of a call, a loop, a condition."""
+  """Yields the programs inside an operation: a call, a loop, a condition."""
   for name, value in eqn.params.items():
     if name.startswith(('jvp', 'fwd', 'bwd')):
-      continue  # Rules that are not run here.
+      continue  # Differentiation rules, which do not run here.
     for part in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(part, core.ClosedJaxpr):
         yield part.jaxpr

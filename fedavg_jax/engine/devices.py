@@ -1,4 +1,4 @@
-"""The devices of this machine and their free memory."""
+"""Sets up JAX's devices, and measures their free memory."""
 
 import contextlib
 import os
@@ -11,29 +11,37 @@ from fedavg_jax.core.errors import InputError
 
 
 def use_cpu_devices(number: int) -> None:
-  """Gives each CPU core a virtual device of its own: before JAX starts.
+  """Makes each CPU core a virtual device; must run before JAX starts.
 
-  A small step cannot feed several cores, whole clients can. Without effect
-  where JAX runs already, on accelerators, or where JAX_NUM_CPU_DEVICES or
-  XLA_FLAGS have decided.
+  One small step cannot use several cores, but several clients can. Has no
+  effect if JAX is running already, on accelerators, or if JAX_NUM_CPU_DEVICES
+  or XLA_FLAGS set the number of CPU devices.
 
   Args:
-    number: of devices, 0 for one per core this process may use.
+    number: the number of devices; 0 makes one per core that this process may
+      use.
+
+  >>> import jax
+  >>> import fedavg_jax as fa
+  >>> devices = jax.devices()  # JAX is running from here on:
+  >>> fa.use_cpu_devices(len(devices) + 1)
+  >>> jax.devices() == devices
+  True
   """
   config: Any = jax.config
   flags = os.environ.get('XLA_FLAGS', '')
   if config.jax_num_cpu_devices > 0 or 'host_platform_device_count' in flags:
     return
-  with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices.
+  with contextlib.suppress(RuntimeError):  # JAX is running already.
     jax.config.update('jax_num_cpu_devices', number or num_cores())
 
 
 def check_jax() -> None:
-  """Makes sure that JAX has a device, and settings that rounds can have.
+  """Checks that JAX has a device, and settings with which rounds can run.
 
   Raises:
-    InputError: `JAX_PLATFORMS` names what is not here, or JAX is set to compute
-      with 64 bits or without compiling.
+    InputError: `JAX_PLATFORMS` names an absent platform; or JAX is set to
+      compute with 64 bits, without compiling, or with its checks for NaN.
   """
   config: Any = jax.config
   if config.jax_enable_x64:
@@ -47,8 +55,8 @@ def check_jax() -> None:
   for name in ('jax_debug_nans', 'jax_debug_infs'):
     if getattr(config, name):
       raise InputError(
-        f'{name.upper()} = True: must be off; idle lanes compute on anything,'
-        ' and a round that is not finite says so itself'
+        f'{name.upper()} = True: must be off; idle lanes compute on unused'
+        ' data, and rounds report NaN and Inf themselves'
       )
   try:
     jax.devices()
@@ -61,7 +69,7 @@ def check_jax() -> None:
 
 
 def numerics() -> dict[str, Any]:
-  """Returns those settings of JAX, by name, that change what is computed."""
+  """Returns the settings of JAX, by name, that affect numerical results."""
   config: Any = jax.config
   return {
     name.upper(): getattr(config, name)
@@ -75,19 +83,19 @@ def numerics() -> dict[str, Any]:
 
 
 def num_cores() -> int:
-  """CPU cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):  # Where a process can be pinned.
+  """Counts the CPU cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # Only some systems can pin processes.
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 def free_bytes(device: jax.Device) -> int | None:
-  """Free memory of a device, None where it does not say or is not here."""
+  """Returns the free memory of a device in bytes; None if unknown."""
   if device.platform == 'cpu':
     return _free_host_bytes()
   try:
     stats = device.memory_stats()
-  except jax.errors.JaxRuntimeError:  # Of a topology without its devices.
+  except jax.errors.JaxRuntimeError:  # A topology without its devices.
     return None
   if not stats or 'bytes_limit' not in stats:
     return None
@@ -95,7 +103,10 @@ def free_bytes(device: jax.Device) -> int | None:
 
 
 def _free_host_bytes() -> int | None:
-  """What Linux would give, file caches and a container's limit considered."""
+  """Returns the available host memory in bytes, None if not on Linux.
+
+  Counts file caches as available, and respects a container's limit.
+  """
   try:
     lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
   except OSError:
@@ -103,7 +114,7 @@ def _free_host_bytes() -> int | None:
   sizes = dict(line.split(':') for line in lines)
   free = int(sizes['MemAvailable'].split()[0]) * 1024
   group = pathlib.Path('/sys/fs/cgroup')
-  with contextlib.suppress(OSError, ValueError):  # No limit, or none is known.
+  with contextlib.suppress(OSError, ValueError):  # No limit, or an unknown one.
     limit = int((group / 'memory.max').read_text())
     free = min(free, limit - int((group / 'memory.current').read_text()))
   return free

@@ -1,6 +1,6 @@
-"""The rounds of a compiled federation, one after another.
+"""Runs the rounds of a compiled federation, one after another.
 
-While the devices work on a call, the next one is planned and begun.
+While the devices work on a call, the host plans and dispatches the next one.
 """
 
 from collections.abc import Callable
@@ -46,37 +46,58 @@ def simulate(
   looking: Callable[[], bool] = lambda: False,
   stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
-  """Runs the rounds and gives them one at a time; round 0 first.
+  """Trains round by round, and yields a record after each.
 
-  Evaluates before round 1, every `eval_every` rounds and after the last. Ends
-  after a round that reaches the target (0 is none) or is not finite; a sweep
-  ends once each of its values has done one of these. Where a device has no
-  room for its lanes, continues with half as many and says so.
+  The first record of a new run is that of the initial model, round 0. The model
+  is evaluated before round 1, every `eval_every` rounds and after the last
+  round. The run ends early after a round that reaches the target or is not
+  finite; a sweep ends once this has happened to each of its values. If a device
+  has no memory for its lanes, the run continues with half as many and logs a
+  warning.
 
   Args:
-    simulation: compiled.
-    rounds: of the whole run.
-    eval_every: rounds from one evaluation to the next.
-    target: of the first metric, the accuracy of a classifier, which ends the
-      run; 0 is none.
-    start: server state and client states to continue from, as an earlier record
-      had them, with the round after it; what clients keep goes with the first
-      call, or is changed in its place on the host. None begins anew.
-    host_states: of a run that begins anew, where its clients' states go if they
-      stay on the host; memory if left out.
-    wanted: as in `run_calls`.
-    looking: as in `run_calls`.
-    stopping: as in `run_calls`.
+    simulation: the compiled simulation.
+    rounds: the number of the last round, at least 1.
+    eval_every: the number of rounds between evaluations, at least 1.
+    target: the value of the first metric (the accuracy of a classifier) that
+      ends the run; 0 is no target.
+    start: the server state and client states of an earlier record, from which
+      to resume with the following round; None starts with round 0. Client
+      states on the devices are donated to the first call, those on the host are
+      modified in place.
+    host_states: the store of a new run's client states, if these are on the
+      host; None stores them in memory.
+    wanted: the argument of `run_calls`.
+    looking: the argument of `run_calls`.
+    stopping: the argument of `run_calls`.
 
   Yields:
-    A record per round.
+    A `Record` per round.
+
+  Raises:
+    InputError: a value breaks its rule, or one lane does not fit into memory.
+
+  >>> import numpy as np, optax
+  >>> import fedavg_jax as fa
+  >>> x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+  >>> data = fa.Examples(x, x.sum(axis=1))
+  >>> federation = fa.Federation(
+  ...   fa.build_clients(data, np.arange(30).reshape(3, 10)), data,
+  ...   client_fraction=1.0, epochs=1, batch_size=10)
+  >>> model = fa.Model('linear', lambda key: np.zeros(4), lambda w, x: x @ w)
+  >>> simulation = fa.build_simulation(
+  ...   model, federation, fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+  ...   loss=fa.losses.squared_error)
+  >>> for record in fa.simulate(simulation, rounds=4, eval_every=2):
+  ...   print(record.round, record.examples, list(record.test))
+  0 0 ['loss']
+  1 30 []
+  2 30 ['loss']
+  3 30 []
+  4 30 ['loss']
   """
-  check_is_simulation(simulation)
-  rules.check_whole('rounds', rounds, 1)
-  rules.check_whole('eval_every', eval_every, 1)
+  check_rounds(simulation, rounds, eval_every, target)
   task = simulation.task
-  most = min(task.metrics[0].most, 1e30)
-  rules.check_real('target', target, 0 if most == 1 else -1e30, most)
 
   def evaluated(number):
     return number % eval_every == 0 or number == rounds
@@ -118,23 +139,35 @@ def simulate(
         reached = reached.after(record, task, target)
         yield record
       return
-    # Not the type itself: a generator that is left alone ends when the
-    # interpreter does, and modules are gone by then.
+    # The clause does not name JAX's type: an abandoned generator is closed at
+    # the interpreter's exit, when modules may be gone.
     except Exception as error:
       if not isinstance(error, jax.errors.JaxRuntimeError):
         raise
       lanes = _lanes_after(error, simulation, lanes, reached)
 
 
+def check_rounds(
+  simulation: Simulation, rounds: int, eval_every: int, target: float
+) -> None:
+  """Raises InputError if arguments of `simulate` break their rules."""
+  check_is_simulation(simulation)
+  rules.check_whole('rounds', rounds, 1)
+  rules.check_whole('eval_every', eval_every, 1)
+  most = min(simulation.task.metrics[0].most, 1e30)
+  rules.check_real('target', target, 0 if most == 1 else -1e30, most)
+
+
 class _Reached(NamedTuple):
-  """How far a run has come, and what its next call begins with.
+  """Holds the last known state of a run, from which its next calls start.
 
   Attributes:
-    round: the last one whose state is at hand.
-    state: of the server after it.
-    client_states: as the run began; they go with the first call, or are changed
-      in their place on the host.
-    going: bool, of a sweep [G], the values that have not ended.
+    round: the number of the last round whose state is available.
+    state: the server's state after that round.
+    client_states: the client states at the start of the run; those on the
+      devices are donated to the first call, those on the host are modified in
+      place.
+    going: [] bool, or [G] in a sweep: True for values that have not ended.
   """
 
   round: int
@@ -145,7 +178,7 @@ class _Reached(NamedTuple):
   def without(
     self, task: Task, target: float, test: dict[str, Any]
   ) -> '_Reached':
-    """Returns it without the values that reached the target; 0 is none."""
+    """Returns a copy without the values that reached the target; 0 is none."""
     if not target:
       return self
     first = next(iter(test.values()))
@@ -154,7 +187,7 @@ class _Reached(NamedTuple):
     )
 
   def after(self, record: Record, task: Task, target: float) -> '_Reached':
-    """Returns it after a record, the same where that has no state."""
+    """Returns a copy updated by a record, or itself if that has no state."""
     if record.state is None:
       return self
     reached = self._replace(
@@ -170,16 +203,16 @@ def _begin(
   start: tuple[compiled_round.ServerState, Any] | None,
   host_states: ClientStates | None,
 ) -> _Reached:
-  """Places what a run begins or resumes with."""
+  """Places the states from which a run starts or resumes."""
   state, client_states = start or simulation.init()
   if start is None and simulation.host_states is not None:
     client_states = host_states or simulation.host_states()
-  if processes.several():  # Other processors round otherwise: one has drawn it.
+  if processes.several():  # Processors may round differently: use one's state.
     state = collectives.copy(jax.device_get(state), state)
   if not isinstance(client_states, ClientStates):
     client_states = place(client_states, simulation)
   state = place(state, simulation)
-  # Of a sweep, those that have ended before are behind the others.
+  # In a sweep, values that have ended are at an earlier round than the others.
   numbers = np.asarray(jax.device_get(state.round))
   return _Reached(
     int(numbers.max()), state, client_states, numbers == numbers.max()
@@ -189,9 +222,9 @@ def _begin(
 def _move(
   simulation: Simulation, lanes: int, reached: _Reached
 ) -> tuple[Simulation, _Reached]:
-  """Compiles with other lanes, and moves a run to their devices."""
+  """Compiles with another number of lanes, and moves a run to its devices."""
   simulation = simulation.with_lanes(lanes)
-  # The devices may be fewer: the state loses nothing on its way.
+  # The devices may be fewer, so the state moves through the host.
   state = place(jax.device_get(reached.state), simulation)
   client_states = reached.client_states
   if not isinstance(client_states, ClientStates):
@@ -202,11 +235,11 @@ def _move(
 def _lanes_after(
   error: Exception, simulation: Simulation, lanes: int, reached: _Reached
 ) -> int:
-  """Returns fewer lanes to continue with; raises the error where none help."""
+  """Returns a smaller number of lanes, or raises the error if none helps."""
   if processes.several() or (
     reached.round and jax.tree.leaves(reached.client_states)
   ):
-    raise error  # What the clients kept went with the call that failed.
+    raise error  # The client states were donated to the call that failed.
   return fewer_lanes(lanes, simulation.planner, error)
 
 
@@ -223,30 +256,52 @@ def run_calls(
   looking: Callable[[], bool] = lambda: False,
   stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
-  """Runs rounds from a state on; `simulate` is built on it.
+  """Executes the given rounds from a state; `simulate` is built on it.
 
-  Begins a call before the one before it has ended, so that the devices never
-  wait for Python, but where somebody wants what is at hand only between calls.
+  Each call is dispatched before the previous one has ended, so that the devices
+  never wait for Python, except where the caller requests states, which are
+  available only between calls.
 
   Args:
-    simulation: compiled.
-    state: of the server before the first of them.
-    client_states: of all clients; they go with the first call.
-    numbers: of the rounds.
-    evaluated: round number -> whether its model is tested.
-    going: of a sweep, [G] bool, the values that have not ended; None for all.
-    enough: ends after a round whose test has reached it, as `Task.enough` has
-      it; None for no round.
-    wanted: round number -> whether the record must have its state and client
-      states. Asked once for a round, before it begins; the same on all
-      processes.
-    looking: whether the next record that can have them must, on any process.
-    stopping: whether to begin no further call, on any process. Those that have
-      begun are waited for where client states went into them, or other
-      processes are at work on them.
+    simulation: the compiled simulation.
+    state: the server's state before the first of these rounds.
+    client_states: the states of all clients; those on the devices are donated
+      to the first call.
+    numbers: the numbers of the rounds.
+    evaluated: the function round number -> True if the model is tested after
+      it.
+    going: [G] bool in a sweep, True for values that have not ended; None runs
+      all of them.
+    enough: the threshold of a test that ends the run, from `Task.enough`; None
+      is no threshold.
+    wanted: the function round number -> True if the record must have its state
+      and client states. It is called once per round, before the round is
+      dispatched, and must return the same on all processes.
+    looking: the function () -> True if the next possible record must have them;
+      one process suffices.
+    stopping: the function () -> True to dispatch no further call; one process
+      suffices. Queued calls are still awaited if they hold client states or
+      other processes work on them.
 
   Yields:
-    A record per round.
+    A `Record` per round.
+
+  >>> import numpy as np, optax
+  >>> import fedavg_jax as fa
+  >>> x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+  >>> data = fa.Examples(x, x.sum(axis=1))
+  >>> federation = fa.Federation(
+  ...   fa.build_clients(data, np.arange(30).reshape(3, 10)), data,
+  ...   client_fraction=1.0, epochs=1, batch_size=10)
+  >>> model = fa.Model('linear', lambda key: np.zeros(4), lambda w, x: x @ w)
+  >>> simulation = fa.build_simulation(
+  ...   model, federation, fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+  ...   loss=fa.losses.squared_error)
+  >>> records = fa.engine.run_calls(
+  ...   simulation, *simulation.init(), range(1, 4),
+  ...   evaluated=lambda number: number == 3)
+  >>> [(record.round, bool(record.test)) for record in records]
+  [(1, False), (2, False), (3, True)]
   """
   calls = Calls(
     simulation,
@@ -259,7 +314,7 @@ def run_calls(
     going=going,
     asked=Asked(wanted, looking, stopping),
   )
-  del state, client_states  # A device would hold them until the last round.
+  del state, client_states  # They would occupy memory until the last round.
   while calls.fill():
     ended = calls.wait()
     if ended is None:

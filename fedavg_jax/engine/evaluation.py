@@ -1,6 +1,8 @@
-"""Metrics on test sets, on every device of the mesh.
+"""Computes metrics on test sets, on every device of the mesh.
 
-Of the central one, or of what every client has held out.
+A test set is the central one, or the held-out examples of all clients.
+
+Shape letters: B examples of a batch, D devices, K clients.
 """
 
 from collections.abc import Callable
@@ -22,39 +24,39 @@ from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import collectives
 
-# Examples at a time: large enough to be fast, small enough to bound memory.
+# Examples of a batch: large enough to be fast, small enough to bound memory.
 _BATCH = 125
 
 
 class TestSet(NamedTuple):
-  """A test set in batches, dealt to the devices.
+  """Holds a test set in batches, distributed over the devices.
 
   Attributes:
-    x: [D * batches, B, ...].
-    y: [D * batches, B, ...].
+    x: [D * batches, B, ...] inputs.
+    y: [D * batches, B, ...] targets.
     mask: [D * batches, B] bool, False for padding.
   """
 
-  __test__ = False  # Not a test, whatever pytest thinks of its name.
+  __test__ = False  # Not a test, though pytest collects classes of this name.
 
   x: Any
   y: Any
   mask: Any
 
   def batch(self) -> Batch:
-    """Returns one of them as what metrics take."""
+    """Returns one batch in the form that metrics take."""
     return Batch(self.x, self.y, self.mask, jnp.sum(self.mask, dtype=jnp.int32))
 
 
 def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
-  """Cuts a test set into batches and deals them to the devices.
+  """Splits a test set into batches and distributes them over the devices.
 
   Args:
-    test: x [n, ...], y [n, ...], or trees of them.
-    mesh: from `compiled_round.lane_mesh`.
+    test: the test set, x [n, ...] and y [n, ...], or trees of such arrays.
+    mesh: the devices, from `compiled_round.lane_mesh`.
   """
   if not trees.is_tree(test.y) and test.y.ndim == 2:
-    # Sequences of about one length: few steps on padding.
+    # Batches of sequences of similar length have few steps on padding.
     lengths = np.sum(test.y != NO_LABEL, axis=1)
     order = np.argsort(lengths, kind='stable')
     test = Examples(*(trees.take(own, order) for own in test))
@@ -72,10 +74,15 @@ def _deal_examples(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
 def place_held_out(
   held: Clients, mesh: jax.sharding.Mesh
 ) -> tuple[TestSet, Any]:
-  """Does the same for what clients have held out, in the order of the clients.
+  """Distributes clients' held-out examples, in the order of the clients.
+
+  Args:
+    held: the held-out examples.
+    mesh: the devices, from `compiled_round.lane_mesh`.
 
   Returns:
-    A test set, and owner [D * batches, B]; padding belongs to client K.
+    The test set, and the client id of each example, [D * batches, B] int32;
+    padding has the id K.
   """
   owner = np.repeat(
     np.arange(held.num_clients, dtype=np.int32), held.num_examples
@@ -87,12 +94,12 @@ def place_held_out(
 
 
 def _padding(y: np.ndarray) -> int:
-  """Returns what rows of targets are filled with; no mask counts them."""
+  """Returns the value that pads targets; masks exclude it."""
   return NO_LABEL if y.dtype.kind == 'i' else 0
 
 
 def _deal(array, mesh, padding) -> Any:
-  """[n, ...] -> [D * batches, B, ...], on its devices."""
+  """Places an array [n, ...] on the devices as [D * batches, B, ...]."""
   batches = -(-len(array) // (_BATCH * mesh.size)) * mesh.size
   missing = batches * _BATCH - len(array)
   array = np.concatenate(
@@ -107,20 +114,21 @@ def _deal(array, mesh, padding) -> Any:
 
 
 def rows(task: Task, variables: Any, batch: Batch) -> Sums:
-  """Tests a batch; returns what each of its examples adds to the sums.
+  """Evaluates a batch; returns each example's contribution to the sums.
 
   Args:
-    task: whose model is tested.
-    variables: of the model.
-    batch: of B examples.
+    task: the task that is tested.
+    variables: the variables of its model.
+    batch: the batch, of B examples.
 
   Returns:
-    [B, ...]; zero where an example is masked out.
+    The contributions, [B, ...]; zero for examples that are masked out.
   """
   outputs = task.model.apply(variables, batch.x)
   found = Sums(
     tuple(metric.rows(outputs, batch) for metric in task.metrics),
-    num_labels(batch),
+    # Only class numbers have a value that stands for no label.
+    num_labels(batch) if task.classifies else jnp.ones(len(batch.mask)),
   )
 
   def of_real(values):
@@ -131,12 +139,12 @@ def rows(task: Task, variables: Any, batch: Batch) -> Sums:
 
 
 def no_sums(task: Task, variables: Any, test: TestSet) -> Sums:
-  """Returns the sums over no example.
+  """Returns the initial sums of a test, all zero.
 
   Args:
-    task: that is tested.
-    variables: of its model.
-    test: of which one batch is traced, [n, B, ...].
+    task: the task that is tested.
+    variables: the variables of its model.
+    test: a test set [n, B, ...], one batch of which is traced.
   """
   first = jax.tree.map(lambda array: array[0], test)
   shapes = jax.eval_shape(lambda: rows(task, variables, first.batch()))
@@ -149,8 +157,8 @@ def build_evaluate(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
   """Builds the jitted `evaluate(variables, test) -> Sums`.
 
   Args:
-    task: that is tested.
-    mesh: the devices that `place_test_set` dealt to.
+    task: the task that is tested.
+    mesh: the devices of the test set, as in `place_test_set`.
   """
 
   def device_sums(variables, test: TestSet):
@@ -169,18 +177,18 @@ def build_evaluate(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
 def build_evaluate_clients(
   task: Task, num_clients: int, mesh: jax.sharding.Mesh
 ) -> jax.stages.Wrapped:
-  """Builds the jitted `evaluate(variables, (held, owner)) -> Sums` of [K].
+  """Builds the jitted `evaluate(variables, (held, owner)) -> Sums`, [K, ...].
 
   Args:
-    task: as of `build_evaluate`.
+    task: the task that is tested.
     num_clients: K.
-    mesh: the devices that `place_held_out` dealt to.
+    mesh: the devices of the examples, as in `place_held_out`.
   """
 
   def device_sums(variables, held):
     def add(sums, batch):
       own, owner = batch
-      # Padding lies past the end, which a scatter drops.
+      # Padding is past the end: the scatter drops it.
       return jax.tree.map(
         lambda sums, new: sums.at[owner].add(new, mode='drop'),
         sums,
@@ -198,7 +206,7 @@ def build_evaluate_clients(
 
 
 def _over_devices(device_sums: Callable, mesh) -> jax.stages.Wrapped:
-  """Jits (variables, what was dealt) -> sums; each device has its own part."""
+  """Jits (variables, examples) -> sums; each device sees its own examples."""
   return jax.jit(
     jax.shard_map(
       device_sums,

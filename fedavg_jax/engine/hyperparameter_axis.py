@@ -1,9 +1,9 @@
-"""A federation with one algorithm, or with several that differ in one number.
+"""Trains one algorithm, or several that differ in one hyperparameter.
 
 A plan does not depend on a learning rate, so G learning rates read the same
-examples in the same order: one more `vmap` around the round, and each value's
-model is the one that it would have by itself. `Single` and `Sweep` have the
-same methods, so that nothing else asks which of them it has.
+examples in the same order: a sweep is one more `vmap` around the round, and
+each value's model equals that of a run with this value alone. `Single` and
+`Sweep` have the same methods, so that no other code distinguishes them.
 
 Shape letter: G values.
 """
@@ -28,35 +28,57 @@ RoundFn = Callable[..., tuple[Any, Any, RoundMetrics]]
 
 
 class Trained(Protocol):
-  """The algorithms that a call trains."""
+  """Defines the interface to the algorithms that a call trains."""
 
   @property
   def first(self) -> Algorithm:
-    """The algorithm, of a sweep that of its first value."""
+    """Returns the algorithm; in a sweep, that of the first value."""
 
   @property
   def values(self) -> tuple[float, ...] | None:
-    """The values of a sweep, None for a single algorithm."""
+    """Returns the values of a sweep, or None for a single algorithm."""
 
   @property
   def going(self) -> np.ndarray:
-    """Which of them run before round 1: [] or [G] bool, all of them."""
+    """Returns which values run before round 1, [] or [G] bool: all of them."""
 
   def init(self, init_of: Callable[[Algorithm], Any]) -> Any:
-    """Returns `init_of` of each algorithm, of a sweep stacked, [G, ...]."""
+    """Returns `init_of(algorithm)`; in a sweep, those of all values, stacked.
+
+    Args:
+      init_of: the function algorithm -> tree of initial states.
+
+    Returns:
+      The tree; in a sweep its leaves have a leading axis, [G, ...].
+    """
 
   def round(
     self, round_of: Callable[[Algorithm], RoundFn], platform: str
   ) -> Callable:
-    """Returns `round_fn(going, state, client_states, data, plan)`."""
+    """Returns `round_fn(going, state, client_states, data, plan)`.
+
+    Args:
+      round_of: the function algorithm -> round of this algorithm.
+      platform: the platform of the devices, such as 'cpu'.
+    """
 
   def evaluate(self, evaluate: Callable, platform: str) -> Callable:
-    """Returns `evaluate(variables, test)` of each algorithm's model."""
+    """Returns `evaluate(variables, test)` for each algorithm's model.
+
+    Args:
+      evaluate: the function (variables, test) -> sums for one model.
+      platform: the platform of the devices, such as 'cpu'.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Single:
-  """One algorithm."""
+  """Trains one algorithm.
+
+  Attributes:
+    first: the algorithm.
+    values: None; there is no sweep.
+  """
 
   first: Algorithm
   values: None = None
@@ -75,7 +97,7 @@ class Single:
     round_one = round_of(self.first)
 
     def round_fn(going, *args):
-      del going  # Or the call would have ended.
+      del going  # It is True here: otherwise the call has ended.
       return round_one(*args)
 
     return round_fn
@@ -87,11 +109,15 @@ class Single:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """An algorithm for each of several values, in the same calls.
+  """Trains an algorithm with each of several values, in the same calls.
 
   Attributes:
-    algorithm_of: value, a float32 scalar that may be traced -> its algorithm.
-    values: [G].
+    algorithm_of: the function value -> algorithm; the value is a float32 scalar
+      that may be traced.
+    values: the G values, such as learning rates.
+
+  Raises:
+    InputError: there is no value.
   """
 
   algorithm_of: Callable[[jax.Array], Algorithm]
@@ -110,7 +136,7 @@ class Sweep:
     return np.ones(len(self.values), bool)
 
   def init(self, init_of: Callable[[Algorithm], Any]) -> Any:
-    # What a server begins with may depend on the value, as FedAdam's does.
+    # The initial server state may depend on the value, as FedAdam's does.
     return _stack(
       [init_of(self.algorithm_of(jnp.float32(value))) for value in self.values]
     )
@@ -118,10 +144,10 @@ class Sweep:
   def round(
     self, round_of: Callable[[Algorithm], RoundFn], platform: str
   ) -> Callable:
-    """Returns a round of the values that have not ended; others stay.
+    """Returns a round that trains the values that have not ended.
 
-    On a CPU the values take turns, which is as fast as all together and costs
-    nothing for those that have ended.
+    The states of the others do not change. On a CPU the values take turns,
+    which is as fast as `vmap` and costs nothing for values that have ended.
     """
 
     def round_fn(going, state, client_states, data, plan):
@@ -151,18 +177,18 @@ class Sweep:
 
 
 def over(fn: Callable, platform: str) -> Callable:
-  """Returns the function over the leading axis [G] of all that it takes."""
+  """Maps a function over the leading axis [G] of all its arguments."""
   if platform != 'cpu':
     return jax.vmap(fn)
   return lambda *trees: lax.map(lambda one: fn(*one), trees)
 
 
 def _no_metrics(shapes: RoundMetrics) -> RoundMetrics:
-  """Returns the metrics of a value that has ended, which is not finite."""
+  """Returns the metrics of a value that has ended: `finite` is False."""
   none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   return none._replace(train_loss=jnp.float32(jnp.nan))
 
 
 def _stack(trees: Sequence[Any]) -> Any:
-  """Returns one tree of all, with a leading axis [G]."""
+  """Stacks G trees into one with a leading axis [G]."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

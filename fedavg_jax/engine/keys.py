@@ -1,7 +1,7 @@
-"""Random keys of a seed, a purpose, a round, a client and a local update.
+"""Derives random keys from seed, purpose, round, client and local update.
 
-They depend on nothing else: not on lanes, devices, calls, streams or on where a
-run was resumed. An unused key costs nothing, because XLA leaves it out.
+Keys do not depend on lanes, devices, calls, prefetching or interruptions of a
+run. An unused key costs nothing, because XLA removes it.
 """
 
 from typing import Any
@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-# Round numbers lie below 2**31, so that no purpose is one of them: the key of
-# augmentation is that of seed and round alone.
+# Purposes differ from all round numbers, which are below 2**31, because the key
+# of augmentation depends on seed and round alone.
 _CLIENT, _SERVER = np.uint32(2**31), np.uint32(2**31 + 1)
-# What a client's key is for.
+# The purposes of a client's keys.
 _START, _FINISH, _UPDATE, _OPTIMIZER, _BATCH = 0, 1, 2, 3, 4
 
 
 def of_augmentation(seed, number) -> jax.Array:
-  """Returns the key from which a round's augmentation comes."""
+  """Returns the key of a round's augmentation, from which others derive."""
   return jax.random.fold_in(jax.random.key(seed), number)
 
 
@@ -29,14 +29,14 @@ def of_server(seed, number) -> jax.Array:
 
 
 def of_clients(seed, number) -> jax.Array:
-  """Returns the key from which those of a round's clients come."""
+  """Returns the key of a round, from which those of its clients derive."""
   return jax.random.fold_in(
     jax.random.fold_in(jax.random.key(seed), _CLIENT), number
   )
 
 
 def of_start(clients: jax.Array, client_id) -> jax.Array:
-  """Returns the key of a client's begin; `clients` is of `of_clients`."""
+  """Returns the key of a client's start; `clients` is from `of_clients`."""
   return jax.random.fold_in(jax.random.fold_in(clients, client_id), _START)
 
 
@@ -52,22 +52,22 @@ def of_update(clients: jax.Array, client_id, step) -> jax.Array:
 
 
 def of_batch(clients: jax.Array, client_id, examples) -> jax.Array:
-  """Returns the key of a client's batch, by the examples it has read before."""
+  """Returns the key of a client's batch after so many examples."""
   key = jax.random.fold_in(jax.random.fold_in(clients, client_id), _BATCH)
   return jax.random.fold_in(key, examples)
 
 
 def holds_keys(tree: Any) -> bool:
-  """Tells whether some leaves are typed keys, such as `jax.random.key(0)`."""
+  """Returns whether any leaf is a typed key, such as `jax.random.key(0)`."""
   return any(map(_is_key, jax.tree.leaves(tree)))
 
 
 def own_keys(opt_state: Any, clients: jax.Array, client_id) -> Any:
-  """Makes the keys in an optimizer's state those of a client and round.
+  """Replaces the keys in an optimizer's state by those of a client and round.
 
-  A transformation such as `optax.add_noise` begins with one key, from which
-  every client of every round would draw the same numbers. What holds a key as
-  bare integers look like any other integers.
+  A transformation such as `optax.add_noise` starts with one key, from which
+  every client of every round would draw the same numbers. Keys stored as plain
+  integers cannot be recognised.
   """
   key = jax.random.fold_in(jax.random.fold_in(clients, client_id), _OPTIMIZER)
   words = jax.random.key_data(key).ravel()

@@ -1,4 +1,4 @@
-"""A federation laid out for its devices: checked, with lanes, nothing placed.
+"""Checks a federation and chooses its lanes, without placing any data.
 
 Shape letters are those of `planning.py`.
 """
@@ -47,14 +47,22 @@ from fedavg_jax.models import rewriting
 from fedavg_jax.schedule import planning
 from fedavg_jax.schedule import sampling
 
-# That have their data on a device at most: begun, and read ahead.
+# The most calls with data on a device: those in flight, and those prefetched.
 _CALLS_WITH_DATA = superstep.CALLS_IN_FLIGHT + prefetch.AHEAD
-# Rows of a step by default, where a minibatch has more.
+# The default limit of examples per step, for larger minibatches.
 _MICRO_BATCH = 256
 
 
 class Parts(NamedTuple):
-  """What a simulation is made of, as it was given."""
+  """Holds the arguments from which a simulation is built.
+
+  Attributes:
+    task: the model, its loss and the metrics of tests.
+    federation: the clients, their training and the drawing of cohorts.
+    trained: the algorithm, or those of a sweep.
+    execution: the settings of lanes, devices and calls.
+    placement: the places of examples and client states.
+  """
 
   task: Task
   federation: Federation
@@ -64,14 +72,14 @@ class Parts(NamedTuple):
 
 
 class LaidOut(NamedTuple):
-  """A federation whose examples fit the model, with lanes for its devices.
+  """Holds a checked federation with the lanes chosen for its devices.
 
   Attributes:
-    parts: with checked examples.
-    planner: with lanes.
-    devices: that may be used.
-    why: one line about the lanes.
-    traffic: of a client in a round.
+    parts: the arguments, with checked examples.
+    planner: the planner, with lanes.
+    devices: the devices that may be used.
+    why: the reason for the number of lanes, one line.
+    traffic: the bytes that a client receives and sends in a round.
   """
 
   parts: Parts
@@ -81,7 +89,7 @@ class LaidOut(NamedTuple):
   traffic: Traffic
 
   def program(self, planner: planning.Planner) -> program.Program:
-    """Returns the program with the lanes of a planner."""
+    """Returns the program for a planner, which may have other lanes."""
     mesh = compiled_round.lane_mesh(self.devices[: planner.num_devices])
     most = self.parts.execution.rounds_per_call
     if planner.streamed or planner.gathers:
@@ -95,11 +103,17 @@ class LaidOut(NamedTuple):
       platform=self.devices[0].platform,
       rounds_per_call=most or program.rounds_per_call(planner),
       counts_bytes=self.traffic.coded,
+      gpu_graphs=self.parts.execution.gpu_graphs,
     )
 
 
 def lay_out(parts: Parts) -> LaidOut:
-  """Checks that all fits together, and chooses the lanes."""
+  """Checks the arguments together, and chooses the lanes.
+
+  Raises:
+    InputError: the examples, model, algorithm, lanes or placement do not fit
+      each other or the devices.
+  """
   check_jax()
   task = parts.task._replace(model=rewriting.fast_model(parts.task.model))
   parts = parts._replace(task=task)
@@ -132,7 +146,10 @@ def lay_out(parts: Parts) -> LaidOut:
   state_bytes = num_bytes(_first_state(task.model, algorithm, variables))
   gathers = placement.client_states_on == 'host' and state_bytes > 0
   if gathers and trained.values is not None:
-    raise InputError('client_states_on: must be on the devices in a sweep')
+    raise InputError(
+      "client_states_on = 'host': is not supported with sweeps; must be"
+      " 'device'"
+    )
   planner = planning.Planner(
     num_examples=clients.num_examples,
     cohort_size=cohort_size,
@@ -166,12 +183,12 @@ def _choose_lanes(
   variables: Any,
   state_bytes: int,
 ) -> tuple[planning.Planner, str]:
-  """Chooses lanes by what they need, and what a device has."""
+  """Chooses lanes by the memory that they need and that devices have."""
   clients, trained = parts.federation.clients, parts.trained
   algorithms = len(trained.values or (0,))
-  # Those that train side by side; on a CPU they take turns.
+  # The algorithms that train in parallel; on a CPU they take turns.
   together = 1 if devices[0].platform == 'cpu' else algorithms
-  # Clients whose states are on the devices.
+  # The number of clients whose states are on the devices.
   kept = clients.num_clients
   if planner.gathers:
     kept = _CALLS_WITH_DATA * planner.cohort_size
@@ -193,7 +210,7 @@ def _choose_lanes(
 
 
 def _first_state(model: Model, algorithm: Algorithm, variables: Any) -> Any:
-  """Returns the shapes of what one client keeps, [1, ...]."""
+  """Returns the shapes of one client's state, [1, ...]."""
   return jax.eval_shape(
     functools.partial(compiled_round.first_states, algorithm, model.state_of),
     variables,
@@ -208,7 +225,7 @@ def _lane_bytes(
   planner: planning.Planner,
   clients: client_data.Clients,
 ) -> int:
-  """Estimates what a lane needs: models, their states, one step's results."""
+  """Estimates the memory of a lane in bytes: models, states and one step."""
   augment = task.model.augment
   params, state = split(variables)
 
@@ -227,18 +244,18 @@ def _lane_bytes(
 
   x, y = (trees.map_arrays(shape, own) for own in clients[:2])
   step = cost.count(gradient, params, state, x, y)
-  held = (
-    variables,  # The local model, and the global one to return to.
+  lane_state = (
+    variables,  # The local model, and the global model to restart from.
     variables,
     jax.eval_shape(algorithm.client_optimizer.init, params),
     _first_state(task.model, algorithm, variables),
     params if planner.accumulates else (),
   )
-  return step.bytes + num_bytes(held)
+  return step.bytes + num_bytes(lane_state)
 
 
 def _data_bytes(clients, planner) -> int:
-  """Of examples, on a device: all of them, or what queued calls read."""
+  """Returns the bytes of a device's examples: all, or queued calls' buffers."""
   if not planner.streamed:
     return sum(array.nbytes for array in trees.arrays(tuple(clients[:2])))
   return _CALLS_WITH_DATA * num_bytes(prefetch.shapes(clients, planner))

@@ -1,4 +1,4 @@
-"""How many lanes, on which devices, and why."""
+"""Chooses the number of lanes and their devices."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,16 +13,19 @@ from fedavg_jax.engine.devices import free_bytes
 from fedavg_jax.schedule import packing
 from fedavg_jax.schedule import planning
 
-# Weights that an accelerator can move about in the time its kernels take to
-# start; with fewer in all lanes together, more lanes cost nothing. An estimate,
-# not measured: 0.1 ms of kernel launches at 2 TB/s, a weight moved five times.
+# The number of weights that an accelerator can move while its kernels launch;
+# as long as all lanes together have fewer, more lanes cost nothing. This is an
+# estimate, not measured: 0.1 ms of kernel launches at 2 TB/s, each weight moved
+# five times.
 _WEIGHTS_PER_LAUNCH = 10_000_000
-# Cohorts that are packed on trial, and the gain below which fewer lanes win.
+# The number of cohorts packed on trial, and the speedup that justifies more
+# lanes.
 _TRIALS, _WORTH = 8, 1.02
-# Useful share below which devices continue with fewer lanes as lanes run dry;
-# each number of lanes is compiled for itself, so there are few.
+# The share of useful steps below which devices continue with fewer lanes once
+# others are idle. Each number of lanes is compiled separately, so there are
+# few.
 _GOOD_SHARE, _MOST_WIDTHS = 0.97, 4
-# Part of the free memory that lanes may take.
+# The share of the free memory that lanes may take.
 _MEMORY_SHARE = 0.8
 
 
@@ -35,28 +38,29 @@ def choose_lanes(
   lane_bytes: int,
   other_bytes: int,
 ) -> tuple[planning.Planner, str]:
-  """Lays a federation out for the devices.
+  """Chooses the lanes and devices of a federation.
 
-  Chosen are the fewest lanes that come within 2 % of the most useful steps per
-  second. Useful steps are counted by packing some of the run's own cohorts. A
-  step of l lanes on a device is taken to cost l on a CPU, where whole clients
-  per core are fastest, and max(1, l / l_0) on an accelerator, where l_0 lanes
-  hide the start of its kernels. Where few clients are much longer than the
+  The choice is the smallest number of lanes within 2 % of the most useful steps
+  per second. Useful steps are counted by packing some of the run's cohorts. A
+  step of l lanes on a device is assumed to cost l on a CPU, where one client
+  per core is fastest, and max(1, l / l_0) on an accelerator, where l_0 lanes
+  hide the launch of its kernels. If few clients are much longer than the
   others, a device continues with a half, a quarter, an eighth of its lanes.
 
   Args:
-    wished: lanes of all devices together; 0 chooses.
-    planner: of the federation, its lanes not yet decided.
-    devices: to share the lanes.
-    num_weights: of the model.
-    lane_bytes: memory that a lane needs.
-    other_bytes: memory that a device needs beside its lanes.
+    wished: the requested number of lanes of all devices together; 0 chooses.
+    planner: the federation's planner, whose lanes are not yet decided.
+    devices: the devices that share the lanes.
+    num_weights: the number of the model's weights.
+    lane_bytes: the memory of a lane in bytes.
+    other_bytes: the memory in bytes that a device needs in addition to lanes.
 
   Returns:
-    The planner with its lanes and devices, and one line that says why.
+    The planner with its lanes and devices, and the reason in one line.
 
   Raises:
-    InputError: lanes below 0, no multiple of the devices, or more than fit.
+    InputError: the requested lanes are negative, not a multiple of the devices,
+      or more than fit into memory.
   """
   if wished < 0:
     raise InputError(f'lanes = {wished}: must be at least 0')
@@ -67,7 +71,7 @@ def choose_lanes(
       )
     )
   )
-  # Of several processes each must have its part of what is done.
+  # With several processes, each must have lanes, so all devices are used.
   useful_devices = len(devices)
   if not processes.several():
     useful_devices = min(useful_devices, planner.cohort_size)
@@ -87,9 +91,9 @@ def choose_lanes(
       )
     if lanes > most:
       raise InputError(f'lanes = {wished}: {needs}, so at most {most} fit')
-    why = 'as asked'
+    why = 'as requested'
     if wished > lanes:
-      why = f'the cohort of {planner.cohort_size} fills no more'
+      why = f'capped at the cohort size {planner.cohort_size}'
     return lay_out(planner, lanes, num_devices), why
   num_devices = useful_devices
   fill = -(-planner.cohort_size // num_devices)
@@ -113,14 +117,20 @@ def choose_lanes(
   share = useful_share(cohorts, num_devices, best)
   why = f'{100 * share:.0f} % of their steps are useful; {needs}'
   if fit < fill:
-    why += f', and memory holds {fit} on a device'
+    why += f'; limited by device memory to {fit} per device'
   return _laid_out(planner, num_devices, best), why
 
 
 def lay_out(
   planner: planning.Planner, lanes: int, num_devices: int
 ) -> planning.Planner:
-  """The planner for so many lanes on so many devices, rounded up to fit."""
+  """Returns a planner with other lanes, rounded up to equal lanes per device.
+
+  Args:
+    planner: the planner to change.
+    lanes: the number of lanes of all devices together.
+    num_devices: the number of devices.
+  """
   widths = _choose_widths(
     _trial_cohorts(planner), num_devices, -(-lanes // num_devices)
   )
@@ -139,7 +149,7 @@ def _laid_out(planner, num_devices, widths):
 def _lanes_that_fit(
   wished, devices, num_weights, lane_bytes, other_bytes
 ) -> int:
-  """Lanes that one device has memory for, at least one."""
+  """Returns the number of lanes that fit into a device's memory, at least 1."""
   devices = [d for d in devices if d.process_index == jax.process_index()]
   free = free_bytes(devices[0])
   if free is None:
@@ -147,12 +157,12 @@ def _lanes_that_fit(
   # Virtual CPU devices share one memory.
   shared_by = len(devices) if devices[0].platform == 'cpu' else 1
   free -= other_bytes * shared_by
-  least = 3 * 4 * num_weights  # Global and local model, and a gradient.
+  least = 3 * 4 * num_weights  # The global and local model, and a gradient.
   if least > free:
     raise InputError(
       f'lanes = {wished or 1}: even one lane of {num_weights:,} weights needs'
-      f' {least / 2**20:.3g} MiB, {max(free, 0) / 2**20:.3g} are free beside'
-      ' the data and what clients keep'
+      f' {least / 2**20:.3g} MiB; {max(free, 0) / 2**20:.3g} MiB are free after'
+      ' the data and the client states'
     )
   return max(1, int(free * _MEMORY_SHARE) // max(lane_bytes * shared_by, 1))
 
@@ -160,12 +170,15 @@ def _lanes_that_fit(
 def useful_share(
   cohorts: Sequence[np.ndarray], num_devices: int, widths: Sequence[int]
 ) -> float:
-  """Steps of clients over steps that all lanes execute, idle ones included.
+  """Returns the clients' steps over the executed steps, idle ones included.
 
   Args:
-    cohorts: for each, the steps of its clients, [M].
+    cohorts: arrays [M] with the steps of each client of a cohort.
     num_devices: D.
-    widths: [W], as in `planning.Planner`.
+    widths: the [W] widths, as in `planning.Planner`.
+
+  Returns:
+    The share of useful steps, in (0, 1].
   """
   executed = sum(
     (packing.steps_by_width(steps, num_devices, widths) * widths).sum()
@@ -175,16 +188,16 @@ def useful_share(
 
 
 def _trial_cohorts(planner) -> list[np.ndarray]:
-  """Steps of the clients of the first rounds."""
+  """Returns the steps of each client in the first rounds that have any."""
   return [
     steps
     for steps in map(planner.steps_of_round, range(1, _TRIALS + 1))
     if steps.any()
-  ] or [np.ones(1, np.int64)]  # Nobody was in reach so far.
+  ] or [np.ones(1, np.int64)]  # No client was available in these rounds.
 
 
 def _choose_widths(cohorts, num_devices, lanes) -> tuple[int, ...]:
-  """All lanes of a device to the end, or ever fewer where that wastes much."""
+  """Returns one width, or several if a single one wastes many steps."""
   if useful_share(cohorts, num_devices, (lanes,)) >= _GOOD_SHARE:
     return (lanes,)
   halves = {-(-lanes // 2**i) for i in range(_MOST_WIDTHS)}
@@ -192,24 +205,37 @@ def _choose_widths(cohorts, num_devices, lanes) -> tuple[int, ...]:
 
 
 def _candidates(most: int) -> list[int]:
-  """1, 2, 3, 4, 6, 8, 12, 16, 24 ... up to and with `most`."""
+  """Returns 1, 2, 3, 4, 6, 8, 12, 16, 24 ... up to and including `most`."""
   steps = [1, 2, 3] + [n << k for k in range(1, 30) for n in (2, 3)]
   return sorted({n for n in steps if n < most} | {most})
 
 
 def fewer_lanes(lanes: int, planner: planning.Planner, error: Exception) -> int:
-  """Halves the lanes where the device had no memory for them; else raises."""
+  """Halves the lanes after an out-of-memory error.
+
+  Args:
+    lanes: the number of lanes that did not fit.
+    planner: the planner, which has the devices.
+    error: the error of JAX's runtime.
+
+  Returns:
+    The new number of lanes; logs a warning.
+
+  Raises:
+    Exception: `error` itself, if it has another cause.
+    InputError: there are several processes, or only one lane.
+  """
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
-  if processes.several():  # The others know nothing of it.
+  if processes.several():  # The others do not know of the error.
     raise InputError(
-      f'lanes = {lanes}: the device has no memory for them; set fewer, the'
-      ' same on all processes'
+      f'lanes = {lanes}: do not fit into device memory; set fewer, the same on'
+      ' all processes'
     ) from error
   if lanes == 1:
     raise InputError(
-      'lanes = 1: not even one lane of this model fits into memory; it must be'
-      ' smaller, or micro_batch'
+      'lanes = 1: does not fit into device memory; use a smaller model or'
+      ' micro_batch'
     ) from error
   devices = min(planner.num_devices, lanes)
   if lanes > devices:
@@ -217,7 +243,8 @@ def fewer_lanes(lanes: int, planner: planning.Planner, error: Exception) -> int:
   else:
     fewer = lanes // 2
   logging.warning(
-    'out of memory with %d lanes: continues with %d, the same up to rounding',
+    'out of memory with %d lanes: continuing with %d; results are equal up to'
+    ' rounding',
     lanes,
     fewer,
   )

@@ -1,7 +1,7 @@
-"""What happens to ONE client: a step of its minibatch, and its message.
+"""Trains ONE client: the steps of its minibatches, and its output.
 
-Pure functions of named states, written for one lane; `client_round.py` vmaps
-them over the lanes.
+The functions are pure and written for one lane; `client_round.py` vmaps them
+over the lanes.
 
 Shape letters: B examples of a step, N rows in the order of reading, L lanes of
 one device.
@@ -30,21 +30,23 @@ from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import keys
 from fedavg_jax.engine.prefetch import Buffer
+from fedavg_jax.models import layers
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """What stands in the program when a round is compiled.
+  """Holds the static settings that are compiled into a round.
 
   Attributes:
-    model: that every client trains.
-    loss: of its outputs.
-    algorithm: such as `algorithms.fedavg`.
+    model: the model that every client trains.
+    loss: the loss of its outputs.
+    algorithm: the algorithm, such as `fa.fedavg(...)`.
     step_examples: B.
-    accumulates: whether a minibatch may take several steps.
-    skips_clients: whether a client that is not finite is left out.
-    counts_bytes: whether the bytes of messages depend on their numbers.
-    widths: lanes that step together, descending; the others are idle by then.
+    accumulates: True if a minibatch may take several steps.
+    skips_clients: True if clients that are not finite are dropped.
+    counts_bytes: True if the bytes of messages depend on their values.
+    widths: the numbers of lanes that step together, descending; the other lanes
+      are idle by then.
   """
 
   model: Model
@@ -58,16 +60,17 @@ class Training:
 
 
 class RoundContext(NamedTuple):
-  """What every client of a round begins with.
+  """Holds the values that all clients of a round share.
 
   Attributes:
-    global_params: the global model.
-    model_state: of it, what is not trained; () where there is none.
-    opt_state: of a client's optimizer before its first step.
-    server_state: what the server keeps.
+    global_params: the parameters of the global model.
+    model_state: the state of the global model, which is not trained; () if
+      there is none.
+    opt_state: the state of a client's optimizer before its first step.
+    server_state: the algorithm's server state.
     number: int32 scalar, the round's number, from 1.
-    augmentation: key of the round's augmentation.
-    clients: key from which those of the clients come.
+    augmentation: the key of the round's augmentation.
+    clients: the key from which those of the clients derive.
   """
 
   global_params: optax.Params
@@ -80,19 +83,20 @@ class RoundContext(NamedTuple):
 
 
 class LaneState(NamedTuple):
-  """What a lane knows of the client that it trains; stacked, [L, ...].
+  """Holds the state of a lane and its client; stacked over lanes, [L, ...].
 
   Attributes:
-    params: the client's model.
-    model_state: of it, what is not trained.
-    opt_state: of its optimizer.
-    grads: sum over the parts of a minibatch so far; () where it has one part.
-    client_state: what the client keeps, as it was when the round began.
-    client_id: int32, its number.
+    params: the parameters of the client's model.
+    model_state: the state of the client's model, which is not trained.
+    opt_state: the state of the client's optimizer.
+    grads: the sum of gradients over the parts of a minibatch so far; () if
+      minibatches have one part.
+    client_state: the client's state at the start of the round.
+    client_id: int32, the client's id.
     num_examples: int32, n_k.
-    updates: int32, local updates it has taken.
-    loss: float32, sum over the examples it has read.
-    examples: int32, how many these are.
+    updates: int32, the number of local updates so far.
+    loss: float32, the sum of the losses of the examples read.
+    examples: int32, the number of examples read.
   """
 
   params: optax.Params
@@ -108,13 +112,13 @@ class LaneState(NamedTuple):
 
 
 class Step(NamedTuple):
-  """A step of a lane, from the plan; stacked, [L].
+  """Holds a lane's part of the plan for a step; stacked over lanes, [L].
 
   Attributes:
-    start: int32, position in `Plan.order` of its first example.
-    count: int32, examples it reads; 0 where the lane is idle.
-    batch: int32, examples of the minibatch that it belongs to.
-    completes: bool, whether it is the last part of that minibatch.
+    start: int32, the position in `Plan.order` of the step's first example.
+    count: int32, the number of examples; 0 if the lane is idle.
+    batch: int32, the number of examples of the step's minibatch.
+    completes: bool, True if the step is the last part of its minibatch.
   """
 
   start: Array
@@ -124,12 +128,12 @@ class Step(NamedTuple):
 
 
 def round_context(training: Training, state: Any, seed: Array) -> RoundContext:
-  """Collects what every client of the round after a state begins with.
+  """Returns the context of the round that follows a server state.
 
   Args:
-    training: what is compiled in.
-    state: of the server.
-    seed: [] int32, of the run; its bits are those of a Python integer.
+    training: the static settings, compiled in.
+    state: the `compiled_round.ServerState` before the round.
+    seed: [] int32, the seed of the run, with the bits of a Python integer.
   """
   number = state.round + 1
   return RoundContext(
@@ -146,7 +150,7 @@ def round_context(training: Training, state: Any, seed: Array) -> RoundContext:
 def client_context(
   context: RoundContext, lane: LaneState, key: jax.Array
 ) -> ClientContext:
-  """Collects what ONE client may know, with the key of whoever gets it."""
+  """Returns the context of ONE client for a hook, with the hook's key."""
   return ClientContext(
     global_params=context.global_params,
     server_state=context.server_state,
@@ -169,12 +173,15 @@ def local_step(
   """Takes one step of ONE lane, w <- w - eta * grad loss(w; b).
 
   Args:
-    training: what is compiled in.
-    context: of the round.
-    data: examples, rows of which `order` counts.
-    order: [N] rows in the order of reading.
-    lane: before the step.
-    step: which examples it reads.
+    training: the static settings, compiled in.
+    context: the context of the round.
+    data: the examples, in which `order` counts rows.
+    order: [N] row numbers in the order of reading.
+    lane: the lane's state before the step.
+    step: the lane's part of the plan.
+
+  Returns:
+    The lane's state after the step.
   """
   batch = read_batch(training, context, data, order, lane, step)
   loss, grads, model_state = gradient(training, context, lane, batch)
@@ -184,7 +191,7 @@ def local_step(
   stepped = lane._replace(params=params, opt_state=opt_state)
   if training.accumulates:
     stepped = stepped._replace(grads=jax.tree.map(jnp.zeros_like, grads))
-    # In the middle of a minibatch its gradient alone has grown.
+    # Before the last part of a minibatch only the gradient changes.
     stepped = jax.tree.map(
       lambda new, old: jnp.where(step.completes, new, old),
       stepped,
@@ -206,8 +213,8 @@ def read_batch(
   lane: LaneState,
   step: Step,
 ) -> Batch:
-  """Reads the examples of a step of ONE lane."""
-  rows = lax.dynamic_slice_in_dim(order, step.start, training.step_examples)
+  """Reads the examples of a step of ONE lane, and augments them."""
+  rows = _rows(order, step.start, training.step_examples)
   x, y = (trees.take(own, rows) for own in data[:2])
   if training.model.augment is not None:
     # An example has the same keys wherever it is read from. A client reads a
@@ -220,20 +227,30 @@ def read_batch(
   return Batch(x, y, mask, jnp.asarray(step.batch))
 
 
+def _rows(order: Array, start: Array, number: int) -> jax.Array:
+  """Returns `number` rows of an order from a position on, or its last ones."""
+  if layers.traced_platform() == 'cpu':
+    return lax.dynamic_slice_in_dim(order, start, number)
+  # Under `vmap` a TPU takes the slices one lane after another.
+  first = jnp.minimum(start, order.shape[0] - number)
+  return order[first + jnp.arange(number, dtype=first.dtype)]
+
+
 def gradient(
   training: Training, context: RoundContext, lane: LaneState, batch: Batch
 ) -> tuple[jax.Array, optax.Params, Any]:
   """Differentiates the mean loss of ONE lane's minibatch, or a part of it.
 
   Args:
-    training: what is compiled in.
-    context: of the round.
-    lane: before the step.
-    batch: that it reads.
+    training: the static settings, compiled in.
+    context: the context of the round.
+    lane: the lane's state before the step.
+    batch: the minibatch, or a part of it.
 
   Returns:
-    The sum of the losses; the gradient, of a part its share, so that those of
-    the parts add up; and the state of the model after the batch.
+    The sum of the losses; the gradient, scaled so that the gradients of the
+    parts of a minibatch add up to its own; and the model's state after the
+    batch.
   """
   key = keys.of_batch(context.clients, lane.client_id, lane.examples)
   own = client_context(context, lane, key)
@@ -269,7 +286,7 @@ def batch_losses(
 ) -> tuple[jax.Array, Any]:
   """Returns the losses [B] of ONE lane's batch, and the model's state after it.
 
-  The state stays what it is where the batch has no real row, as an idle lane's.
+  The state does not change if the batch has no real row, as in an idle lane.
   """
   model = training.model
   variables = join(params, lane.model_state)
@@ -287,7 +304,7 @@ def batch_losses(
 def client_update(
   training: Training, context: RoundContext, lane: LaneState, grads: Any
 ) -> tuple[optax.Params, Any]:
-  """Applies ONE client's optimizer: new model and optimizer state."""
+  """Applies ONE client's optimizer; returns new params and optimizer state."""
   optimizer = optax.with_extra_args_support(training.algorithm.client_optimizer)
   key = keys.of_update(context.clients, lane.client_id, lane.updates)
   updates, opt_state = optimizer.update(
@@ -303,7 +320,7 @@ def client_update(
 def client_output(
   training: Training, context: RoundContext, lane: LaneState
 ) -> ClientOutput:
-  """Returns what ONE client leaves at its end."""
+  """Returns ONE client's output, the result of `client_finish`."""
   key = keys.of_finish(context.clients, lane.client_id)
   return training.algorithm.client_finish(
     ClientResult(

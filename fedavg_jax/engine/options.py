@@ -1,4 +1,4 @@
-"""What a simulation is built of: federation, execution, placement."""
+"""Defines the settings of a simulation: federation, execution, placement."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,27 +17,39 @@ from fedavg_jax.schedule.participation import Participation
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Federation:
-  """Who trains on what, how much, and how the cohorts are drawn.
+  """Describes the clients, their local training and how cohorts are drawn.
 
-  All that it says decides what is computed. Letters are those of McMahan et al.
+  Every attribute affects the results. Letters are those of McMahan et al. 2017
+  (arXiv:1602.05629, Algorithm 1).
 
   Attributes:
-    clients: K clients and their examples, from `build_clients`.
+    clients: the K clients and their examples, from `build_clients`.
     test: the central test set.
     client_fraction: C in [0, 1]; a cohort has max(int(C * K), 1) clients.
-    epochs: E, over the local data a round.
-    batch_size: B, 0 for all local examples at once.
-    participation: who is drawn, how much work each completes, and how fast
-      clients are; it takes functions of your own.
-    weighting: one of `choices.WEIGHTINGS`: 'examples' is n_k, 'uniform' the
-      same for all.
-    shuffle: one of `choices.SHUFFLES`: a new order every 'epoch' or 'round'.
-    on_nan: one of `choices.ON_NAN`: where a client's numbers are not finite,
-      'stop' or 'skip_client'.
-    seed: of initial weights, cohorts and orders.
+    epochs: E, the local epochs of a client in a round, at least 1.
+    batch_size: B, the examples of a minibatch; 0 makes all of a client's
+      examples one minibatch.
+    participation: the rules by which clients are drawn and how much work each
+      completes, and the speeds of clients; it accepts user-defined functions.
+    weighting: the weights of the mean, one of `choices.WEIGHTINGS`: 'examples'
+      is n_k, 'uniform' is the same for all.
+    shuffle: how often a client's examples are reordered, one of
+      `choices.SHUFFLES`: every 'epoch' or every 'round'.
+    on_nan: the reaction to NaN or Inf in a client's update, one of
+      `choices.ON_NAN`: 'stop' ends the run, 'skip_client' drops the update.
+    seed: the seed of initial weights, cohorts and orders.
 
   Raises:
     InputError: a value breaks its rule.
+
+  >>> import numpy as np
+  >>> import fedavg_jax as fa
+  >>> data = fa.Examples(np.ones((30, 4), np.float32), np.arange(30) % 2)
+  >>> clients = fa.build_clients(data, np.arange(30).reshape(3, 10))
+  >>> fa.Federation(
+  ...   clients, data, client_fraction=0.5, epochs=1, batch_size=10
+  ... ).clients.num_clients
+  3
   """
 
   clients: Clients
@@ -59,7 +71,7 @@ class Federation:
     ):
       if not isinstance(part, kind):
         raise InputError(
-          f'{name}: is {type(part).__name__}, must be fa.{kind.__name__}'
+          f'{name}: expected fa.{kind.__name__}, got {type(part).__name__}'
         )
     rules.check_seed(self.seed)
     rules.check_whole('epochs', self.epochs, 1)
@@ -72,20 +84,34 @@ class Federation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
-  """How a federation is computed: it changes nothing but rounding and speed.
+  """Describes how a federation is computed; affects only speed and rounding.
 
   Attributes:
-    lanes: clients that train side by side, on all devices together; 0 chooses.
-    widths: lanes of a device that step together, the first of them all, the
-      next once the others are idle; None chooses.
-    micro_batch: most examples of a step; a larger minibatch takes several steps
-      and one update. 0 chooses.
-    rounds_per_call: most rounds of a compiled call; 0 chooses, and a call has
-      fewer where rounds are long.
-    devices: to run on; None takes all of JAX's default backend.
+    lanes: the number of clients that train in parallel, on all devices
+      together; 0 chooses.
+    widths: the numbers of a device's lanes that step together, descending; the
+      first is all of them, and each next one applies once the other lanes are
+      idle. None chooses.
+    micro_batch: the largest number of examples of a step; a larger minibatch
+      takes several steps and one update. 0 chooses.
+    rounds_per_call: the largest number of rounds of a compiled call; 0 chooses.
+      A call has fewer rounds where they are long.
+    devices: the devices to run on; None takes all of JAX's default backend.
+    gpu_graphs: whether a GPU runs the loops of a round as one CUDA graph, in
+      which no host reads a flag before every step. Compiled for an H100, not
+      yet run on one; ignored on other devices.
 
   Raises:
     InputError: a value breaks its rule.
+
+  >>> import fedavg_jax as fa
+  >>> fa.Execution(lanes=4).micro_batch
+  0
+  >>> try:
+  ...   fa.Execution(devices=[])
+  ... except fa.InputError as error:
+  ...   print(error)
+  devices = []: must hold at least one device
   """
 
   lanes: int = 0
@@ -93,29 +119,36 @@ class Execution:
   micro_batch: int = 0
   rounds_per_call: int = 0
   devices: Sequence[jax.Device] | None = None
+  gpu_graphs: bool = False
 
   def __post_init__(self) -> None:
     for name in ('lanes', 'micro_batch', 'rounds_per_call'):
       rules.check_whole(name, getattr(self, name), 0)
+    if not isinstance(self.gpu_graphs, bool):
+      raise InputError(f'gpu_graphs = {self.gpu_graphs!r}: must be a bool')
     if self.devices is not None and not self.devices:
       raise InputError('devices = []: must hold at least one device')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
-  """Where the data of clients are; the bits are the same wherever they are.
+  """Describes where clients' data are stored; results are equal bit for bit.
 
-  What stays on the host goes to the devices for one cohort at a time, one round
-  a call.
+  Data on the host are copied to the devices for one cohort at a time, with one
+  round per call.
 
   Attributes:
-    examples_on: 'device' or 'host'. On the host the clients' arrays may be
-      memory maps, which threads read ahead.
-    client_states_on: 'device' or 'host': what clients keep between rounds, such
-      as SCAFFOLD's control variates.
+    examples_on: the place of the clients' examples, 'device' or 'host'. On the
+      host the arrays may be memory maps, which threads prefetch.
+    client_states_on: the place of client states such as SCAFFOLD's control
+      variates, 'device' or 'host'.
 
   Raises:
-    InputError: a value is another word.
+    InputError: a value is neither 'device' nor 'host'.
+
+  >>> import fedavg_jax as fa
+  >>> fa.Placement(examples_on='host')
+  Placement(examples_on='host', client_states_on='device')
   """
 
   examples_on: str = 'device'
@@ -127,11 +160,11 @@ class Placement:
 
 
 def check_calls(execution: Execution, placement: Placement) -> None:
-  """Raises InputError where a call is to have rounds that it cannot have."""
+  """Raises InputError for several rounds per call with data on the host."""
   for name in ('examples_on', 'client_states_on'):
     where = getattr(placement, name)
     if execution.rounds_per_call > 1 and where != 'device':
       raise InputError(
         f'rounds_per_call = {execution.rounds_per_call}: must be 1 with'
-        f" {name} = {where!r}, where a device has the cohort's alone"
+        f' {name} = {where!r}, which loads one cohort per call'
       )

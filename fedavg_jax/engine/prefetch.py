@@ -1,9 +1,9 @@
-"""The cohort's examples alone on the devices, read while they train others.
+"""Prefetches each cohort's examples to the devices.
 
-For populations that fit in no memory: of the clients' arrays only the cohort's
-rows are read, two rounds ahead, by threads; each device gets those of its own
-lanes, and each process reads those of its own devices. A plan then counts rows
-in the buffer of its device; the rest of a round is the same, bit for bit.
+This serves populations that do not fit into memory: threads read only the rows
+of cohorts, two rounds ahead. Each device receives the rows of its own lanes,
+and each process reads those of its own devices. A plan then counts rows in the
+buffer of its device; the results of a round are equal bit for bit.
 
 Shape letters: N rows of a device's buffer, enough for any cohort; D devices.
 """
@@ -23,17 +23,18 @@ from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
 from fedavg_jax.schedule.planning import Planner
 
-# Rounds that are read before they are asked for.
+# The number of rounds that are read ahead.
 AHEAD = 2
 
 
 class Buffer(NamedTuple):
-  """Examples of a cohort, of every device those of its lanes in a row.
+  """Holds the examples of a cohort, grouped by the device that trains them.
 
   Attributes:
-    x: [D * N, ...], or a tree; rows behind a device's last client are any.
-    y: [D * N, ...].
-    row: [D * N] int32, where each stands among all clients' examples.
+    x: [D * N, ...] inputs, or a tree; rows after a device's last client are
+      arbitrary.
+    y: [D * N, ...] targets, or a tree.
+    row: [D * N] int32, the row of each example among those of all clients.
   """
 
   x: Any
@@ -42,12 +43,12 @@ class Buffer(NamedTuple):
 
 
 def shapes(clients: Clients, planner: Planner) -> Buffer:
-  """What a buffer of a population looks like, without its content."""
+  """Returns the shapes of the buffers of all devices, [D * N, ...]."""
   return _shapes(clients, planner.num_devices * planner.buffer_examples)
 
 
 def _shapes(clients: Clients, number: int) -> Buffer:
-  """The same of so many rows."""
+  """Returns the shapes of a buffer with a given number of rows."""
 
   def like(array):
     return jax.ShapeDtypeStruct((number, *array.shape[1:]), array.dtype)
@@ -60,45 +61,45 @@ def _shapes(clients: Clients, number: int) -> Buffer:
 
 
 class Stream:
-  """Gives the buffers of rounds, one after another.
+  """Reads the buffers of rounds, one after another.
 
   Attributes:
-    waited: seconds that `__call__` has waited for the disk, of all rounds.
+    waited: the time in seconds that all calls have waited for the disk.
   """
 
   def __init__(
     self, clients: Clients, planner: Planner, mesh: jax.sharding.Mesh
   ):
-    """Reads nothing yet.
+    """Starts the threads, and reads nothing yet.
 
     Args:
-      clients: whose arrays may be memory maps.
-      planner: of the rounds.
+      clients: the clients, whose arrays may be memory maps.
+      planner: the planner of the rounds.
       mesh: the planner's devices.
     """
     self.waited = 0.0
     self._clients, self._planner = clients, planner
     self._sharding = jax.sharding.NamedSharding(mesh, jax.P('lanes'))
-    self._own = [  # Of this process: number, device.
+    self._own = [  # The devices of this process, with their numbers.
       (number, device)
       for number, device in enumerate(mesh.devices.flat)
       if device.process_index == jax.process_index()
     ]
     self._loading: dict[int, concurrent.futures.Future] = {}
     self._pool = concurrent.futures.ThreadPoolExecutor(AHEAD)
-    # Host memory that is read into, again and again. Not on a CPU: there an
-    # array may be the memory that it was made of.
+    # Host memory is reused for later rounds, but not on a CPU, where an array
+    # may share the memory from which it was made.
     self._reuses = mesh.devices.flat[0].platform != 'cpu'
     self._free: queue.SimpleQueue = queue.SimpleQueue()
     for _ in range(AHEAD):
       self._free.put(self._host_buffers())
 
   def __call__(self, numbers: Sequence[int]) -> Any:
-    """The buffer of a call's only round; begins to read the next ones."""
+    """Returns the buffer of a call's only round; starts to read later ones."""
     (number,) = numbers
     for later in [n for n in self._loading if n != number]:
       if not number < later <= number + AHEAD:
-        self._loading.pop(later).cancel()  # Of rounds that never came.
+        self._loading.pop(later).cancel()  # These rounds were not requested.
     for n in range(number, number + AHEAD + 1):
       if n not in self._loading:
         self._loading[n] = self._pool.submit(self._load, n)
@@ -115,21 +116,21 @@ class Stream:
       for buffer, (d, device) in zip(free, self._own, strict=True):
         self._read(loads[d], buffer)
         parts.append(jax.device_put(buffer, device))
-      jax.block_until_ready(parts)  # Before the memory is used again.
+      jax.block_until_ready(parts)  # The memory is reused after this.
     finally:
       self._free.put(free if self._reuses else self._host_buffers())
     return jax.tree.map(
-      lambda whole, *parts: jax.make_array_from_single_device_arrays(
-        whole.shape, self._sharding, list(parts)
+      lambda shape, *parts: jax.make_array_from_single_device_arrays(
+        shape.shape, self._sharding, list(parts)
       ),
       shapes(self._clients, self._planner),
       *parts,
     )
 
   def _read(self, clients: np.ndarray, buffer: Buffer) -> None:
-    """Reads some clients, one behind another."""
-    # A disk answers many questions at a time as fast as one: ask all of them
-    # first, where the arrays are on one and can be asked.
+    """Reads the examples of some clients into a buffer, contiguously."""
+    # A disk serves many requests at once as fast as one: announce all of them
+    # first, if the arrays are on disk and support it.
     arrays = trees.arrays(tuple(self._clients[:2]))
     for array in arrays:
       if isinstance(array, RowsOnDisk):
@@ -145,7 +146,7 @@ class Stream:
       position = here.stop
 
   def _host_buffers(self) -> list[Buffer]:
-    """One for each device of this process."""
+    """Allocates a buffer for each device of this process."""
     like = _shapes(self._clients, self._planner.buffer_examples)
     return [
       jax.tree.map(lambda own: np.zeros(own.shape, own.dtype), like)

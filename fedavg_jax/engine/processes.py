@@ -1,8 +1,8 @@
-"""Several processes, on one host or many, under JAX's own runtime.
+"""Makes several processes agree, on one host or many, under JAX's runtime.
 
-Every process runs the same program on the same plan and trains its own lanes;
-what they must agree on goes through the functions below, each of which every
-process calls at the same place. With a single process all of them cost nothing.
+Every process runs the same program on the same plan and trains its own lanes.
+Processes agree by the functions below, which all of them must call at the same
+place. With a single process the functions cost nothing.
 """
 
 import collections
@@ -23,30 +23,30 @@ from fedavg_jax.core.errors import AgreedError
 from fedavg_jax.core.errors import InputError
 
 _T = TypeVar('_T')
-_MOST_LINES = 4  # Of what differs, or is wrong, in one line.
+_MOST_LINES = 4  # The most differences or errors in one message.
 
 
 def several() -> bool:
-  """Whether this process is one of several."""
+  """Returns whether this process is one of several."""
   return jax.process_count() > 1
 
 
 def leads() -> bool:
-  """Whether this is the process that has the folder of the run."""
+  """Returns whether this is process 0, which owns the run folder."""
   return jax.process_index() == 0
 
 
 def together(step: Callable[[], _T]) -> _T:
-  """Runs a step on every process; an error on one of them is raised on all.
+  """Executes a step on every process; an error on one of them is raised on all.
 
   Args:
-    step: without collectives.
+    step: the function to run, which must not use collectives.
 
   Returns:
-    What the step returns here.
+    The result of the step on this process.
 
   Raises:
-    AgreedError: it raised InputError or OSError somewhere, on every process.
+    AgreedError: the step raised InputError or OSError on some process.
   """
   if not several():
     return step()
@@ -57,61 +57,64 @@ def together(step: Callable[[], _T]) -> _T:
     wrong = str(error)
   except OSError as error:
     wrong, machine = errors.describe(error), True
-  everybody = [
+  gathered = [
     json.loads(text) for text in _gather(json.dumps([wrong, machine]))
   ]
-  failed = {i: text for i, (text, _) in enumerate(everybody) if text}
+  failed = {i: text for i, (text, _) in enumerate(gathered) if text}
   if failed:
     lines = [f'process {i}: {text}' for i, text in failed.items()][:_MOST_LINES]
-    # Hosts often miss the same thing.
+    # All hosts often fail for the same reason: report it once.
     if len(set(failed.values())) == 1 and len(failed) == jax.process_count():
       lines = [next(iter(failed.values()))]
     raise AgreedError(
       '; '.join(lines),
-      machine=all(machine for text, machine in everybody if text),
+      machine=all(machine for text, machine in gathered if text),
     )
   return result  # type: ignore[return-value]
 
 
 def first(step: Callable[[], _T]) -> _T | None:
-  """Runs a step on process 0 alone; an error there is raised on all.
+  """Executes a step on process 0 alone; an error there is raised on all.
 
   Args:
-    step: without collectives.
+    step: the function to run, which must not use collectives.
 
   Returns:
-    What the step returns on process 0, None on the others.
+    The result of the step on process 0, None on the others.
+
+  Raises:
+    AgreedError: the step raised InputError or OSError.
   """
   return together(lambda: step() if leads() else None)
 
 
 def describe() -> str:
-  """How many processes share the devices, where several do."""
+  """Returns ' of N processes' for messages, or '' for a single process."""
   return f' of {jax.process_count()} processes' if several() else ''
 
 
 def broadcast(value: Any) -> Any:
-  """The value of process 0, which JSON can hold, on every process."""
+  """Returns the value of process 0, a JSON value, on every process."""
   if not several():
     return value
   return json.loads(_gather(json.dumps(value) if leads() else '')[0])
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-  """Makes sure that every process has the same facts.
+  """Checks that every process has the same facts.
 
   Args:
-    facts: JSON values by the names that a person knows them by.
+    facts: JSON values by the names that messages use.
 
   Raises:
-    AgreedError: names those that differ, on every process.
+    AgreedError: some values differ; every process raises it and names them.
   """
   if not several():
     return
-  everybody = [json.loads(text) for text in _gather(json.dumps(facts))]
-  ours, differ = everybody[0], []
-  for key in sorted(set().union(*everybody)):
-    for i, theirs in enumerate(everybody):
+  gathered = [json.loads(text) for text in _gather(json.dumps(facts))]
+  ours, differ = gathered[0], []
+  for key in sorted(set().union(*gathered)):
+    for i, theirs in enumerate(gathered):
       if theirs.get(key) != ours.get(key):
         differ.append(
           f'{key} is {_short(ours.get(key))} on process 0,'
@@ -123,39 +126,43 @@ def agree(facts: Mapping[str, Any]) -> None:
     raise AgreedError(
       'the processes differ: '
       + '; '.join(differ[:_MOST_LINES] + [f'{more} more'] * (more > 0))
-      + '; every one of them must have the same'
+      + '; must be the same on all processes'
     )
 
 
 def least(number: int) -> int:
-  """The smallest number that a process has."""
+  """Returns the smallest of all processes' numbers."""
   return min(int(text) for text in _gather(str(number)))
 
 
 def lost(error: Exception) -> bool:
-  """Whether a collective has failed: what it raises depends on its carrier."""
+  """Returns whether an error is that of a collective, of any backend."""
   return isinstance(error, jax.errors.JaxRuntimeError) or bool(
     re.search(r'Gloo|NCCL|collective|[Cc]oordination', str(error))
   )
 
 
 def leave() -> None:
-  """Waits for the others, who end too, where several are at work."""
+  """Disconnects from the other processes, and waits until they do too."""
   if jax.distributed.is_initialized():
     with contextlib.suppress(RuntimeError):
       jax.distributed.shutdown()
 
 
 def _gather(text: str) -> list[str]:
-  """The texts of all processes."""
+  """Returns the texts of all processes.
+
+  Raises:
+    AgreedError: processes have different numbers of devices.
+  """
   if not several():
     return [text]
   devices = collections.Counter(d.process_index for d in jax.devices())
   if len(set(devices.values())) > 1:
     raise AgreedError(
       'the processes have different numbers of devices,'
-      f' {[devices[i] for i in range(jax.process_count())]}; every one must'
-      ' have as many'
+      f' {[devices[i] for i in range(jax.process_count())]}; must be the same'
+      ' on all processes'
     )
   mine = np.frombuffer(text.encode(), np.uint8)
   lengths = multihost_utils.process_allgather(np.int32(mine.size))

@@ -1,10 +1,10 @@
-"""The compiled call of a federation, before it is compiled.
+"""Describes the call of a federation, to be lowered or compiled.
 
-A `Program` is built of shapes alone: its devices need not be here, nothing is
-placed on them. `simulation.py` compiles it; `lower` and `export` show what XLA
-gets, for devices of any kind.
+A `Program` is built from shapes alone: its devices may be absent, and nothing
+is placed on them. `simulation.py` compiles it; `lower` and `export` return what
+XLA receives, for devices of any kind.
 
-Shape letters: R rounds of a call at most; the others as in `planning.py`.
+Shape letters: R, the most rounds of a call; the others as in `planning.py`.
 """
 
 from collections.abc import Sequence
@@ -28,27 +28,35 @@ from fedavg_jax.engine.options import Federation
 from fedavg_jax.models import layers
 from fedavg_jax.schedule import planning
 
-# Of a call at most: rounds, and bytes of their plans.
+# Limits of one call: its rounds, and the bytes of their plans.
 _MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
-# XLA:CPU finds more arrays of a loop that it can update in place: a CNN step is
-# 8 % faster, one of the 2NN 5 %.
-_COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
-  'cpu': {'xla_cpu_copy_insertion_use_region_analysis': True}
+# With this analysis XLA:CPU updates more arrays of a loop in place: a step of
+# the CNN is 8 % faster, one of the 2NN 5 %.
+_CPU: dict[str, bool | str] = {
+  'xla_cpu_copy_insertion_use_region_analysis': True
+}
+# What a CUDA graph may hold: XLA's own list, and loops.
+_GPU_GRAPHS: dict[str, bool | str] = {
+  'xla_gpu_enable_command_buffer': (
+    'FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,COLLECTIVES,WHILE,'
+    'DYNAMIC_SLICE_FUSION'
+  )
 }
 
 
 class Program(NamedTuple):
-  """All that decides what a call computes, and on which devices.
+  """Holds everything that determines what a call computes, and where.
 
   Attributes:
-    task: what is learned, and measured.
-    federation: its examples checked.
+    task: the model, its loss and the metrics of tests.
+    federation: the federation, with checked examples.
     trained: the algorithm, or those of a sweep.
-    planner: laid out for the mesh.
-    mesh: the devices, which need not be here.
-    platform: what the devices are, as `jax.Device.platform` says it.
+    planner: the planner, with lanes for the mesh.
+    mesh: the devices, which may be absent.
+    platform: the kind of the devices, as in `jax.Device.platform`.
     rounds_per_call: R.
-    counts_bytes: whether the bytes of messages depend on their numbers.
+    counts_bytes: True if the bytes of messages depend on their values.
+    gpu_graphs: as in `Execution`.
   """
 
   task: Task
@@ -59,9 +67,10 @@ class Program(NamedTuple):
   platform: str
   rounds_per_call: int
   counts_bytes: bool
+  gpu_graphs: bool = False
 
   def init(self) -> tuple[compiled_round.ServerState, Any]:
-    """Returns server state and client states before round 1."""
+    """Returns the server state and the client states before round 1."""
     return self.trained.init(self._init_of)
 
   def _init_of(self, algorithm: Algorithm):
@@ -75,14 +84,14 @@ class Program(NamedTuple):
     )
 
   def first_variables(self) -> Any:
-    """Returns the initial weights, and what state the model has beside them."""
+    """Returns the initial weights, with the model's state if it has one."""
     return self.task.model.init(jax.random.key(self.planner.seed))
 
   def host_states(self, folder=None) -> client_state_store.ClientStates:
-    """Returns what all clients keep before round 1, to stay on the host.
+    """Returns the store of client states on the host, before round 1.
 
     Args:
-      folder: where a file has them; None keeps them in memory.
+      folder: the directory of the store's file; None stores them in memory.
     """
     first = functools.partial(
       compiled_round.first_states,
@@ -101,7 +110,7 @@ class Program(NamedTuple):
     return self.trained.evaluate(one, self.platform)
 
   def call(self) -> jax.stages.Wrapped:
-    """Returns the jitted call, as `superstep.build_call` has it."""
+    """Returns the jitted call, from `superstep.build_call`."""
 
     def round_of(algorithm: Algorithm):
       return compiled_round.build_round(
@@ -123,7 +132,7 @@ class Program(NamedTuple):
     )
 
   def arguments(self) -> tuple[Any, ...]:
-    """Returns the shapes of what the call takes."""
+    """Returns the call's arguments, with shapes in place of states and data."""
     states, kept = jax.eval_shape(self.init)
     if self.planner.gathers:
       kept = self.host_states().shapes(self.planner.cohort_size)['states']
@@ -144,7 +153,7 @@ class Program(NamedTuple):
     """Lowers the call for the devices of the mesh.
 
     Args:
-      arguments: of the call, where they are at hand; else their shapes.
+      arguments: the arguments of the call, if available; () takes their shapes.
 
     Raises:
       InputError: the model cannot be trained on such examples.
@@ -155,23 +164,25 @@ class Program(NamedTuple):
         return self.call().lower(*(arguments or self.arguments()))
 
   def export(self, target: str) -> jax.export.Exported:
-    """Lowers the call for a platform that is not here.
+    """Lowers the call for a platform, which may be absent.
 
     Args:
-      target: 'cuda', 'rocm' or 'tpu', as `jax.export` knows it.
+      target: the platform, 'cuda', 'rocm' or 'tpu', as in `jax.export`.
     """
     own = self._replace(platform='tpu' if target == 'tpu' else 'gpu')
     with layers.for_platform(own.platform):
       return jax.export.export(own.call(), platforms=[target])(*own.arguments())
 
-  def compile(self, arguments: Sequence[Any]) -> jax.stages.Compiled:
-    """Compiles the call, with the options that are good for the platform."""
-    options = _COMPILER_OPTIONS.get(self.platform)
-    return self.lower(arguments).compile(options)
+  def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles what `lower` returns, with compiler options for the platform."""
+    options = _CPU if self.platform == 'cpu' else {}
+    if self.platform == 'gpu' and self.gpu_graphs:
+      options = _GPU_GRAPHS
+    return lowered.compile(options)
 
 
 def rounds_per_call(planner: planning.Planner) -> int:
-  """Returns how many rounds a call may have, by the size of their plans."""
+  """Returns the most rounds of a call, limited by the size of their plans."""
   plan_bytes = sum(np.asarray(array).nbytes for array in planner(1))
   return max(1, min(_MOST_ROUNDS, _MOST_PLAN_BYTES // plan_bytes))
 

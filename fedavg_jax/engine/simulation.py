@@ -1,8 +1,9 @@
-"""A federation, compiled for the devices at hand.
+"""Compiles a federation for the available devices.
 
-What a notebook uses; `driver.py` runs it, `train.py` adds a config, a folder.
+Notebooks start here; `driver.py` runs the rounds, `train.py` adds a config and
+a run folder.
 
-Shape letters: R rounds of a call at most; the others as in `planning.py`.
+Shape letters: R, the most rounds of a call; the others as in `planning.py`.
 """
 
 from collections.abc import Callable
@@ -47,32 +48,43 @@ from fedavg_jax.schedule import planning
 
 
 class Simulation(NamedTuple):
-  """A federation ready to run: compiled, its data on the device.
+  """Holds a federation that is ready to run: compiled, with data placed.
+
+  `build_simulation` and `build_sweep` build it; `simulate` and `run` run it.
 
   Attributes:
-    init: () -> (server state, client states) before round 1; the same ones
-      every time.
-    planner: round number -> plan.
-    call: from `superstep.build_call`, compiled.
+    init: the function () -> (`ServerState`, client states) before round 1; its
+      results are equal every time.
+    planner: the planner, round number -> `Plan`.
+    call: the compiled call, from `superstep.build_call`.
+    lowered: the program that it was compiled from.
     rounds_per_call: R.
-    data: numbers of a call's rounds -> the examples that they read, on the
-      devices: all clients' ones, or a buffer of the cohort's.
+    data: the function numbers of a call's rounds -> their examples on the
+      devices: those of all clients, or a buffer of the cohort's.
     mesh: the devices.
-    task: what is learned, and by what it is measured.
+    task: the model, its loss and the metrics of tests.
     test: the test set on the devices.
-    evaluate: variables of a model -> results of its test, by name.
-    test_sums: variables of a model -> the sums that they are made of.
-    compile_seconds: what compiling took, by the wall clock.
-    why_lanes: one line, why the planner has the lanes it has.
-    with_lanes: number of lanes -> the same federation with other lanes.
+    evaluate: the function variables of a model -> test results by name.
+    test_sums: the function variables of a model -> the sums that test results
+      are computed from.
+    compile_seconds: the wall time of compiling in seconds.
+    why_lanes: the reason for the number of lanes, one line.
+    with_lanes: the function number of lanes -> the same federation with so many
+      lanes.
     sweep: the values of a sweep, None for a single algorithm.
-    host_states: where clients' states stay on the host, a function that makes
-      them anew, optionally in a file of some folder; `init` then has none.
+    host_states: the function (folder=None) -> new `ClientStates`, if client
+      states are on the host; `init` then returns none. Otherwise None.
+    parts: the arguments from which the simulation was built.
+
+  >>> import fedavg_jax as fa
+  >>> fa.Simulation._fields[:3]
+  ('init', 'planner', 'call')
   """
 
   init: Callable[[], tuple[compiled_round.ServerState, Any]]
   planner: planning.Planner
   call: Callable
+  lowered: jax.stages.Lowered
   rounds_per_call: int
   data: Callable[[Sequence[int]], Any]
   mesh: jax.sharding.Mesh
@@ -98,29 +110,45 @@ def build_simulation(
   execution: Execution = Execution(),  # noqa: B008 (they are frozen)
   placement: Placement = Placement(),  # noqa: B008
 ) -> Simulation:
-  """Compiles a federation for the devices at hand.
+  """Compiles a federation for the available devices.
 
   Args:
-    model: from `zoo.build_model`, or your own pair of init and apply.
-    federation: who trains on what, how much, and how cohorts are drawn.
-    algorithm: such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`.
-    loss: (outputs, batch) -> [B], see `losses`.
-    metrics: of tests, see `metrics`; the first name of the first one is what
-      targets go by. None takes accuracy and loss with cross entropy, and the
-      mean loss with any other one.
-    execution: lanes, devices, rounds per call.
-    placement: whether examples and client states stay on the host.
+    model: the model, from `build_model`, or a user-defined `Model`.
+    federation: the clients, their local training and the drawing of cohorts.
+    algorithm: the algorithm, such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`.
+    loss: the function (outputs, batch) -> losses [B]; see `losses`.
+    metrics: the metrics of tests; see `metrics`. Targets refer to the first
+      name of the first one. None takes accuracy and loss with cross entropy,
+      and the mean loss with any other loss.
+    execution: the settings of lanes, devices and calls.
+    placement: the places of examples and client states, device or host.
 
   Returns:
     A `Simulation`.
 
   Raises:
-    InputError: a value breaks its rule, or a hook of the algorithm its form.
+    InputError: a value breaks its rule; the examples, model, loss and metrics
+      do not fit each other; or a hook of the algorithm returns the wrong form.
+
+  >>> import numpy as np, optax
+  >>> import fedavg_jax as fa
+  >>> x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+  >>> data = fa.Examples(x, x.sum(axis=1))
+  >>> federation = fa.Federation(
+  ...   fa.build_clients(data, np.arange(30).reshape(3, 10)), data,
+  ...   client_fraction=1.0, epochs=1, batch_size=10)
+  >>> model = fa.Model('linear', lambda key: np.zeros(4), lambda w, x: x @ w)
+  >>> simulation = fa.build_simulation(
+  ...   model, federation, fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+  ...   loss=fa.losses.squared_error)
+  >>> state, _ = simulation.init()
+  >>> state.params.shape, list(simulation.evaluate(state.params))
+  ((4,), ['loss'])
   """
   if not isinstance(algorithm, Algorithm):
     raise InputError(
-      'algorithm: must be an Algorithm, such as fa.fedavg(...); a function that'
-      ' makes one of a value is for build_sweep'
+      'algorithm: must be an Algorithm, such as fa.fedavg(...); pass a function'
+      ' of a value to build_sweep'
     )
   task = make_task(model, loss, metrics)
   trained = Single(algorithm)
@@ -138,26 +166,43 @@ def build_sweep(
   execution: Execution = Execution(),  # noqa: B008 (they are frozen)
   placement: Placement = Placement(),  # noqa: B008
 ) -> Simulation:
-  """Compiles a federation that runs with several values at once.
+  """Compiles a federation that trains with several values at once.
 
-  All begin with the same weights and read the same examples; each value's model
-  is the one that it would have by itself.
+  All values start with the same weights and read the same examples; the model
+  of each equals that of a run with this value alone.
 
   Args:
-    model: as in `build_simulation`.
-    federation: as in `build_simulation`.
-    algorithm_of: makes the algorithm of a value, a float32 scalar.
-    values: [G], such as learning rates.
-    loss: as in `build_simulation`.
-    metrics: as in `build_simulation`.
-    execution: as in `build_simulation`.
-    placement: as in `build_simulation`; what clients keep is on the devices.
+    model: the model; see `build_simulation`.
+    federation: the clients, their local training and the drawing of cohorts.
+    algorithm_of: the function value -> algorithm; the value is a float32 scalar
+      that may be traced.
+    values: the G values, such as learning rates; at least one.
+    loss: the function (outputs, batch) -> losses [B].
+    metrics: the metrics of tests; see `build_simulation`.
+    execution: the settings of lanes, devices and calls.
+    placement: the places of examples and client states; the latter must be
+      'device'.
 
   Returns:
-    A `Simulation` whose records have an entry per value.
+    A `Simulation` whose records have a leading axis [G].
 
   Raises:
-    InputError: as `build_simulation`, or there is no value.
+    InputError: there is no value, or `build_simulation` would raise it.
+
+  >>> import numpy as np, optax
+  >>> import fedavg_jax as fa
+  >>> x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+  >>> data = fa.Examples(x, x.sum(axis=1))
+  >>> federation = fa.Federation(
+  ...   fa.build_clients(data, np.arange(30).reshape(3, 10)), data,
+  ...   client_fraction=1.0, epochs=1, batch_size=10)
+  >>> model = fa.Model('linear', lambda key: np.zeros(4), lambda w, x: x @ w)
+  >>> algorithm_of = lambda eta: fa.fedavg(optax.sgd(eta), optax.sgd(1.0))
+  >>> simulation = fa.build_sweep(
+  ...   model, federation, algorithm_of, values=[0.1, 0.01],
+  ...   loss=fa.losses.squared_error)
+  >>> simulation.init()[0].params.shape  # [G, ...]
+  (2, 4)
   """
   trained = Sweep(algorithm_of, tuple(float(value) for value in values))
   task = make_task(model, loss, metrics)
@@ -174,20 +219,41 @@ def lower_simulation(
   execution: Execution = Execution(),  # noqa: B008 (they are frozen)
   placement: Placement = Placement(),  # noqa: B008
 ) -> program.Program:
-  """Lays a federation out and places nothing: its devices need not be here.
+  """Prepares a federation for lowering; its devices may be absent.
+
+  Nothing is placed on a device.
 
   Args:
-    model: as in `build_simulation`.
-    federation: as in `build_simulation`.
-    algorithm: as in `build_simulation`.
-    loss: as in `build_simulation`.
-    metrics: as in `build_simulation`.
-    execution: its devices may be those of `jax.experimental.topologies`.
-    placement: as in `build_simulation`.
+    model: the model; see `build_simulation`.
+    federation: the clients, their local training and the drawing of cohorts.
+    algorithm: the algorithm, such as `fedavg(optax.sgd(eta), optax.sgd(1.0))`.
+    loss: the function (outputs, batch) -> losses [B].
+    metrics: the metrics of tests; see `build_simulation`.
+    execution: the settings of lanes, devices and calls; its devices may be
+      those of `jax.experimental.topologies`.
+    placement: the places of examples and client states, device or host.
 
   Returns:
-    A program, whose `lower()` gives what XLA compiles for these devices, and
-    `export(platform)` what it gets for another platform.
+    A `Program`: its `lower()` returns the `jax.stages.Lowered` call for these
+    devices, its `export(platform)` the `jax.export.Exported` call for another
+    platform.
+
+  Raises:
+    InputError: `build_simulation` would raise it.
+
+  >>> import numpy as np, optax
+  >>> import fedavg_jax as fa
+  >>> x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+  >>> data = fa.Examples(x, x.sum(axis=1))
+  >>> federation = fa.Federation(
+  ...   fa.build_clients(data, np.arange(30).reshape(3, 10)), data,
+  ...   client_fraction=1.0, epochs=1, batch_size=10)
+  >>> model = fa.Model('linear', lambda key: np.zeros(4), lambda w, x: x @ w)
+  >>> program = fa.lower_simulation(
+  ...   model, federation, fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+  ...   loss=fa.losses.squared_error)
+  >>> program.planner.cohort_size
+  3
   """
   trained = Single(algorithm)
   task = make_task(model, loss, metrics)
@@ -196,19 +262,19 @@ def lower_simulation(
 
 
 def _build(parts: Parts) -> Simulation:
-  """Compiles; with fewer lanes where the devices have no memory for them."""
+  """Compiles a simulation, with fewer lanes if they do not fit into memory."""
   laid_out = lay_out(parts)
   clients, test = (
     laid_out.parts.federation.clients,
     laid_out.parts.federation.test,
   )
 
-  @functools.cache  # Fewer lanes find the data where it is.
+  @functools.cache  # Data are placed once, whatever the number of lanes.
   def on_devices(number: int):
     mesh = compiled_round.lane_mesh(laid_out.devices[:number])
     data: Any = None
     if not laid_out.planner.streamed:
-      # Read, where they are on disk.
+      # This reads rows that are on disk.
       x, y = (trees.map_arrays(np.asarray, own) for own in clients[:2])
       data = compiled_round.place_examples(x, y, mesh)
     return data, evaluation.place_test_set(test, mesh)
@@ -251,10 +317,10 @@ def _compile(
   why_lanes: str,
   with_lanes: Callable[[int], Simulation],
 ) -> Simulation:
-  """Compiles once what serves every round."""
+  """Compiles the call and the evaluation of a program."""
   going, states, kept, shapes, _, schedule = own.arguments()
   start = time.perf_counter()
-  call = own.compile(
+  lowered = own.lower(
     (
       going,
       states,
@@ -264,6 +330,7 @@ def _compile(
       superstep.place(schedule, own.mesh),
     )
   )
+  call = own.compile(lowered)
   with layers.for_platform(own.platform):
     evaluate = own.evaluate().lower(states.variables, test_set).compile()
 
@@ -275,6 +342,7 @@ def _compile(
     host_states=own.host_states if own.planner.gathers else None,
     planner=own.planner,
     call=call,
+    lowered=lowered,
     rounds_per_call=own.rounds_per_call,
     data=source,
     mesh=own.mesh,
@@ -291,22 +359,22 @@ def _compile(
 
 
 def check_is_simulation(found: Any) -> None:
-  """Raises InputError where something else stands for a simulation."""
+  """Raises InputError unless the value is a `Simulation`."""
   if not isinstance(found, Simulation):
     raise InputError(
-      f'simulation: is {type(found).__name__}, must be what `build_simulation`'
-      ' or `build_sweep` returns'
+      'simulation: expected the result of `build_simulation` or `build_sweep`,'
+      f' got {type(found).__name__}'
     )
 
 
 def place(tree: Any, simulation: Simulation) -> Any:
-  """Arrays, on every device of a simulation."""
+  """Places arrays on every device of a simulation."""
   return collectives.put(
     tree, jax.sharding.NamedSharding(simulation.mesh, jax.P())
   )
 
 
 def _resident(data: client_data.Examples, numbers: Sequence[int]):
-  """What every round reads from, where all of it is on the devices."""
+  """Returns the examples of all clients, which every round reads."""
   del numbers
   return data

@@ -1,10 +1,11 @@
-"""Several rounds, with their evaluation, as one compiled call.
+"""Builds the call of several rounds and their evaluations.
 
-Short rounds would leave a device waiting for Python between them. The call
-stops by itself after the round that reaches the target or is not finite, so
-that calls may be queued behind it.
+Otherwise a device would wait for Python between short rounds. The call stops
+on the device after a round that reaches the target or is not finite, so that
+further calls may be queued.
 
-Shape letters: R rounds of a call at most; the others as in `planning.py`.
+Shape letters: R, the most rounds of a call; G values of a sweep; the others as
+in `planning.py`.
 """
 
 from collections.abc import Callable
@@ -26,16 +27,17 @@ from fedavg_jax.engine.compiled_round import RoundMetrics
 from fedavg_jax.schedule.plan import Plan
 from fedavg_jax.schedule.planning import Planner
 
-# Begun at once: one that the devices work on, and one behind it.
+# The calls in flight: one that the devices work on, and one queued behind it.
 CALLS_IN_FLIGHT = 2
 
 
 class Ends(NamedTuple):
-  """When a model is tested, and what ends a run.
+  """Defines after which rounds the model is tested, and the run's target.
 
   Attributes:
-    evaluated: round number -> whether its model is tested.
-    enough: ends after a round whose test has reached it; `Task.never` for none.
+    evaluated: the function round number -> True if the model is tested.
+    enough: the threshold of a test that ends the run, from `Task.enough`;
+      `Task.never` is none.
   """
 
   evaluated: Callable[[int], bool]
@@ -43,15 +45,15 @@ class Ends(NamedTuple):
 
 
 class Wishes(NamedTuple):
-  """What a process wants of the calls to come, or the most that any wants.
+  """Holds one process's requests for later calls, or the maximum over all.
 
-  Processes must cut rounds into the same calls, and their clocks differ: their
-  wishes go into a call, and what all want comes out with what it tells.
+  Processes must split rounds into the same calls although their clocks differ.
+  Each passes its requests into a call, which returns the maximum over all.
 
   Attributes:
-    stop: to begin no further call.
-    look: to have the state as soon as can be.
-    seconds: that a round took, infinite before it is known.
+    stop: True to dispatch no further call.
+    look: True to get the state as soon as possible.
+    seconds: the time per round in seconds, infinite before it is known.
   """
 
   stop: Any = False
@@ -60,15 +62,15 @@ class Wishes(NamedTuple):
 
 
 class Schedule(NamedTuple):
-  """What one call does.
+  """Holds the inputs of one call that define its rounds.
 
   Attributes:
-    plans: of R rounds, every array with a leading axis [R].
-    evaluate: [R] bool, rounds after which the model is tested.
-    num_rounds: [] int32, how many of the R are real.
-    enough: [] float32, the call and all that follow end after a round whose
-      test has reached it; see `Metric.enough`.
-    wishes: [D, 3] float32, `Wishes` of the processes with these devices.
+    plans: the plans of R rounds, stacked on a leading axis [R].
+    evaluate: [R] bool, True for rounds after which the model is tested.
+    num_rounds: [] int32, the number of rounds that are not padding.
+    enough: [] float32, the threshold of a test that ends the run; see
+      `Metric.enough`.
+    wishes: [D, 3] float32, the `Wishes` of the process of each device.
   """
 
   plans: Plan
@@ -79,15 +81,15 @@ class Schedule(NamedTuple):
 
 
 class CallResult(NamedTuple):
-  """What one call returns beside the states.
+  """Holds the results of one call other than the states.
 
   Attributes:
-    going: bool, False after the target or a round that is not finite; [] or of
-      a sweep [G], the call ends when none of them continues.
-    num_rounds: [] int32, rounds that it did.
-    rounds: their metrics, [R, ...].
-    tests: their test metrics, [R, ...]; zero where the model was not tested.
-    wishes: [] each, the most that any process wants.
+    going: [] bool, or [G] in a sweep, False once a value has reached the target
+      or is not finite; the call ends when none continues.
+    num_rounds: [] int32, the number of rounds done.
+    rounds: the metrics of the rounds, [R, ...].
+    tests: the sums of the tests, [R, ...]; zero where the model was not tested.
+    wishes: the maximum of all processes' requests, [] each.
   """
 
   going: jax.Array
@@ -105,7 +107,30 @@ def make_schedule(
   enough: float = math.inf,
   wishes: Wishes = Wishes(),  # noqa: B008 (it is a constant)
 ) -> Schedule:
-  """A call's rounds `numbers`, padded to `rounds_per_call` of them."""
+  """Returns the schedule of a call, padded to `rounds_per_call` rounds.
+
+  Args:
+    planner: the planner of the rounds' plans.
+    numbers: the numbers of the call's rounds, at most `rounds_per_call`.
+    rounds_per_call: R.
+    evaluated: the function round number -> True if the model is tested after
+      it.
+    enough: the threshold of a test that ends the run, from `Task.enough`; the
+      default is none for metrics whose higher values are better.
+    wishes: the requests of this process.
+
+  >>> import numpy as np
+  >>> import fedavg_jax as fa
+  >>> planner = fa.engine.Planner(
+  ...   num_examples=np.array([20, 10]), cohort_size=2, epochs=1, batch_size=5,
+  ...   seed=0)
+  >>> schedule = fa.engine.make_schedule(
+  ...   planner, [1, 2, 3], rounds_per_call=4, evaluated=lambda n: n % 2 == 0)
+  >>> schedule.evaluate.tolist(), int(schedule.num_rounds)
+  ([False, True, False, False], 3)
+  >>> schedule.plans.cohort.shape
+  (4, 2)
+  """
   plans = [planner(number) for number in numbers]
 
   def stack(*arrays):
@@ -125,7 +150,7 @@ def make_schedule(
 
 
 def place(schedule: Schedule, mesh: jax.sharding.Mesh) -> Schedule:
-  """A schedule as a call takes it: of several processes each puts its part."""
+  """Places a schedule for a call; each of several processes places its part."""
   if not processes.several():
     return schedule
   return collectives.put(schedule, _shardings(mesh))
@@ -149,24 +174,26 @@ def build_call(
   """Builds the jitted call: rounds until the last, the target, the first NaN.
 
   Args:
-    round_fn: (going, state, client_states, data, plan) -> (state,
-      client_states, metrics), from `compiled_round.build_round` or
-      `hyperparameter_axis.build_round`.
-    evaluate: from `evaluation.build_evaluate`, or over a sweep.
-    reached: (sums of a test, enough) -> whether the model has reached it.
+    round_fn: the function (going, state, client_states, data, plan) -> (state,
+      client_states, metrics), from `hyperparameter_axis.Trained.round`.
+    evaluate: the function (variables, test) -> sums, from
+      `evaluation.build_evaluate` or `hyperparameter_axis.Trained.evaluate`.
+    reached: the function (sums of a test, enough) -> bool, True if the model
+      has reached the threshold.
     mesh: the devices of both.
-    data_spec: where the examples are, as `round_fn` has them.
+    data_spec: the placement of the examples on the devices.
 
   Returns:
     `call(going, state, client_states, data, test, schedule) -> (state,
-    client_states, result)`; client states that go in are donated. Does nothing
-    where `going` is False, as of a call queued behind one that ended the run.
+    client_states, result)`; the client states passed to it are donated. It
+    changes nothing if `going` is False, as in a call queued behind one that
+    ended the run.
   """
 
   def call(going, state, client_states, data, test, schedule):
     num_plans = schedule.evaluate.shape[0]
 
-    def goes_on(carry):
+    def continues(carry):
       r, going, *_ = carry
       return jnp.any(going) & (r < schedule.num_rounds)
 
@@ -199,7 +226,7 @@ def build_call(
     ]
     tested = jax.eval_shape(evaluate, state.variables, test)
     r, going, state, client_states, rounds, tests = lax.while_loop(
-      goes_on,
+      continues,
       one_round,
       (
         jnp.zeros((), jnp.int32),

@@ -1,1 +1,1 @@
-"""Models, the layers that they are made of, augmentation."""
+"""Defines the paper's models, their layers and image augmentation."""

@@ -1,8 +1,8 @@
-"""Convolution whose forward pass and both gradients are canonical.
+"""Defines a convolution whose forward pass and gradients are canonical.
 
 XLA:CPU compiles one form of a convolution well inside a loop: NHWC x HWIO ->
 NHWC, without groups. JAX's own gradients and `vmap` over clients leave that
-form; the ones here do not.
+form; those of this module preserve it.
 
 Shape letters: B batch, H, W image, C input channels, O output channels, h, w
 kernel size, H', W' output size.
@@ -21,12 +21,12 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """How a kernel moves over an image; one entry for rows, one for columns.
+  """Describes how a kernel moves over an image, along rows and columns.
 
   Attributes:
-    padding: zeros added before and after; negative numbers cut away.
-    strides: steps of the kernel.
-    precision: of the products, as `jax.lax.conv_general_dilated` takes it.
+    padding: numbers of zeros added before and after; negative numbers crop.
+    strides: strides of the kernel.
+    precision: the precision of products, see `jax.lax.conv_general_dilated`.
   """
 
   padding: tuple[Pair, Pair]
@@ -39,9 +39,9 @@ def conv(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
   """Convolves images with a kernel.
 
   Args:
-    x: [B, H, W, C].
-    kernel: [h, w, C, O].
-    window: how the kernel moves.
+    x: [B, H, W, C] images.
+    kernel: [h, w, C, O] weights.
+    window: the padding and strides of the kernel.
 
   Returns:
     [B, H', W', O].
@@ -50,15 +50,15 @@ def conv(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _canonical(x, kernel, window, *, dilation=(1, 1)):
-  """A convolution that stays canonical, hence fast on CPU, under `vmap`.
+  """Computes a convolution that stays canonical under `vmap`.
 
   Args:
-    x: [B, H, W, C].
-    kernel: [h, w, C, O].
-    window: how the kernel moves.
-    dilation: distance between neighbours in the kernel.
+    x: [B, H, W, C] images.
+    kernel: [h, w, C, O] weights.
+    window: the padding and strides of the kernel.
+    dilation: distances between neighbours in the kernel.
   """
-  # Where padding is negative, XLA:CPU reads beyond the image.
+  # XLA:CPU reads beyond the image if padding is negative, so crop first.
   cut = [(min(a, 0), min(b, 0), 0) for a, b in window.padding]
   if any(map(any, cut)):
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *cut, (0, 0, 0)))
@@ -95,39 +95,38 @@ def _conv_fwd(x, kernel, window):
 
 
 def _conv_bwd(window, residuals, g):
-  """Both gradients: `g` is [B, H', W', O], the cotangent of the output.
+  """Returns both gradients; `g` is the cotangent of the output [B, H', W', O].
 
-  The gradient of the images is a convolution of `g`, its rows and columns a
-  stride apart, with the kernel turned by 180 degrees; XLA drops it where the
-  images are data. The gradient of the kernel is a convolution of the images
-  with `g` as the kernel, channels in the place of the batch and the batch in
-  the place of channels.
+  The gradient of the images is a convolution of `g`, with zeros between its
+  rows and columns for strides, and the kernel rotated by 180 degrees; XLA drops
+  it if the images are data. The gradient of the kernel is a convolution of the
+  images with `g` as the kernel, in which batch and channels swap roles.
   """
   x, kernel = residuals
   strides = window.strides
-  of_images, of_kernel = [], []  # Padding of the two convolutions.
+  x_padding, kernel_padding = [], []  # One for each gradient.
   for axis, (before, _) in enumerate(window.padding):
     size, taps = x.shape[1 + axis], kernel.shape[axis]
     reach = (g.shape[1 + axis] - 1) * strides[axis] + 1
-    of_images.append((taps - 1 - before, size + before - reach))
-    of_kernel.append((before, taps - 1 + reach - size - before))
-  turned = kernel[::-1, ::-1].swapaxes(2, 3)  # [h, w, O, C]
+    x_padding.append((taps - 1 - before, size + before - reach))
+    kernel_padding.append((before, taps - 1 + reach - size - before))
+  rotated = kernel[::-1, ::-1].swapaxes(2, 3)  # [h, w, O, C]
   dx = _canonical(
     _spread(g, strides),
-    turned,
-    Window(tuple(of_images), precision=window.precision),
+    rotated,
+    Window(tuple(x_padding), precision=window.precision),
   )
   dkernel = _canonical(
     x.transpose(3, 1, 2, 0),
     g.transpose(1, 2, 0, 3),
-    Window(tuple(of_kernel), precision=window.precision),
+    Window(tuple(kernel_padding), precision=window.precision),
     dilation=strides,
   ).transpose(1, 2, 0, 3)  # [C, h, w, O] -> [h, w, C, O]
   return dx, dkernel
 
 
 def _spread(g, strides):
-  """Puts zeros between rows and columns, a stride apart."""
+  """Inserts stride - 1 zeros between rows and between columns."""
   if strides == (1, 1):
     return g
   inside = ((0, 0, 0), *((0, 0, stride - 1) for stride in strides), (0, 0, 0))

@@ -1,8 +1,8 @@
-"""Forms that XLA:CPU computes faster than the equations of a traced program.
+"""Replaces equations of a traced program by forms that are faster on XLA:CPU.
 
 Each function takes an equation of a jaxpr and returns a function of the same
-operands and, up to rounding, the same value and gradients, or None where it has
-no such form. All are written for one client and stay fast under `vmap`.
+operands and, up to rounding, the same value and gradients, or None if it has no
+such form. All are written for one client and stay fast under `vmap`.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ import numpy as np
 from fedavg_jax.models import canonical
 from fedavg_jax.models import layers
 
-# Taps of a window along one axis up to which slices are taken.
+# The largest window size along one axis for which slices are faster.
 _MOST_TAPS = 8
 
 
 def faster(eqn: core.JaxprEqn) -> Callable[..., jax.Array] | None:
-  """Returns the faster form of an equation; None where there is none."""
+  """Returns the faster form of an equation, or None if there is none."""
   if eqn.primitive is primitives.conv_general_dilated_p:
     return None if why_as_written(eqn) else _convolution(eqn)
   if eqn.primitive is primitives.reduce_window_max_p:
@@ -35,7 +35,7 @@ def faster(eqn: core.JaxprEqn) -> Callable[..., jax.Array] | None:
 
 
 def why_as_written(eqn: core.JaxprEqn) -> str:
-  """Returns what keeps a convolution as it is written; '' if nothing does.
+  """Returns why a convolution has no faster form; '' if it has one.
 
   Args:
     eqn: an equation of `conv_general_dilated`.
@@ -59,19 +59,22 @@ def why_as_written(eqn: core.JaxprEqn) -> str:
 
 
 def _arrays(eqn) -> list[jax.ShapeDtypeStruct]:
-  """Returns the forms of an equation's operands, then of its results."""
+  """Returns the shapes of an equation's operands, then of its results."""
   avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
   return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
 
 def _convolution(eqn) -> Callable[..., jax.Array]:
-  """Any order of the axes, one or two of them spatial, any stride."""
+  """Returns the canonical form of a convolution in one or two dimensions.
+
+  Axes may have any order, and strides any value.
+  """
   params = eqn.params
   images, weights, out = params['dimension_numbers']
   padding = [(int(a), int(b)) for a, b in params['padding']]
   strides = list(params['window_strides'])
-  line = len(strides) == 1  # An image of one row.
-  if line:
+  one_row = len(strides) == 1  # One dimension: an image of one row.
+  if one_row:
     padding, strides = [(0, 0), *padding], [1, *strides]
   window = canonical.Window(
     (padding[0], padding[1]), (strides[0], strides[1]), params['precision']
@@ -79,12 +82,12 @@ def _convolution(eqn) -> Callable[..., jax.Array]:
 
   def form(x, kernel):
     x = x.transpose(_channels_last(images))  # [B, H, W, C]
-    # From [O, C, h, w] in this order to [h, w, C, O].
+    # `weights` lists the axes O, C, h, w; the result is [h, w, C, O].
     kernel = kernel.transpose((*weights[2:], weights[1], weights[0]))
-    if line:
+    if one_row:
       x, kernel = x[:, None], kernel[None]
     y = canonical.conv(x, kernel, window)
-    if line:
+    if one_row:
       y = y[:, 0]
     return y.transpose([int(i) for i in np.argsort(_channels_last(out))])
 
@@ -92,12 +95,12 @@ def _convolution(eqn) -> Callable[..., jax.Array]:
 
 
 def _channels_last(spec) -> tuple[int, ...]:
-  """From (batch, channels, *spatial), as JAX has it, to NHWC."""
+  """Returns axes (batch, *spatial, channels) of JAX's channels-first order."""
   return (spec[0], *spec[2:], spec[1])
 
 
 def _max_pool(eqn) -> Callable[..., jax.Array] | None:
-  """The maximum of strided slices, whose gradient costs less."""
+  """Returns max pooling by strided slices, whose gradient is cheaper."""
   params = eqn.params
   operand, out = _arrays(eqn)
   taps, strides = params['window_dimensions'], params['window_strides']
@@ -123,7 +126,7 @@ def _max_pool(eqn) -> Callable[..., jax.Array] | None:
 
 
 def _max_along(x, axis: int, taps: int, stride: int):
-  """Maximum over windows along one axis."""
+  """Takes the maximum over windows along one axis."""
   reach = (x.shape[axis] - taps) // stride * stride + 1
   slices = [
     lax.slice_in_dim(x, first, first + reach, stride, axis)
@@ -134,7 +137,7 @@ def _max_along(x, axis: int, taps: int, stride: int):
 
 @jax.custom_jvp
 def _first_maximum(a, b):
-  """The larger one; where they are equal, the gradient is that of `a`."""
+  """Takes the maximum; of equal numbers, `a` gets the gradient."""
   return jnp.maximum(a, b)
 
 
@@ -145,7 +148,7 @@ def _first_maximum_jvp(primals, tangents):
 
 
 def _matmul(eqn) -> Callable[..., jax.Array] | None:
-  """A product [B, I] x [I, O], the gradient of whose kernel costs less."""
+  """Returns `layers.matmul` for a product [B, I] x [I, O], else None."""
   params = eqn.params
   x, kernel, out = _arrays(eqn)
   contracted, batched = params['dimension_numbers']

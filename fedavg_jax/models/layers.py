@@ -1,19 +1,20 @@
-"""Convolution, pooling, matrix product with a weight per client, made fast.
+"""Defines layers that are fast with weights per client.
 
 Under `vmap` over clients every client has its own kernel. XLA then lowers a
 convolution to a grouped one, and its gradients to forms that neither the CPU's
-fast path nor cuDNN likes. So the gradients of the first two ways below, for the
-images and for the kernel, are written by hand:
+fast path nor cuDNN supports well. So the first two methods below have
+hand-written gradients for the images and the kernel:
 
 * `canonical` (CPU): forward and both gradients are plain NHWC x HWIO -> NHWC
   convolutions, the one form that XLA:CPU compiles well inside a loop. Clients
-  that share a device are taken one after another.
+  that share a device run one after another.
 * `patches` (accelerators): image patches and one batched matrix product; it
-  spends k * k times the activation memory.
-* `lax`: what `jax.grad` and `jax.vmap` make of `lax.conv`, to compare with.
+  needs k * k times the activation memory.
+* `lax`: `lax.conv` with JAX's own gradients and `vmap`, for comparison.
 
 Shape letters: B batch, H, W image, C input channels, O output channels, k
-kernel size; I, O inputs and outputs of a matrix product.
+kernel size; I, O inputs and outputs of a matrix product; T time steps, H hidden
+units of an LSTM.
 """
 
 from collections.abc import Iterator
@@ -28,16 +29,33 @@ import jax.numpy as jnp
 from fedavg_jax.core import choices
 from fedavg_jax.models import canonical
 
-# Of the devices that a model is traced for, where that is known.
+__all__ = [
+  'conv2d',
+  'local_response_norm',
+  'longest',
+  'lstm',
+  'matmul',
+  'max_pool2',
+  'max_pool3',
+]
+
+# The platform that models are traced for, inside `for_platform`.
 _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar('platform')
 
 
 @contextlib.contextmanager
 def for_platform(platform: str) -> Iterator[None]:
-  """Traces models for devices of some kind, which need not be here.
+  """Sets the platform that models are traced for within a `with` block.
+
+  This process need not have devices of that platform.
 
   Args:
-    platform: 'cpu', 'gpu' or 'tpu', as `jax.Device.platform` says it.
+    platform: the value of `jax.Device.platform`: 'cpu', 'gpu' or 'tpu'.
+
+  >>> import fedavg_jax as fa
+  >>> with fa.layers.for_platform('gpu'):
+  ...   fa.layers.traced_platform()
+  'gpu'
   """
   token = _PLATFORM.set(platform)
   try:
@@ -47,30 +65,50 @@ def for_platform(platform: str) -> Iterator[None]:
 
 
 def traced_platform() -> str:
-  """Returns the kind of devices that a model is traced for.
+  """Returns the platform that models are traced for.
 
-  They are those of `for_platform`; else JAX's first device is one.
+  It is that of `for_platform` or, outside of it, that of JAX's first device.
+
+  >>> import fedavg_jax as fa
+  >>> with fa.layers.for_platform('cpu'):
+  ...   fa.layers.traced_platform()
+  'cpu'
   """
   return _PLATFORM.get('') or jax.devices()[0].platform
+
+
+# A GPU has products of patches in one graph with their loop. Both others are
+# estimates of XLA's for a v5e (`experiments/benchmark/compiled.py`).
+_FASTEST = {'cpu': 'canonical', 'tpu': 'lax'}
 
 
 def conv2d(
   x: jax.Array, kernel: jax.Array, *, padding: int, method: str = 'auto'
 ) -> jax.Array:
-  """Two-dimensional convolution of stride one.
+  """Convolves images with a kernel, with stride one.
 
   Args:
-    x: images, [B, H, W, C].
-    kernel: weights, [k, k, C, O].
-    padding: zeros added on every side; k // 2 keeps the image's size.
-    method: one of `choices.CONVOLUTIONS`; 'auto' is 'canonical' on CPU, else
-      'patches'.
+    x: [B, H, W, C] images.
+    kernel: [k, k, C, O] weights.
+    padding: the number of zeros added on every side; k // 2 preserves the size
+      of images if k is odd.
+    method: 'canonical', 'patches' or 'lax'; 'auto' is 'canonical' on CPU, 'lax'
+      on TPU, and 'patches' on GPU.
 
   Returns:
     [B, H + 2 * padding - k + 1, W + 2 * padding - k + 1, O].
+
+  Raises:
+    InputError: `method` is another word.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((5, 5, 3, 4))
+  >>> fa.layers.conv2d(x, kernel, padding=2).shape
+  (2, 8, 8, 4)
   """
   if method == 'auto':
-    method = 'canonical' if traced_platform() == 'cpu' else 'patches'
+    method = _FASTEST.get(traced_platform(), 'patches')
   if method == 'lax':
     return _lax_conv(x, kernel, padding=padding)
   choices.check_choice('method', method, choices.CONVOLUTIONS)
@@ -82,11 +120,20 @@ def conv2d(
 
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Matrix product [B, I] x [I, O] -> [B, O].
+  """Multiplies inputs by a kernel, [B, I] x [I, O] -> [B, O].
 
-  JAX's own gradient of the kernel comes out as [O, I], turned around. Under
-  `vmap` XLA does not remove that turn, which then costs a pass over the largest
-  array of the step; here it comes out as [I, O].
+  JAX's own gradient of the kernel is computed as [O, I] and transposed. Under
+  `vmap` XLA does not remove the transpose, which costs a pass over the largest
+  array of a step; this function computes it as [I, O].
+
+  Args:
+    x: [B, I] inputs.
+    kernel: [I, O] weights.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> fa.layers.matmul(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
+  (2, 4)
   """
   return x @ kernel
 
@@ -99,8 +146,8 @@ def _matmul_bwd(residuals, g):
   x, kernel = residuals
   dx = lax.dot_general(g, kernel, (((1,), (1,)), ((), ())))
   if traced_platform() == 'cpu':
-    # First whoever reads the kernel, then its gradient and so its update: or
-    # XLA would copy the kernel in every step, to update it in place.
+    # Read the kernel before its gradient is computed and the kernel updated in
+    # place; otherwise XLA copies the kernel in every step.
     dx, g = lax.optimization_barrier((dx, g))
   dkernel = lax.dot_general(x, g, (((0,), (0,)), ((), ())))
   return dx, dkernel
@@ -110,10 +157,22 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def max_pool2(x: jax.Array, *, padding: int = 0) -> jax.Array:
-  """Maximum over windows of 2 x 2, stride two: [B, H, W, C] -> [B, H/2, ..].
+  """Takes the maximum over windows of 2 x 2, with stride two.
 
-  Strided slices have a cheaper gradient than `reduce_window`. Tied maxima
-  share the gradient. The padding never wins a window.
+  Strided slices have a cheaper gradient than `reduce_window`. Equal maxima
+  share the gradient. A last odd row or column is dropped.
+
+  Args:
+    x: [B, H, W, C] images.
+    padding: the number of rows and columns of -inf added on every side.
+
+  Returns:
+    [B, (H + 2 * padding) // 2, (W + 2 * padding) // 2, C].
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> fa.layers.max_pool2(jnp.ones((2, 8, 8, 3))).shape
+  (2, 4, 4, 3)
   """
   if padding:
     width = (padding, padding, 0)
@@ -137,7 +196,7 @@ def _lax_conv(x, kernel, *, padding):
 
 
 def _patches(x, k, padding):
-  """[B, H, W, C] -> [B, H', W', k * k * C], in the order of a kernel's rows."""
+  """Extracts patches [B, H', W', k * k * C], axes in a kernel's order."""
   x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   height, width = x.shape[1] - k + 1, x.shape[2] - k + 1
   return jnp.concatenate(
@@ -161,16 +220,16 @@ def _conv_patches_fwd(x, kernel, padding):
 
 
 def _conv_patches_bwd(padding, residuals, g):
-  """Both gradients: `g` is [B, H', W', O], the cotangent of the output.
+  """Returns both gradients; `g` is the cotangent of the output [B, H', W', O].
 
-  The gradient of the images is a convolution of `g` with the kernel turned by
-  180 degrees; XLA drops it where the images are data. That of the kernel is a
-  product of the patches with `g`.
+  The gradient of the images is a convolution of `g` with the kernel rotated by
+  180 degrees; XLA drops it if the images are data. The gradient of the kernel
+  is a product of the patches with `g`.
   """
   x, kernel = residuals
   k, _, c, o = kernel.shape
-  turned = kernel[::-1, ::-1].swapaxes(2, 3)  # [k, k, O, C]
-  dx = _products(g, turned, k - 1 - padding)
+  rotated = kernel[::-1, ::-1].swapaxes(2, 3)  # [k, k, O, C]
+  dx = _products(g, rotated, k - 1 - padding)
   patches = _patches(x, k, padding).reshape(-1, k * k * c)
   return dx, (patches.T @ g.reshape(-1, o)).reshape(kernel.shape)
 
@@ -179,10 +238,21 @@ _conv_patches.defvjp(_conv_patches_fwd, _conv_patches_bwd)
 
 
 def max_pool3(x: jax.Array) -> jax.Array:
-  """Maximum over windows of 3 x 3, stride two, as TensorFlow's SAME pads.
+  """Takes the maximum over windows of 3 x 3, with stride two.
 
-  [B, H, W, C] with even H and W -> [B, H/2, W/2, C]. The padding, at the lower
-  and right ends alone, never wins a window.
+  The padding is TensorFlow's SAME: one row below and one column on the right,
+  here of -inf.
+
+  Args:
+    x: [B, H, W, C] images with even H and W.
+
+  Returns:
+    [B, H / 2, W / 2, C].
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> fa.layers.max_pool3(jnp.ones((2, 8, 8, 3))).shape
+  (2, 4, 4, 3)
   """
   pad = (0, 1, 0)
   x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), pad, pad, (0, 0, 0)))
@@ -193,7 +263,27 @@ def max_pool3(x: jax.Array) -> jax.Array:
 def local_response_norm(
   x: jax.Array, *, radius: int, bias: float, alpha: float, beta: float
 ) -> jax.Array:
-  """X / (bias + alpha * sum of squares of channels near)^beta, [B, H, W, C]."""
+  """Divides x by (bias + alpha * sum of squares of near channels)^beta.
+
+  Krizhevsky et al. 2012, Section 3.3.
+
+  Args:
+    x: [B, H, W, C] images.
+    radius: the largest distance of a near channel.
+    bias: the constant in the denominator.
+    alpha: the factor of the sum of squares.
+    beta: the exponent of the denominator.
+
+  Returns:
+    [B, H, W, C].
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> x = jnp.ones((2, 8, 8, 3))
+  >>> fa.layers.local_response_norm(
+  ...     x, radius=1, bias=1.0, alpha=0.1, beta=0.75).shape
+  (2, 8, 8, 3)
+  """
   channels = jnp.arange(x.shape[-1])
   near = jnp.abs(channels[:, None] - channels[None]) <= radius
   return x * (bias + alpha * (x * x @ near.astype(x.dtype))) ** -beta
@@ -205,30 +295,40 @@ def lstm(
   recurrent: jax.Array,
   bias: jax.Array,
   peephole: jax.Array,
-  steps: jax.Array,
+  steps: jax.Array | None,
 ) -> jax.Array:
-  """An LSTM whose gates also see the cell; its state begins at zero.
+  """Computes an LSTM with peephole connections from a state of zeros.
 
-  Gers et al. 2002, with one added to the forget gate, as TensorFlow does:
+  Gers et al. 2002, with one added to the forget gate, as in TensorFlow::
 
     i = s(a_i + p_i c'),  f = s(a_f + 1 + p_f c'),  g = tanh(a_g),
     c = f c' + i g,       o = s(a_o + p_o c),       h = o tanh(c)
 
-  where a = x kernel + h' recurrent + bias, and ' marks the step before. Only
-  what depends on the step before is inside the loops over time: the products
-  with the inputs and the gradients of all weights are one product each, over
-  all steps together.
+  where s is the sigmoid, a = x kernel + h' recurrent + bias, and ' marks the
+  previous step. Only the terms that depend on the previous step are inside the
+  loops over time: the product with the inputs and the gradient of each weight
+  are one matrix product over all steps.
 
   Args:
-    x: [B, T, I].
-    kernel: [I, 4 H], gates in the order i, f, g, o.
-    recurrent: [H, 4 H].
-    bias: [4 H].
-    peephole: p_i, p_f and p_o, [3, H].
-    steps: int32 scalar, time steps to take; the rest of the output is zero.
+    x: [B, T, I] inputs.
+    kernel: [I, 4 H] input weights, gates in the order i, f, g, o.
+    recurrent: [H, 4 H] recurrent weights, in the same order.
+    bias: [4 H] biases, in the same order.
+    peephole: [3, H] peephole weights p_i, p_f and p_o.
+    steps: int32 scalar, the number of time steps to compute, at most T; the
+      output is zero after them. None computes all T in loops of a known length,
+      whose flag no host reads.
 
   Returns:
     h, [B, T, H].
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> h = fa.layers.lstm(
+  ...     jnp.ones((2, 5, 3)), jnp.ones((3, 16)), jnp.ones((4, 16)),
+  ...     jnp.zeros(16), jnp.zeros((3, 4)), steps=jnp.int32(2))
+  >>> h.shape, bool(h[:, 2:].any())
+  ((2, 5, 4), False)
   """
   x = x.swapaxes(0, 1)  # [T, B, I]
   t, b, inputs = x.shape
@@ -237,11 +337,20 @@ def lstm(
 
 
 def longest(lengths: jax.Array) -> jax.Array:
-  """The largest length, of all clients together, int32.
+  """Returns the largest length, over all clients under `vmap`; int32 scalar.
 
-  Under `vmap` a number of its own for each client would make every step of a
-  loop choose between old and new for all it carries. One for all costs the
-  shorter ones steps on nothing instead.
+  With one length per client, `vmap` would select between old and new values of
+  the whole loop state in every step. A common length costs shorter clients some
+  empty steps instead.
+
+  Args:
+    lengths: int32 lengths, of any shape.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> lengths = jnp.array([[1, 2], [5, 3]])
+  >>> jax.vmap(fa.layers.longest)(lengths).tolist()
+  [5, 5]
   """
 
   @jax.custom_batching.custom_vmap
@@ -262,23 +371,33 @@ def _lstm(a, recurrent, peephole, steps):
 
 
 def _lstm_forward(a, recurrent, peephole, steps):
-  """A [T, B, 4 H] -> h [T, B, H], and c and gates of all steps."""
+  """Returns h, c [T, B, H] and gates [T, B, 4 H]; a is [T, B, 4 H]."""
   p_i, p_f, p_o = (p[None] for p in peephole)
 
-  def step(t, carry):
-    h, c, *seen = carry
-    i, f, g, o = jnp.split(a[t] + h @ recurrent, 4, axis=1)
+  def cell(h, c, a):
+    i, f, g, o = jnp.split(a + h @ recurrent, 4, axis=1)
     i, f = jax.nn.sigmoid(i + p_i * c), jax.nn.sigmoid(f + 1 + p_f * c)
     g = jnp.tanh(g)
     c = f * c + i * g
     o = jax.nn.sigmoid(o + p_o * c)
     h = o * jnp.tanh(c)
-    now = (h, c, jnp.concatenate([i, f, g, o], axis=1))
+    return h, c, jnp.concatenate([i, f, g, o], axis=1)
+
+  def step(t, carry):
+    h, c, *seen = carry
+    now = cell(h, c, a[t])
     seen = [all_.at[t].set(one) for all_, one in zip(seen, now, strict=True)]
-    return h, c, *seen
+    return *now[:2], *seen
 
   times, examples, gates = a.shape
   nothing = jnp.zeros((examples, gates // 4), a.dtype)
+  if steps is None:
+    _, seen = lax.scan(
+      lambda carry, a: ((now := cell(*carry, a))[:2], now),
+      (nothing, nothing),
+      a,
+    )
+    return seen
   states = jnp.zeros((times, *nothing.shape), a.dtype)
   *_, hs, cs, all_gates = lax.fori_loop(
     0, steps, step, (nothing, nothing, states, states, jnp.zeros_like(a))
@@ -295,30 +414,42 @@ def _lstm_bwd(residuals, dhs):
   recurrent, peephole, steps, hs, cs, gates = residuals
   p_i, p_f, p_o = (p[None] for p in peephole)
 
-  def before(states):  # [T, B, H] -> the same of the step before.
+  def before(states):  # [T, B, H] -> [T, B, H], of the previous step.
     return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
 
   cs_before = before(cs)
 
-  def step(s, carry):
-    """Backwards: what reaches h and c from later steps, all gradients of a."""
-    dh, dc, das = carry
-    t = steps - 1 - s
-    i, f, g, o = jnp.split(gates[t], 4, axis=1)
-    dh = dh + dhs[t]
-    tanh_c = jnp.tanh(cs[t])
+  def cell(dh, dc, dh_t, gates_t, c, c_before):
+    """Takes one step back: cotangents of h, of c, and of a."""
+    i, f, g, o = jnp.split(gates_t, 4, axis=1)
+    dh = dh + dh_t
+    tanh_c = jnp.tanh(c)
     do = dh * tanh_c * o * (1 - o)
     dc = dc + dh * o * (1 - tanh_c * tanh_c) + do * p_o
     di = dc * g * i * (1 - i)
-    df = dc * cs_before[t] * f * (1 - f)
+    df = dc * c_before * f * (1 - f)
     da = jnp.concatenate([di, df, dc * i * (1 - g * g), do], axis=1)
     dh = lax.dot_general(da, recurrent, (((1,), (1,)), ((), ())))
-    return dh, dc * f + di * p_i + df * p_f, das.at[t].set(da)
+    return dh, dc * f + di * p_i + df * p_f, da
+
+  def step(s, carry):
+    dh, dc, das = carry
+    t = steps - 1 - s
+    dh, dc, da = cell(dh, dc, dhs[t], gates[t], cs[t], cs_before[t])
+    return dh, dc, das.at[t].set(da)
 
   nothing = jnp.zeros_like(hs[0])
-  _, _, das = lax.fori_loop(
-    0, steps, step, (nothing, nothing, jnp.zeros_like(gates))
-  )
+  if steps is None:
+    _, das = lax.scan(
+      lambda carry, at_t: ((now := cell(*carry, *at_t))[:2], now[2]),
+      (nothing, nothing),
+      (dhs, gates, cs, cs_before),
+      reverse=True,
+    )
+  else:
+    _, _, das = lax.fori_loop(
+      0, steps, step, (nothing, nothing, jnp.zeros_like(gates))
+    )
   size = hs.shape[2]
   drecurrent = lax.dot_general(
     before(hs).reshape(-1, size),

@@ -1,13 +1,12 @@
-"""Rewrites a model's traced program into what XLA:CPU computes fast.
+"""Rewrites a model's traced program into forms that are fast on XLA:CPU.
 
-A model that is written with `flax.linen.Conv` or `jax.lax.conv` does not know
-that every client has its own weights, for which its convolutions are the
-slowest form on a CPU. Here the program of the model is traced, and equations
-that `equations.faster` knows are replaced by the forms of the package's own
-layers, also inside calls, loops, conditions and rematerialized parts.
+With weights per client, the convolutions of `flax.linen.Conv` or `jax.lax.conv`
+have the slowest form on a CPU. This module traces a model and replaces the
+equations that `equations.faster` supports by the forms of the package's layers,
+including those inside calls, loops, conditionals and rematerialized parts.
 
-A program without a convolution that can be replaced stays as it is, bit for
-bit, its pools and products too, and so does every program on other devices.
+A program without a convolution that can be replaced stays bit for bit the same,
+its pooling and products too, and so does every program on other devices.
 """
 
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from fedavg_jax.contracts.model import Model
 from fedavg_jax.models import equations
 from fedavg_jax.models import layers
 
-# Equations that run the programs among their parameters. Those with a rule of
-# their own for derivatives or for `vmap` are left as their author wrote them.
+# Primitives that run the programs among their parameters. Programs with custom
+# rules for derivatives or `vmap` are not among them and stay as written.
 _RUN_PROGRAMS = (
   primitives.jit_p,
   primitives.closed_call_p,
@@ -38,10 +37,10 @@ _RUN_PROGRAMS = (
 
 
 def fast_model(model: Model) -> Model:
-  """Returns a model that computes the same, its convolutions fast on CPU.
+  """Returns an equivalent model with convolutions that are fast on CPU.
 
   Args:
-    model: any; one that is `as_written` is returned itself.
+    model: the model to rewrite; with `as_written` it is returned unchanged.
   """
   if model.as_written:
     return model
@@ -50,13 +49,14 @@ def fast_model(model: Model) -> Model:
 
 
 def fast_function(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a function that computes the same, its convolutions fast on CPU.
+  """Returns an equivalent function with convolutions that are fast on CPU.
 
-  Values and gradients are equal up to rounding. The devices are those that
-  `layers.for_platform` names while the function is traced.
+  Values and gradients are equal up to rounding. `layers.for_platform` sets the
+  kind of device while the function is traced.
 
   Args:
-    function: of trees of arrays, written for one client; returns such a tree.
+    function: a function of pytrees of arrays that returns such a pytree, for
+      one client.
   """
 
   @functools.wraps(function)
@@ -93,24 +93,24 @@ def _rewrite_equation(eqn: core.JaxprEqn) -> core.JaxprEqn:
 
 
 def _rewrite_value(value: Any) -> Any:
-  """Rewrites the programs of a parameter; returns any other one itself."""
+  """Rewrites the programs of a parameter; returns any other value unchanged."""
   match value:
     case core.ClosedJaxpr():
       return value.replace(jaxpr=_rewrite(value.jaxpr))
     case core.Jaxpr():
       return _rewrite(value)
-    case tuple() if any(_programs(value)):  # The branches of a condition.
+    case tuple() if any(_programs(value)):  # The branches of a conditional.
       return tuple(map(_rewrite_value, value))
   return value
 
 
 def _call(form: Callable[..., jax.Array], eqn: core.JaxprEqn) -> core.JaxprEqn:
-  """Returns the call of a form, between the variables of an equation."""
+  """Returns an equation that calls a form with the variables of another."""
 
   def fast(*operands):
     return form(*operands)
 
-  fast.__name__ = f'fast_{eqn.primitive.name}'  # What profiles show.
+  fast.__name__ = f'fast_{eqn.primitive.name}'  # The name in profiles.
   (call,) = jax.make_jaxpr(jax.jit(fast))(*(v.aval for v in eqn.invars)).eqns
   return call.replace(
     invars=eqn.invars, outvars=eqn.outvars, source_info=eqn.source_info
@@ -130,7 +130,7 @@ def _programs(values: Iterable[Any]) -> Iterator[core.Jaxpr]:
 
 
 def _has_fast_convolution(jaxpr: core.Jaxpr) -> bool:
-  """Whether there is a convolution to replace, however deep."""
+  """Returns whether a program has a replaceable convolution at any depth."""
   return any(
     (_is_convolution(eqn) and not equations.why_as_written(eqn))
     or (
@@ -142,7 +142,7 @@ def _has_fast_convolution(jaxpr: core.Jaxpr) -> bool:
 
 
 def _has_convolution(jaxpr: core.Jaxpr) -> bool:
-  """Whether there is any convolution, however deep."""
+  """Returns whether a program has any convolution at any depth."""
   return any(
     _is_convolution(eqn)
     or any(map(_has_convolution, _programs(eqn.params.values())))
@@ -155,7 +155,7 @@ def _is_convolution(eqn: core.JaxprEqn) -> bool:
 
 
 def _left_as_written(jaxpr: core.Jaxpr) -> Iterator[str]:
-  """Yields a line for every convolution that stays slow."""
+  """Yields a description of every convolution that stays slow."""
   for eqn in jaxpr.eqns:
     programs = list(_programs(eqn.params.values()))
     shapes = ' x '.join(v.aval.str_short() for v in eqn.invars)
@@ -173,5 +173,5 @@ def _left_as_written(jaxpr: core.Jaxpr) -> Iterator[str]:
 
 @functools.cache  # A model is traced many times.
 def log_once(line: str) -> None:
-  """Logs what stays slow, once in a process."""
+  """Logs a description of `_left_as_written`, once per process."""
   logging.info('model: runs as it is written, slowly on CPU: %s', line)

@@ -1,10 +1,10 @@
-"""The paper's models, behind `init(key)` and `apply(params, x)`.
+"""Defines the models of McMahan et al. 2017.
 
-The only importer of flax: everything else sees a dict of arrays. A model takes
-raw pixels, or tokens, and scales them itself, inside the compiled step. It is
-written for one client; `vmap` gives every client its own weights.
+Only this module imports flax; other modules get a dict of arrays. A model takes
+raw pixels or tokens and scales them inside the compiled step. It is written for
+one client; `vmap` gives every client its own weights.
 
-Shape letters: B examples, T time steps, V tokens.
+Shape letters: B examples, T time steps, V tokens, I inputs, F features.
 """
 
 import functools
@@ -26,7 +26,7 @@ from fedavg_jax.models import layers
 
 
 class Dense(nn.Module):
-  """Affine map, [B, I] -> [B, features]."""
+  """Applies an affine map, [B, I] -> [B, features]."""
 
   features: int
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
@@ -41,7 +41,10 @@ class Dense(nn.Module):
 
 
 class TwoHiddenLayers(nn.Module):
-  """The paper's 2NN: two hidden layers of 200, ReLU; 199,210 on MNIST."""
+  """Defines the paper's 2NN, with two hidden layers of 200 units and ReLU.
+
+  It has 199,210 parameters on MNIST.
+  """
 
   num_classes: int
 
@@ -54,10 +57,10 @@ class TwoHiddenLayers(nn.Module):
 
 
 class ConvPoolRelu(nn.Module):
-  """Convolution, 2 x 2 maximum, bias, ReLU.
+  """Applies a 5 x 5 convolution, 2 x 2 max pooling, a bias and ReLU.
 
-  The same function as convolution, bias, ReLU, maximum: adding a constant and
-  ReLU keep the order of numbers. It touches a quarter of the data.
+  Pooling last would be the same function, because bias and ReLU are monotonic;
+  pooling first leaves a quarter of the data for them.
   """
 
   features: int
@@ -78,10 +81,11 @@ class ConvPoolRelu(nn.Module):
 
 
 class ConvNet(nn.Module):
-  """The paper's MNIST CNN: two 5 x 5 convolutions, dense 512; 1,663,370.
+  """Defines the paper's CNN: two 5 x 5 convolutions and 512 dense units.
 
-  `torch_like` is the geometry and the initial weights of Flower's baseline:
-  both paddings are 1 and weights and biases are uniform in +-1/sqrt(fan_in).
+  It has 1,663,370 parameters on MNIST. `torch_like` selects the geometry and
+  initial weights of Flower's baseline: both paddings are 1, and weights and
+  biases are uniform in +-1/sqrt(fan_in).
   """
 
   num_classes: int
@@ -120,10 +124,11 @@ class ConvNet(nn.Module):
 
 
 class CifarNet(nn.Module):
-  """The network of TensorFlow's CIFAR-10 tutorial; 1,068,298 on 24 x 24.
+  """Defines the network of TensorFlow's CIFAR-10 tutorial.
 
-  The paper names it and says about a million parameters; it does not say if it
-  kept the tutorial's weight decay and moving average, so they are left out.
+  It has 1,068,298 parameters on images of 24 x 24. The paper refers to it and
+  reports about a million parameters, but not whether it used the tutorial's
+  weight decay and moving average, so this model omits them.
   """
 
   num_classes: int
@@ -134,7 +139,7 @@ class CifarNet(nn.Module):
     norm = functools.partial(
       layers.local_response_norm, radius=4, bias=1.0, alpha=0.001 / 9, beta=0.75
     )
-    # Pooled before bias and ReLU, where that is the same function.
+    # Pool before bias and ReLU: the function is the same, and it is cheaper.
     x = nn.relu(layers.max_pool3(self._conv(x, 1)) + self._bias(1, 64, 0.0))
     x = nn.relu(self._conv(norm(x), 2) + self._bias(2, 64, 0.1))
     x = layers.max_pool3(norm(x))
@@ -163,7 +168,10 @@ def _truncated(features, deviation, bias):
 
 
 class Lstm(nn.Module):
-  """Peephole LSTM, [B, T, I] -> [B, T, features]; 4 F (I + F + 1) + 3 F."""
+  """Applies a peephole LSTM, [B, T, I] -> [B, T, features].
+
+  It has 4 F (I + F + 1) + 3 F parameters.
+  """
 
   features: int
 
@@ -184,17 +192,18 @@ class Lstm(nn.Module):
 
 
 class LanguageModel(nn.Module):
-  """Embedding, LSTM layers of 256, softmax: the next token after every token.
+  """Predicts the token after every token: embedding, LSTMs of 256, dense.
 
-  With 258 tokens, embedding 8 and two layers the paper's 866,578; with 10,000,
-  192 and one layer its 4,950,544. Only peepholes and one bias per gate give
-  these counts, which the paper prints; it does not name them.
+  With 258 tokens, embedding 8 and two layers it has 866,578 parameters, with
+  10,000 tokens, 192 and one layer 4,950,544: the numbers of the paper, which
+  result only with peepholes and one bias per gate, though the paper does not
+  mention these.
   """
 
   num_tokens: int
   embedding: int
   num_layers: int
-  padding: int | None  # The token behind the end of a sequence.
+  padding: int | None  # The token after the end of a sequence.
 
   @nn.compact
   def __call__(self, x):
@@ -204,9 +213,11 @@ class LanguageModel(nn.Module):
       nn.initializers.normal(self.embedding**-0.5),
       (self.num_tokens, self.embedding),
     )
-    if self.padding is None:
+    steps = None
+    if layers.traced_platform() == 'cpu' and self.padding is None:
       steps = jnp.int32(t)
-    else:  # Time steps at which no sequence has a token are left out.
+    elif layers.traced_platform() == 'cpu':
+      # Skip the time steps after the end of the longest sequence.
       positions = jnp.arange(1, t + 1, dtype=jnp.int32)
       steps = layers.longest(jnp.where(x != self.padding, positions[None], 0))
     x = table[x]
@@ -240,25 +251,35 @@ def build_model(
   """Builds one of `choices.MODELS` for a data set.
 
   Args:
-    name: '2nn', 'cnn', 'cnn_torch' (the CNN of Flower's baseline) or
-      'cifar_cnn' for images, 'char_lstm' or 'word_lstm' for sequences.
-    data: gives the shape of an image, its largest value, the classes; of
-      sequences their number of tokens and the one of padding.
-    pixels: 'unit' scales them to [0, 1], 'standard' then to mean 0 and
-      standard deviation 1 over all pixels of the training set, 'image' those of
-      every image.
-    augmentation: 'tutorial' trains on random crops of 24 x 24, as
-      `augment.tutorial` makes them, and tests on central ones.
-    convolution: a method of `layers.conv2d`.
-    precision: 'bfloat16' computes logits and gradients in that; parameters,
-      their updates and losses stay float32.
+    name: the architecture: '2nn', 'cnn', 'cnn_torch' (the CNN of Flower's
+      baseline) or 'cifar_cnn' for images, 'char_lstm' or 'word_lstm' for
+      sequences. All but 'cnn_torch' are from McMahan et al. 2017.
+    data: the data set, for the shape and the largest value of images and the
+      number of classes, or for the number of tokens and the padding token.
+    pixels: the scale of pixels. 'unit' scales them to [0, 1], 'standard' to
+      mean 0 and standard deviation 1 over the training set, and 'image' to mean
+      0 and standard deviation 1 in each image.
+    augmentation: the augmentation in training, 'none' or 'tutorial'; the latter
+      trains on the random crops of `augment.tutorial`, of 24 x 24, and tests
+      on central crops.
+    convolution: the method of `layers.conv2d`.
+    precision: the dtype of logits and gradients, 'float32' or 'bfloat16';
+      parameters, their updates and losses are float32 with both.
 
   Returns:
     A `Model`; params are a dict of dicts of float32 arrays.
 
   Raises:
-    InputError: for another name, scale, augmentation or precision, or for data
-      of another kind than the model's.
+    InputError: an option is not one of its words, or the model does not support
+      the data.
+
+  >>> import jax
+  >>> import fedavg_jax as fa
+  >>> data = fa.load_dataset('digits')
+  >>> model = fa.build_model('2nn', data)
+  >>> params = jax.eval_shape(model.init, jax.random.key(0))
+  >>> jax.eval_shape(model.apply, params, data.test.x[:5]).shape
+  (5, 10)
   """
   for key, value, known in (
     ('model', name, choices.MODELS),
@@ -269,8 +290,8 @@ def build_model(
     choices.check_choice(key, value, known)
   if any(map(trees.is_tree, data.train)):
     raise InputError(
-      f'model = {name!r}: takes one array of inputs and of labels, those of'
-      f' {data.name} are trees; bring a model of your own'
+      f'model = {name!r}: needs one array of inputs and one of labels, those'
+      f' of {data.name} are pytrees; use a custom model'
     )
   sequences = data.train.y.ndim > 1
   if sequences != (name in _SEQUENCES):
@@ -322,12 +343,12 @@ def build_model(
 
   return Model(
     name,
-    # One program compiles in half the time of its operations one by one. The
-    # weights of an LSTM would differ in their last bits.
+    # One program compiles in half the time of separate operations. With jit,
+    # the weights of an LSTM would differ in their last bits.
     init if sequences else jax.jit(init),
     apply,
     augment.tutorial if crops else None,
-    as_written=True,  # Its layers are the fast forms, or those asked for.
+    as_written=True,  # The layers are already fast, or chosen by the user.
   )
 
 
@@ -335,7 +356,7 @@ def _check_tokens(data: Dataset) -> None:
   """Raises InputError for tokens that an embedding would clip silently."""
   for split, own in (('train', data.train), ('test', data.test)):
     if isinstance(own.x, RowsOnDisk):
-      continue  # Checked when it was converted.
+      continue  # The conversion has checked them.
     exact.whole_numbers(
       own.x, f'{data.name}: {split}.x', num_classes=data.num_classes
     )

@@ -1,1 +1,1 @@
-"""A config becomes a folder of results."""
+"""Turns a config into a folder of results."""

@@ -1,4 +1,4 @@
-"""Builds what a config names: data, clients, model, algorithm, simulation."""
+"""Builds the parts that a config names, from data to simulation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,17 +38,17 @@ from fedavg_jax.runs.targets import Measure
 
 
 class Prepared(NamedTuple):
-  """What a config's run is made of, before anything is compiled.
+  """Holds the parts of a run before anything is compiled.
 
   Attributes:
-    dataset: of the config.
-    clients: those examples, back to back.
-    held: what clients hold out, back to back.
-    validation: what all clients have given to choose by, None for nothing.
-    model: of the config.
-    loss: of the config.
-    metrics: of the config; None are those that go with the loss.
-    algorithm: that was given from Python, None where the config names one.
+    dataset: the data set.
+    clients: the clients' training examples, concatenated.
+    held: the clients' held-out examples, concatenated.
+    validation: the validation set taken from all clients, or None.
+    model: the model.
+    loss: the training loss.
+    metrics: the metrics of evaluations; None for the default of the loss.
+    algorithm: an algorithm given from Python; None where the config names one.
   """
 
   dataset: Dataset
@@ -62,26 +62,29 @@ class Prepared(NamedTuple):
 
   @property
   def task(self) -> Task:
-    """What is learned, and by what it is measured."""
+    """Returns the task: model, loss and metrics."""
     return make_task(self.model, self.loss, self.metrics)
 
 
 def prepare(cfg: RunConfig, given: Given = NOTHING) -> Prepared:
-  """The data, the clients and the task that a checked config names.
+  """Loads or builds the data, the clients and the task that a config names.
 
   Args:
-    cfg: checked.
-    given: what comes from Python in the place of names.
+    cfg: the checked config.
+    given: objects from Python that replace names of the config.
+
+  Raises:
+    InputError: the data do not fit the partition, the loss or the target.
   """
   own_parts.import_all(cfg)
   dataset = given.dataset or own_parts.load_dataset(cfg)
-  own = population.build_population(cfg, dataset)
+  divided = population.build_population(cfg, dataset)
   loss = given.loss or own_parts.loss(cfg, dataset)
   prepared = Prepared(
     dataset=dataset,
-    clients=own.clients,
-    held=own.held,
-    validation=own.validation,
+    clients=divided.clients,
+    held=divided.held,
+    validation=divided.validation,
     model=given.model or build_model(cfg, dataset),
     loss=loss,
     metrics=given.metrics or own_parts.metrics(cfg, dataset, loss),
@@ -92,24 +95,23 @@ def prepare(cfg: RunConfig, given: Given = NOTHING) -> Prepared:
 
 
 def _check_targets(cfg: RunConfig, prepared: Prepared) -> None:
-  """Raises InputError where labels, or a target value, do not fit the task."""
+  """Raises InputError where the labels or the target do not fit the task."""
   task, labels = prepared.task, prepared.dataset.train.y
   if task.classifies and not (trees.is_tree(labels) or exact.are_whole(labels)):
     raise InputError(
       f'loss = {cfg.loss!r}: is cross entropy, which needs class numbers, but'
-      f' {prepared.dataset.name} has other ones; must be another loss, such as'
-      ' squared_error'
+      f' the labels of {prepared.dataset.name} are other numbers; must be'
+      ' another loss, such as squared_error'
     )
   first = task.metrics[0]
   if cfg.target_accuracy and first.lower_is_better:
     raise InputError(
       f'target_accuracy = {cfg.target_accuracy}: must be 0 where smaller is'
-      ' better, as of the first metric here; target is the value to come down'
-      ' to'
+      ' better, as in the first metric here; set target instead'
     )
   if cfg.target and first.most == 1 and not 0 <= cfg.target <= 1:
     raise InputError(
-      f'target = {cfg.target}: must be in [0, 1], as the first metric does'
+      f'target = {cfg.target}: must be in [0, 1], as the first metric is'
     )
 
 
@@ -128,7 +130,7 @@ def build_model(cfg: RunConfig, dataset: Dataset) -> Model:
 
 
 def federate(cfg: RunConfig, prepared: Prepared) -> Federation:
-  """Returns who trains on what, as a config says it."""
+  """Returns the clients of a config and their local training."""
   clients, local = prepared.clients, cfg.client
   measured = prepared.validation or prepared.dataset.test
   return Federation(
@@ -146,7 +148,7 @@ def federate(cfg: RunConfig, prepared: Prepared) -> Federation:
 
 
 def execution(cfg: RunConfig, *, lanes: int) -> Execution:
-  """Returns how a config is computed, with lanes of its own or a run's."""
+  """Returns how the rounds of a config are computed, in `lanes` lanes."""
   return Execution(
     lanes=lanes,
     micro_batch=cfg.micro_batch,
@@ -155,13 +157,14 @@ def execution(cfg: RunConfig, *, lanes: int) -> Execution:
 
 
 def placement(cfg: RunConfig) -> Placement:
-  """Returns where a config has the data of clients; disks are the host's."""
+  """Returns where a config places examples and client states."""
+  # States on disk are loaded through the host's memory.
   states_on = 'device' if cfg.client_states_on == 'device' else 'host'
   return Placement(examples_on=cfg.examples_on, client_states_on=states_on)
 
 
 def build(cfg: RunConfig, prepared: Prepared, *, lanes: int) -> Simulation:
-  """Compiles what a config says."""
+  """Compiles the simulation of a config, in `lanes` lanes."""
   return build_simulation(
     prepared.model,
     federate(cfg, prepared),
@@ -176,16 +179,16 @@ def build(cfg: RunConfig, prepared: Prepared, *, lanes: int) -> Simulation:
 def build_measure(
   cfg: RunConfig, prepared: Prepared, simulation: Simulation
 ) -> Measure:
-  """Returns what a run is judged by: its first metric.
+  """Returns the measure that decides target and best model: the first metric.
 
   Args:
-    cfg: checked.
-    prepared: of the config.
-    simulation: compiled.
+    cfg: the checked config.
+    prepared: the parts of the run.
+    simulation: the compiled simulation of the run.
   """
   task = simulation.task
   if prepared.metrics is None and task.classifies:
-    return Measure(on=cfg.measured_on)  # Without a trace: this is the usual.
+    return Measure(on=cfg.measured_on)  # Usual; needs no tracing.
   variables = jax.eval_shape(simulation.init)[0].variables
   if simulation.sweep is not None:
     variables = jax.tree.map(
@@ -202,7 +205,7 @@ def build_measure(
 
 
 def build_algorithm(cfg: RunConfig) -> Algorithm:
-  """The algorithm that a checked config names."""
+  """Returns the algorithm that a checked config names."""
   local, server = cfg.client, cfg.server
   if own_parts.is_own(cfg, 'algorithm'):
     return own_parts.algorithm(cfg)
@@ -233,7 +236,7 @@ def build_algorithm(cfg: RunConfig) -> Algorithm:
 
 
 def build_client_optimizer(cfg: RunConfig) -> optax.GradientTransformation:
-  """The optimizer of a checked config's clients."""
+  """Returns the client optimizer of a checked config."""
   local = cfg.client
   return algorithms.decayed_sgd(
     local.learning_rate, local.decay, local.decay_rounds
@@ -243,7 +246,7 @@ def build_client_optimizer(cfg: RunConfig) -> optax.GradientTransformation:
 def build_client_tests(
   cfg: RunConfig, prepared: Prepared, simulation: Simulation
 ) -> Callable[[Any], client_evaluation.ClientTests] | None:
-  """Builds the tests on what clients hold out, None where there are none."""
+  """Builds the tests on the clients' held-out examples; None without tests."""
   if not cfg.client_eval_every:
     return None
   return client_evaluation.build_client_tests(
@@ -257,10 +260,12 @@ def build_client_tests(
 def build_last_test(
   prepared: Prepared, simulation: Simulation
 ) -> Callable[[Any], dict[str, float]] | None:
-  """Builds the test of the last model, None where each was tested on that set.
+  """Builds the final test of a run that evaluates on a validation set.
 
   Returns:
-    Variables -> results on the test set, which a validation set kept unused.
+    A function from variables to results on the test set, which is used only
+    here; None without a validation set, where every evaluation uses the test
+    set.
   """
   if prepared.validation is None:
     return None

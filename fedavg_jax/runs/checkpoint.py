@@ -1,9 +1,9 @@
-"""Checkpoints: all that a run needs to resume, through orbax.
+"""Saves and restores checkpoints: all that a run needs to resume, by orbax.
 
 Each is a folder, `checkpoints/ROUND`, which orbax writes under another name and
-renames. In it lie the leaves of a tree under their numbers, and JSON with what
-else must be known and the SHA-256 of all of it: what is read is what was
-written, bit for bit, or it is not used. Nothing is ever unpickled.
+renames. It has the leaves of a pytree under their numbers, and JSON metadata
+with the SHA-256 of everything: a checkpoint whose bits differ from those that
+were written is not used. Nothing is ever unpickled.
 """
 
 from collections.abc import Iterator
@@ -29,31 +29,31 @@ import numpy as np
 from fedavg_jax.core.errors import InputError
 
 FOLDER = 'checkpoints'
-# In a tree: {'params', 'state'} of a model that was better than the last one.
+# Key in a tree: {'params', 'state'} of a model better than the last one.
 BEST = 'best'
 _SCORE, _SAVED_AS = 'score', 'saved_as'
-_SCORE_BEFORE = 'test_accuracy'  # Its name in folders of earlier versions.
-_METADATA = 'told'  # Its name on disk, since the first version.
-# Of a file that cannot be read now: whether it is damaged nobody knows.
+_SCORE_BEFORE = 'test_accuracy'  # _SCORE in earlier versions.
+_METADATA = 'told'  # The name on disk since the first version.
+# Errors of a file that cannot be read now, which does not mean damage.
 _UNREADABLE = frozenset(
   (
     *(errno.EACCES, errno.EPERM, errno.EBUSY, errno.EMFILE, errno.ENFILE),
     *(errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ETIMEDOUT, errno.EAGAIN),
   )
 )
-# Bytes of the names, shapes and JSON of a checkpoint, at most.
-_BESIDE_ARRAYS = 2**17
+# The most bytes that names, shapes and JSON of a checkpoint need.
+_METADATA_BYTES = 2**17
 _NUMBER = re.compile(r'0|[1-9]\d{0,9}')
-# In the names of what is being written, and of what is being deleted.
+# Parts of the names of folders being written, and being deleted.
 _ORBAX_PART, _DELETED = '.orbax-checkpoint-tmp', '.deleted'
 
 
 class Checkpoint(NamedTuple):
-  """What was saved after a round.
+  """Holds what was saved after a round.
 
   Attributes:
-    leaves: of the tree, in the order of `jax.tree.leaves`; empty ones left out.
-    metadata: what was saved with it, as JSON gives it back.
+    leaves: the nonempty leaves of the tree, in the order of `jax.tree.leaves`.
+    metadata: the JSON that was saved with them.
   """
 
   leaves: list[np.ndarray]
@@ -61,19 +61,19 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run: the last few, and that of the best test."""
+  """Manages the checkpoints of one run: the latest few, and the best one."""
 
   def __init__(self, workdir: pathlib.Path, *, keep: int):
-    """Opens the checkpoints of a run, none if it has just begun.
+    """Opens the checkpoints of a run, none if it has just started.
 
     Args:
-      workdir: of the run.
-      keep: how many of the last ones.
+      workdir: the folder of the run.
+      keep: the number of latest checkpoints to keep, in addition to the best.
     """
     self._folder = workdir.resolve() / FOLDER
     self._keep = keep
     self._checkpointer = _checkpointer()
-    self._clear()  # A kill may have left something.
+    self._clear()  # A killed process may have left parts.
 
   def save(
     self, number: int, tree: Any, metadata: dict[str, Any], score: float | None
@@ -81,13 +81,13 @@ class Checkpoints:
     """Writes a checkpoint, then deletes those that need not be kept.
 
     Args:
-      number: of the round.
-      tree: of arrays; a model under 'params' can be loaded by itself.
-      metadata: JSON, saved with it.
-      score: of the model's test, larger is better; None where there was none.
+      number: the round.
+      tree: a pytree of arrays; `load_params` loads the model under 'params'.
+      metadata: JSON to save with it.
+      score: the result of the model's test, larger is better, or None.
 
     Raises:
-      OSError: it cannot be written, for want of space for example.
+      OSError: it cannot be written, for example because the disk is full.
     """
     import orbax.checkpoint as ocp
 
@@ -112,12 +112,12 @@ class Checkpoints:
         try:
           self._checkpointer.save(path, args=args)
         except TimeoutError:
-          # Orbax takes a clock that is set forward for minutes of waiting.
+          # Orbax times out when the system clock is set forward.
           self._clear()
           self._checkpointer.save(path, args=args, force=True)
-    except (OSError, ValueError) as error:  # Its storage raises ValueError.
+    except (OSError, ValueError) as error:  # Orbax's storage raises ValueError.
       with contextlib.suppress(OSError):
-        self._clear()  # Others may need the room.
+        self._clear()  # Free the space for others.
       raise OSError(
         errno.EIO,
         f'checkpoint {number} cannot be written ({_reason(error)})',
@@ -125,21 +125,21 @@ class Checkpoints:
       ) from error
     numbers = _numbers(self._folder)
     for old in set(numbers[self._keep :]) - {_best(self._folder)}:
-      # Under a name of its own: never half of a checkpoint.
+      # Renamed first: a number never names half of a checkpoint.
       deleted = self._folder / f'{old}{_DELETED}'
       (self._folder / str(old)).rename(deleted)
       shutil.rmtree(deleted)
 
   def newest(self) -> Checkpoint | None:
-    """Reads the newest intact checkpoint, None where there is none.
+    """Reads the newest intact checkpoint; returns None where there is none.
 
-    Damaged ones are warned of, and put aside as ROUND.damaged.
+    Damaged ones are logged as warnings and renamed to ROUND.damaged.
 
     Raises:
-      InputError: there are some, and all of them are damaged.
-      OSError: one cannot be read now, which says nothing of what it holds.
+      InputError: all checkpoints are damaged.
+      OSError: one cannot be read now, which does not mean that it is damaged.
     """
-    intact, damaged = None, {}  # Number -> what is wrong.
+    intact, damaged = None, {}  # Number -> reason.
     for number in _numbers(self._folder):
       try:
         with _one_error():
@@ -147,42 +147,42 @@ class Checkpoints:
         break
       except MemoryError:
         raise
-      # Whatever a damaged file makes orbax, its storage or JSON raise.
+      # A damaged file can make orbax, its storage or JSON raise anything.
       except Exception as error:
         _check_readable(self._folder / str(number), error)
         damaged[number] = _reason(error)
     if damaged and not intact:
       raise InputError(
         f'{self._folder}: the checkpoints {list(damaged)} are all damaged'
-        f' ({damaged[max(damaged)]}); put one back from a copy, or name a new'
-        ' workdir'
+        f' ({damaged[max(damaged)]}); restore one from a backup, or choose a'
+        ' new workdir'
       )
     for number, reason in damaged.items():
       path = self._folder / str(number)
-      logging.warning('%s: damaged, the one before is used (%s)', path, reason)
+      logging.warning('%s: damaged, using the previous one (%s)', path, reason)
       _put_aside(path)
     return intact
 
   def _clear(self) -> None:
-    """Removes what is half written or half deleted."""
+    """Removes folders that are half written or half deleted."""
     for path in _folders(self._folder):
       if _ORBAX_PART in path.name or path.name.endswith(_DELETED):
         shutil.rmtree(path)
 
   def close(self) -> None:
-    """Ends what orbax does beside."""
+    """Ends the threads of orbax."""
     self._checkpointer.close()
 
 
 def restore(saved: Checkpoint, like: Any) -> Any:
-  """Puts the leaves of a checkpoint back into a tree.
+  """Restores the tree of a checkpoint, with NumPy arrays as leaves.
 
   Args:
     saved: the checkpoint.
-    like: the tree that was saved, or its shapes.
+    like: a pytree with the structure, shapes and dtypes of the saved one.
 
   Raises:
-    InputError: it holds other leaves; names the first one that differs.
+    InputError: the checkpoint has other leaves; names the first that differs.
   """
 
   def described(paths, leaves):
@@ -197,8 +197,8 @@ def restore(saved: Checkpoint, like: Any) -> Any:
   for here, there in itertools.zip_longest(wanted, found, fillvalue='nothing'):
     if here != there:
       raise InputError(
-        f'{FOLDER}: hold {there} where the model and the algorithm of this run'
-        f' have {here}; choose a new workdir'
+        f'{FOLDER}: expected {here} for the model and the algorithm of this'
+        f' run, got {there}; choose a new workdir'
       )
   stored = iter(saved.leaves)
   return jax.tree.unflatten(
@@ -211,27 +211,37 @@ def restore(saved: Checkpoint, like: Any) -> Any:
 
 
 def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
-  """Loads a model of a run.
+  """Loads the model parameters of a run from its checkpoints.
 
   Args:
-    workdir: the folder that the run printed.
-    best: that of the best test, by the first metric, among the checkpoints
-      that are kept; else the last one.
+    workdir: the folder of the run.
+    best: whether to load the best model instead of the last one: that with the
+      best test, by the first metric, among the checkpoints that are kept.
 
   Returns:
-    A dict of dicts of NumPy arrays, for `Model.apply`.
+    Nested dictionaries of arrays as of `Model.init`, without a model's state.
 
   Raises:
-    FileNotFoundError: no checkpoint is there, or none of them has a test.
+    FileNotFoundError: no checkpoint, or with `best` none of a tested model.
     InputError: the checkpoint is damaged.
-    OSError: it cannot be read now, which says nothing of what it holds.
+    OSError: it cannot be read now, which does not mean that it is damaged.
+
+  >>> import tempfile
+  >>> import fedavg_jax as fa
+  >>> with tempfile.TemporaryDirectory() as workdir:  # In the place of a run.
+  ...   checkpoints = Checkpoints(pathlib.Path(workdir), keep=1)
+  ...   tree = {'params': {'dense': {'kernel': np.zeros((3, 2))}}}
+  ...   checkpoints.save(1, tree, metadata={}, score=None)
+  ...   checkpoints.close()
+  ...   fa.load_params(workdir)['dense']['kernel'].shape
+  (3, 2)
   """
   folder = pathlib.Path(workdir).resolve() / FOLDER
   newest = next(iter(_numbers(folder)), None)
   scored = _best(folder) if best else None
   number = newest if scored is None else scored
   if number is None:
-    raise FileNotFoundError(f'{folder}: no checkpoint of a run is here')
+    raise FileNotFoundError(f'{folder}: contains no checkpoint of a run')
   checkpointer = _checkpointer()
   try:
     with _one_error():
@@ -256,13 +266,13 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
     tree = tree.get(BEST, {})
     if not tree:
       raise FileNotFoundError(
-        f'{folder}: no best model is here; `run` keeps it with keep_best=True'
+        f'{folder}: contains no best model; `run` saves it with keep_best=True'
       )
   return tree['params']
 
 
 def digest(arrays: Sequence[np.ndarray]) -> str:
-  """SHA-256 of arrays: of their dtypes, shapes and values, in hexadecimal."""
+  """Returns the SHA-256 of the dtypes, shapes and values of arrays, in hex."""
   sha = hashlib.sha256()
   for array in arrays:
     array = np.asarray(array)
@@ -273,24 +283,24 @@ def digest(arrays: Sequence[np.ndarray]) -> str:
 
 
 def bytes_needed(tree: Any, number: int) -> int:
-  """Room for checkpoints of a tree, or of its shapes, and for small files."""
+  """Returns the bytes of `number` checkpoints of a tree, and of small files."""
   one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   return number * one + 2**20
 
 
 def _check_room(folder: pathlib.Path, num_bytes: int) -> None:
-  """Raises OSError where a disk has no room for arrays and what is beside."""
-  if shutil.disk_usage(folder).free < num_bytes + _BESIDE_ARRAYS:
+  """Raises OSError where a disk has no space for a checkpoint."""
+  if shutil.disk_usage(folder).free < num_bytes + _METADATA_BYTES:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 @contextlib.contextmanager
 def _one_error() -> Iterator[None]:
-  """Keeps orbax's threads from printing what its call raises."""
+  """Stops orbax's threads from printing the errors that its call raises."""
   verbosity, hook = logging.get_verbosity(), sys.excepthook
   try:
     logging.set_verbosity(logging.FATAL)
-    # By which storage prints what its own threads could not give to anybody.
+    # Storage prints the errors of its threads through this hook.
     sys.excepthook = lambda *raised: None
     yield
     sys.excepthook = hook
@@ -302,7 +312,7 @@ def _one_error() -> Iterator[None]:
 
 
 def _ignore_closed_loops(hook: Any, unraisable_hook: Any) -> None:
-  """Prints nothing of storage's threads that end after a call that failed.
+  """Silences the threads of storage that end after their call has failed.
 
   They report to an event loop that is closed by then.
   """
@@ -322,9 +332,10 @@ def _ignore_closed_loops(hook: Any, unraisable_hook: Any) -> None:
 
 
 def _checkpointer():
-  import orbax.checkpoint as ocp  # Heavy; the package starts without it.
+  """Returns an orbax checkpointer that waits for no other process."""
+  import orbax.checkpoint as ocp  # Slow; the package is imported without it.
 
-  # Of several processes the first one has the folder: it waits for nobody.
+  # Only process 0 writes the folder.
   alone = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}
   )
@@ -337,23 +348,23 @@ def _checkpointer():
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Folders in a folder, none where it does not exist."""
+  """Lists the folders in a folder; none where it does not exist."""
   if not folder.exists():
     return []
   return [path for path in folder.iterdir() if path.is_dir()]
 
 
 def _numbers(folder: pathlib.Path) -> list[int]:
-  """Rounds of the checkpoints, the newest first."""
+  """Lists the rounds of the checkpoints, the newest first."""
   names = (path.name for path in _folders(folder))
   return sorted(map(int, filter(_NUMBER.fullmatch, names)), reverse=True)
 
 
 def _best(folder: pathlib.Path) -> int | None:
-  """The newest of the best test; None where none was tested."""
+  """Returns the checkpoint of the best test, the newest of equal ones."""
   best, best_score = None, -math.inf
   for number in _numbers(folder):
-    # A damaged one is nobody's best.
+    # A damaged one does not count.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
       path = folder / str(number) / _METADATA / 'metadata'
       found = json.loads(path.read_text())
@@ -378,45 +389,45 @@ def _read(checkpointer, path: pathlib.Path) -> Checkpoint:
   if metadata.get(_SAVED_AS, number := int(path.name)) != number:
     raise ValueError(f'it was saved as {metadata[_SAVED_AS]}, not as {number}')
   if _seal(leaves, metadata) != metadata['sha256']:
-    raise ValueError('its SHA-256 is another one')
+    raise ValueError('checksum mismatch')
   return Checkpoint(leaves, metadata)
 
 
 def _check_readable(path: pathlib.Path, error: Exception) -> None:
-  """Raises OSError where a checkpoint could not be read, damaged or not.
+  """Raises OSError where a checkpoint cannot be read now, damaged or not.
 
   Args:
-    path: of the checkpoint.
-    error: that reading it has raised.
+    path: the folder of the checkpoint.
+    error: the error that reading it has raised.
   """
-  for reason in _UNREADABLE:  # Storage raises its own types, with the text.
+  for reason in _UNREADABLE:  # Storage has its own types, but the text.
     if os.strerror(reason) in str(error):
       raise OSError(reason, os.strerror(reason), str(path)) from error
   for file in sorted(path.rglob('*')):
     try:
       if file.is_file():
-        with open(file, 'rb') as own:
-          own.read(1)
+        with open(file, 'rb') as content:
+          content.read(1)
     except OSError as unreadable:
       if unreadable.errno in _UNREADABLE:
         raise unreadable from error
 
 
 def _seal(leaves: Sequence[np.ndarray], metadata: dict[str, Any]) -> str:
-  """SHA-256 of all that a checkpoint holds, but of itself."""
+  """Returns the SHA-256 of a checkpoint's content, itself excluded."""
   rest = {key: value for key, value in metadata.items() if key != 'sha256'}
   text = json.dumps(rest, sort_keys=True).encode()
   return digest([*leaves, np.frombuffer(text, np.uint8)])
 
 
 def _leaves(tree) -> list[np.ndarray]:
-  """Arrays of the host; those of no elements left out, orbax takes none."""
+  """Returns the leaves on the host, without empty ones, which orbax rejects."""
   leaves = jax.device_get(jax.tree.leaves(tree))
   return [np.asarray(leaf) for leaf in leaves if np.size(leaf)]
 
 
 def _paths(tree) -> list[list[str]]:
-  """Where each of `_leaves` is."""
+  """Returns the keys that lead to each of `_leaves`."""
   return [
     [jax.tree_util.keystr((key,), simple=True) for key in path]
     for path, leaf in jax.tree.leaves_with_path(tree)
@@ -425,6 +436,7 @@ def _paths(tree) -> list[list[str]]:
 
 
 def _put_aside(path: pathlib.Path) -> None:
+  """Renames a damaged checkpoint to a free name."""
   aside, i = path.with_name(f'{path.name}.damaged'), 2
   while aside.exists():
     aside, i = path.with_name(f'{path.name}.damaged{i}'), i + 1
@@ -432,5 +444,6 @@ def _put_aside(path: pathlib.Path) -> None:
 
 
 def _reason(error: Exception) -> str:
+  """Returns the first line of an error, at most 200 characters."""
   text = str(error).strip() or type(error).__name__
   return text.splitlines()[0][:200]

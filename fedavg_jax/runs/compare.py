@@ -1,8 +1,9 @@
-"""Finished runs beside each other: a table, and their curves in one picture.
+"""Compares finished runs in a table, and draws their curves in one picture.
 
-Against rounds, against the bytes that clients and server have sent, and against
-simulated seconds where the runs have a clock. Runs with other data cannot be
-compared, those with other partitions and seeds can.
+The curves are drawn against rounds, against the bytes that clients and server
+have sent, and against simulated seconds where the runs have a clock. Runs on
+different data cannot be compared; those with different partitions and seeds
+can.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from fedavg_jax.runs.run_dir import check_format
 from fedavg_jax.runs.targets import Measure
 from fedavg_jax.runs.targets import from_json
 
-# What decides whether tests mean the same.
+# Tests of two runs can be compared if these are equal.
 _SAME = ('dataset', 'test_sha256', 'measured_on', 'loss')
 _NUMBERS = (
   *(
@@ -38,15 +39,15 @@ _NUMBERS = (
 
 
 class Run(NamedTuple):
-  """A run's folder, read.
+  """Holds the content of a run's folder.
 
   Attributes:
-    name: of the folder, for people.
-    config: as it was run.
-    data: what `_SAME` names.
+    name: the name of the run in tables and pictures.
+    config: the config of the run.
+    data: the values of `_SAME`, which must be equal in all runs compared.
     records: the lines of metrics.jsonl.
-    status: of its end.
-    measure: that it is judged by.
+    status: the status at its end.
+    measure: the measure that decides target and best model.
   """
 
   name: str
@@ -58,16 +59,16 @@ class Run(NamedTuple):
 
 
 def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
-  """Reads the folder of a run that has ended, or has come somewhere.
+  """Reads the folder of a run that has ended, or has trained some rounds.
 
   Raises:
-    InputError: it is no such folder, or a file of it is damaged.
+    InputError: it is not the folder of a run, or one of its files is damaged.
   """
   began = _read(folder, 'config.json')
   check_format(folder / 'config.json', began)
   config = began.get('config')
   if not isinstance(config, dict) or 'dataset' not in config:
-    raise InputError(f'{folder / "config.json"}: holds no config of a run')
+    raise InputError(f'{folder / "config.json"}: contains no config of a run')
   summary = _read(folder, 'summary.json')
   path = folder / 'metrics.jsonl'
   measures = [from_json(summary, on) for on in ('validation', 'test')]
@@ -76,17 +77,17 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
     for number, text in enumerate(path.read_text().splitlines(), 1):
       record = json.loads(text)
       if not _is_record(record, measures):
-        raise ValueError(f'line {number} is no round')
+        raise ValueError(f'line {number} is not a round')
       records.append(record)
   except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     raise InputError(f'{path}: cannot be read ({reason})') from error
-  # The first of them that some line has.
+  # The first measure that any line has.
   measure = next(
     (m for m in measures if any(m.key in r for r in records)), measures[-1]
   )
   if not any(measure.of(record) is not None for record in records):
-    raise InputError(f'{path}: holds no test of a model')
+    raise InputError(f'{path}: contains no test of a model')
   return Run(
     name=name or str(folder),
     config=config,
@@ -103,7 +104,7 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
 
 
 def _loss(config: dict[str, Any], measure: Measure) -> Any:
-  """Returns the loss that a run is judged by, None where it is by another."""
+  """Returns the loss and its options if the measure is the loss, else None."""
   words = metric_words.split(config.get('metrics', ''))
   if measure.name != 'loss' or words[:1] not in ([], ['loss']):
     return None
@@ -113,11 +114,11 @@ def _loss(config: dict[str, Any], measure: Measure) -> Any:
 
 
 def _is_record(record: Any, measures: Sequence[Measure]) -> bool:
-  """Whether a line of metrics.jsonl has numbers where they are used.
+  """Returns whether a line of metrics.jsonl has numbers where they are used.
 
   Args:
-    record: the line.
-    measures: that the run may be judged by; null is one that was not finite.
+    record: the parsed line.
+    measures: the possible measures of the run; null is a value not finite.
   """
   return (
     isinstance(record, dict)
@@ -135,6 +136,7 @@ def _is_record(record: Any, measures: Sequence[Measure]) -> bool:
 
 
 def _read(folder: pathlib.Path, name: str) -> dict[str, Any]:
+  """Reads a JSON object; raises InputError where the file has none."""
   path = folder / name
   try:
     content = json.loads(path.read_text())
@@ -154,7 +156,7 @@ def check_same_data(runs: Sequence[Run]) -> None:
     for key in _SAME:
       names = run.data['dataset'], runs[0].data['dataset']
       if key == 'dataset' and any(map(references.is_from_python, names)):
-        continue  # It may be the same one: what it holds decides.
+        continue  # Names may differ; test_sha256 decides.
       if run.data[key] != runs[0].data[key]:
         raise InputError(
           f'{run.name}: has another test than {runs[0].name}: {key} ='
@@ -168,26 +170,26 @@ def check_same_data(runs: Sequence[Run]) -> None:
 
 
 def check_target(name: str, target: float, measure: Measure) -> None:
-  """Raises InputError where no run can have a value.
+  """Raises InputError where no run can reach a target.
 
   Args:
-    name: of the option, with what the message begins.
-    target: value of the measure; 0 is none.
-    measure: that the runs are judged by.
+    name: the name of the option, which begins the message.
+    target: a value of the measure; 0 is none.
+    measure: the measure of the runs.
   """
   if measure.name == 'accuracy' and not 0 <= target <= 1:
     raise InputError(f'{name} {target}: must be in [0, 1]')
 
 
 def row(run: Run, target: float) -> dict[str, Any]:
-  """What a run comes to; None for what it does not have.
+  """Returns the row of a run in the table; None for values it does not have.
 
   Args:
-    run: read.
-    target: value of its measure; 0 is none.
+    run: the run.
+    target: a value of its measure, up to which costs count; 0 counts all.
   """
   values = [v for r in run.records if (v := run.measure.of(r)) is not None]
-  spent = run.records  # In all, where there is no target.
+  spent = run.records  # All rounds, where there is no target.
   reached, _ = run.measure.crossings(run.records, target)
   if target:
     last = -1 if reached is None else reached
@@ -207,6 +209,7 @@ def row(run: Run, target: float) -> dict[str, Any]:
 
 
 def _sum(records, *names) -> float | None:
+  """Sums entries of all records; returns None where no record has any."""
   found = [r[name] for r in records for name in names if name in r]
   return sum(found) if found else None
 
@@ -216,7 +219,7 @@ def table(
   target: float,
   measure: Measure = Measure(),  # noqa: B008 (it is frozen)
 ) -> str:
-  """Rows of `row` as a table in Markdown."""
+  """Formats rows of `row` as a table in Markdown."""
   until = f'to {target:g}' if target else 'in all'
   head = ['run', 'rounds', f'best {measure.name}', 'last']
   head += [f'rounds to {target:g}'] if target else []
@@ -244,11 +247,12 @@ def table(
 
 
 def _or_dash(value, show) -> str:
+  """Formats a value with `show`, None as a dash."""
   return '—' if value is None else show(value)
 
 
 def amount(number: float) -> str:
-  """Bytes in powers of a thousand.
+  """Formats a number of bytes in powers of a thousand.
 
   >>> amount(1_230_000)
   '1.23 MB'
@@ -263,13 +267,13 @@ def amount(number: float) -> str:
 def draw(
   path: pathlib.Path, groups: dict[str, Sequence[Run]], target: float
 ) -> None:
-  """Draws the tests of runs against what there is to spend.
+  """Draws the tests of runs against rounds, bytes and simulated seconds.
 
   Args:
-    path: of the new PNG.
-    groups: runs under a name; of several, such as seeds, the mean is drawn and
+    path: the path of the new PNG.
+    groups: the runs of each name, such as seeds; the curve is their mean, with
       a band from the lowest to the highest.
-    target: drawn as a line, unless 0.
+    target: a value of the measure to draw as a line; 0 is none.
   """
   everything = [run for runs in groups.values() for run in runs]
   axes = {'round': 'communication round', 'bytes': 'bytes sent, both ways'}
@@ -291,7 +295,7 @@ def draw(
 
 
 def _curve(run: Run) -> dict[str, np.ndarray]:
-  """Its measure, and what was spent until then, wherever it was tested."""
+  """Returns the measure of every test, and the costs up to it, each [tests]."""
   sent = np.cumsum(
     [r.get('bytes_down', 0) + r.get('bytes_up', 0) for r in run.records]
   )

@@ -1,4 +1,4 @@
-"""Which settings a run that resumes may change, and which it may not."""
+"""Decides which settings may change when a run resumes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from fedavg_jax.runs import run_config
 from fedavg_jax.runs.part_names import OWN_PARTS
 from fedavg_jax.runs.run_config import RunConfig
 
-# Where files are: hosts may keep them in different places.
+# Paths of files, which may differ between hosts.
 PLACES = ('data_dir', 'availability_trace')
-# Where, how fast and how safely it is computed: the cohorts, the orders and,
-# but for rounding, the models stay the same.
+# Options that change where, how fast and how safely rounds are computed, but
+# neither cohorts nor orders, nor models other than by rounding.
 MACHINE_KEYS = (
   'data_dir',
   'lanes',
@@ -26,20 +26,20 @@ MACHINE_KEYS = (
   'checkpoint.minutes',
   'checkpoint.keep',
 )
-# Names of a message, at most.
+# The most differences that a message lists.
 _MOST_KEYS = 8
 
 
 def differences(now: RunConfig, began: Any) -> dict[str, str]:
-  """Returns the names that differ, with a few words about both values.
+  """Returns the keys that differ, each with a text that has both values.
 
   Args:
     now: the settings of a command.
-    began: those of an earlier one, as its JSON has them; options that did not
+    began: the settings of an earlier one, from its JSON; options that did not
       exist then had their defaults.
 
   Raises:
-    InputError: `began` is no JSON object.
+    InputError: `began` is not a JSON object.
   """
   if not isinstance(began, Mapping):
     raise InputError('config.json: must hold the config of a run')
@@ -53,18 +53,18 @@ def differences(now: RunConfig, began: Any) -> dict[str, str]:
 
 
 def listed(differ: Mapping[str, str]) -> str:
-  """Returns the first few of the differences, and how many more there are."""
+  """Lists the first few of the differences, and the number of others."""
   some, more = list(differ.values())[:_MOST_KEYS], len(differ) - _MOST_KEYS
   return ', '.join(some + [f'{more} more'] * (more > 0))
 
 
 def check_same(now: RunConfig, began: Any, *, extend: bool) -> None:
-  """Makes sure that a run which resumes is the one that began.
+  """Checks that a command resumes the run with the config it began with.
 
   Args:
     now: the settings of the command.
-    began: those that the run began with, as its config.json has them.
-    extend: allows more rounds and other `MACHINE_KEYS`.
+    began: the settings that the run began with, from its config.json.
+    extend: whether more rounds and changes of `MACHINE_KEYS` are allowed.
 
   Raises:
     InputError: names the keys that differ, with both values.
@@ -91,7 +91,7 @@ def check_same(now: RunConfig, began: Any, *, extend: bool) -> None:
     hint = '; --resume=extend allows it' if wrong.keys() <= may_differ else ''
     raise InputError(
       f'config: differs from that of the run in the workdir: {listed(wrong)};'
-      f' take those values, or name a new workdir{hint}'
+      f' use those values, or choose a new workdir{hint}'
     )
   rounds = began.get('rounds')
   if not isinstance(rounds, int) or now.rounds < rounds:

@@ -1,7 +1,7 @@
-"""An option of a config: its default, what it means, and its rule.
+"""Defines an option of a config: its default, its meaning and its rule.
 
-The dataclasses of `run_config` are made of these, so that the rule, the default
-and the words about a value stand in one place.
+The fields of the dataclasses in `run_config` are options, so that the default,
+the meaning and the rule of a value are defined in one place.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from fedavg_jax.core.suggest import did_you_mean
 
 
 class Rule(NamedTuple):
-  """What a value must keep.
+  """Defines which values an option accepts.
 
   Attributes:
-    holds: value -> whether it does.
-    text: the rule in words.
-    words: all that the value may be, where these are words.
+    holds: the test of a value, `value -> bool`.
+    text: the rule in words, such as 'must be in [0, 1)'.
+    words: the accepted words, where the rule is a choice.
   """
 
   holds: Callable[[Any], bool]
@@ -40,14 +40,14 @@ BELOW_ONE = Rule(lambda value: 0 <= value < 1, 'must be in [0, 1)')
 
 
 def one_of(words: Sequence[str]) -> Rule:
-  """Makes the rule of a value that is one of some words."""
+  """Makes the rule that a value is one of some words."""
   return Rule(
     lambda value: value in words, f'must be one of {", ".join(words)}', words
   )
 
 
 def one_of_or_own(words: Sequence[str]) -> Rule:
-  """Makes the rule of one of some words, or of what is a person's own."""
+  """Makes the rule that a value is one of some words, or user-defined."""
   return Rule(
     lambda value: value in words or is_own(value),
     f'must be one of {", ".join(words)}, or module:function',
@@ -56,7 +56,7 @@ def one_of_or_own(words: Sequence[str]) -> Rule:
 
 
 def empty_or(rule: Rule) -> Rule:
-  """Makes the rule of a text that may be empty too."""
+  """Extends a rule: the value may also be an empty text."""
   return Rule(
     lambda value: value == '' or rule.holds(value),
     rule.text.replace('must be', 'must be empty,', 1),
@@ -65,29 +65,29 @@ def empty_or(rule: Rule) -> Rule:
 
 
 def is_own(value: Any) -> bool:
-  """Tells whether a text names what a person has made, or has given."""
+  """Returns whether a text refers to user-defined code or a Python object."""
   return references.is_reference(value) or references.is_from_python(value)
 
 
 def between(low: float, high: float) -> Rule:
-  """Makes the rule of a number between two, both included."""
+  """Makes the rule that a number is in [low, high]."""
   return Rule(lambda value: low <= value <= high, f'must be in [{low}, {high}]')
 
 
 def at_least(low: int) -> Rule:
-  """Makes the rule of a whole number that 32 bits hold."""
+  """Makes the rule that an integer of 32 bits is at least `low`."""
   return between(low, rules.MOST)
 
 
 def zero_or_between(low: float, high: float) -> Rule:
-  """Makes the rule of a number that is 0 for none, or between two."""
+  """Makes the rule that a number is 0, for none, or in [low, high]."""
   return Rule(
     lambda value: value == 0 or low <= value <= high,
     f'must be 0, or in [{low:g}, {high:g}]',
   )
 
 
-# Of learning rates.
+# The rule of learning rates.
 RATE = between(rules.SMALLEST_RATE, rules.LARGEST_RATE)
 
 
@@ -95,9 +95,10 @@ def option(default: Any, rule: Rule, about: str) -> Any:
   """Returns the field of a dataclass that is an option.
 
   Args:
-    default: its value unless a config says another; it has the option's type.
-    rule: of its values.
-    about: what it means, in sentences, with its unit and the paper's letter.
+    default: the default value, which has the option's type.
+    rule: the rule of its values.
+    about: the meaning of the option, with its unit, the paper's letter, and
+      each word that it may be; config files and `--help` print it.
   """
   return dataclasses.field(
     default=default, metadata={'rule': rule, 'about': about}
@@ -105,17 +106,17 @@ def option(default: Any, rule: Rule, about: str) -> Any:
 
 
 def section(options: type['Options']) -> Any:
-  """Returns the field of a dataclass that holds options of its own."""
+  """Returns the field of a dataclass that is a section of further options."""
   return dataclasses.field(
     default_factory=options, metadata={'section': options}
   )
 
 
 def free(about: str) -> Any:
-  """Returns the field of a dataclass for what a person's own functions take.
+  """Returns the field of a dataclass for arguments of user-defined functions.
 
   Args:
-    about: what it means.
+    about: the meaning of the field.
   """
   return dataclasses.field(
     default_factory=dict, metadata={'free': True, 'about': about}
@@ -123,11 +124,11 @@ def free(about: str) -> Any:
 
 
 class Options:
-  """A dataclass of options, which checks their values when it is made.
+  """Checks the values of a dataclass of options when one is constructed.
 
   A subclass is a frozen dataclass whose fields are each made by `option`,
-  `section` or `free`. Its class attribute `prefix` stands before the names of
-  its fields in messages.
+  `section` or `free`. Messages prepend its class attribute `prefix` to the
+  names of its fields.
   """
 
   prefix = ''
@@ -145,17 +146,17 @@ class Options:
 
 
 def fields(options: Any) -> tuple[dataclasses.Field, ...]:
-  """Returns the fields of options, of an object or its class."""
+  """Returns the fields of an Options object or class."""
   return dataclasses.fields(options)
 
 
 def is_section(field: dataclasses.Field) -> bool:
-  """Tells whether a field holds options of its own."""
+  """Returns whether a field is a section of further options."""
   return 'section' in field.metadata
 
 
 def is_free(field: dataclasses.Field) -> bool:
-  """Tells whether a field holds what a person's own functions take."""
+  """Returns whether a field holds arguments of user-defined functions."""
   return 'free' in field.metadata
 
 
@@ -163,12 +164,12 @@ def checked(name: str, value: Any, field: dataclasses.Field) -> Any:
   """Returns the value of an option in the type of its default.
 
   Args:
-    name: of the option, as a config has it.
-    value: what it was given; arrays of JAX are not checked.
-    field: of the option.
+    name: the key of the option in a config.
+    value: the value that it was given; traced values are not checked.
+    field: the field of the option.
 
   Raises:
-    InputError: it is of another type, not finite, or breaks the rule.
+    InputError: the value has another type, is not finite, or breaks the rule.
   """
   if rules.is_traced(value):
     return value
@@ -192,42 +193,43 @@ def checked(name: str, value: Any, field: dataclasses.Field) -> Any:
 
 
 def checked_free(name: str, value: Any) -> dict[str, Any]:
-  """Returns a copy of what a person's own functions take, by name.
+  """Returns a copy of the arguments of user-defined functions, by name.
 
   Args:
-    name: of the field.
-    value: dictionaries of numbers, texts and lists of these; empty ones are
-      left out.
+    name: the key of the field.
+    value: nested dictionaries of numbers, texts and lists of these; empty ones
+      are left out.
 
   Raises:
-    InputError: it holds something that JSON does not.
+    InputError: `value` has content that JSON cannot represent.
   """
   if not isinstance(value, Mapping):
     raise InputError(f'{name} = {value!r}: must be a dictionary')
   found = {}
-  for key, own in value.items():
+  for key, entry in value.items():
     if not isinstance(key, str) or not key.isidentifier():
       raise InputError(f'{name}: has the key {key!r}, must have names')
-    if isinstance(own, Mapping):
-      own = checked_free(f'{name}.{key}', own)
-    elif not _is_plain(own):
+    if isinstance(entry, Mapping):
+      entry = checked_free(f'{name}.{key}', entry)
+    elif not _is_plain(entry):
       raise InputError(
-        f'{name}.{key} = {own!r}: must be a finite number, a text, or a list of'
-        ' these'
+        f'{name}.{key} = {entry!r}: must be a finite number, a text, or a list'
+        ' of these'
       )
-    if own != {}:
-      found[key] = _lists(own)
+    if entry != {}:
+      found[key] = _lists(entry)
   return found
 
 
 def _lists(value: Any) -> Any:
-  """Returns tuples as lists, which is how JSON gives them back."""
+  """Returns tuples as lists, as JSON would."""
   if isinstance(value, (list, tuple)):
     return list(map(_lists, value))
   return value
 
 
 def _is_plain(value: Any) -> bool:
+  """Returns whether JSON can represent a value."""
   if isinstance(value, (list, tuple)):
     return all(map(_is_plain, value))
   if isinstance(value, float):
@@ -240,7 +242,7 @@ def _is_plain(value: Any) -> bool:
 def flat_fields(
   options: Any, prefix: str = ''
 ) -> Iterator[tuple[str, dataclasses.Field]]:
-  """Yields every option of a class that has a name here, dots between parts."""
+  """Yields the key and the field of every option, except free ones."""
   for field in fields(options):
     if is_section(field):
       inner = field.metadata['section']

@@ -1,4 +1,4 @@
-"""Settings that belong together: client, server, clock, checkpoints."""
+"""Defines the sections of a config: client, server, clock, checkpoints."""
 
 import dataclasses
 
@@ -17,44 +17,53 @@ from fedavg_jax.schedule import clock
 
 @dataclasses.dataclass(frozen=True)
 class ClientConfig(Options):
-  """How a client trains."""
+  """Configures local training."""
 
   prefix = 'client.'
 
-  epochs: int = option(5, at_least(1), 'E: epochs over the local data a round.')
+  epochs: int = option(5, at_least(1), 'E: local epochs per round.')
   batch_size: int = option(
-    10, at_least(0), 'B: minibatch size; 0 is infinity, all local data at once.'
+    10,
+    at_least(0),
+    'B: minibatch size; 0 is infinity: the full local data set.',
   )
-  learning_rate: float = option(0.1, RATE, 'eta: learning rate.')
+  learning_rate: float = option(0.1, RATE, 'eta: client learning rate.')
   decay: float = option(
     1.0,
-    Rule(lambda value: 0 < value <= 1, 'must lie in (0, 1]'),
-    'Factor of the learning rate, applied every decay_rounds rounds.',
+    Rule(lambda value: 0 < value <= 1, 'must be in (0, 1]'),
+    'Factor that multiplies the client learning rate every decay_rounds'
+    ' rounds.',
   )
-  decay_rounds: int = option(1, at_least(1), 'Rounds between two decays.')
+  decay_rounds: int = option(
+    1, at_least(1), 'Rounds between two decays of the learning rate.'
+  )
   shuffle: str = option(
     'epoch',
     one_of(choices.SHUFFLES),
-    "'epoch' reshuffles every epoch, 'round' keeps one order for all epochs.",
+    "Order of a client's examples: 'epoch' (a new one every epoch) | 'round'"
+    ' (one for all epochs of a round).',
   )
   proximal: float = option(
-    0.01, between(0, 1e30), "mu of 'fedprox': weight of the proximal term."
+    0.01,
+    between(0, 1e30),
+    "mu: weight of the proximal term in algorithm 'fedprox'.",
   )
   clip_norm: float = option(
-    0.0, between(0, 1e30), 'Largest norm of a delta; 0 does not clip.'
+    0.0, between(0, 1e30), 'Largest L2 norm of a client delta; 0: no clipping.'
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig(Options):
-  """How the server updates the global model."""
+  """Configures the update of the global model."""
 
   prefix = 'server.'
 
   optimizer: str = option(
     'sgd',
     one_of(choices.SERVER_OPTIMIZERS),
-    'Optimizer on the mean delta: sgd, adagrad, adam or yogi.',
+    "Server optimizer, applied to the mean delta as pseudo-gradient: 'sgd' |"
+    " 'adagrad' | 'adam' | 'yogi'.",
   )
   learning_rate: float = option(
     1.0, RATE, 'Server learning rate; 1 with sgd and momentum 0 is FedAvg.'
@@ -64,60 +73,68 @@ class ServerConfig(Options):
   )
   second_momentum: float = option(0.99, BELOW_ONE, 'beta_2 of adam and yogi.')
   adaptivity: float = option(
-    0.001, between(1e-15, 1e15), 'tau of adagrad, adam and yogi.'
+    0.001,
+    between(1e-15, 1e15),
+    'tau: degree of adaptivity of adagrad, adam and yogi.',
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class ClockConfig(Options):
-  """A simulated clock; it runs where examples_per_second is not 0."""
+  """Configures the simulated clock, which examples_per_second > 0 enables."""
 
   prefix = 'clock.'
 
   examples_per_second: float = option(
     0.0,
     zero_or_between(*clock.EXAMPLES_PER_SECOND),
-    'Training speed of the median client; 0 simulates no clock.',
+    'Training speed of the median client in examples per second; 0: no'
+    ' simulated clock.',
   )
   speed_spread: float = option(
     0.0,
     between(*clock.SPREAD),
-    'Sigma of the log-normal speeds; 0 makes all alike.',
+    'Sigma of the log-normal training speeds; 0: all clients are equally fast.',
   )
   megabits_down: float = option(
     0.0,
     zero_or_between(*clock.MEGABITS),
-    "Median client's download rate in Mbit/s; 0 takes no time.",
+    "Median client's download rate in Mbit/s; 0: downloads take no time.",
   )
   megabits_up: float = option(
     0.0,
     zero_or_between(*clock.MEGABITS),
-    "Median client's upload rate in Mbit/s; 0 takes no time.",
+    "Median client's upload rate in Mbit/s; 0: uploads take no time.",
   )
   bandwidth_spread: float = option(
-    0.0, between(*clock.SPREAD), 'Sigma of the log-normal bandwidths.'
+    0.0,
+    between(*clock.SPREAD),
+    'Sigma of the log-normal download and upload rates; 0: all clients have'
+    ' equal ones.',
   )
   deadline: float = option(
     0.0,
     between(*clock.DEADLINE),
-    'Seconds after which a client is a straggler; 0 sets no deadline.',
+    'Simulated seconds after which a client is a straggler; 0: no deadline.',
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Options):
-  """When a run is saved."""
+  """Configures when a run is saved."""
 
   prefix = 'checkpoint.'
 
   rounds: int = option(
-    0, at_least(0), 'Rounds between two checkpoints; 0 saves by time alone.'
+    0, at_least(0), 'Rounds between two checkpoints; 0: only `minutes` decides.'
   )
   minutes: float = option(
     5.0,
     between(0, 1e6),
-    'Minutes between two checkpoints; 0 saves by rounds alone.',
+    'Minutes between two checkpoints; 0: only `rounds` decides.',
   )
   keep: int = option(
-    3, between(1, 1000), 'How many of the last checkpoints stay, with the best.'
+    3,
+    between(1, 1000),
+    'Number of latest checkpoints to keep, in addition to the best one.',
   )

@@ -1,6 +1,6 @@
-"""Writes settings as a config file in which every option has its meaning.
+"""Writes settings as a config file that explains every option.
 
-`configs/default.py` is what `default_file` returns; to write it anew:
+`configs/default.py` is what `default_file` returns. To regenerate it:
 
 python -m fedavg_jax.runs.config_text > configs/default.py
 """
@@ -16,9 +16,9 @@ from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_config import flatten
 
 _WIDTH = 80
-_DEFAULT = '''"""Every option with its default; other files state what differs.
+_DEFAULT = '''"""Lists every option with its default; other files state changes.
 
-It is generated from `fedavg_jax.runs.run_config`, do not edit it.
+It is generated from `fedavg_jax.runs.run_config`; do not edit it.
 
 python -m fedavg_jax.main --config configs/default.py
 """'''
@@ -30,11 +30,11 @@ def default_file() -> str:
 
 
 def config_file(cfg: RunConfig, docstring: str) -> str:
-  """Returns the text of a config file that has every option.
+  """Returns the text of a config file that lists every option.
 
   Args:
-    cfg: the values.
-    docstring: of the file, quotes included.
+    cfg: the values of the options.
+    docstring: the docstring of the file, quotes included.
   """
   lines = [
     docstring,
@@ -66,7 +66,7 @@ def config_file(cfg: RunConfig, docstring: str) -> str:
 
 
 def help_text() -> str:
-  """Returns what `--help` says of every option."""
+  """Returns the descriptions of all options, as `--help` prints them."""
   return '\n'.join(
     '\n'.join([f'  --config.{name}={field.default!r}', *_wrap(_about(field))])
     for name, field in flat_fields(RunConfig)
@@ -74,11 +74,15 @@ def help_text() -> str:
 
 
 def _about(field: dataclasses.Field) -> str:
-  words = field.metadata['rule'].words
-  return field.metadata['about'] + f' One of {", ".join(words)}.' * bool(words)
+  """Returns what an option means, with the words that it may be."""
+  about, words = field.metadata['about'], field.metadata['rule'].words
+  if all(f"'{word}'" in about for word in words):
+    return about  # It explains each of them.
+  return f'{about} One of {", ".join(words)}.'
 
 
 def _wrap(text: str, indent: str = ' ' * 6) -> list[str]:
+  """Wraps a text to lines of 80 columns, indented."""
   return textwrap.wrap(
     text, _WIDTH, initial_indent=indent, subsequent_indent=indent
   )

@@ -1,4 +1,4 @@
-"""Options of a config that contradict each other: one line names both."""
+"""Checks that the options of a config do not contradict each other."""
 
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ def check(cfg: 'RunConfig') -> None:
   if cfg.partition == 'natural' and cfg.num_clients:
     raise InputError(
       f'num_clients = {cfg.num_clients}: must be 0 with partition ='
-      " 'natural', where the data say how many there are"
+      " 'natural', whose clients are those of the data set"
     )
   if (
     cfg.straggler_fraction
@@ -29,23 +29,23 @@ def check(cfg: 'RunConfig') -> None:
     and cfg.client.epochs == 1
   ):
     raise InputError(
-      "straggler_work = 'epochs': of client.epochs = 1 there is no part; must"
-      " be 'minibatches', or client.epochs at least 2"
+      "straggler_work = 'epochs': must be 'minibatches' with client.epochs = 1,"
+      ' or client.epochs at least 2'
     )
   if cfg.clock.deadline and not cfg.clock.examples_per_second:
     raise InputError(
-      f'clock.deadline = {cfg.clock.deadline}: must be 0 without a clock,'
-      ' which clock.examples_per_second = 0 leaves out'
+      f'clock.deadline = {cfg.clock.deadline}: must be 0 with'
+      ' clock.examples_per_second = 0, which simulates no clock'
     )
   if cfg.client_eval_every and not cfg.holdout_fraction:
     raise InputError(
-      f'client_eval_every = {cfg.client_eval_every}: tests on what clients'
-      ' hold out; holdout_fraction must be above 0'
+      f'client_eval_every = {cfg.client_eval_every}: must be 0 with'
+      ' holdout_fraction = 0, which holds out no examples to test on'
     )
   if cfg.finetune_epochs and not cfg.client_eval_every:
     raise InputError(
-      f'finetune_epochs = {cfg.finetune_epochs}: must be 0 without tests of'
-      ' clients, which client_eval_every = 0 leaves out'
+      f'finetune_epochs = {cfg.finetune_epochs}: must be 0 with'
+      ' client_eval_every = 0, which runs no tests of clients'
     )
   for part in cfg.options:
     if part not in OWN_PARTS:
@@ -55,12 +55,12 @@ def check(cfg: 'RunConfig') -> None:
     if not own_name(cfg, part):
       raise InputError(
         f'options.{part}: must be empty with {part} ='
-        f' {getattr(cfg, part)!r}, which is no function of your own'
+        f' {getattr(cfg, part)!r}, which is not a user-defined function'
       )
   if cfg.target and cfg.target_accuracy:
     raise InputError(
       f'target = {cfg.target}: must be 0 with target_accuracy ='
-      f' {cfg.target_accuracy}, which is one already'
+      f' {cfg.target_accuracy}, which is a target too'
     )
   metric_words.check(cfg.metrics)
   _check_placement(cfg)
@@ -70,19 +70,20 @@ def check(cfg: 'RunConfig') -> None:
 
 
 def _check_cohort(cfg: 'RunConfig') -> None:
+  """Raises InputError where too few clients are available for a cohort."""
   clients = cfg.num_clients
   cohort = sampling.cohort_size(clients, cfg.client_fraction)
   away = draws.num_unavailable(clients, cfg.unavailable_fraction)
   if clients - away < cohort:
     raise InputError(
       f'unavailable_fraction = {cfg.unavailable_fraction}: leaves'
-      f' {clients - away} of num_clients = {clients} in reach, fewer than the'
-      f' cohort of {cohort} that client_fraction ='
-      f' {cfg.client_fraction} asks for'
+      f' {clients - away} of num_clients = {clients} available, fewer than the'
+      f' cohort of {cohort} of client_fraction = {cfg.client_fraction}'
     )
 
 
 def _check_placement(cfg: 'RunConfig') -> None:
+  """Raises InputError where an option needs the data of all clients."""
   for key, most, place in (
     ('finetune_epochs', 0, 'examples_on'),
     ('rounds_per_call', 1, 'examples_on'),
@@ -91,12 +92,12 @@ def _check_placement(cfg: 'RunConfig') -> None:
     if getattr(cfg, place) != 'device' and getattr(cfg, key) > most:
       raise InputError(
         f'{key} = {getattr(cfg, key)}: must be at most {most} with {place} ='
-        f" {getattr(cfg, place)!r}, where a device has the cohort's alone"
+        f" {getattr(cfg, place)!r}, where a device has only the cohort's data"
       )
 
 
 def _check_scaffold(cfg: 'RunConfig') -> None:
-  """SCAFFOLD is defined with plain SGD on both sides."""
+  """Raises InputError where SCAFFOLD would not use plain SGD on both sides."""
   for key, value, plain in (
     ('server.optimizer', cfg.server.optimizer, 'sgd'),
     ('server.momentum', cfg.server.momentum, 0),

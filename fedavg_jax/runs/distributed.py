@@ -10,8 +10,8 @@ import jax
 
 from fedavg_jax.core.errors import InputError
 
-_SHUTDOWN_SECONDS = 60  # For those that end a little later.
-_num_processes: int | None = None  # That `connect` was given.
+_SHUTDOWN_SECONDS = 60  # Others may end a little later.
+_num_processes: int | None = None  # As given to `connect`.
 
 
 def connect(
@@ -24,18 +24,20 @@ def connect(
 ) -> None:
   """Joins the processes of a run, before JAX starts.
 
-  What is None is found by `jax.distributed.initialize` where SLURM, Open MPI,
-  Kubernetes or a TPU pod know it.
+  Arguments that are None are detected by `jax.distributed.initialize` from
+  SLURM, Open MPI, Kubernetes or a TPU pod.
 
   Args:
-    coordinator: HOST:PORT of process 0.
-    num_processes: of the run.
-    process_id: of this one, from 0.
-    connect_seconds: to wait for the others.
-    heartbeat_seconds: of silence after which a process counts as dead.
+    coordinator: the address of process 0, HOST:PORT.
+    num_processes: the number of processes of the run.
+    process_id: the index of this process, from 0.
+    connect_seconds: the seconds to wait for the others.
+    heartbeat_seconds: the seconds without a sign of life after which a process
+      counts as dead.
 
   Raises:
-    InputError: what is given cannot be, or the coordinator cannot be reached.
+    InputError: an argument breaks its rule, or the coordinator cannot be
+      reached.
   """
   global _num_processes
   _num_processes = num_processes
@@ -43,7 +45,7 @@ def connect(
   if num_processes is not None and process_id is not None:
     if not 0 <= process_id < num_processes:
       raise InputError(
-        f'--process_id {process_id}: must lie in 0 .. {num_processes - 1} with'
+        f'--process_id {process_id}: must be in [0, {num_processes - 1}] with'
         f' --num_processes {num_processes}'
       )
   if coordinator is not None and process_id:
@@ -63,31 +65,32 @@ def connect(
     reason = ' '.join(str(error).split())[:200]
     raise InputError(
       f'--distributed: this process cannot join the others ({reason}); give'
-      ' --coordinator, --num_processes and --process_id where no cluster knows'
-      ' them'
+      ' --coordinator, --num_processes and --process_id if they cannot be'
+      ' detected from the cluster environment'
     ) from error
 
 
 def _host_and_port(coordinator: str) -> tuple[str, int]:
+  """Splits HOST:PORT; an IPv6 host loses its brackets."""
   found = re.fullmatch(r'([^\s/]+):(\d{1,5})', coordinator)
   if not found or not 1 <= int(found[2]) <= 65535:
     raise InputError(
-      f'--coordinator {coordinator}: must be HOST:PORT, with a port in 1 ..'
-      ' 65535'
+      f'--coordinator {coordinator}: must be HOST:PORT, with a port in [1,'
+      ' 65535]'
     )
   return found[1].strip('[]'), int(found[2])
 
 
 def local_address(host: str) -> str | None:
-  """Returns the address to listen on, so that nobody else is listened to.
+  """Returns the address to listen on, so that no other one is open.
 
   Args:
-    host: that the other processes name.
+    host: the name or address by which the other processes reach this one.
 
   Returns:
-    Its address where that is one of this machine, IPv6 in brackets; None, which
-    is every interface, where it is not, or where a name of this machine means
-    only itself here (Debian's 127.0.1.1), but not to others.
+    The address of `host` if it belongs to this machine, IPv6 in brackets. None,
+    which means every interface, if it does not, or if it is a loopback address
+    only here (Debian's 127.0.1.1) and another one for the other processes.
   """
   try:
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -99,14 +102,14 @@ def local_address(host: str) -> str | None:
     if loops and host not in ('localhost', address):
       continue
     with contextlib.suppress(OSError):
-      with socket.socket(family, kind, protocol) as own:
-        own.bind((address, 0))
+      with socket.socket(family, kind, protocol) as listener:
+        listener.bind((address, 0))
       return f'[{address}]' if ':' in address else address
   return None
 
 
 def _reach(coordinator: str, seconds: float) -> None:
-  """Waits until somebody listens there."""
+  """Waits until a process listens at the coordinator's address."""
   host, port = coordinator.rsplit(':', 1)
   ends = time.monotonic() + seconds
   while True:
@@ -123,5 +126,5 @@ def _reach(coordinator: str, seconds: float) -> None:
 
 
 def num_processes() -> int:
-  """How many processes the run has, as this one was started."""
+  """Returns the number of processes of the run."""
   return _num_processes or jax.process_count()

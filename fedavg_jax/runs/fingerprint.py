@@ -1,191 +1,210 @@
-"""A SHA-256 of functions, and of the numbers that they use.
+"""Computes the SHA-256 of the programs of the parts of a run.
 
-Two calls that make the same model, loss or algorithm give the same one, in
-other processes too, and a changed learning rate, layer or line of code gives
-another. Of code that is installed the names count and what its closures hold;
-of a person's own also the compiled code, and the globals that it reads. What is
-neither a number, an array, a function nor made of them counts by its type.
+Model, loss, metrics and algorithm are lowered to the programs that XLA would
+compile, for clients of one or two examples. Parts that compute the same have
+the same SHA-256, however their functions are written, named or wrapped; another
+layer, learning rate or pretrained weight has another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from collections.abc import Mapping
-import dataclasses
-import functools
 import hashlib
-import inspect
-import types
+import re
 from typing import Any
 
 import jax
 import numpy as np
 
+from fedavg_jax.contracts.metrics import Metric
+from fedavg_jax.contracts.task import Task
+from fedavg_jax.contracts.task_checks import batch_of
+from fedavg_jax.core import trees
+from fedavg_jax.core.client_data import Clients
+from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.rows_on_disk import RowsOnDisk
+from fedavg_jax.engine import compiled_round
+from fedavg_jax.engine.hyperparameter_axis import Trained
+from fedavg_jax.engine.options import Federation
+from fedavg_jax.engine.program import Program
 from fedavg_jax.runs import checkpoint
-from fedavg_jax.runs.own_code import is_own_object
+from fedavg_jax.schedule.planning import Planner
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
-# Of arrays on a disk, which may be larger than memory: rows that are read.
+# Arrays on disk may exceed memory: this number of rows is read.
 _ROWS_READ = 3
 
 
-def fingerprint(part: Any) -> str:
-  """Returns the SHA-256 of what a part is made of, in hexadecimal.
+def of_parts(
+  task: Task, trained: Trained, clients: Clients, cohort_size: int
+) -> dict[str, str]:
+  """Returns the SHA-256 of model, loss, metrics and algorithm, in hexadecimal.
 
   Args:
-    part: a function, an array, a number, or tuples, dictionaries and
-      dataclasses of them.
+    task: the model, its loss and its metrics.
+    trained: the algorithm, or those of a sweep.
+    clients: the clients, a few of whose examples define the shapes.
+    cohort_size: M, on which an aggregation rule may depend.
 
-  >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 2)
+  Returns:
+    The SHA-256 by the name of the part.
+  """
+  small = _small(clients, cohort_size)
+  model, batch = task.model, batch_of(*small[:2])
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  outputs = jax.eval_shape(model.apply, variables, batch.x)
+  programs = {
+    'model': [
+      _lowered(model.init, jax.random.key(0)),
+      _lowered(model.apply, variables, batch.x),
+    ],
+    'loss': [_lowered(task.loss, outputs, batch)],
+    'metrics': [_of_metric(metric, outputs, batch) for metric in task.metrics],
+    # A full round: if only this differs, it is the algorithm.
+    'algorithm': [_of_round(task, trained, small)],
+  }
+  return {name: _sha256(*texts) for name, texts in programs.items()}
+
+
+def of_arrays(tree: Any) -> str:
+  """Returns the SHA-256 of arrays; of one on disk only three rows count.
+
+  Args:
+    tree: arrays in tuples and dictionaries.
+
+  >>> of_arrays((np.zeros(2),)) == of_arrays((np.zeros(3),))
   False
   """
-  sha = hashlib.sha256()
-  for piece in _pieces(part, {}):
-    sha.update(piece)
-    sha.update(b'\0')
-  return sha.hexdigest()
+  return checkpoint.digest([_in_memory(array) for array in trees.arrays(tree)])
+
+
+def of_program(text: str) -> str:
+  """Returns the SHA-256 of a lowered program, without names of functions.
+
+  Args:
+    text: the result of `jax.stages.Lowered.as_text()`.
+  """
+  return _sha256(_without_names(text))
 
 
 def check(
   before: Mapping[str, Any], now: Mapping[str, str], of: str, place: str
 ) -> None:
-  """Raises InputError where a part of a run is made otherwise than before.
+  """Raises InputError if a part of a run computes something else than before.
 
   Args:
-    before: name of a part -> its fingerprint, as JSON had it; one that is not
-      there is not compared.
-    now: the same, here.
-    of: what a message calls the run.
-    place: what may be chosen anew, a folder or a workdir.
+    before: the earlier SHA-256 of parts by name, from JSON; parts without one
+      are not compared.
+    now: the present SHA-256 of parts by name.
+    of: the words for the run in messages.
+    place: the word for its location, 'folder' or 'workdir'.
   """
   for name, sha256 in now.items():
     if before.get(name, sha256) != sha256:
-      raise InputError(
-        f'{name}: its functions, or numbers that they use, are not those {of};'
-        f' bring them back, or choose a new {place}'
-      )
+      raise InputError(differs(name, of, place))
 
 
-def _pieces(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
-  """Yields all that counts of a value.
+def differs(name: str, of: str, place: str) -> str:
+  """Returns the message for a part that computes something else than before.
 
   Args:
-    value: any.
-    seen: by `id`, number and value of what was yielded before; functions may
-      hold each other.
+    name: the name of the part.
+    of: the words for the run.
+    place: the word for its location, 'folder' or 'workdir'.
   """
-  if isinstance(value, _PLAIN):
-    yield f'{type(value).__name__} {value!r}'.encode()
-    return
-  if id(value) in seen:
-    yield f'again {seen[id(value)][0]}'.encode()
-    return
-  seen[id(value)] = len(seen), value  # Held, or another may get its id.
-  yield type(value).__qualname__.encode()
-  for part in _parts(value):
-    yield from _pieces(part, seen)
+  return (
+    f'{name}: computes something else than {of}; restore its functions and the'
+    f' numbers that they use, or choose a new {place}'
+  )
 
 
-def _parts(value: Any) -> Any:
-  """Returns what a value is made of, in an order that is always the same."""
-  if isinstance(value, (np.ndarray, np.generic, jax.Array, RowsOnDisk)):
-    return _of_array(value)
-  match value:
-    case tuple() | list():
-      return value
-    case dict() | types.MappingProxyType():
-      return sorted(value.items(), key=lambda item: repr(item[0]))
-    case set() | frozenset():
-      return sorted(fingerprint(one) for one in value)
-    case functools.partial():
-      return value.func, value.args, value.keywords
-    case types.MethodType():
-      return value.__self__, value.__func__
-    case types.ModuleType():
-      return (value.__name__,)
-    case types.CodeType():
-      return value.co_code, value.co_names, value.co_consts
-    case type():
-      return _of_class(value)
-  if hasattr(value, '__wrapped__') or isinstance(value, types.FunctionType):
-    return _of_function(inspect.unwrap(value))
-  return _of_object(value)
+def _of_metric(metric: Metric, outputs: Any, batch: Any) -> str:
+  """Returns the program of a metric's rows, and its results for test sums."""
+  rows = jax.eval_shape(metric.rows, outputs, batch)
+  sums = jax.tree.map(
+    lambda leaf: np.linspace(1, 2, leaf.size).reshape(leaf.shape).sum(0), rows
+  )
+  results = {name: float(value) for name, value in metric.result(sums).items()}
+  text = _lowered(metric.rows, outputs, batch)
+  return f'{text} {results} {metric.lower_is_better}'
 
 
-def _of_array(value: Any) -> list[Any]:
-  """Returns type, shape and values of an array; keys are arrays too."""
-  if isinstance(value, jax.core.Tracer):
-    return [str(value.aval)]
-  shape = [int(size) for size in value.shape]
-  if isinstance(value, jax.Array):
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-      value = jax.random.key_data(value)
-    value = jax.device_get(value)
-  if isinstance(value, (RowsOnDisk, np.memmap)):
-    rows = np.unique(np.linspace(0, len(value) - 1, _ROWS_READ).astype(int))
-    value = np.concatenate([value[row : row + 1] for row in rows])
-  if value.dtype.hasobject:
-    return [shape, value.tolist()]
-  return [shape, checkpoint.digest([value])]
+def _small(clients: Clients, cohort_size: int) -> Clients:
+  """Returns M clients: the first has two examples, the others one each."""
+  found = []
+  for arrays in clients[:2]:
+    few = trees.map_arrays(np.asarray, trees.take(arrays, slice(_ROWS_READ)))
+    rows = np.arange(cohort_size + 1) % trees.num_rows(few)
+    found.append(trees.take(few, rows))
+  x, y = found
+  return Clients(x, y, np.array([0, *range(2, cohort_size + 2)]))
 
 
-def _of_function(function: Any) -> list[Any]:
-  """Returns name, defaults and closure; of a person's own code and globals."""
-  if not isinstance(function, types.FunctionType):
-    return _of_object(function)
-  found = [
-    function.__module__,
-    function.__qualname__,
-    function.__defaults__,
-    function.__kwdefaults__,
-    [_content(cell) for cell in function.__closure__ or ()],
-  ]
-  if is_own_object(function):
-    known = function.__globals__
-    names = sorted(set(_names(function.__code__)) & set(known))
-    found += [function.__code__, [(name, known[name]) for name in names]]
-  return found
+def _of_round(task: Task, trained: Trained, clients: Clients) -> str:
+  """Returns the program of one round in which all clients train."""
+  planner = Planner(
+    num_examples=clients.num_examples,
+    cohort_size=clients.num_clients,
+    epochs=1,
+    batch_size=2,
+    seed=0,
+  )
+  federation = Federation(
+    clients,
+    Examples(*clients[:2]),
+    client_fraction=1.0,
+    epochs=1,
+    batch_size=2,
+  )
+  device = jax.devices()[0]
+  return (
+    Program(
+      task=task,
+      federation=federation,
+      trained=trained,
+      planner=planner,
+      mesh=compiled_round.lane_mesh([device]),
+      platform=device.platform,
+      rounds_per_call=1,
+      counts_bytes=False,
+    )
+    .lower()
+    .as_text()
+  )
 
 
-def _content(cell: Any) -> Any:
-  try:
-    return cell.cell_contents
-  except ValueError:  # It is empty yet.
-    return None
+def _lowered(function: Callable, *args: Any) -> str:
+  """Returns the program of a function as XLA receives it."""
+  # A new function, because JAX caches traces by function.
+  return jax.jit(lambda *args: function(*args)).lower(*args).as_text()
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-  """Yields the names that a function and those inside it read."""
-  yield from code.co_names
-  for inner in code.co_consts:
-    if isinstance(inner, types.CodeType):
-      yield from _names(inner)
+def _without_names(text: str) -> str:
+  """Replaces names of functions by numbers in the order of definition.
+
+  Addresses of Python functions called from the device are removed.
+  """
+  names = re.findall(r'func\.func \w+ @([\w.$]+)', text)
+  numbers = {name: f'@f{i}' for i, name in enumerate(dict.fromkeys(names))}
+  text = re.sub(
+    r'@([\w.$]+)', lambda found: numbers.get(found[1], found[0]), text
+  )
+  text = re.sub(r'^module @\S+', 'module', text)
+  return re.sub(r'(backend_config|index) = "?\d{6,}[^"},]*"?', r'\1', text)
 
 
-def _of_class(value: type) -> list[Any]:
-  """Returns the name of a class; of a person's own what it defines too."""
-  name = f'{value.__module__}.{value.__qualname__}'
-  if not is_own_object(value):
-    return [name]
-  own = {
-    name: found
-    for name, found in vars(value).items()
-    if isinstance(found, types.FunctionType)
-    or (isinstance(found, _PLAIN) and not name.startswith('__'))
-  }
-  return [name, value.__bases__, own]
+def _in_memory(array: Any) -> np.ndarray:
+  """Returns an array; of one on disk the shape and a few rows, flat."""
+  if isinstance(array, (RowsOnDisk, np.memmap)):
+    rows = np.unique(np.linspace(0, len(array) - 1, _ROWS_READ).astype(int))
+    array = np.concatenate(
+      [np.asarray(array.shape), *(array[row : row + 1].ravel() for row in rows)]
+    )
+  return np.asarray(array)
 
 
-def _of_object(value: Any) -> list[Any]:
-  """Returns the class of an object, and what it has."""
-  if isinstance(value, types.BuiltinFunctionType):
-    return [value.__module__, value.__qualname__]
-  found: list[Any] = [type(value)]
-  if dataclasses.is_dataclass(value):
-    found += [
-      (field.name, getattr(value, field.name, None))
-      for field in dataclasses.fields(value)
-    ]
-  elif is_own_object(type(value)):
-    found.append(getattr(value, '__dict__', None))
-  return found
+def _sha256(*texts: str) -> str:
+  """Returns the SHA-256 of programs, without names of functions."""
+  sha = hashlib.sha256()
+  for text in map(_without_names, texts):
+    sha.update(f'{len(text)} {text}'.encode())
+  return sha.hexdigest()

@@ -1,7 +1,7 @@
-"""Parts of a run that `train` is given as objects, in the place of names.
+"""Handles parts of a run that `train` receives as Python objects.
 
-A config then has their names, so that a run knows whether it resumes with
-the same parts.
+The config then has their names, which show whether a run resumes with the same
+parts.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ _OURS = __name__.partition('.')[0]
 
 
 class Given(NamedTuple):
-  """What was given from Python, None for what a config names.
+  """Holds the objects given from Python; None where the config names one.
 
   Attributes:
-    dataset: in memory, or opened on disk.
-    model: any.
-    algorithm: any.
-    loss: (outputs, batch) -> [B].
-    metrics: at least one.
+    dataset: a data set in memory, or opened on disk.
+    model: a model.
+    algorithm: an algorithm.
+    loss: a loss, (outputs, batch) -> [B].
+    metrics: one metric or more.
   """
 
   dataset: Dataset | None = None
@@ -48,10 +48,10 @@ NOTHING = Given()
 def check(
   dataset: Any, model: Any, algorithm: Any, loss: Any, metrics: Any
 ) -> Given:
-  """Returns what was given, each of its kind; metrics may be a single one.
+  """Checks the types of the objects; `metrics` may be a single metric.
 
   Raises:
-    InputError: something is of another kind.
+    InputError: an object has another type.
   """
   for name, part, kind in (
     ('dataset', dataset, Dataset),
@@ -82,30 +82,30 @@ def check(
 
 
 def named(cfg: RunConfig, given: Given) -> RunConfig:
-  """Returns settings that have the names of what was given.
+  """Returns a config with the names of the given objects.
 
   Raises:
-    InputError: they name something from Python that was not given.
+    InputError: the config names an object from Python that was not given.
   """
-  for part, own in given._asdict().items():
-    text = getattr(cfg, part)
-    if own is None and references.is_from_python(text):
+  for name, part in given._asdict().items():
+    text = getattr(cfg, name)
+    if part is None and references.is_from_python(text):
       raise InputError(
-        f'{part} = {text!r}: was given from Python; must be given again, as'
-        f' fedavg_jax.train(config, workdir, {part}=...)'
+        f'{name} = {text!r}: was given from Python; must be given again, as'
+        f' fedavg_jax.train(config, workdir, {name}=...)'
       )
   names = {
-    part: references.from_python(name_of(own))
-    for part, own in given._asdict().items()
-    if own is not None
+    name: references.from_python(name_of(part))
+    for name, part in given._asdict().items()
+    if part is not None
   }
   return cfg.replace(names) if names else cfg
 
 
 def name_of(part: Any) -> str:
-  """Returns by whose functions something was made; of a data set its name.
+  """Returns the names of the functions that made a part, or of a data set.
 
-  A person's own functions name it; else ours, or the first of whoever's.
+  User-defined functions come first, else the package's, else the first one.
   """
   if isinstance(part, Dataset):
     return part.name
@@ -114,24 +114,27 @@ def name_of(part: Any) -> str:
   if not isinstance(part, (Model, Algorithm)) and isinstance(part, tuple):
     return ', '.join(map(name_of, part))
   functions = list(_functions(part, set()))
-  own = [function for function in functions if is_own_object(_made(function))]
-  makers = list(dict.fromkeys(map(_maker, own or functions)))
-  # Defaults of the contracts are in all of them.
+  custom = [
+    function for function in functions if is_own_object(_made(function))
+  ]
+  makers = list(dict.fromkeys(map(_maker, custom or functions)))
+  # All parts have the defaults of the contracts.
   ours = [
     name
     for name in makers
     if name.startswith(f'{_OURS}.')
     and not name.startswith(f'{_OURS}.contracts')
   ]
-  return ', '.join(makers if own else ours or makers[:1])
+  return ', '.join(makers if custom else ours or makers[:1])
 
 
 def _functions(part: Any, seen: set[int]) -> Iterator[Callable]:
-  """Yields all functions within tuples, and within those that they hold.
+  """Yields all functions in a part, and those in their closures.
 
   Args:
-    part: a function, or tuples of them.
-    seen: what was yielded before, by `id`; functions may hold each other.
+    part: a function, or nested tuples of functions.
+    seen: the `id` of every function before, since functions may refer to each
+      other.
   """
   if isinstance(part, (list, tuple)):
     for inner in part:
@@ -140,18 +143,18 @@ def _functions(part: Any, seen: set[int]) -> Iterator[Callable]:
     seen.add(id(part))
     yield part
     for cell in getattr(part, '__closure__', None) or ():
-      with contextlib.suppress(ValueError):  # It is empty yet.
+      with contextlib.suppress(ValueError):  # The cell is still empty.
         yield from _functions(cell.cell_contents, seen)
 
 
 def _made(function: Any) -> Any:
-  """Returns the function or the class that something callable is from."""
+  """Returns the function, or the class, behind a callable."""
   while isinstance(function, functools.partial):
     function = function.func
   return function if hasattr(function, '__qualname__') else type(function)
 
 
 def _maker(function: Any) -> str:
-  """Returns the module and name of the function that a closure is from."""
+  """Returns module and name of the function that defines a closure."""
   made = _made(function)
   return f'{made.__module__}.{made.__qualname__.partition(".<locals>")[0]}'

@@ -1,9 +1,10 @@
-"""A grid of settings, each with several seeds: one folder, a table, a picture.
+"""Runs a sweep: a grid of settings with several seeds each, in one folder.
 
 Settings that differ only in numbers such as the learning rate are trained
-together, in the same compiled calls; the others in turn. Every run is a folder
-of its own, as `train` leaves one. The same call resumes where it was stopped;
-with further values or seeds it runs what is missing; the table has all of them.
+together, in the same compiled calls; the others one after another. Every run
+has its own folder, as from `train`; the sweep has a table and a picture. The
+same call resumes a stopped sweep; with further values or seeds it runs what is
+missing, and the table has all of them.
 """
 
 import contextlib
@@ -47,38 +48,39 @@ def run_sweep(
   seeds: int,
   workdir: pathlib.Path,
 ) -> list[Job]:
-  """Runs what is missing of a sweep, then writes its table and picture.
+  """Trains the missing runs of a sweep, then writes its table and picture.
 
   Args:
-    config: of all runs, but for the grid and the seed.
-    grid: key -> values as text, of every setting one of each.
-    seeds: how many, from that of the config on.
+    config: the config of all runs, except for the keys of the grid and the
+      seed.
+    grid: the values of each key, as text; a setting has one value of every key.
+    seeds: the number of seeds per setting, from that of the config on.
     workdir: a new folder, or that of a sweep with the same config.
 
   Returns:
     All runs of the folder, those of earlier commands first.
 
   Raises:
-    InputError: a key, a value, the data, a folder; nothing was run.
-    StoppedError: a signal; the same call resumes.
+    InputError: a key, a value, the data or a folder is refused; no run began.
+    StoppedError: a signal stopped the sweep; the same call resumes it.
   """
   base = run_config.read(config)
   planned = plan_jobs(base, grid, seeds, workdir)
   check_data(_with_earlier(planned, workdir, base), _check_model)
   workdir.mkdir(parents=True, exist_ok=True)
   try:
-    held = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
+    lock = filelock.FileLock(workdir.resolve() / '.lock').acquire(timeout=0)
   except filelock.Timeout:
     raise InputError(
       f'workdir = {workdir}: is in use by another process'
     ) from None
   with (
-    held,
+    lock,
     contextlib.closing(
       HeldFile(workdir.resolve() / '.lock', f'workdir = {workdir}')
-    ) as own,
+    ) as lock_file,
   ):
-    # Another command may have been here before the lock.
+    # Another command may have changed the folder before the lock.
     jobs = _with_earlier(planned, workdir, base)
     content = {
       'format': FORMAT,
@@ -86,38 +88,40 @@ def run_sweep(
       'runs': [job.key for job in jobs],
     }
     write_text(workdir / MARK, json.dumps(content, indent=1) + '\n')
-    _run_all(jobs, workdir, own)
+    _run_all(jobs, workdir, lock_file)
     report(jobs, workdir)
   return jobs
 
 
-def _run_all(jobs: list[Job], workdir: pathlib.Path, own: HeldFile) -> None:
-  """Runs what is not over, a group after the other.
+def _run_all(
+  jobs: list[Job], workdir: pathlib.Path, lock_file: HeldFile
+) -> None:
+  """Trains the runs that have not ended, one group after another.
 
   Raises:
-    StoppedError: a signal, during a run or between two.
+    StoppedError: a signal came, during a run or between two.
   """
   with stop_on_signals() as stop:
     while group := next_group(jobs, workdir):
-      own.check()
+      lock_file.check()
       done = sum(map(is_over, jobs))
       say(
-        f'{done} of {len(jobs)} runs are over; seed {group[0].seed},'
-        f' {"; ".join(job.name for job in group)}'
+        f'{done} of {len(jobs)} runs are finished; next: seed'
+        f' {group[0].seed}, {"; ".join(job.name for job in group)}'
       )
-      with contextlib.suppress(StoppedError):  # Said below, of the sweep.
+      with contextlib.suppress(StoppedError):  # Raised below, for the sweep.
         if len(group) > 1 or parts_of(group[0], workdir).exists():
-          train_together(group, workdir, own.check)
+          train_together(group, workdir, lock_file.check)
         else:
-          # That one setting diverges is a result of the sweep.
+          # Divergence of one setting is a result of the sweep.
           with contextlib.suppress(DivergedError):
             train.train(group[0].cfg, group[0].folder)
-      own.check()
+      lock_file.check()
       if stop():
         raise StoppedError(
-          f'{sum(map(is_over, jobs))} of {len(jobs)} runs are over, and what'
-          ' else was done is saved; the same command with --workdir'
-          f' {workdir} continues',
+          f'{sum(map(is_over, jobs))} of {len(jobs)} runs are finished, the'
+          ' progress of others is saved; rerun the same command with --workdir'
+          f' {workdir} to resume',
           signum=stop.signum,
         )
 
@@ -140,7 +144,7 @@ def _check_model(cfg: RunConfig, dataset: Dataset) -> None:
 def _with_earlier(
   planned: list[Job], workdir: pathlib.Path, base: RunConfig
 ) -> list[Job]:
-  """Returns the runs of a folder's earlier commands, and those planned now."""
+  """Returns the runs of earlier commands in a folder, then the planned ones."""
   if not workdir.exists():
     return planned
   earlier = earlier_jobs(workdir, base)

@@ -1,4 +1,4 @@
-"""The runs of a sweep: their names, which are over, which go together."""
+"""Plans the runs of a sweep: their names, groups, and those that ended."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -18,13 +18,14 @@ from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import metric_words
+from fedavg_jax.runs import own_code
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import check_format
 
-# Numbers that only the algorithm sees: plans do not depend on them.
+# Numbers that only the algorithm uses; plans do not depend on them.
 TOGETHER = (
   'client.learning_rate',
   'client.decay',
@@ -34,9 +35,9 @@ TOGETHER = (
   'server.adaptivity',
 )
 _MOST_RUNS = 100_000
-_LONGEST_NAME = 255  # Of a folder, on every system.
+_LONGEST_NAME = 255  # The limit for folders on common systems.
 MARK, _PARTS = 'sweep.json', 'parts'
-# What decides whether a model fits its data, as it is checked.
+# A model is checked against its data once for each value of these.
 _FITS = (
   *('dataset', 'data_dir', 'model', 'loss', 'metrics', 'algorithm', 'options'),
   *('pixels', 'augmentation', 'convolution', 'precision', 'examples_on'),
@@ -47,13 +48,13 @@ _OVER = ('finished', 'target reached', 'diverged')
 
 
 class Job(NamedTuple):
-  """One run of the sweep.
+  """Describes one run of the sweep.
 
   Attributes:
-    setting: key -> value, what the grid says of it.
-    seed: of the run.
-    cfg: the whole.
-    folder: of the run.
+    setting: the value of every key of the grid.
+    seed: the seed of the run.
+    cfg: the config of the run.
+    folder: the folder of the run.
   """
 
   setting: dict[str, Any]
@@ -63,12 +64,12 @@ class Job(NamedTuple):
 
   @property
   def name(self) -> str:
-    """The setting, as one says it."""
+    """Returns the setting as text, such as 'client.epochs=5'."""
     return ', '.join(f'{k}={v}' for k, v in self.setting.items()) or 'as it is'
 
   @property
   def key(self) -> list[Any]:
-    """What it is known by, as JSON."""
+    """Returns setting and seed, which identify the run, as JSON."""
     return [self.setting, self.seed]
 
 
@@ -78,10 +79,17 @@ def plan_jobs(
   seeds: int,
   workdir: pathlib.Path,
 ) -> list[Job]:
-  """Every run of a grid, its config checked.
+  """Returns every run of a grid, with a checked config.
+
+  Args:
+    base: the config of all runs, except for the keys of the grid and the seed.
+    grid: the values of each key, as text.
+    seeds: the number of seeds per setting.
+    workdir: the folder of the sweep.
 
   Raises:
-    InputError: a key that does not exist, a value that breaks its rule.
+    InputError: a key is unknown, a value breaks its rule, or there are too many
+      runs.
   """
   if not 1 <= seeds <= rules.MOST - base.seed:
     raise InputError(
@@ -95,8 +103,8 @@ def plan_jobs(
       raise InputError('--grid seed: the seeds are those of --seeds')
     if key == 'cpu_devices':
       raise InputError(
-        '--grid cpu_devices: a process has its devices once; must be the same'
-        ' for all runs'
+        '--grid cpu_devices: a process cannot change its devices; must be the'
+        ' same for all runs'
       )
     first = metric_words.split(base.metrics)[:1]
     if key == 'metrics' or (key == 'loss' and first in ([], ['loss'])):
@@ -107,17 +115,17 @@ def plan_jobs(
       )
     if key not in known:
       raise InputError(
-        f'--grid {key}: unknown key{did_you_mean(key, known)}; known'
-        f' are {", ".join(known)}'
+        f'--grid {key}: unknown key{did_you_mean(key, known)}; expected one of'
+        f' {", ".join(known)}'
       )
     values = [_value(key, text, known[key]) for text in texts]
     if len(set(values)) < len(values):
-      raise InputError(f'--grid {key}={",".join(texts)}: lists a value twice')
+      raise InputError(f'--grid {key}={",".join(texts)}: duplicate value')
     choices.append([(key, value) for value in values])
   number = seeds * math.prod(map(len, choices))
   if number > _MOST_RUNS:
     raise InputError(
-      f'--grid and --seeds ask for {number:,} runs, must be at most'
+      f'--grid and --seeds request {number:,} runs, must be at most'
       f' {_MOST_RUNS:,}'
     )
   return [
@@ -128,6 +136,7 @@ def plan_jobs(
 
 
 def _job(base, setting, seed, workdir) -> Job:
+  """Makes the run of a setting and a seed, and names its folder."""
   name = ','.join(f'{k}={v}' for k, v in setting.items()) or 'as it is'
   folder = urllib.parse.quote(name, safe='=,. ')
   if len(folder) > _LONGEST_NAME:
@@ -144,12 +153,16 @@ def _job(base, setting, seed, workdir) -> Job:
 
 
 def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
-  """The runs that a sweep's folder already has, or is to have."""
+  """Returns the runs that earlier commands have planned for a folder.
+
+  Raises:
+    InputError: the folder is not one of a sweep, or its config is another one.
+  """
   mark = workdir / MARK
   if workdir.is_dir():
     names = {path.name for path in workdir.iterdir()}
     if names <= {'.lock', MARK}:
-      return []  # Nothing of it has run: another sweep may have the folder.
+      return []  # No run began: another sweep may use the folder.
   if not mark.is_file():
     raise InputError(
       f'workdir = {workdir}: exists already, and is not the folder of a sweep;'
@@ -162,16 +175,16 @@ def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
     known = dict(run_config.flatten(base))
     for key in itertools.chain.from_iterable(setting for setting, _ in runs):
       if key not in known:
-        raise ValueError(f'a run has {key!r}, which is no option')
+        raise ValueError(f'a run has {key!r}, which is not an option')
   except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
     raise InputError(
-      f'{mark}: cannot be read ({error}); put it back, or name a new workdir'
+      f'{mark}: cannot be read ({error}); restore it, or choose a new workdir'
     ) from error
   check_format(mark, began)
   if differ := config_changes.differences(base, config):
     raise InputError(
       f'workdir = {workdir}: its sweep began with another config:'
-      f' {config_changes.listed(differ)}; take those values, or name a new'
+      f' {config_changes.listed(differ)}; use those values, or choose a new'
       ' workdir'
     )
   return [_job(base, setting, seed, workdir) for setting, seed in runs]
@@ -180,12 +193,15 @@ def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
 def check_data(
   jobs: Sequence[Job], check_model: Callable[[RunConfig, Dataset], None]
 ) -> None:
-  """Raises InputError where data cannot be divided or learned as a run asks.
+  """Checks that the data of all runs can be divided and learned.
 
   Args:
-    jobs: of which those that are over only must have the settings of theirs.
-    check_model: raises it for settings and their data; called once for all runs
-      that are alike in `_FITS`.
+    jobs: all runs; of those that have ended only the settings are checked.
+    check_model: a function of a config and its data that raises InputError
+      where they do not fit; called once for all runs that agree in `_FITS`.
+
+  Raises:
+    InputError: the data of a run do not fit its settings.
   """
   if len({job.cfg.measured_on for job in jobs}) > 1:
     raise InputError(
@@ -203,8 +219,8 @@ def check_data(
     if text in divided:
       continue
     divided.add(text)
-    own = json.dumps(cfg.options.get('dataset'), sort_keys=True)
-    source = cfg.dataset, cfg.data_dir, own
+    options = json.dumps(cfg.options.get('dataset'), sort_keys=True)
+    source = cfg.dataset, cfg.data_dir, options
     if source not in data:
       data[source] = own_parts.load_dataset(cfg)
     clients = population.build_population(cfg, data[source]).clients
@@ -216,7 +232,7 @@ def check_data(
 
 
 def _value(key: str, text: str, like: Any) -> Any:
-  """A value of the grid, of the type that the config has there."""
+  """Converts a value of the grid to the type of the config's value."""
   if isinstance(like, bool):
     if text in ('True', 'False'):
       return text == 'True'
@@ -231,15 +247,14 @@ def _value(key: str, text: str, like: Any) -> Any:
 
 
 def next_group(jobs: Sequence[Job], workdir: pathlib.Path) -> list[Job]:
-  """The runs to train next; none where all are over.
+  """Returns the runs to train next, together; none where all have ended.
 
-  Several where they can be trained together, and a group that was stopped as it
-  was.
+  A group that was stopped comes first, with the same runs as before.
   """
   left = [job for job in jobs if not is_over(job)]
   for first in left:
-    if (begun := parts_of(first, workdir) / MARK).is_file():
-      if group := [job for job in jobs if job.key in _keys(begun)]:
+    if (started := parts_of(first, workdir) / MARK).is_file():
+      if group := [job for job in jobs if job.key in _keys(started)]:
         return group
   if not left:
     return []
@@ -253,29 +268,30 @@ def next_group(jobs: Sequence[Job], workdir: pathlib.Path) -> list[Job]:
 
 
 def _keys(path: pathlib.Path) -> list[Any]:
-  """Returns the keys of a group that has begun."""
+  """Reads the keys of the runs of a group that was started."""
   try:
     keys = json.loads(path.read_text())
     if not isinstance(keys, list):
       raise ValueError('must be a list')
   except (OSError, ValueError, RecursionError) as error:
     raise InputError(
-      f'{path}: cannot be read ({error}); delete its folder, what it holds is'
-      ' trained anew'
+      f'{path}: cannot be read ({error}); delete its folder, its runs are'
+      ' then trained again'
     ) from error
   return keys
 
 
 def _check_settings(job: Job) -> None:
-  """Raises InputError where a folder is of a run with other settings."""
+  """Raises InputError where a folder has a run with other settings."""
   path = job.folder / 'config.json'
   try:
     began = json.loads(path.read_text())
     check_format(path, began)
     found = config_changes.differences(job.cfg, began.get('config'))
+    code = began.get('own_code_sha256')
   except (OSError, ValueError, AttributeError, RecursionError) as error:
     raise InputError(
-      f'{path}: cannot be read ({error}); put it back, or move the folder away'
+      f'{path}: cannot be read ({error}); restore it, or move the folder away'
     ) from error
   differ = {
     key: text
@@ -284,31 +300,33 @@ def _check_settings(job: Job) -> None:
   }
   if differ:
     raise InputError(
-      f'{job.folder}: is of a run with other settings:'
+      f'{job.folder}: belongs to a run with other settings:'
       f' {config_changes.listed(differ)}; move it away'
     )
+  own_parts.import_all(job.cfg)
+  own_code.check(code, {'own_code_sha256': own_parts.code_sha256(job.cfg)})
 
 
 def _common(job: Job) -> dict[str, Any]:
-  """What runs share that are trained together."""
+  """Returns the settings that runs trained together must share."""
   rest = {
     key: value
     for key, value in run_config.flatten(job.cfg)
     if key not in TOGETHER
   }
-  if job.cfg.client_eval_every:  # Of one model at a time.
+  if job.cfg.client_eval_every:  # These tests take one model at a time.
     rest['folder'] = str(job.folder)
   return rest
 
 
 def parts_of(job: Job, workdir: pathlib.Path) -> pathlib.Path:
-  """Where a group of runs keeps what is not over."""
+  """Returns the folder of a group whose runs have not all ended."""
   text = json.dumps(_common(job), sort_keys=True)
   return workdir / _PARTS / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def is_over(job: Job) -> bool:
-  """Whether nothing of a run is left to do, as its summary says."""
+  """Returns whether a run has ended, according to its summary."""
   try:
     summary = json.loads((job.folder / 'summary.json').read_text())
   except (OSError, ValueError):

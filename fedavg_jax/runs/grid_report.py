@@ -1,4 +1,4 @@
-"""A sweep's table and picture."""
+"""Writes the table and the picture of a sweep."""
 
 from collections.abc import Sequence
 import pathlib
@@ -12,19 +12,19 @@ from fedavg_jax.runs.grid_jobs import Job
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.targets import Measure
 
-_MOST_CURVES = 20  # In one picture.
+_MOST_CURVES = 20  # More are not distinguishable in one picture.
 
 
 def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
-  """Prints the table and writes it and the picture beside the runs."""
+  """Prints the table, and writes it and the picture to the sweep's folder."""
   runs: dict[str, list[compare.Run]] = {}
   for job in jobs:
     runs.setdefault(job.name, []).append(compare.read_run(job.folder))
   target = jobs[0].cfg.ends_at
   measure = runs[jobs[0].name][0].measure
   rows = {
-    name: [compare.row(run, target) for run in own]
-    for name, own in runs.items()
+    name: [compare.row(run, target) for run in seeds]
+    for name, seeds in runs.items()
   }
   best = min(rows, key=lambda name: _merit(rows[name], target, measure))
   if np.isfinite(_merit(rows[best], target, measure)[1]) and target:
@@ -49,7 +49,7 @@ def report(jobs: Sequence[Job], workdir: pathlib.Path) -> None:
 
 
 def _merit(rows, target, measure: Measure) -> tuple[float, float, float]:
-  """Less is better: seeds that diverged, rounds to the target, the best."""
+  """Returns a sort key, best first: diverged seeds, rounds to target, best."""
   diverged = float(sum(row['status'] == 'diverged' for row in rows))
   best = -measure.score(float(np.mean([row['best'] for row in rows])))
   reached = [
@@ -59,25 +59,26 @@ def _merit(rows, target, measure: Measure) -> tuple[float, float, float]:
 
 
 def _table(rows, target, best, measure: Measure) -> str:
+  """Formats the settings as a table in Markdown, and marks the best one."""
   head = ['setting', 'seeds', f'best {measure.name}: mean', 'lowest', 'highest']
   if target:
     head += [f'rounds to {target:g}: median', 'reached by']
   head += ['diverged', '']
   lines = [head, ['---'] * len(head)]
-  for name, own in rows.items():
-    values = [row['best'] for row in own]
+  for name, seeds in rows.items():
+    values = [row['best'] for row in seeds]
     cells = [
       name,
-      f'{len(own)}',
+      f'{len(seeds)}',
       measure.show(float(np.mean(values))),
       measure.show(min(values)),
       measure.show(max(values)),
     ]
     if target:
-      median = _merit(own, target, measure)[1]
-      reached = sum(row['to_target'] is not None for row in own)
+      median = _merit(seeds, target, measure)[1]
+      reached = sum(row['to_target'] is not None for row in seeds)
       cells += [f'{median:g}' if np.isfinite(median) else '—', f'{reached}']
-    diverged = sum(row['status'] == 'diverged' for row in own)
+    diverged = sum(row['status'] == 'diverged' for row in seeds)
     cells += [f'{diverged}' if diverged else '', '*' if name == best else '']
     lines.append(cells)
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)

@@ -1,4 +1,4 @@
-"""Trains runs that differ in numbers of the algorithm in the same calls."""
+"""Trains runs together that differ only in numbers of the algorithm."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from fedavg_jax.engine.simulation import build_sweep
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import loggers
+from fedavg_jax.runs import own_code
 from fedavg_jax.runs import provenance
 from fedavg_jax.runs import resume
 from fedavg_jax.runs import run_config
@@ -44,7 +45,7 @@ _SECONDS_BETWEEN_SAVES, _SECONDS_BETWEEN_LINES = 60.0, 10.0
 
 
 def _algorithm(jobs: Sequence[Job]):
-  """Number of a run -> its algorithm; the number may be traced."""
+  """Returns the function from the index of a run, traced, to its algorithm."""
   columns = {
     key: jnp.array(
       [dict(run_config.flatten(job.cfg))[key] for job in jobs], jnp.float32
@@ -53,10 +54,10 @@ def _algorithm(jobs: Sequence[Job]):
   }
 
   def algorithm(number):
-    own = {
+    numbers = {
       key: column[number.astype(jnp.int32)] for key, column in columns.items()
     }
-    return builders.build_algorithm(jobs[0].cfg.replace(own))
+    return builders.build_algorithm(jobs[0].cfg.replace(numbers))
 
   return algorithm
 
@@ -66,16 +67,16 @@ def train_together(
 ) -> None:
   """Trains runs that differ in numbers of the algorithm, in the same calls.
 
-  What they have done is kept in `parts`, until all are over and have folders.
+  Their progress is saved under `parts` until all have ended and have folders.
 
   Args:
-    jobs: of one group.
-    workdir: of the sweep.
-    check: raises InputError where that has become another's folder.
+    jobs: the runs of one group.
+    workdir: the folder of the sweep.
+    check: a function that raises InputError where the folder was replaced.
 
   Raises:
-    InputError: it has, or what the group resumes from is of other data.
-    StoppedError: a signal; the same call resumes.
+    InputError: the folder was replaced, or the group resumes with other data.
+    StoppedError: a signal stopped the group; the same call resumes it.
   """
   folder = parts_of(jobs[0], workdir)
   folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,8 @@ def train_together(
     contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved,
   ):
     prepared = builders.prepare(cfg)
-    data_sha256 = provenance.to_begin(cfg, prepared)['data_sha256']
+    began = provenance.to_begin(cfg, prepared)
+    data_sha256 = began['data_sha256']
     newest = saved.newest()
     lanes = newest.metadata.get('lanes', cfg.lanes) if newest else cfg.lanes
     simulation = build_sweep(
@@ -101,13 +103,14 @@ def train_together(
       metrics=prepared.metrics,
     )
     measure = builders.build_measure(cfg, prepared, simulation)
-    # lines: of every run the lines of its metrics.jsonl; status: why it ended.
+    # Per run: the lines of its metrics.jsonl, and why it ended.
     history: dict[str, Any] = {
       'round': 0,
       'lines': [[] for _ in jobs],
       'status': [''] * len(jobs),
       'numerics': numerics(),
       'data_sha256': data_sha256,
+      'own_code_sha256': began.get('own_code_sha256', {}),
       'lanes': simulation.planner.lanes,
     }
     start = None
@@ -118,6 +121,7 @@ def train_together(
       resume.check_numerics(
         newest.metadata.get('numerics'), history['numerics']
       )
+      own_code.check(newest.metadata.get('own_code_sha256'), began)
       start = load(newest, simulation)
       history = newest.metadata
       say(f'  resumes after round {history["round"]}')
@@ -134,17 +138,17 @@ def train_together(
       )
     for g, job in enumerate(jobs):
       check()
-      if not is_over(job):  # A kill may have come between them.
+      if not is_over(job):  # An earlier process may have been killed here.
         _write_run(job, prepared, simulation, history, last, g, measure)
   check()
   shutil.rmtree(folder)
-  with contextlib.suppress(OSError):  # Other groups have theirs.
+  with contextlib.suppress(OSError):  # Other groups may use it.
     folder.parent.rmdir()
 
 
 def _simulate(cfg, simulation, history, snapshots, start, stopping, measure):
-  """Runs to the end, or until it is to stop; returns the last state."""
-  said_at = time.monotonic()
+  """Trains to the end, or until `stopping`; returns the last states."""
+  printed_at = time.monotonic()
   if '' not in history['status']:
     return start
   for record in simulate(
@@ -163,37 +167,37 @@ def _simulate(cfg, simulation, history, snapshots, start, stopping, measure):
           cfg, simulation, record, g, history['lines'][g], measure
         )
     now = time.monotonic()
-    if now - said_at > _SECONDS_BETWEEN_LINES and record.round:
-      said_at = now
+    if now - printed_at > _SECONDS_BETWEEN_LINES and record.round:
+      printed_at = now
       values = [measure.of(lines[-1]) for lines in history['lines']]
       best = measure.best([value for value in values if value is not None])
       say(f'  round {record.round}/{cfg.rounds}  best {measure.show(best)}')
     snapshots.hold(of(record, lambda: history))
   snapshots.save()
   last = snapshots.held
-  assert last is not None  # A call ends with what it leaves.
+  assert last is not None  # Every call ends with a record.
   return last.state, last.client_states
 
 
 def _add_line(cfg, simulation, record, g, lines, measure) -> str:
-  """Adds the line of run g; returns why it ended, '' if it has not."""
+  """Appends the line of run g; returns why the run ended, '' if it has not."""
   finite = bool(record.finite[g])
 
-  def own(value):
+  def of_run(value):
     return None if value is None else np.asarray(value)[g].item()
 
-  mine = record._replace(
+  run_record = record._replace(
     **{
-      name: own(getattr(record, name))
+      name: of_run(getattr(record, name))
       for name in ('train_loss', 'examples', 'skipped', 'finite')
     },
-    info={name: own(value) for name, value in record.info.items()},
-    coded=own(record.coded),
-    # A round that is not finite left the model of the one before.
-    test={n: own(value) for n, value in record.test.items() if finite},
+    info={name: of_run(value) for name, value in record.info.items()},
+    coded=of_run(record.coded),
+    # A round that is not finite did not change the model.
+    test={n: of_run(value) for n, value in record.test.items() if finite},
     seconds=record.seconds / len(record.finite),
   )
-  lines.append(summary.to_line(mine, simulation.planner, cfg.measured_on))
+  lines.append(summary.to_line(run_record, simulation.planner, cfg.measured_on))
   if not finite:
     return 'diverged'
   if measure.reached(lines[-1], cfg.ends_at):
@@ -202,15 +206,15 @@ def _add_line(cfg, simulation, record, g, lines, measure) -> str:
 
 
 def _write_run(job, prepared, simulation, history, last, g, measure) -> None:
-  """The folder of run g, as if it had been trained by itself.
+  """Writes the folder of run g, as if it had been trained alone.
 
-  It gets its name once it is complete.
+  The folder is renamed to its name once it is complete.
   """
   *before, line = history['lines'][g]
   status = history['status'][g]
   state, client_states = jax.tree.map(lambda leaf: leaf[g], last)
   part = job.folder.with_name(f'.part.{job.folder.name}')
-  shutil.rmtree(part, ignore_errors=True)  # Of a process that was killed.
+  shutil.rmtree(part, ignore_errors=True)  # A killed process may have left it.
   with Workdir(part) as folder:
     folder.begin(room=checkpoint.bytes_needed((state, client_states), 2))
     folder.config(provenance.to_begin(job.cfg, prepared))
@@ -222,7 +226,7 @@ def _write_run(job, prepared, simulation, history, last, g, measure) -> None:
     folder.line(line)
     diverged = status == 'diverged'
     value = None if diverged else measure.of(line)
-    beside = {
+    metadata = {
       'round': line['round'] - diverged,
       'lanes': simulation.planner.lanes,
       'metrics': seal if diverged else folder.seal(),
@@ -231,7 +235,7 @@ def _write_run(job, prepared, simulation, history, last, g, measure) -> None:
       round=line['round'] - diverged,
       state=state,
       client_states=client_states,
-      beside=lambda: beside,
+      beside=lambda: metadata,
       score=None if value is None else measure.score(value),
     )
     with contextlib.closing(

@@ -1,7 +1,7 @@
-"""The lines of metrics.jsonl where people look: TensorBoard, CSV, W&B.
+"""Logs the lines of metrics.jsonl to CSV, TensorBoard and Weights & Biases.
 
-A logger takes each line as it comes, and is closed once. Your own is such a
-class; what it needs is imported when one is made.
+A logger receives each line once, and is closed once. The libraries of a logger
+are imported when one is constructed.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,17 @@ _SECONDS_BETWEEN_FLUSHES = 5.0
 
 
 class Logger(Protocol):
-  """What becomes of a run's lines, beside metrics.jsonl."""
+  """Defines the contract of a logger of a run's lines."""
 
   def line(self, record: dict[str, Any]) -> None:
-    """Takes a line; rounds ascend."""
+    """Logs the line of a round; rounds ascend."""
 
   def close(self) -> None:
-    """Writes what was logged."""
+    """Writes what is not yet written; called once."""
 
 
 class _Csv:
-  """metrics.csv, a line per round; written when the run ends."""
+  """Writes metrics.csv, one line per round, when the run ends."""
 
   def __init__(
     self,
@@ -49,7 +49,7 @@ class _Csv:
     self._records.append(record)
 
   def close(self) -> None:
-    self._check()  # It may be another run's folder by now.
+    self._check()  # Another run may have replaced the folder.
     columns = list(dict.fromkeys(key for r in self._records for key in r))
     with (
       atomic_write(self._path) as part,
@@ -61,10 +61,10 @@ class _Csv:
 
 
 class _TensorBoard:
-  """Event files under tensorboard/, without TensorFlow.
+  """Writes event files under tensorboard/, without TensorFlow.
 
-  They are written here, not by a thread of the library: one that cannot write
-  ends, and the run would wait for it for ever.
+  They are not written by a thread of the library: one that cannot write ends,
+  and the run would wait for it forever.
   """
 
   def __init__(self, folder: pathlib.Path, before: Sequence[dict[str, Any]]):
@@ -72,18 +72,19 @@ class _TensorBoard:
     from tensorboardX import summary
     from tensorboardX.proto import event_pb2
 
-    proto: Any = event_pb2  # Its names are made when it is imported.
+    proto: Any = event_pb2  # Its classes are made at import.
     self._event, self._scalar = proto.Event, summary.scalar
-    own = folder / 'tensorboard'
-    own.mkdir(exist_ok=True)
-    self._file = event_file_writer.EventsWriter(str(own / 'events'))
+    events = folder / 'tensorboard'
+    events.mkdir(exist_ok=True)
+    self._file = event_file_writer.EventsWriter(str(events / 'events'))
     self._flushed = time.monotonic()
-    # What an interrupted run has shown of later rounds is shown again.
+    # Later rounds of the interrupted run are superseded.
     done = before[-1]['round'] + 1 if before else 0
     start = proto.SessionLog(status=proto.SessionLog.START)
     self._write(done, session_log=start)
 
   def _write(self, number: int, **content: Any) -> None:
+    """Writes an event of a round."""
     event = self._event(wall_time=time.time(), step=number, **content)
     self._file.write_event(event)
 
@@ -100,7 +101,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-  """A run of Weights & Biases, named and grouped by its own environment."""
+  """Logs to Weights & Biases, whose environment variables name the run."""
 
   def __init__(self, folder: pathlib.Path, config: dict[str, Any]):
     wandb: Any = importlib.import_module('wandb')  # Only where installed.
@@ -111,7 +112,7 @@ class _Wandb:
         id=_wandb_id(folder / 'wandb' / 'run_id'),
         resume='allow',
       )
-    except wandb.Error as error:  # Nobody has logged in, or no network.
+    except wandb.Error as error:  # No login, or no network.
       raise InputError(
         f"log = 'wandb': {first_lines(error)}; log in, or set WANDB_MODE to"
         " 'offline'"
@@ -126,10 +127,10 @@ class _Wandb:
 
 
 def _wandb_id(path: pathlib.Path) -> str:
-  """Returns the name of a run for Weights & Biases, which its folder keeps.
+  """Returns the id of a run for Weights & Biases, stored in its folder.
 
-  A run that resumes, wherever its folder is by then, is the same one there; two
-  folders are never one, whatever they are called on other machines.
+  A resumed run has the same id, even if its folder was moved; two folders never
+  share one, even with equal names on other machines.
   """
   if path.is_file() and (found := path.read_text().strip()):
     return found
@@ -144,8 +145,8 @@ def check(names: str) -> None:
   for name in _split(names):
     if name not in choices.LOGGERS:
       raise InputError(
-        f'log = {names!r}: must be any of {", ".join(choices.LOGGERS)}, with'
-        ' commas between them'
+        f'log = {names!r}: must be a comma-separated list of'
+        f' {", ".join(choices.LOGGERS)}'
       )
     package = {'tensorboard': 'tensorboardX', 'wandb': 'wandb'}.get(name)
     if package:
@@ -164,14 +165,14 @@ def open_loggers(
   before: Sequence[dict[str, Any]],
   check: Callable[[], None] = lambda: None,
 ) -> list[Logger]:
-  """The loggers of a run.
+  """Opens the loggers of a run.
 
   Args:
-    names: of `choices.LOGGERS`, with commas between them; '' is none.
-    folder: of the run.
-    config: of the run.
-    before: lines of an interrupted run that stand.
-    check: raises InputError where the folder has become another's.
+    names: words of `choices.LOGGERS`, comma-separated; '' is none.
+    folder: the folder of the run.
+    config: the config of the run.
+    before: the lines of an interrupted run, up to its checkpoint.
+    check: a function that raises InputError where the folder was replaced.
   """
   make = {
     'csv': lambda: _Csv(folder, before, check),
@@ -182,4 +183,5 @@ def open_loggers(
 
 
 def _split(names: str) -> list[str]:
+  """Splits comma-separated names."""
   return [name.strip() for name in names.split(',') if name.strip()]

@@ -1,4 +1,4 @@
-"""The words of config.metrics, which are checked without JAX."""
+"""Splits and checks the words of config.metrics, without JAX."""
 
 import re
 
@@ -23,12 +23,12 @@ def split(metrics: str) -> list[str]:
 
 
 def own(metrics: str) -> str:
-  """Returns the one word that names a function of a person's own, or ''."""
+  """Returns the word that names a user-defined function, or ''."""
   return next(filter(references.is_reference, split(metrics)), '')
 
 
 def check(metrics: str) -> None:
-  """Raises InputError where a word is no metric, or stands there twice."""
+  """Raises InputError where a word is not a metric, or a duplicate."""
   words = split(metrics)
   for word in words:
     if not (

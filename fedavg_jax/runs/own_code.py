@@ -1,4 +1,4 @@
-"""Which code is a person's own: neither Python's nor a package's."""
+"""Decides which code is the user's: neither Python's nor a package's."""
 
 import functools
 import hashlib
@@ -7,14 +7,16 @@ import sys
 import sysconfig
 from typing import Any
 
+from fedavg_jax.core.errors import InputError
+
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-# Folders of packages, wherever a system has them.
+# Names of folders of packages, anywhere in a path.
 _OF_PACKAGES = {'site-packages', 'dist-packages'}
 
 
 @functools.cache
 def _installed() -> tuple[pathlib.Path, ...]:
-  """Returns the folders that hold no code of a person's own."""
+  """Returns the folders of installed code."""
   paths = sysconfig.get_paths()
   names = 'stdlib', 'platstdlib', 'purelib', 'platlib'
   return _PACKAGE, *(pathlib.Path(paths[name]).resolve() for name in names)
@@ -22,10 +24,10 @@ def _installed() -> tuple[pathlib.Path, ...]:
 
 @functools.cache
 def is_own(file: str) -> bool:
-  """Tells whether a file is a person's own; a cell of a notebook is.
+  """Returns whether a file is the user's; a cell of a notebook is.
 
   Args:
-    file: a path, or what Python calls code that is in no file.
+    file: a path, or Python's name for code without a file.
   """
   if file.startswith('<frozen'):
     return False
@@ -37,7 +39,7 @@ def is_own(file: str) -> bool:
 
 
 def is_own_object(found: Any) -> bool:
-  """Tells whether a function or a class is a person's own."""
+  """Returns whether a function or a class is user-defined."""
   if code := getattr(found, '__code__', None):
     return is_own(code.co_filename)
   name = getattr(found, '__module__', None)
@@ -48,7 +50,7 @@ def is_own_object(found: Any) -> bool:
 
 
 def file_sha256() -> dict[str, str]:
-  """Returns the SHA-256 of each own file that was imported, by its module."""
+  """Returns the SHA-256 of each imported user file, by its module."""
   found = {}
   for module in list(sys.modules.values()):
     file = getattr(module, '__file__', None)
@@ -57,3 +59,21 @@ def file_sha256() -> dict[str, str]:
       if path.is_file():
         found[module.__name__] = hashlib.sha256(path.read_bytes()).hexdigest()
   return dict(sorted(found.items()))
+
+
+def check(before: Any, now: dict[str, Any]) -> None:
+  """Raises InputError if a user's file has changed since a run began.
+
+  Args:
+    before: module -> SHA-256 when the run began, as JSON had it.
+    now: config.json of a run that would begin here, which has the same under
+      `own_code_sha256`.
+  """
+  before = before if isinstance(before, dict) else {}
+  for name, sha256 in now.get('own_code_sha256', {}).items():
+    if before.get(name, sha256) != sha256:
+      raise InputError(
+        f'{name}: its code is not that which the run began with (SHA-256 was'
+        f' {str(before[name])[:12]}..., is {sha256[:12]}...); restore it, or'
+        ' choose a new workdir'
+      )

@@ -1,7 +1,8 @@
-"""A person's own data, model, algorithm, loss, metrics, which a config names.
+"""Calls the user-defined functions that a config names for a part of a run.
 
-`config.model = 'module:function'` calls the function with the data set and
-`config.options.model`. Whoever is named is imported, which runs the module.
+The parts are data set, model, algorithm, loss and metrics: `config.model =
+'module:function'` calls the function with the data set and
+`config.options.model`. Importing the module runs its code.
 """
 
 from collections.abc import Callable
@@ -27,19 +28,19 @@ if TYPE_CHECKING:
 
 
 def is_own(cfg: RunConfig, part: str) -> bool:
-  """Tells whether a part is a person's own."""
+  """Returns whether a part is user-defined."""
   return bool(own_name(cfg, part))
 
 
 def import_all(cfg: RunConfig) -> None:
-  """Imports whoever a config names, so that its files are known."""
+  """Imports every module that a config names, so that `code_sha256` has it."""
   for part in OWN_PARTS:
     if name := own_name(cfg, part):
       references.load(name, f'{part} = {getattr(cfg, part)!r}')
 
 
 def load_dataset(cfg: RunConfig) -> Dataset:
-  """Loads the data set that a config names, or calls `function(**options)`."""
+  """Loads the data set of a config, or calls `function(**options)` for it."""
   if is_own(cfg, 'dataset'):
     return _call(cfg, 'dataset', Dataset)
   return catalog.load_dataset(cfg.dataset, cfg.data_dir)
@@ -56,8 +57,7 @@ def algorithm(cfg: RunConfig) -> 'Algorithm':
   """Calls `function(config, **options)`, which returns an algorithm.
 
   Args:
-    cfg: settings, of which a sweep changes numbers: of learning rates it has
-      traced ones.
+    cfg: the config, in which a sweep has traced numbers such as learning rates.
   """
   from fedavg_jax.contracts.algorithm import Algorithm
 
@@ -65,7 +65,7 @@ def algorithm(cfg: RunConfig) -> 'Algorithm':
 
 
 def loss(cfg: RunConfig, dataset: Dataset) -> 'Loss':
-  """Returns a ready-made loss, or what `function(dataset, **options)` does."""
+  """Returns a built-in loss, or calls `function(dataset, **options)` for it."""
   from fedavg_jax.contracts import losses
 
   if is_own(cfg, 'loss'):
@@ -79,10 +79,10 @@ def metrics(
   """Returns the metrics that a config names, None where it names none.
 
   Args:
-    cfg: checked; of a person's own, `function(dataset, **options)` returns a
-      metric, or several.
-    dataset: of the config.
-    loss: whose mean is the metric 'loss'.
+    cfg: the checked config; a user-defined `function(dataset, **options)`
+      returns one metric or several.
+    dataset: the data set of the config.
+    loss: the training loss, whose mean is the metric 'loss'.
   """
   found: list[Metric] = []
   for word in metric_words.split(cfg.metrics):
@@ -93,19 +93,19 @@ def metrics(
 def _metrics_of(
   cfg: RunConfig, word: str, dataset: Dataset, loss: 'Loss'
 ) -> Sequence['Metric']:
-  """Returns the metric of a word, or those of a person's function."""
+  """Returns the metric of a word, or those of a user-defined function."""
   from fedavg_jax.contracts import losses
   from fedavg_jax.contracts import metrics as ready_made
 
   if references.is_reference(word):
-    own = _call(cfg, 'metrics', Sequence, dataset)
-    own = [own] if isinstance(own, ready_made.Metric) else list(own)
-    if not own or not all(isinstance(m, ready_made.Metric) for m in own):
+    found = _call(cfg, 'metrics', Sequence, dataset)
+    found = [found] if isinstance(found, ready_made.Metric) else list(found)
+    if not found or not all(isinstance(m, ready_made.Metric) for m in found):
       raise InputError(
-        f'metrics = {cfg.metrics!r}: returns {own!r:.80}, must return a Metric,'
-        ' or several'
+        f'metrics = {cfg.metrics!r}: returns {found!r:.80}, must return a'
+        ' Metric, or several'
       )
-    return own
+    return found
   if top := metric_words.TOP.fullmatch(word):
     return [ready_made.top_k(int(top[1]))]
   if word == 'loss' and loss is not losses.cross_entropy:
@@ -115,28 +115,33 @@ def _metrics_of(
 
 
 def code_sha256(cfg: RunConfig) -> dict[str, str]:
-  """Returns the SHA-256 of each imported file of a person's own, by its module.
+  """Returns the SHA-256 of each imported user file, by its module.
 
-  Nothing where a config names no function and nothing is from Python; files of
-  Python, of installed packages and of this one are not a person's own.
+  It is empty where the config has no user-defined part. Files of Python, of
+  installed packages and of this one are not user files.
   """
   if not any(
     is_own(cfg, part) or references.is_from_python(getattr(cfg, part))
     for part in OWN_PARTS
   ):
     return {}
-  return own_code.file_sha256()
+  found = own_code.file_sha256()
+  if any(references.is_from_python(getattr(cfg, part)) for part in OWN_PARTS):
+    # A script that calls `train` may change its rounds; parts that are objects
+    # are compared by what they compute.
+    found.pop('__main__', None)
+  return found
 
 
 def _call(cfg: RunConfig, part: str, kind: Any, *args: Any) -> Any:
-  """Calls a person's function; what it returns must be of a kind."""
+  """Calls a user-defined function, which must return an object of a type."""
   text = getattr(cfg, part)
   function = references.load(own_name(cfg, part), f'{part} = {text!r}')
   try:
     found = function(*args, **cfg.options.get(part, {}))
   except InputError:
     raise
-  except (Exception, SystemExit) as error:  # Of a person's own, anything.
+  except (Exception, SystemExit) as error:  # User code may raise anything.
     raise InputError(
       f'{part} = {text!r}: fails ({references.reason(error)})'
     ) from error

@@ -13,15 +13,19 @@ import jax
 import numpy as np
 
 import fedavg_jax
+from fedavg_jax.contracts.task import make_task
 from fedavg_jax.core import references
 from fedavg_jax.core import trees
 from fedavg_jax.engine import devices
+from fedavg_jax.engine.hyperparameter_axis import Single
+from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
+from fedavg_jax.runs import fingerprint
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
 from fedavg_jax.runs.builders import Prepared
-from fedavg_jax.runs.fingerprint import fingerprint
 from fedavg_jax.runs.run_config import RunConfig
+from fedavg_jax.schedule import sampling
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
@@ -94,11 +98,20 @@ def to_begin(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
 def _own_code(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
   """Returns what a person's own files and objects are, where there are some."""
   own = {'own_code_sha256': own_parts.code_sha256(cfg)}
-  own['from_python_sha256'] = {
-    part: fingerprint(getattr(prepared, part))
-    for part in ('model', 'algorithm', 'loss', 'metrics')
+  from_python = [
+    part
+    for part in ('model', 'loss', 'metrics', 'algorithm')
     if references.is_from_python(getattr(cfg, part))
-  }
+  ]
+  if from_python:
+    clients = prepared.clients
+    found = fingerprint.of_parts(
+      make_task(prepared.model, prepared.loss, prepared.metrics),
+      Single(prepared.algorithm or builders.build_algorithm(cfg)),
+      clients,
+      sampling.cohort_size(clients.num_clients, cfg.client_fraction),
+    )
+    own['from_python_sha256'] = {part: found[part] for part in from_python}
   return {name: sha256 for name, sha256 in own.items() if sha256}
 
 

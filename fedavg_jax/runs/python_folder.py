@@ -65,8 +65,11 @@ class PythonFolder(contextlib.AbstractContextManager):
       now = made_of(simulation, keep_best=keep_best)
       saved = None
       if own.began is not None:
-        check_same(own.began.get(FROM_PYTHON), now, own.path)
+        before = own.began.get(FROM_PYTHON)
+        check_same(before, now, own.path)
         saved = newest_intact(own)
+        if before != now:  # Other versions: the next call compares with these.
+          own.config(own.began | {FROM_PYTHON: now})
       else:
         states = jax.eval_shape(simulation.init)
         own.begin(room=checkpoint.bytes_needed(states, _KEEP + 2))

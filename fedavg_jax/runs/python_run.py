@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedavg_jax.core import rules
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import StoppedError
@@ -21,9 +20,9 @@ from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.driver import DIVERGED
 from fedavg_jax.engine.driver import Record
+from fedavg_jax.engine.driver import check_rounds
 from fedavg_jax.engine.driver import simulate
 from fedavg_jax.engine.simulation import Simulation
-from fedavg_jax.engine.simulation import check_is_simulation
 from fedavg_jax.engine.simulation import place
 from fedavg_jax.runs.python_folder import PythonFolder
 from fedavg_jax.runs.result import Best
@@ -74,16 +73,19 @@ def run(
     DivergedError: the loss or the model is not finite any more.
     StoppedError: SIGTERM, where a folder has saved what was done.
   """
-  _check_arguments(simulation, rounds, on_round, folder)
+  check_rounds(simulation, rounds, eval_every, target)
+  _check_arguments(simulation, on_round, keep_best, folder)
   with contextlib.ExitStack() as stack:
     kept, stop = None, Stop()
     if folder is not None:
       if start is not None:
         raise InputError('start: must be left out where a folder has the run')
-      stop = stack.enter_context(stop_on_signals())
+      stop = stack.enter_context(stop_on_signals(raises=True))
       kept = stack.enter_context(PythonFolder(folder, simulation, keep_best))
       start = kept.result
-    following = _Following(simulation, start, keep_best)
+    following = _Following(
+      simulation, start, keep_best, same_run=kept is not None
+    )
     if following.round > rounds:
       raise InputError(
         f'rounds = {rounds}: must be at least {following.round}, those that are'
@@ -119,20 +121,24 @@ def run(
 
 
 def _check_arguments(
-  simulation: Any, rounds: Any, on_round: Any, folder: Any
+  simulation: Simulation, on_round: Any, keep_best: Any, folder: Any
 ) -> None:
   """Raises InputError where an argument of `run` is of another kind."""
-  check_is_simulation(simulation)
-  rules.check_whole('rounds', rounds, 1)
+  if not isinstance(keep_best, bool):
+    raise InputError(f'keep_best = {keep_best!r}: must be True or False')
+  if keep_best and simulation.sweep is not None:
+    raise InputError('keep_best = True: must be False in a sweep')
   if on_round is not None and not callable(on_round):
     raise InputError(
       f'on_round: is {type(on_round).__name__}, must be a function of a Record'
     )
-  if folder is not None and not isinstance(folder, (str, os.PathLike)):
+  if isinstance(folder, os.PathLike):
+    folder = os.fspath(folder)
+  if folder is not None and not isinstance(folder, str):
     raise InputError(
       f'folder: is {type(folder).__name__}, must be the path of a folder'
     )
-  if folder is not None and not os.fspath(folder):
+  if folder == '':
     raise InputError("folder = '': must name a folder")
 
 
@@ -163,23 +169,26 @@ class _Following:
     simulation: Simulation,
     start: Result | tuple[ServerState, Any] | None,
     keep_best: bool,
+    *,
+    same_run: bool,
   ):
-    if keep_best and simulation.sweep is not None:
-      raise InputError('keep_best = True: must be False in a sweep')
     self._simulation, self._keep_best = simulation, keep_best
     self._rows: list[dict[str, Any]] = []
     self.best: Best | None = None
     before = None
-    if isinstance(start, Result):
+    if isinstance(start, Result) and start.history:
       names, columns = zip(*start.history.items(), strict=True)
       self._rows = [
         dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
       ]
+    if isinstance(start, Result):
       before, start = start.best, start.to_start()
     if start is not None:
       _check_start(start, simulation)
     self.start = self._reached = start
-    if keep_best and start is not None:
+    if same_run:
+      self.best = before
+    elif keep_best and start is not None:
       # Tested here: it may have been by another metric, or on other examples.
       own = Best(self.round, 0.0, start[0].variables)
       for model in filter(None, (before, own)):

@@ -9,6 +9,7 @@ from absl import logging
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import fingerprint
+from fedavg_jax.runs import own_code
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import Workdir
 
@@ -35,7 +36,7 @@ def newest(
   assert folder.began is not None
   check_data(folder.began.get('data_sha256'), now['data_sha256'], folder.path)
   check_numerics(folder.began.get('numerics'), now['numerics'])
-  check_own_code(folder.began.get('own_code_sha256'), now)
+  own_code.check(folder.began.get('own_code_sha256'), now)
   check_from_python(folder.began, now)
   saved = newest_intact(folder)
   if saved is not None:
@@ -87,18 +88,6 @@ def check_numerics(before: Any, now: dict[str, Any]) -> None:
       )
 
 
-def check_own_code(before: Any, now: dict[str, Any]) -> None:
-  """Raises InputError where a file of a person's own is another one."""
-  before = before if isinstance(before, dict) else {}
-  for name, sha256 in now.get('own_code_sha256', {}).items():
-    if before.get(name, sha256) != sha256:
-      raise InputError(
-        f'{name}: its code is not that which the run began with (SHA-256 was'
-        f' {str(before[name])[:12]}..., is {sha256[:12]}...); bring it back, or'
-        ' choose a new workdir'
-      )
-
-
 def check_from_python(began: dict[str, Any], now: dict[str, Any]) -> None:
   """Raises InputError where what was given from Python is made otherwise.
 
@@ -110,7 +99,7 @@ def check_from_python(began: dict[str, Any], now: dict[str, Any]) -> None:
   fingerprint.check(
     before if isinstance(before, dict) else {},
     now.get('from_python_sha256', {}),
-    'which the run began with',
+    'when the run began',
     'workdir',
   )
 

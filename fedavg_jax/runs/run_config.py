@@ -1,8 +1,8 @@
-"""The settings of a run, typed: their defaults, meanings and rules.
+"""Defines the typed settings of a run: their defaults, meanings and rules.
 
-This is the one source: `configs/default.py` and the help of the command are
-made of it, `read` turns the config of a file into a `RunConfig`, and nothing
-behind it sees a dictionary. Letters are those of McMahan et al. (2017).
+`configs/default.py` and the help of the command are generated from them. `read`
+turns the config of a file into a `RunConfig`, so that the code after it sees no
+dictionary. Letters are those of McMahan et al. (2017).
 """
 
 from collections.abc import Iterator
@@ -53,68 +53,83 @@ _YES_OR_NO = ANYTHING
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Options):
-  """All settings of a run.
+  """Holds all settings of a run.
 
   >>> config = RunConfig(rounds=20, client=ClientConfig(epochs=1))
   >>> config.client.epochs, config.client.batch_size
   (1, 10)
 
   Raises:
-    InputError: a value breaks its rule, or contradicts another one.
+    InputError: a value breaks its rule, or two values contradict each other.
   """
 
   dataset: str = option(
-    'digits', one_of_or_own(choices.DATASETS), 'Data set; see docs/data.md.'
+    'digits',
+    one_of_or_own(choices.DATASETS),
+    'Data set, or your function as module:function; see docs/data.md.',
   )
   data_dir: str = option(
     '',
     ANYTHING,
-    'Folder or file of the data; empty searches, then downloads.',
+    'Folder or file of the data; empty: $FEDAVG_DATA, then a download.',
   )
   pixels: str = option(
     'unit',
     one_of(choices.PIXELS),
-    "'unit' scales to [0, 1]; 'standard' to mean 0, std 1 over the training"
-    " set; 'image' to mean 0, std 1 of each image.",
+    "Scaling of pixels: 'unit' ([0, 1]) | 'standard' (mean 0, std 1 over the"
+    " training set) | 'image' (mean 0, std 1 of each image).",
   )
   augmentation: str = option(
     'none',
     one_of(choices.AUGMENTATIONS),
-    "'tutorial' crops to 24 x 24 and changes colours at random.",
+    "Augmentation of training images: 'none' | 'tutorial' (random 24 x 24"
+    " crop, flip, brightness and contrast, as in TensorFlow's CIFAR-10"
+    ' tutorial).',
   )
   model: str = option(
-    '2nn', one_of_or_own(choices.MODELS), 'Model; see docs/api.md.'
+    '2nn',
+    one_of_or_own(choices.MODELS),
+    'Model, or your function as module:function; see docs/api.md.',
   )
   convolution: str = option(
     'auto',
     one_of(choices.CONVOLUTIONS),
-    "How convolutions are computed; 'auto' takes the fastest known.",
+    "Computation of convolutions: 'auto' ('canonical' on CPU, else 'patches') |"
+    " 'canonical' (plain NHWC forms) | 'patches' (one batched matrix product) |"
+    " 'lax' (XLA's convolution).",
   )
   precision: str = option(
     'float32',
     one_of(choices.PRECISIONS),
-    "'bfloat16' computes products in bfloat16; weights stay float32.",
+    "dtype of matrix products and convolutions: 'float32' | 'bfloat16' (weights"
+    ' stay float32).',
   )
   loss: str = option(
     '',
     empty_or(one_of_or_own(choices.LOSSES)),
-    'What is learned by; empty is cross entropy.',
+    'Training loss, or your function as module:function; empty: cross entropy.',
   )
   metrics: str = option(
     '',
     ANYTHING,
-    'Of tests, with commas between them, such as'
-    f' {", ".join(choices.METRICS)}, top_5; target, best and sweeps go by the'
-    ' first one. Empty: accuracy and loss, or the mean of another loss.',
+    'Comma-separated metrics of the evaluation, such as'
+    f' {", ".join(choices.METRICS)}, top_5; the first decides the target, the'
+    ' best checkpoint and sweeps. Empty: accuracy and loss for cross entropy,'
+    ' the mean loss for another loss.',
   )
 
   partition: str = option(
     'shards',
     one_of(choices.PARTITIONS),
-    "How the data are divided; 'natural' takes the clients of the data.",
+    "Division of the examples among clients: 'iid' (random) | 'shards' (random"
+    " shards of the examples sorted by label, as in the paper) | 'dirichlet'"
+    " (every label divided by Dir(alpha)) | 'inner_dirichlet' (the labels of"
+    " each client by Dir(alpha), at given sizes) | 'pathological' (a fixed"
+    " number of labels per client) | 'few_labels' (the same, at given sizes) |"
+    " 'natural' (the clients of the data set).",
   )
   shards_per_client: int = option(
-    2, at_least(1), "Of 'shards': 2 gives a client about two labels."
+    2, at_least(1), "Shards per client in 'shards'; 2 give about two labels."
   )
   alpha: float = option(
     0.5,
@@ -124,44 +139,53 @@ class RunConfig(Options):
   min_size: int = option(
     10,
     at_least(0),
-    "Fewest examples of a client in 'dirichlet'; and in 'few_labels', where"
-    ' sizes is a law of the others.',
+    "Fewest examples of a client in partition 'dirichlet', and in 'few_labels'"
+    ' where `sizes` is a law: it divides the remaining examples.',
   )
   self_balancing: bool = option(
     False,
     _YES_OR_NO,
-    "Of 'dirichlet': a client with n / K examples gets no more.",
+    "Whether partition 'dirichlet' gives no further label to a client that has"
+    ' n/K examples.',
   )
   classes_per_client: int = option(
-    2, at_least(1), "Of 'pathological' and 'few_labels': labels of each client."
+    2, at_least(1), "Labels per client in 'pathological' and 'few_labels'."
   )
   class_assignment: str = option(
     'random',
     one_of(choices.CLASS_ASSIGNMENTS),
-    "Of 'pathological' and 'few_labels': which client has which labels.",
+    "Labels of client i in partitions 'pathological' and 'few_labels': 'random'"
+    " | 'deterministic' (i, i + 1, ...) | 'first_deterministic' (i, the others"
+    ' at random).',
   )
   sizes: str = option(
     'equal',
     _SIZES,
-    "Clients' sizes in 'iid', 'inner_dirichlet' and 'few_labels': a law, or"
-    " '600,300,...', which in 'few_labels' may leave some examples to nobody.",
+    "Number of examples of client i = 1 ... K in partitions 'iid',"
+    " 'inner_dirichlet' and 'few_labels', in proportion to: 'equal' (1) |"
+    " 'linear' (i) | 'square' (i^2) | 'exponential' (e^i) | 'power_law'"
+    " (i^-size_skew) | 'log_normal' (exp(size_skew * z), z ~ N(0, 1)); or K"
+    " numbers, '600,300,...', which may leave examples unassigned in"
+    " 'few_labels'.",
   )
   size_skew: float = option(
-    1.0, between(0, 100), 'Exponent of power_law, sigma of log_normal.'
+    1.0, between(0, 100), "Exponent of 'power_law', sigma of 'log_normal'."
   )
   num_clients: int = option(
-    50, at_least(0), "K: number of clients; 0 with partition 'natural'."
+    50, at_least(0), 'K: number of clients; 0: as many as the data set has.'
   )
   validation_fraction: float = option(
     0.0,
     BELOW_ONE,
-    "Share of every client's examples taken out for a validation set: target,"
-    ' best and sweeps go by it, and the test set is used once, at the end.',
+    "Fraction of every client's examples moved to a validation set, which then"
+    ' decides the target, the best checkpoint and sweeps; the test set is used'
+    ' once, at the end. 0: no validation set.',
   )
   holdout_fraction: float = option(
     0.0,
     BELOW_ONE,
-    "Share of every client's examples that is kept for its own tests.",
+    "Fraction of every client's examples held out, on which client_eval_every"
+    ' tests the model.',
   )
 
   client_fraction: float = option(
@@ -170,40 +194,44 @@ class RunConfig(Options):
     'C: a cohort has max(int(C * K), 1) clients; 0 is one client.',
   )
   unavailable_fraction: float = option(
-    0.0, BELOW_ONE, 'Share of the clients out of reach in a round.'
+    0.0, BELOW_ONE, 'Fraction of clients that are unavailable in a round.'
   )
   availability_trace: str = option(
     '',
     ANYTHING,
-    'CSV file of when clients are in reach: client, first and last round.',
+    'CSV file of availability: client, first and last round; empty: always.',
   )
   sampling: str = option(
     'uniform',
     one_of(choices.SAMPLINGS),
-    "'examples' draws clients in proportion to n_k; then weigh uniformly.",
+    "Probability of drawing client k: 'uniform' | 'examples' (in proportion to"
+    " n_k, its number of examples; use weighting 'uniform' with it).",
   )
   straggler_fraction: float = option(
-    0.0, between(0, 1), 'Share of a cohort that does only a part of its work.'
+    0.0, between(0, 1), 'Mean fraction of a cohort that does partial work.'
   )
   straggler_work: str = option(
     'minibatches',
     one_of(choices.STRAGGLER_WORK),
-    "What a straggler does a part of: 'epochs' are whole ones, 1 to E - 1.",
+    "Work that a straggler completes, drawn uniformly: 'minibatches' (1 to all"
+    " but one) | 'epochs' (1 to E - 1 full ones).",
   )
   stragglers: str = option(
     'keep',
     one_of(choices.STRAGGLERS),
-    "'keep' uses their partial work, as FedProx does; 'drop' loses it.",
+    "Partial work of stragglers: 'keep' (averaged, as in FedProx) | 'drop'"
+    ' (left out, as in FedAvg).',
   )
   weighting: str = option(
     'examples',
     one_of(choices.WEIGHTINGS),
-    "Weights of the mean: 'examples' is n_k, 'uniform' the same for all.",
+    "Weight of client k in the mean: 'examples' (n_k, its number of examples) |"
+    " 'uniform' (equal for all).",
   )
   algorithm: str = option(
     'fedavg',
     one_of_or_own(choices.ALGORITHMS),
-    'Algorithm; see docs/algorithms.md.',
+    'Algorithm, or your function as module:function; see docs/algorithms.md.',
   )
   client: ClientConfig = section(ClientConfig)
   server: ServerConfig = section(ServerConfig)
@@ -212,30 +240,31 @@ class RunConfig(Options):
   on_nan: str = option(
     'stop',
     one_of(choices.ON_NAN),
-    "Where a client's numbers are not finite: 'stop', or 'skip_client'.",
+    "Reaction to a client update with NaN or infinity: 'stop' (ends the run) |"
+    " 'skip_client' (drops the update).",
   )
   rounds: int = option(200, at_least(1), 'Number of communication rounds.')
   eval_every: int = option(1, at_least(1), 'Rounds between two evaluations.')
   client_eval_every: int = option(
     0,
     at_least(0),
-    "Rounds between two tests on the clients' held-out examples; 0: none.",
+    "Rounds between two tests on the clients' held-out examples; 0: no tests.",
   )
   finetune_epochs: int = option(
     0,
     between(0, 1000),
-    'Local epochs before each client is tested a second time; 0: none.',
+    'Local epochs before a second test of each client; 0: no fine-tuning.',
   )
   target_accuracy: float = option(
     0.0,
     between(0, 1),
-    'Test accuracy at which the run ends; 0 runs all rounds.',
+    'Test accuracy at which the run ends; 0: after all rounds.',
   )
   target: float = option(
     0.0,
     between(-1e30, 1e30),
-    'Value of the first metric at which the run ends, at most that where'
-    ' smaller is better; 0 runs all rounds.',
+    'Value of the first metric that ends the run when reached, from above where'
+    ' smaller is better; 0: after all rounds.',
   )
   seed: int = option(
     0, at_least(0), 'Seed of partition, initial weights, cohorts and orders.'
@@ -244,70 +273,71 @@ class RunConfig(Options):
   lanes: int = option(
     0,
     at_least(0),
-    'Clients that train side by side, over all devices; 0 chooses.',
+    'Clients that train at the same time, on all devices; 0: automatic.',
   )
   micro_batch: int = option(
     0,
     at_least(0),
-    'Largest number of examples in a step; larger B accumulates; 0 chooses.',
+    'Most examples computed at once; a larger B accumulates; 0: automatic.',
   )
   rounds_per_call: int = option(
-    0, between(0, 4096), 'Most rounds in one compiled call; 0 chooses.'
+    0, between(0, 4096), 'Most rounds in one compiled call; 0: automatic.'
   )
   cpu_devices: int = option(
-    0, between(0, 1024), 'Virtual devices on CPU; 0 is one per core.'
+    0, between(0, 1024), 'Number of virtual CPU devices; 0: one per core.'
   )
   examples_on: str = option(
     'device',
     one_of(choices.EXAMPLES_ON),
-    "'host' streams each cohort's examples to the device.",
+    "Location of the examples: 'device' | 'host' (streams each cohort's).",
   )
   client_states_on: str = option(
     'device',
     one_of(choices.CLIENT_STATES_ON),
-    "'host' or 'disk' streams what clients keep, as SCAFFOLD's do.",
+    "Location of the client states, which SCAFFOLD has: 'device' | 'host' |"
+    " 'disk' (the last two stream each cohort's to the device).",
   )
   log: str = option(
-    '', ANYTHING, 'Loggers beside metrics.jsonl: csv, tensorboard, wandb.'
+    '', ANYTHING, 'Additional loggers, with commas: csv, tensorboard, wandb.'
   )
   pictures: bool = option(
     True,
     ANYTHING,
-    'Draws curves.png, partition.png and clients.png, a second or so a run.',
+    'Whether to draw curves.png, partition.png and clients.png (about 1 s).',
   )
   checkpoint: CheckpointConfig = section(CheckpointConfig)
   options: dict[str, Any] = free(
-    'What your own functions take by name: config.options.model.width = 64;'
-    ' see docs/bring_your_own.md.'
+    'Arguments of your functions, such as config.options.model.width = 64; see'
+    ' docs/bring_your_own.md.'
   )
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    # Those of a sweep are traced, after its runs were checked each.
+    # A sweep traces values, and has checked the config of each run before.
     if not any(rules.is_traced(value) for _, value in flatten(self)):
       contradictions.check(self)
 
   @property
   def measured_on(self) -> str:
-    """What the model is tested on after rounds: 'validation' or 'test'."""
+    """Returns the set that evaluates the model: 'validation' or 'test'."""
     return 'validation' if self.validation_fraction else 'test'
 
   @property
   def ends_at(self) -> float:
-    """The value of the first metric at which the run ends; 0 is none."""
+    """Returns the first metric's value at which the run ends; 0 is none."""
     return self.target or self.target_accuracy
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns the settings as JSON has them, sections within."""
+    """Returns the settings as nested dictionaries, as JSON stores them."""
     return dataclasses.asdict(self)
 
   def replace(self, changes: Mapping[str, Any]) -> 'RunConfig':
-    """Returns the settings with others for some names, dots between parts.
+    """Returns a copy with new values for some keys, dots between their parts.
 
     >>> RunConfig().replace({'client.epochs': 1, 'rounds': 9}).client.epochs
     1
     """
-    own = {key: value for key, value in changes.items() if '.' not in key}
+    new = {key: value for key, value in changes.items() if '.' not in key}
     for field in filter(is_section, fields(self)):
       inner = {
         key.removeprefix(f'{field.name}.'): value
@@ -315,16 +345,16 @@ class RunConfig(Options):
         if key.startswith(f'{field.name}.')
       }
       now = getattr(self, field.name)
-      own[field.name] = dataclasses.replace(now, **inner)
+      new[field.name] = dataclasses.replace(now, **inner)
     for field in filter(is_free, fields(self)):
-      own[field.name] = _merged(getattr(self, field.name), changes, field.name)
-    return dataclasses.replace(self, **own)
+      new[field.name] = _merged(getattr(self, field.name), changes, field.name)
+    return dataclasses.replace(self, **new)
 
 
 def _merged(
   now: dict[str, Any], changes: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
-  """Returns free options with others for some of their names."""
+  """Returns a copy of free options with new values for some of their keys."""
   merged = copy.deepcopy(now)
   for key, value in changes.items():
     if key.startswith(f'{name}.'):
@@ -337,7 +367,7 @@ def _merged(
 
 
 def is_known(key: str) -> bool:
-  """Tells whether a name, with dots between its parts, is that of an option.
+  """Returns whether a key, with dots between its parts, names an option.
 
   >>> is_known('client.epochs'), is_known('options.model.width')
   (True, True)
@@ -346,12 +376,12 @@ def is_known(key: str) -> bool:
 
 
 def names() -> list[str]:
-  """Returns the names of all options, with dots between their parts."""
+  """Returns the keys of all options, with dots between their parts."""
   return [name for name, _ in flat_fields(RunConfig)]
 
 
 def read(config: Any) -> RunConfig:
-  """Turns a ConfigDict, or what `RunConfig` is already, into typed settings.
+  """Turns a ConfigDict into typed settings; a RunConfig is returned as it is.
 
   Raises:
     InputError: a key is unknown, or a value breaks its rule.
@@ -370,7 +400,7 @@ def read(config: Any) -> RunConfig:
 
 
 def from_dict(config: Mapping[str, Any]) -> RunConfig:
-  """Makes typed settings of nested dictionaries; what is missing has defaults.
+  """Makes typed settings of nested dictionaries; missing keys have defaults.
 
   Raises:
     InputError: a key is unknown, or a value breaks its rule.
@@ -379,17 +409,17 @@ def from_dict(config: Mapping[str, Any]) -> RunConfig:
   for key in flat:
     if not is_known(key):
       raise InputError(
-        f'{key}: unknown key{did_you_mean(key, known)}; known are'
+        f'{key}: unknown key{did_you_mean(key, known)}; expected one of'
         f' {", ".join(known)}'
       )
   return RunConfig().replace(flat)
 
 
 def default_config() -> Any:
-  """Returns every option with its default, as a config file starts with.
+  """Returns all options with their defaults, for a config file to change.
 
   Returns:
-    An `ml_collections.ConfigDict`; a key that it does not have is an error.
+    An `ml_collections.ConfigDict`, locked: setting an unknown key is an error.
 
   >>> config = default_config()
   >>> config.client.learning_rate = 0.05
@@ -408,7 +438,7 @@ def default_config() -> Any:
 def flatten(
   config: RunConfig | Mapping[str, Any], prefix: str = ''
 ) -> Iterator[tuple[str, Any]]:
-  """Yields names, with dots between their parts, and their values."""
+  """Yields every key, with dots between its parts, and its value."""
   content = config.to_dict() if isinstance(config, RunConfig) else config
   for key, value in content.items():
     if isinstance(value, Mapping):

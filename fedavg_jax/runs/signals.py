@@ -31,13 +31,17 @@ _asked: list[Stop] = []  # Of the main thread, while its signals are taken.
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(*, raises: bool = False) -> Iterator[Stop]:
   """Turns the first SIGINT or SIGTERM into a question that a loop may ask.
 
   One that comes a second later ends the process at once, as the system does it.
   Signals that the process ignores stay ignored; outside the main thread, where
   Python takes no signals, nothing changes. Inside another one, such as the runs
   of a sweep, it is the same question: no signal is lost between two of them.
+
+  Args:
+    raises: whether a second SIGINT raises KeyboardInterrupt instead, so that a
+      notebook's kernel survives it.
   """
   main = threading.current_thread() is threading.main_thread()
   if main and _asked:
@@ -57,7 +61,7 @@ def stop_on_signals() -> Iterator[Stop]:
       with contextlib.suppress(OSError):
         os.write(1, b'\nstopping after this round; once more to exit now\n')
     elif time.monotonic() - first > _SECONDS_OF_ONE_WISH:
-      signal.signal(signum, signal.SIG_DFL)
+      signal.signal(signum, before[signum] if raises else signal.SIG_DFL)
       signal.raise_signal(signum)
 
   if main:

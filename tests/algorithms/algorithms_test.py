@@ -282,11 +282,11 @@ PARAMS = {'w': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
     ),
     (
       {'client_init': lambda params, client_id: jax.random.key(client_id)},
-      r'algorithm.client_init: keeps key<.*>, must keep numbers',
+      r'algorithm.client_init: returns key<.*>, must return numbers',
     ),
     (
       {'client_finish': lambda result: fa.ClientOutput(result.num_updates)},
-      'algorithm.client_finish: sends int32',
+      'algorithm.client_finish: returns a message of int32',
     ),
     (
       {'client_finish': lambda r: fa.ClientOutput(r.delta, info=r.mean_loss)},

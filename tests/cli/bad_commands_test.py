@@ -35,7 +35,7 @@ CASES = {
   ),
   'sweep: twice the same': (
     ('sweep', *quickstart('--grid=rounds=3,3', '--workdir=new')),
-    'lists a value twice',
+    'duplicate value',
   ),
   'sweep: a seed in the grid': (
     ('sweep', *quickstart('--grid=seed=1,2', '--workdir=new')),
@@ -62,7 +62,7 @@ CASES = {
   ),
   'sweep: too many runs': (
     ('sweep', *quickstart('--seeds=1000000', '--workdir=new')),
-    'ask for 1,000,000 runs, must be at most 100,000',
+    'request 1,000,000 runs, must be at most 100,000',
   ),
   'sweep: no data': (
     (

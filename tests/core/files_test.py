@@ -41,7 +41,7 @@ def test_a_new_file_takes_nobodys_name(tmp_path, monkeypatch, links):
   with files.atomic_write_new(path) as part:
     assert part.suffix == '.png'
     part.write_text('first')
-  with pytest.raises(InputError, match='another process has made it meanwhile'):
+  with pytest.raises(InputError, match='was created by another process'):
     with files.atomic_write_new(path) as part:
       part.write_text('second')
   with pytest.raises(ZeroDivisionError):

@@ -148,7 +148,7 @@ BAD_LEAF = {
     with_user(y=[0.5, 1]),
     'y: holds 0.5 at row 0, must be whole numbers',
   ),
-  'y below 0': (with_user(y=[-1, 1]), 'y: holds -1 to 1, must lie in 0'),
+  'y below 0': (with_user(y=[-1, 1]), r'y: holds -1 to 1, must be in \[0,'),
   'y too large': (with_user(y=[2**40, 1]), 'y: holds 1 to 1099511627776'),
   'y of lists': (with_user(y=[[1], [1]]), r'y: has the shape \[2, 1\]'),
   'y of nothing exact': (

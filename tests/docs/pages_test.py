@@ -1,6 +1,7 @@
 """What the README promises, run."""
 
 import importlib.util
+import inspect
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+import fedavg_jax
 from fedavg_jax.cli import dispatch
 from fedavg_jax.cli import package_configs
 from tests.testing import PROGRAMS
@@ -129,6 +131,29 @@ def test_links_lead_somewhere(repository):
     for link in re.findall(r'\]\(([^)]+)\)', page.read_text()):
       if not link.startswith(('http', '#')):
         assert (page.parent / link.split('#')[0]).exists(), (page, link)
+
+
+def public_names():
+  """Returns the names of `import fedavg_jax as fa`, as in "losses.of_examples".
+
+  A space of names has an `__all__`; types of annotations are not documented.
+  """
+  found = set()
+  for name in fedavg_jax.__all__:
+    value = getattr(fedavg_jax, name)
+    if inspect.ismodule(value):
+      inner = {own for own in value.__all__ if callable(getattr(value, own))}
+      found |= {f'{name}.{own}' for own in inner - {'Loss'}}
+    else:
+      found.add(name)
+  return found
+
+
+def test_the_api_page_has_the_public_names_and_no_other(repository):
+  page = (repository / 'docs' / 'api.md').read_text()
+  documented = re.findall(r'^\.\. auto\w+:: fedavg_jax\.(\S+)$', page, re.M)
+  assert len(set(documented)) == len(documented)
+  assert set(documented) == public_names()
 
 
 @pytest.mark.slow

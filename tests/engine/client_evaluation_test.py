@@ -263,10 +263,12 @@ def test_csv(tmp_path):
 def test_refusals(divided):
   simulation, own = build(divided)
   nobody = fa.build_clients(fa.Examples(*divided[:2]), [np.array([], int)] * 5)
-  with pytest.raises(InputError, match='leaves no client an example'):
+  with pytest.raises(InputError, match='no client has a held-out example'):
     client_evaluation.build_client_tests(simulation, nobody)
   others = fa.build_clients(fa.Examples(*divided[:2]), divided[3][:4])
-  with pytest.raises(InputError, match='held: 4 clients, must be the 5'):
+  with pytest.raises(
+    InputError, match='held: expected 5 clients, as in training, got 4'
+  ):
     client_evaluation.build_client_tests(simulation, others)
   with pytest.raises(InputError, match='epochs = 2: must be 0 without'):
     client_evaluation.build_client_tests(simulation, own, epochs=2)

@@ -159,7 +159,7 @@ def test_refusals(clients):
       client_states_on='host',
       rounds_per_call=2,
     )
-  with pytest.raises(InputError, match='on the devices in a sweep'):
+  with pytest.raises(InputError, match='is not supported with sweeps'):
     simulations.build(
       clients,
       simulations.model(),

@@ -106,11 +106,11 @@ def test_positions_may_have_no_label():
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'y': Y[:, None]}, 'clients.y: has the shape [n, 1], the model makes'),
+    ({'y': Y[:, None]}, 'clients.y: has the shape [n, 1], the model returns'),
     ({'y': np.eye(4)[:, :3]}, 'clients.y: has the shape [n, 3]'),
     ({'test_y': Y[:, None]}, 'test.y: has the shape [n, 1]'),
-    ({'y': Y + 1}, 'clients.y: holds 1 to 3, must lie in 0 .. 2'),
-    ({'y': Y - 1}, 'clients.y: holds -1 to 1, must lie in 0 .. 2'),
+    ({'y': Y + 1}, 'clients.y: holds 1 to 3, must be in [0, 2]'),
+    ({'y': Y - 1}, 'clients.y: holds -1 to 1, must be in [0, 2]'),
     ({'test_y': Y.astype(int) + 2**32}, 'test.y: holds 4294967296'),
     ({'y': Y + 0.5}, 'clients.y: holds 0.5 at row 0, must be whole'),
     ({'y': np.where(Y == 2, np.nan, Y)}, 'clients.y: holds nan at row 2'),
@@ -124,8 +124,14 @@ def test_positions_may_have_no_label():
       'clients.x: holds 1e+300 at row 0, too large',
     ),
     ({'x': X.astype(int) + 2**40}, 'clients.x: holds 1099511627777'),
-    ({'test_x': X.astype(np.uint8)}, 'test.x: is uint8[2], but clients.x'),
-    ({'test_x': np.ones((4, 3))}, 'test.x: is float32[3], but clients.x'),
+    (
+      {'test_x': X.astype(np.uint8)},
+      'test.x: expected float32[2] as in clients.x, got uint8[2]',
+    ),
+    (
+      {'test_x': np.ones((4, 3))},
+      'test.x: expected float32[2] as in clients.x, got float32[3]',
+    ),
     ({'x': X * np.nan}, 'clients.x: 4 examples are not finite, the first is'),
     ({'test_x': X * np.inf}, 'test.x: 4 examples are not finite'),
     ({'x': np.ones((4, 5)), 'test_x': np.ones((4, 5))}, 'cannot take examples'),
@@ -177,7 +183,7 @@ def test_tokens_beyond_the_vocabulary():
   good = fa.Examples(TOKENS, np.where(TAGS < 0, -1, TAGS))
   bad = fa.Examples(TOKENS + 1, good.y)
   for train, test, words in (
-    (bad, good, 'own: train.x: holds 1 to 5, must lie in 0 .. 4'),
+    (bad, good, 'own: train.x: holds 1 to 5, must be in [0, 4]'),
     (good, bad, 'own: test.x: holds 1 to 5'),
     (good, good._replace(x=TOKENS - 1), 'own: test.x: holds -1 to 3'),
   ):
@@ -258,7 +264,11 @@ def test_targets_that_are_not_finite_are_refused(bad):
 
 
 @pytest.mark.parametrize(
-  'offsets', [[0, 3], [1, 4], [0, 5], [0, 3, 2, 4], [0.0, 4.0], [4], 4, 'ab']
+  'offsets',
+  [
+    *([0, 3], [1, 4], [0, 5], [0, 3, 2, 4], [0.0, 4.0], [4], 4, 'ab'),
+    np.array([0, 3, 2, 4], np.uint64),  # Its differences are all positive.
+  ],
 )
 def test_clients_by_hand_have_their_offsets(offsets):
   with pytest.raises(InputError, match='clients.offsets: must be whole'):
@@ -274,8 +284,11 @@ def test_a_federation_is_of_clients_and_examples():
   clients = fa.build_clients(fa.Examples(X, Y), [[0, 1], [2, 3]])
   rest = {'client_fraction': 1.0, 'epochs': 1, 'batch_size': 2}
   for parts, words in (
-    ((fa.Examples(X, Y), fa.Examples(X, Y)), 'clients: is Examples, must be'),
-    ((clients, (X, Y)), 'test: is tuple, must be fa.Examples'),
+    (
+      (fa.Examples(X, Y), fa.Examples(X, Y)),
+      'clients: expected fa.Clients, got Examples',
+    ),
+    ((clients, (X, Y)), 'test: expected fa.Examples, got tuple'),
   ):
     with pytest.raises(InputError, match=words):
       fa.Federation(*parts, **rest)

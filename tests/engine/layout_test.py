@@ -65,7 +65,7 @@ def test_memory_bounds_the_choice_and_is_named():
   devices = [gpu(2**20)]
   _, lanes, why = choose(0, 50, devices=devices, lane_bytes=2**20 // 10)
   assert lanes == 8  # A fifth stays free.
-  assert 'memory holds 8' in why
+  assert 'limited by device memory to 8 per device' in why
   kwargs = {'devices': devices, 'lane_bytes': 2**20 // 10}
   assert choose(0, 50, other_bytes=2**19, **kwargs)[1] == 4
 

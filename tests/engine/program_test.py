@@ -48,12 +48,14 @@ def lower(model, examples, parts, seed=0, **options):
 @pytest.mark.parametrize('target', ['cuda', 'tpu'])
 @pytest.mark.parametrize('name', ['2nn', 'cnn'])
 def test_lowers_for_an_accelerator_that_is_not_here(name, target):
-  """Products alone, and nobody asks the host."""
+  """A GPU gets products alone, and no program asks the host."""
   text = lowered(name).export(target).mlir_module()
   operations = collections.Counter(re.findall(r'stablehlo\.(\w+)', text))
   targets = set(re.findall(r'custom_call @(\w+)', text))
   assert not {t for t in targets if 'callback' in t or 'cpu' in t.lower()}
-  assert operations['convolution'] == 0 and operations['dot_general'] > 3
+  convolves = (name, target) == ('cnn', 'tpu')
+  assert (operations['convolution'] > 0) == convolves
+  assert operations['dot_general'] > 3
   assert 'dynamic_reshape' not in operations
   assert 'real_dynamic_slice' not in operations
 

@@ -330,7 +330,7 @@ def test_out_of_memory_halves_the_lanes_and_changes_no_result():
     timeout=300,
   )
   assert process.returncode == 0, process.stderr
-  assert 'out of memory with 512 lanes: continues with 256' in process.stderr
+  assert 'out of memory with 512 lanes: continuing with 256' in process.stderr
   limited, free = [
     [float(x) for x in line.split()[1:]] for line in process.stdout.splitlines()
   ]
@@ -371,7 +371,9 @@ def test_out_of_memory_after_some_rounds(name, failing):
 def test_not_even_one_lane_fits():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
   planner = make_simulation(lanes=1).planner
-  with pytest.raises(InputError, match='lanes = 1: not even one lane'):
+  with pytest.raises(
+    InputError, match='lanes = 1: does not fit into device memory'
+  ):
     layout.fewer_lanes(1, planner, error)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
     layout.fewer_lanes(4, planner, jax.errors.JaxRuntimeError('INTERNAL'))
@@ -409,11 +411,11 @@ SPOILT = {
   ),
   'label 10': (
     lambda clients, test: clients.y.__setitem__(3, 10),
-    'clients.y: holds 0 to 10, must lie in 0 .. 9',
+    r'clients.y: holds 0 to 10, must be in \[0, 9\]',
   ),
   'label -1': (
     lambda clients, test: test.y.__setitem__(3, -1),
-    'test.y: holds -1 to 9, must lie in 0 .. 9',
+    r'test.y: holds -1 to 9, must be in \[0, 9\]',
   ),
   'empty test set': (
     lambda clients, test: (clients, fa.Examples(test.x[:0], test.y[:0])),

@@ -104,6 +104,41 @@ def two_labels(rng, x):
   return (x + 0.3 * rng.normal(size=x.shape) > 0).astype(np.int32)
 
 
+def signs(dtype):
+  return lambda rng, x: np.where(x[:, :1] > 0, 1, -1).astype(dtype)
+
+
+def test_minus_one_is_a_target_like_others():
+  """Integers of a hinge loss train and test as the same numbers in float32."""
+
+  def hinge(outputs, batch):
+    y = batch.y.astype(jnp.float32)
+    return jnp.maximum(0, 1 - y * outputs).sum(axis=1)
+
+  whole, real = (
+    fa.run(build(linear(), signs(dtype), loss=hinge), rounds=2)['test_loss']
+    for dtype in (np.int32, np.float32)
+  )
+  np.testing.assert_array_equal(whole, real)
+  assert np.isfinite(whole).all()
+
+
+def test_booleans_stay_for_a_loss_that_negates_them():
+  """As integers, ~1 is -2 and everything is true."""
+
+  def against(negative):
+    def loss(outputs, batch):
+      error = jnp.where(negative(batch.y), outputs**2, (1 - outputs) ** 2)
+      return error.sum(axis=1)
+
+    simulation = build(linear(), lambda rng, x: x[:, :1] > 0, loss=loss)
+    return fa.run(simulation, rounds=2)['test_loss']
+
+  np.testing.assert_array_equal(
+    against(lambda y: ~y), against(lambda y: y.astype(jnp.float32) < 1)
+  )
+
+
 def test_several_labels_of_an_example():
   simulation = build(linear(2), two_labels, loss=fa.losses.binary_cross_entropy)
   *_, record = fa.simulate(simulation, rounds=3)
@@ -395,7 +430,7 @@ def bad_metric(**changes):
 @pytest.mark.parametrize(
   ('model', 'changes', 'said'),
   [
-    (linear(), {'loss': half}, r'loss: returns float32\[1\] of a batch of 3'),
+    (linear(), {'loss': half}, r'loss: returns float32\[1\] for a batch of 3'),
     (
       linear(),
       {'loss': lambda outputs, batch: jnp.argmax(outputs, axis=1)},
@@ -442,17 +477,17 @@ def bad_metric(**changes):
     (
       linear(),
       {'metrics': [bad_metric(rows=lambda outputs, batch: outputs.sum())]},
-      r'metrics\[0\].rows: returns float32\[\] of a batch of 3',
+      r'metrics\[0\].rows: returns float32\[\] for a batch of 3',
     ),
     (
       linear(),
       {'metrics': [bad_metric(result=lambda sums: {})]},
-      r'metrics\[0\].result: returns {}, must return a number under a name',
+      r'metrics\[0\].result: returns {}, must return a dictionary of num',
     ),
     (
       linear(),
       {'metrics': [bad_metric(result=lambda sums: {'a': np.ones(3)})]},
-      'must be one number under a name',
+      'must be one number with a string as its key',
     ),
     (
       linear(),
@@ -474,7 +509,9 @@ def test_functions_that_do_not_fit(model, changes, said):
 def test_targets_of_train_and_test_must_be_alike():
   clients, test = population(noisy)
   wrong = fa.Examples(test.x, test.y[:, 0])
-  with pytest.raises(InputError, match=r'test.y: is float32\[\], but clients'):
+  with pytest.raises(
+    InputError, match=r'test.y: expected .* as in clients.y, got float32\[\]'
+  ):
     simulations.build_simulation(
       linear(),
       clients,

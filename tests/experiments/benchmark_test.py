@@ -171,7 +171,7 @@ def test_commits_that_are_none(clone, tmp_path, commit):
   assert process.returncode == 2
   (line,) = process.stderr.splitlines()
   assert line.startswith('error: --peers')
-  assert line.endswith(f'{commit!r}: is no commit of {clone}')
+  assert line.endswith(f'{commit!r}: is not a commit of {clone}')
   assert not list(tmp_path.iterdir())
 
 
@@ -219,16 +219,16 @@ with checkout.checked_out('HEAD') as tree:
 
 def test_a_commit_of_no_clone(tmp_path):
   """Nor of a folder inside of another clone."""
-  with pytest.raises(fa.InputError, match='is no git clone'):
+  with pytest.raises(fa.InputError, match='is not a git clone'):
     with checkout.checked_out('HEAD', tmp_path):
       pass
   git(tmp_path, 'init', '--quiet')
   inside = tmp_path / 'copy'
   inside.mkdir()
-  with pytest.raises(fa.InputError, match='is no git clone, but part of'):
+  with pytest.raises(fa.InputError, match='is not a git clone, but part of'):
     with checkout.checked_out('HEAD', inside):
       pass
-  with pytest.raises(fa.InputError, match="'HEAD': is no commit of"):
+  with pytest.raises(fa.InputError, match="'HEAD': is not a commit of"):
     with checkout.checked_out('HEAD', tmp_path):
       pass
 

@@ -12,7 +12,7 @@ NAMES = ('fedavg_in_ten_minutes', 'your_own', 'rounds_per_second', 'paper')
 SAYS = {
   'fedavg_in_ten_minutes': r'(\d+ +[\d.]+)   (\d+)\n',  # E, C: rounds.
   'your_own': r'(accuracy|model +mean of clients) (0\.\d+)',
-  'rounds_per_second': r'(\d+ clients a round)  ([\d.]+) ms',
+  'rounds_per_second': r'(\d+ clients per round)  ([\d.]+) ms',
   'paper': r'(weights: .*in the middle|FedSGD|B = 10:?) +([\d.]+)',
 }
 

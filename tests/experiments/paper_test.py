@@ -148,8 +148,8 @@ def test_a_damaged_last_line_is_kept_told_and_run_again(
 @pytest.mark.parametrize(
   ('args', 'said'),
   [
-    (('--cells', '3'), '--cells 3: must lie in 1 to 2'),
-    (('--cells', 'a'), '--cells a: must lie in 1 to 2'),
+    (('--cells', '3'), '--cells 3: must be in [1, 2]'),
+    (('--cells', 'a'), '--cells a: must be in [1, 2]'),
     (('--seeds', '-1'), '--seeds -1: must be whole numbers from 0'),
     (('--learning-rates', '0.1,0'), '--learning-rates 0.1,0: must be positive'),
     (('--learning-rates', 'x'), '--learning-rates x: must be positive'),
@@ -304,12 +304,12 @@ def test_a_curve_of_one_rate_does_not_stand_for_another(tmp_path):
 
   cells_ = figures.cells_of(figure4.panels())
   store = results.Results(tmp_path / 'made.jsonl')
-  assert 'Not whole: 6 of 6' in figures.missing('figure4', cells_, store)
+  assert 'Incomplete: 6 of 6' in figures.missing('figure4', cells_, store)
   curve = [0.1] * (3000 // 10 + 1)
   row = made(cells_[0], learning_rate=0.05, curve=curve) | {'rounds': 3000}
   store.append([row])
   told = figures.missing('figure4', cells_, store)
-  assert 'Not whole: 5 of 6' in told and 'lr=0.05' not in told
+  assert 'Incomplete: 5 of 6' in told and 'lr=0.05' not in told
 
 
 def test_speedups_are_those_of_the_paper(tmp_path):
@@ -480,7 +480,7 @@ def test_another_process_at_the_same_cell(tmp_path, capsys):
     return False
 
   sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
-  assert 'another process is at it' in capsys.readouterr().out
+  assert 'another process is running this cell' in capsys.readouterr().out
   assert sweeps.run(cell, (0.1,), 0, other, **never)
   assert len(rows(path)) == 1
 

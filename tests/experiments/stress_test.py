@@ -100,7 +100,7 @@ def test_settings_without_their_data_are_skipped(capsys, monkeypatch):
   first, second, last = capsys.readouterr().out.splitlines()
   assert code == 0 and second == 'sweep: equal'
   assert first.startswith('cnn: skipped: neither --data nor FEDAVG_DATA')
-  assert last.endswith(', 1 skipped for want of MNIST')
+  assert last.endswith(', 1 skipped without MNIST')
   monkeypatch.setattr(compare_commits, 'compare', lambda *given: 'line 2')
   assert compare_commits.compare_all(['sweep'], [tree, tree], '') == 1
   assert 'sweep: DIFFERS: line 2' in capsys.readouterr().out
@@ -109,7 +109,7 @@ def test_settings_without_their_data_are_skipped(capsys, monkeypatch):
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
-    (('nowhere',), "'nowhere': is no commit of"),
+    (('nowhere',), "'nowhere': is not a commit of"),
     (('HEAD', '--settings', 'mnist'), '--settings mnist: must be one of quick'),
     (('HEAD', '--data', '/nowhere'), '--data /nowhere: has no folder mnist/'),
   ],

@@ -8,6 +8,7 @@ import pytest
 
 import fedavg_jax as fa
 from fedavg_jax.models import augment
+from fedavg_jax.models import layers
 from tests.testing import simulations
 
 KEYS = jax.random.split(jax.random.key(0), 500)
@@ -188,3 +189,11 @@ def test_the_test_sees_no_augmentation():
   first = next(iter(fa.simulate(build(noisy), rounds=1)))
   plain = next(iter(fa.simulate(build(None), rounds=1)))
   assert first.test_loss == plain.test_loss
+
+
+def test_the_crop_is_the_same_for_other_devices():
+  """These are given rows and columns in the place of a slice."""
+  (x,) = images(side=29)
+  with layers.for_platform('tpu'):
+    elsewhere = many(x)
+  np.testing.assert_array_equal(many(x), elsewhere)

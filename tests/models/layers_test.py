@@ -227,16 +227,19 @@ def numpy_lstm(x, weights):
   return out
 
 
-@pytest.mark.parametrize('steps', [1, 3, 5])
+@pytest.mark.parametrize('steps', [1, 3, 5, None])
 def test_lstm_is_the_numpy_twins(steps):
+  """None takes all steps."""
   rng = np.random.default_rng(7)
   x, weights = rng.normal(size=(2, 5, 3)), lstm_weights(rng, 3, 4)
   got = layers.lstm(
-    jnp.float32(x), *map(jnp.float32, weights.values()), jnp.int32(steps)
+    jnp.float32(x),
+    *map(jnp.float32, weights.values()),
+    None if steps is None else jnp.int32(steps),
   )
   expected = numpy_lstm(x[:, :steps], weights)
   np.testing.assert_allclose(got[:, :steps], expected, atol=1e-5)
-  assert not np.any(got[:, steps:])
+  assert steps is None or not np.any(got[:, steps:])
 
 
 @pytest.mark.parametrize('steps', [1, 4])
@@ -268,6 +271,27 @@ def test_lstm_gradients_are_those_of_the_numpy_twin(steps):
       array[index] = was
       expected = (values[0] - values[1]) / 2e-5
       np.testing.assert_allclose(got[n][index], expected, atol=1e-4)
+
+
+def test_lstm_gradients_with_loops_of_known_length():
+  """They are those of all steps; a device's host reads no flag of its loops."""
+  rng = np.random.default_rng(12)
+  x, target = rng.normal(size=(2, 4, 3)), rng.normal(size=(2, 4, 2))
+  weights = lstm_weights(rng, 3, 2)
+  arrays = [jnp.float32(own) for own in (x, *weights.values())]
+
+  def value(steps, *arrays):
+    return jnp.sum(jnp.sin(layers.lstm(*arrays, steps)) * jnp.float32(target))
+
+  known, counted = (
+    jax.jit(jax.grad(value, argnums=range(1, 6))) for _ in range(2)
+  )
+  for a, b in zip(
+    known(None, *arrays), counted(jnp.int32(4), *arrays), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  program = str(jax.make_jaxpr(jax.grad(value, argnums=1))(None, *arrays))
+  assert 'scan[' in program and 'while[' not in program
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_a_damaged_one_is_reported_and_the_one_before_used(
   assert_same(checkpoint.restore(found, tree(0)), tree(1))
   (warning,) = [r for r in caplog.records if r.name == 'absl']
   message = warning.getMessage()
-  assert 'checkpoints/2: damaged, the one before is used' in message
+  assert 'checkpoints/2: damaged, using the previous one' in message
   assert '\n' not in message
   # It is kept aside, and its number is free again.
   checkpoints.save(2, tree(2), {'round': 2}, None)
@@ -208,11 +208,11 @@ def test_one_that_was_being_written_is_none(tmp_path):
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    ({'w': np.zeros((3, 71))}, 'hold params.w float64[3, 70] where'),
-    ({'w': np.zeros((3, 70), np.float32)}, 'have params.w float32[3, 70];'),
-    ({'v': np.zeros(2)}, 'hold params.w float64[3, 70] where'),
-    ({'x': np.zeros(2)}, 'hold nothing where'),
-    ({'w': np.zeros((0, 70))}, 'have nothing; choose a new workdir'),
+    ({'w': np.zeros((3, 71))}, 'got params.w float64[3, 70];'),
+    ({'w': np.zeros((3, 70), np.float32)}, 'expected params.w float32[3, 70] '),
+    ({'v': np.zeros(2)}, 'got params.w float64[3, 70];'),
+    ({'x': np.zeros(2)}, 'got nothing; choose a new workdir'),
+    ({'w': np.zeros((0, 70))}, 'expected nothing for the model and the'),
   ],
 )
 def test_arrays_of_another_model(change, words):
@@ -224,7 +224,7 @@ def test_arrays_of_another_model(change, words):
   with pytest.raises(InputError, match=re.escape(words)):
     checkpoint.restore(saved, like)
   renamed = {'params': {'weights': np.zeros((3, 70))}}
-  with pytest.raises(InputError, match='have params.weights float64'):
+  with pytest.raises(InputError, match='expected params.weights float64'):
     checkpoint.restore(saved, renamed)
 
 

@@ -154,7 +154,7 @@ def test_what_differs_is_told_on_every_process(own, said, tmp_path):
 CANNOT_JOIN = {
   'cannot be reached within 2 s': ['--num_processes=2', '--process_id=1'],
   'never came (--connect_seconds)': ['--num_processes=2', '--process_id=0'],
-  'must lie in 0 .. 1': ['--num_processes=2', '--process_id=2'],
+  'must be in [0, 1]': ['--num_processes=2', '--process_id=2'],
   'must be HOST:PORT': ['--coordinator=nowhere'],
   'needs --distributed': ['--nodistributed', '--process_id=1'],
 }

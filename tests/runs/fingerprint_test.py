@@ -1,156 +1,280 @@
-"""Fingerprints: what is made alike has the same one, all else another."""
+"""Parts that compute the same have the same fingerprint, others another."""
 
-import dataclasses
 import functools
 import os
 import subprocess
 import sys
+import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax.runs.fingerprint import fingerprint
+from fedavg_jax.contracts.task import make_task
+from fedavg_jax.engine.hyperparameter_axis import Single
+from fedavg_jax.engine.hyperparameter_axis import Sweep
+from fedavg_jax.runs import fingerprint
+from tests.testing import rest_slow
 
 FACTOR = 2.0
+x = 0.0  # A name that functions here use for something else.
 
 
 class Net(nn.Module):
-  """A network of a person's own."""
+  """A network of the user."""
 
-  width: int
+  widths: tuple
+  precision: jax.lax.Precision | None = None
 
   @nn.compact
-  def __call__(self, x):
-    return nn.Dense(self.width)(x)
+  def __call__(self, inputs):
+    inputs = inputs.reshape(len(inputs), -1)
+    for i, width in enumerate(self.widths):
+      for part in width if isinstance(width, tuple) else (width,):
+        inputs = nn.Dense(part, precision=self.precision)(inputs)
+      inputs = inputs * (i + 1)
+    return inputs
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """Numbers of a person's own."""
-
-  rate: float
-
-
-class Scaled:
-  """An object with what it was made of."""
-
-  def __init__(self, rate):
-    self.rate = rate
-
-  def __call__(self, x):
-    return self.rate * x
-
-
-def network(width):
-  net = Net(width)
+def network(widths=(4,), **options):
+  net = Net(widths, **options)
   return fa.Model(
-    'net', lambda key: net.init(key, jnp.zeros((1, 4))), net.apply
+    'net', lambda key: net.init(key, jnp.zeros((1, 3))), net.apply
   )
 
 
-def helped(power):
-  def helper(x):
-    return x**power
+def scaled(loss):
+  """Decorates a loss with a factor that only its closure has."""
 
-  return lambda outputs, batch: helper(outputs - batch.y)
+  def decorate(factor):
+    @functools.wraps(loss)
+    def wrapper(outputs, batch):
+      return factor * loss(outputs, batch)
+
+    return wrapper
+
+  return decorate
 
 
-def knotted(number):
-  """Makes two functions that hold each other."""
+@scaled
+def squared(outputs, batch):
+  return jnp.sum((outputs - batch.y[:, None]) ** 2, axis=1)
 
-  def even(n):
-    return number if n == 0 else odd(n - 1)
 
-  def odd(n):
-    return even(n - 1)
+def of_config(mu):
+  config = ml_collections.ConfigDict({'mu': mu})
+  return lambda outputs, batch: jnp.sum((outputs - config.mu) ** 2, axis=1)
 
-  return even
+
+def of_module(scale):
+  """Returns a loss that reads its number from a module."""
+  helpers = types.ModuleType('helpers')
+  helpers.scale = scale
+  return lambda outputs, batch: jnp.sum(helpers.scale * outputs, axis=1)
+
+
+def of_operation(operation):
+  return lambda outputs, batch: operation(outputs, 0.5).sum(axis=1)
+
+
+def of_gradient(argument):
+  """Returns a loss that differentiates a function in one of its arguments."""
+
+  def energy(a, b):
+    return jnp.sum(a * a + 3 * b)
+
+  gradient = jax.grad(energy, argnums=argument)
+  return lambda outputs, batch: gradient(outputs, outputs).sum(axis=1)
 
 
 def steps(rates):
-  return optax.sgd(optax.piecewise_constant_schedule(rates[0], {5: rates[1]}))
+  def schedule(count):
+    return rates[0] + rates[1] * count.astype(jnp.float32)
+
+  return fa.fedavg(optax.sgd(schedule), optax.sgd(1.0))
 
 
-# Makers of a part, and two values that make different ones.
+def metric_of(value):
+  return {'metrics': [fa.metrics.mean_loss(squared(value))]}
+
+
+# Keyword arguments of `of_parts` below by a value, and two values that differ.
 PARTS = {
   'learning rate': (
-    lambda eta: fa.fedavg(optax.sgd(eta), optax.sgd(1.0)),
-    1,
-    2,
+    lambda eta: {'algorithm': fa.fedavg(optax.sgd(eta), optax.sgd(1.0))},
+    *(1.0, 2.0),
   ),
-  'schedule': (steps, (0.1, 0.2), (0.1, 0.3)),
-  'network': (network, 3, 4),
-  'closure': (helped, 2, 4),
-  'knot': (knotted, 2, 4),
-  'partial': (lambda n: functools.partial(pow, n), 2, 3),
-  'compiled': (lambda n: jax.jit(helped(n)), 2, 3),
-  'metric': (fa.metrics.top_k, 3, 5),
-  'dataclass': (Settings, 0.1, 0.2),
-  'object': (Scaled, 0.1, 0.2),
-  'method': (lambda n: Scaled(n).__call__, 1, 2),
-  'array': (np.float32, 0.1, 0.2),
-  'type': (lambda dtype: np.ones(3, dtype), np.float32, np.float64),
-  'shape': (np.ones, (2, 3), (3, 2)),
-  'key': (jax.random.key, 0, 1),
-  'dictionary': (lambda n: {'a': 1, 'b': n}, 2, 3),
-  'set': (lambda words: frozenset(words.split()), 'a b c', 'a b d'),
-  'participation': (
-    lambda share: fa.Participation(straggler_fraction=share),
-    0.1,
-    0.2,
+  'schedule': (
+    lambda rates: {'algorithm': steps(rates)},
+    *((0.1, 0.2), (0.1, 0.3)),
   ),
-  'sign': (lambda n: 1.0 * n, 0, -0.0),
+  'kept by clients': (
+    lambda eta: {'algorithm': fa.scaffold(eta)},
+    *(0.1, 0.2),
+  ),
+  'widths': (
+    lambda widths: {'model': network(widths)},
+    *(((8, 4), 4), ((8,), 4, 4)),
+  ),
+  'precision': (
+    lambda name: {
+      'model': network(precision=None if not name else jax.lax.Precision(name))
+    },
+    *('', 'highest'),
+  ),
+  'wrapper': (lambda n: {'loss': squared(n)}, 2.0, 3.0),
+  'config': (lambda mu: {'loss': of_config(mu)}, 0.0, 9.0),
+  'module': (lambda n: {'loss': of_module(n)}, 1.0, 100.0),
+  'operation': (
+    lambda name: {'loss': of_operation(getattr(jnp, name))},
+    *('maximum', 'minimum'),
+  ),
+  'gradient': (lambda n: {'loss': of_gradient(n)}, 0, 1),
+  'metric': (metric_of, 3.0, 5.0),
+  'direction': (
+    lambda lower: {
+      'metrics': [
+        fa.metrics.mean_loss(squared(1.0))._replace(lower_is_better=lower)
+      ]
+    },
+    *(True, False),
+  ),
 }
 
 
-@pytest.mark.parametrize('name', PARTS)
+def of_parts(model=None, loss=None, metrics=None, algorithm=None, cohort=2):
+  clients = fa.Clients(
+    np.arange(12, dtype=np.float32).reshape(4, 3),
+    np.arange(4, dtype=np.float32),
+    np.array([0, 3, 4]),
+  )
+  trained = algorithm or fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
+  if isinstance(trained, fa.Algorithm):
+    trained = Single(trained)
+  task = make_task(model or network(), loss or squared(1.0), metrics)
+  return fingerprint.of_parts(task, trained, clients, cohort)
+
+
+def differ(one, other):
+  return {name for name in one if one[name] != other[name]}
+
+
+@pytest.mark.parametrize('name', rest_slow(4, PARTS))
 def test_alike_and_not(name):
   make, a, b = PARTS[name]
-  assert fingerprint(make(a)) == fingerprint(make(a))
-  assert fingerprint(make(a)) != fingerprint(make(b))
+  (part,) = make(a)
+  found = of_parts(**make(a))
+  assert not differ(found, of_parts(**make(a)))
+  assert part in differ(found, of_parts(**make(b)))
 
 
-def test_code_and_what_it_reads_count(monkeypatch):
-  def scaled(x):
-    return FACTOR * x
+def test_the_part_that_differs_comes_first():
+  """An algorithm has losses and models in its program, they do not have it."""
+  found = of_parts()
+  assert differ(found, of_parts(algorithm=fa.scaffold(0.1))) == {'algorithm'}
+  assert 'model' not in differ(found, of_parts(loss=squared(3.0)))
+  weights = network().init(jax.random.key(0))
+  other = jax.tree.map(lambda leaf: leaf.at[0].add(1e-6), weights)
+  first, second = (
+    of_parts(model=network()._replace(init=lambda key, own=own: own))
+    for own in (weights, other)
+  )
+  assert differ(first, second) == {'model'}
 
-  before = fingerprint(scaled)
-  assert before != fingerprint(lambda x: FACTOR * x)  # Another name.
+
+def test_how_a_function_is_written_does_not_count():
+  """Neither names, docstrings, traces before, nor globals it does not read."""
+  calls = []
+
+  def written_otherwise(outputs, batch):
+    """Has a docstring."""
+    calls.append(batch.x)
+    distance = outputs - batch.y[:, None]
+    return jnp.sum(distance**2, axis=1)
+
+  before = of_parts(loss=written_otherwise)
+  globals()['x'] = 1.0
+  assert calls and not differ(before, of_parts(loss=written_otherwise))
+
+  def another_name(outputs, batch):
+    return jnp.sum((outputs - batch.y[:, None]) ** 2, axis=1)
+
+  metrics = [fa.metrics.mean_loss(squared(1.0))]
+  assert not differ(
+    of_parts(loss=written_otherwise, metrics=metrics),
+    of_parts(loss=another_name, metrics=metrics),
+  )
+
+
+def test_globals_that_are_read_count(monkeypatch):
+  def loss(outputs, batch):
+    return FACTOR * outputs.sum(axis=1)
+
+  before = of_parts(loss=loss)
   monkeypatch.setitem(globals(), 'FACTOR', 3.0)
-  assert before != fingerprint(scaled)
-  plus, minus = (lambda x: x + 1), (lambda x: x - 1)
-  assert plus.__qualname__ == minus.__qualname__
-  assert fingerprint(plus) != fingerprint(minus)
+  assert 'loss' in differ(before, of_parts(loss=loss))
 
 
-def test_a_method_of_an_own_class_counts(monkeypatch):
-  before = fingerprint(network(3))
-  monkeypatch.setattr(Scaled, '__call__', lambda self, x: x)
-  assert before == fingerprint(network(3))
-  monkeypatch.setattr(Net, 'extra', lambda self: 1, raising=False)
-  assert before != fingerprint(network(3))
+def test_a_derivative_rule_counts():
+  """It is in no forward pass."""
+
+  def ruled(slope):
+    @jax.custom_jvp
+    def halved(value):
+      return value / 2
+
+    halved.defjvp(lambda p, t: (halved(*p), slope * t[0]))
+    return lambda outputs, batch: halved(outputs).sum(axis=1)
+
+  first, second = of_parts(loss=ruled(0.5)), of_parts(loss=ruled(0.7))
+  assert differ(first, second) == {'algorithm'}
+
+
+def test_a_sweep_counts_what_makes_its_algorithms():
+  def trained(power):
+    return Sweep(
+      lambda eta: fa.fedavg(optax.sgd(eta**power), optax.sgd(1.0)), (1.0, 2.0)
+    )
+
+  found = of_parts(algorithm=trained(1))
+  assert not differ(found, of_parts(algorithm=trained(1)))
+  assert differ(found, of_parts(algorithm=trained(2))) == {'algorithm'}
 
 
 def test_arrays_on_disk_are_not_read_whole(tmp_path):
   np.save(tmp_path / 'x.npy', np.arange(3000.0).reshape(1000, 3))
   array = np.load(tmp_path / 'x.npy', mmap_mode='r+')
-  before = fingerprint(array)
+  before = fingerprint.of_arrays((array,))
   array[1] += 1  # Not among the rows that are read.
-  assert before == fingerprint(array)
+  assert before == fingerprint.of_arrays((array,))
   array[-1] += 1
-  assert before != fingerprint(array)
+  assert before != fingerprint.of_arrays((array,))
 
 
+@pytest.mark.parametrize(
+  ('a', 'b'),
+  [
+    (np.zeros(2), np.zeros(3)),
+    (np.zeros(2, np.float32), np.zeros(2)),
+    (np.zeros((2, 3)), np.zeros((3, 2))),
+    ({'a': np.zeros(2)}, {'a': np.ones(2)}),
+  ],
+)
+def test_arrays_count_with_type_shape_and_values(a, b):
+  assert fingerprint.of_arrays((a,)) != fingerprint.of_arrays((b,))
+
+
+@pytest.mark.slow
 def test_other_processes_have_the_same(repository):
   """Neither the order of a set nor an address is in it."""
   code = (
-    'from tests.runs.fingerprint_test import PARTS, fingerprint\n'
-    'for make, a, b in PARTS.values(): print(fingerprint(make(a)))'
+    'from tests.runs.fingerprint_test import PARTS, of_parts\n'
+    'for make, a, b in PARTS.values(): print(*of_parts(**make(a)).values())'
   )
   found = {
     subprocess.run(
@@ -164,5 +288,7 @@ def test_other_processes_have_the_same(repository):
     for seed in ('1', '2')
   }
   (texts,) = found
-  here = [fingerprint(make(a)) for make, a, _ in PARTS.values()]
-  assert texts.split() == here
+  here = [
+    ' '.join(of_parts(**make(a)).values()) for make, a, _ in PARTS.values()
+  ]
+  assert texts.splitlines() == here

@@ -389,13 +389,13 @@ def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
   ('values', 'seeds', 'words'),
   [
     ({'client.rate': ['1']}, 1, '--grid client.rate: unknown key'),
-    ({'cpu_devices': ['1', '2']}, 1, '--grid cpu_devices: a process has its'),
+    ({'cpu_devices': ['1', '2']}, 1, '--grid cpu_devices: a process cannot'),
     ({'client': ['1']}, 1, '--grid client: unknown key'),
     ({'seed': ['1', '2']}, 1, 'those of --seeds'),
     ({'rounds': ['many']}, 1, '--grid rounds=many: must be of type int'),
     ({'rounds': ['1.5']}, 1, 'must be of type int'),
     ({'self_balancing': ['1']}, 1, 'must be of type bool'),
-    ({'client.learning_rate': ['0.1', '0.10']}, 1, 'lists a value twice'),
+    ({'client.learning_rate': ['0.1', '0.10']}, 1, 'duplicate value'),
     ({'client.learning_rate': ['-1']}, 1, 'client.learning_rate = -1.0'),
     ({'partition': ['iid', 'x']}, 1, "partition = 'x'"),
     ({}, 0, '--seeds 0: must be at least 1'),
@@ -441,7 +441,8 @@ def test_a_signal_between_two_runs_ends_the_sweep(
   with monkeypatch.context() as patch:
     patch.setattr(grid, 'next_group', interrupted)
     with pytest.raises(
-      StoppedError, match=f'1 of 2 runs are over.* --workdir {folder} continues'
+      StoppedError,
+      match=f'1 of 2 runs are finished.* --workdir {folder} to resume',
     ) as info:
       grid.run_sweep(config, values, 1, folder)
   assert info.value.signum == signal.SIGINT
@@ -493,7 +494,7 @@ def test_damaged_folders_are_one_line(swept, tmp_path):
   other = json.loads(began)
   other['config']['client']['epochs'] = 7
   (run / 'config.json').write_text(json.dumps(other))
-  refused('seed_0: is of a run with other settings: client.epochs = 1')
+  refused('seed_0: belongs to a run with other settings: client.epochs = 1')
   (run / 'config.json').write_text('[]')
   refused('config.json: cannot be read')
   (run / 'config.json').write_text(began)
@@ -645,7 +646,7 @@ def test_compare_command(swept, repository, tmp_path):
     ([folders[0], '--target=2', '--picture=x.png'], '--target 2.0'),
     (['--picture=x.png'], 'name the folders'),
     ([folders[0], '--picture=x'], '--picture x: must end with .png'),
-    (['broken', '--picture=x.png'], 'line 2 is no round'),
+    (['broken', '--picture=x.png'], 'line 2 is not a round'),
     ([folders[0], '--picture=no/x.png'], 'there is no folder no'),
   ):
     process = run_compare(tmp_path, *args)

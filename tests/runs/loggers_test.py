@@ -107,7 +107,8 @@ def test_names():
   assert loggers.open_loggers('', pathlib.Path(), {}, []) == []
   loggers.check('csv,tensorboard')
   with pytest.raises(
-    InputError, match='must be any of csv, tensorboard, wandb'
+    InputError,
+    match='must be a comma-separated list of csv, tensorboard, wandb',
   ):
     loggers.check('csv,excel')
 

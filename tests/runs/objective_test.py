@@ -346,7 +346,7 @@ def test_objects_are_the_run_that_names_are(module, tmp_path):
   plain.rounds = 5
   rate = fa.fedavg(optax.sgd(0.7), optax.sgd(1.0))
   refused(
-    'algorithm: its functions, or numbers that they use, are not those',
+    'algorithm: computes something else than when the run began',
     **objects(module) | {'algorithm': rate},
   )
   began['own_code_sha256'][module] = 64 * '0'

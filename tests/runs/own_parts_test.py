@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import signal
 
 import numpy as np
 import pytest
 
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs import grid
+from fedavg_jax.runs import grid_training
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import train
@@ -124,6 +127,39 @@ def test_a_sweep_over_an_option_of_an_own_model(module, tmp_path):
     lines(alone)[-1]['train_loss'],
     rtol=1e-5,
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ended', [True, False])
+def test_a_sweep_is_of_one_code(module, tmp_path, monkeypatch, ended):
+  """Neither finished runs nor those of a stopped group go with other code."""
+  folder, rates = tmp_path / 'sweep', ['0.1', '0.2']
+  simulate = grid_training.simulate
+
+  def interrupted(*args, **kwargs):
+    for record in simulate(*args, **kwargs):
+      if record.round == 2:
+        signal.raise_signal(signal.SIGTERM)
+      yield record
+
+  def sweep(*rates):
+    config = settings(module, rounds_per_call=1)
+    grid.run_sweep(config, {'client.learning_rate': [*rates]}, 1, folder)
+
+  with monkeypatch.context() as patch:
+    if ended:
+      sweep(*rates)
+    else:
+      patch.setattr(grid_training, 'simulate', interrupted)
+      with pytest.raises(StoppedError):
+        sweep(*rates)
+  path = tmp_path / f'{module}.py'
+  path.write_text(path.read_text().replace('0.1 *', '0.2 *'))
+  with pytest.raises(InputError, match=f'{module}: its code is not that'):
+    sweep(*rates, '0.3')
+  path.write_text(path.read_text().replace('0.2 *', '0.1 *'))
+  sweep(*rates, '0.3')
+  assert len(list(folder.glob('*/seed_0/summary.json'))) == 3
 
 
 def test_no_own_code_without_own_parts():

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import StoppedError
 from fedavg_jax.runs import compare
+from fedavg_jax.runs import signals
 from fedavg_jax.runs import train
 from tests.testing import simulations
 from tests.testing.run_folders import load
@@ -200,12 +202,15 @@ REFUSED = {
     {'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(0.9))},
     r'algorithm = .*fedavg.* was .*scaffold',
   ),
-  'its number': ({'algorithm': fa.scaffold(0.1, 0.8)}, 'algorithm: its func'),
+  'its number': (
+    {'algorithm': fa.scaffold(0.1, 0.8)},
+    'algorithm: computes something else',
+  ),
   'loss': ({'loss': squared}, 'loss = .*squared.* was .*cross_entropy'),
   'metrics': ({'metrics': (fa.metrics.accuracy(),)}, 'metrics = .*accuracy'),
   'participation': (
     {'participation': fa.Participation(straggler_fraction=0.5)},
-    'participation: its functions, or numbers',
+    'participation: its cohorts, or the work',
   ),
   'order': ({}, 'clients: their examples are not those of the run in folder'),
   'labels': ({}, 'clients: their examples are not'),
@@ -242,8 +247,8 @@ def test_a_loss_of_one_line_and_a_sweep_are_compared(uneven_examples, tmp_path):
     return fa.run(simulation, rounds=1, folder=tmp_path / folder)
 
   for folder, other, said in (
-    ('a', (1.0, 4), 'loss: its functions'),
-    ('b', (2.0, 2), 'algorithm: its functions'),
+    ('a', (1.0, 4), 'loss: computes something else'),
+    ('b', (2.0, 2), 'algorithm: computes something else'),
   ):
     run(1.0, 2, folder)
     run(1.0, 2, folder)
@@ -251,16 +256,34 @@ def test_a_loss_of_one_line_and_a_sweep_are_compared(uneven_examples, tmp_path):
       run(*other, folder)
 
 
-def test_other_versions_have_other_functions(uneven_examples, tmp_path):
-  """What their closures hold says nothing then; names and examples do."""
+def test_other_versions_have_other_programs(uneven_examples, tmp_path):
+  """Names and examples are compared then; the next call compares all again."""
   folder = tmp_path / 'own'
   fa.run(build(uneven_examples), rounds=1, folder=folder)
   path = folder / 'config.json'
   began = json.loads(path.read_text())
-  began['from_python']['versions']['optax'] = '0.0.1'
-  began['from_python']['code_sha256']['algorithm'] = 64 * '0'
+  began['from_python']['made_by']['optax'] = '0.0.1'
+  began['from_python']['parts_sha256']['algorithm'] = 64 * '0'
   path.write_text(json.dumps(began))
   fa.run(build(uneven_examples), rounds=2, folder=folder)
+  other = build(uneven_examples, algorithm=fa.scaffold(0.1, 0.8))
+  with pytest.raises(InputError, match='algorithm: computes something else'):
+    fa.run(other, rounds=3, folder=folder)
+
+
+def test_what_was_compiled_counts(uneven_examples, tmp_path):
+  """A number that has changed since a simulation was built is not in it."""
+  factor = [1.0]
+
+  def loss(outputs, batch):
+    return factor[0] * fa.losses.cross_entropy(outputs, batch)
+
+  built = build(uneven_examples, loss=loss)
+  factor[0] = 50.0
+  fa.run(built, rounds=1, folder=tmp_path / 'own')
+  with pytest.raises(InputError, match='simulation: was compiled with other'):
+    fa.run(build(uneven_examples, loss=loss), rounds=2, folder=tmp_path / 'own')
+  fa.run(built, rounds=2, folder=tmp_path / 'own')
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -302,6 +325,57 @@ def test_the_best_of_a_run_that_continues(uneven_examples, tmp_path):
   assert best.value <= min(losses[2:].min(), losses[first.best.round])
 
 
+def test_the_best_of_an_interrupted_run_is_that_of_a_whole_one(
+  uneven_examples, tmp_path
+):
+  """What it resumes from was not tested, and is no candidate."""
+  simulation = build(
+    uneven_examples, metrics=(fa.metrics.mean_loss(fa.losses.cross_entropy),)
+  )
+  options = {'rounds': 8, 'eval_every': 4, 'keep_best': True}
+
+  def interrupt(record):
+    if record.round == 5:
+      raise KeyboardInterrupt
+
+  whole = fa.run(simulation, **options)
+  with pytest.raises(KeyboardInterrupt):
+    fa.run(simulation, **options, folder=tmp_path / 'own', on_round=interrupt)
+  result = fa.run(simulation, **options, folder=tmp_path / 'own')
+  assert result.best.round == whole.best.round != 5
+  jax.tree.map(np.testing.assert_array_equal, result.best, whole.best)
+
+
+def test_a_second_interrupt_raises_and_saves(
+  uneven_examples, tmp_path, monkeypatch
+):
+  """A kernel survives it; what was done is there."""
+  monkeypatch.setattr(signals, '_SECONDS_OF_ONE_WISH', 0.0)
+  folder = tmp_path / 'own'
+
+  def ask(record):
+    if record.round == 3:
+      signal.raise_signal(signal.SIGINT)
+      time.sleep(0.01)
+      signal.raise_signal(signal.SIGINT)
+      raise AssertionError('it is raised at once')
+
+  with pytest.raises(KeyboardInterrupt):
+    fa.run(build(uneven_examples), rounds=9, folder=folder, on_round=ask)
+  assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 4
+  result = fa.run(build(uneven_examples), rounds=3, folder=folder)
+  assert result['round'].tolist() == [0, 1, 2, 3]
+
+
+def test_states_alone_start_a_run_that_starts_another(uneven_examples):
+  simulation = build(uneven_examples)
+  first = fa.run(simulation, rounds=2)
+  alone = fa.run(simulation, rounds=2, start=first.to_start())
+  assert not alone.history
+  result = fa.run(simulation, rounds=3, start=alone)
+  assert result['round'].tolist() == [3]
+
+
 def test_the_best_model_is_loaded_from_a_folder(uneven_examples, tmp_path):
   folder = tmp_path / 'own'
   simulation = build(uneven_examples)
@@ -312,7 +386,7 @@ def test_the_best_model_is_loaded_from_a_folder(uneven_examples, tmp_path):
     result.best.variables,
   )
   fa.run(simulation, rounds=1, folder=tmp_path / 'none')
-  with pytest.raises(FileNotFoundError, match='keeps it with keep_best=True'):
+  with pytest.raises(FileNotFoundError, match='saves it with keep_best=True'):
     fa.load_params(tmp_path / 'none', best=True)
 
 
@@ -366,15 +440,29 @@ def test_what_cannot_be_is_one_line(uneven_examples, tmp_path):
   simulation = build(uneven_examples)
   result = fa.run(simulation, rounds=1)
   for call, said in (
-    (lambda: result.predict(np.zeros((2, 5))), r'x: is float32\[5\], but the'),
+    (
+      lambda: result.predict(np.zeros((2, 5))),
+      r'x: expected .* as in the test set, got float32\[5\]',
+    ),
     (lambda: result.predict(result.simulation.test.x, best=True), 'keep_best'),
     (lambda: fa.run(simulation, rounds=1, start=3), 'start: is int'),
     (lambda: fa.run(simulation, rounds=0), 'rounds = 0'),
-    (lambda: fa.run(simulations.model(), rounds=1), 'simulation: is Model'),
+    (lambda: fa.run(simulations.model(), rounds=1), 'simulation: .* got Model'),
     (lambda: fa.run(simulation, rounds=1, on_round=5), 'on_round: is int'),
     (lambda: fa.run(simulation, rounds=1, folder=5), 'folder: is int'),
+    (lambda: fa.run(simulation, rounds=1, folder=b'a'), 'folder: is bytes'),
+    (lambda: fa.run(simulation, rounds=1, keep_best=1), 'keep_best = 1: must'),
+    *(
+      (
+        lambda own=own: fa.run(
+          simulation, rounds=1, folder=tmp_path / 'none', **own
+        ),
+        f'{next(iter(own))} = ',
+      )
+      for own in ({'eval_every': 0}, {'target': 7.0}, {'target': 'x'})
+    ),
     (lambda: fa.run(simulation, rounds=1, folder=''), "folder = '': must"),
-    (lambda: next(fa.simulate(3, rounds=1)), 'simulation: is int'),
+    (lambda: next(fa.simulate(3, rounds=1)), 'simulation: .* got int'),
     (lambda: fa.train('quickstart', tmp_path / 'a'), 'config: is str, must be'),
     (lambda: fa.train(None, tmp_path / 'a'), 'config: is NoneType'),
     (
@@ -384,6 +472,7 @@ def test_what_cannot_be_is_one_line(uneven_examples, tmp_path):
   ):
     with pytest.raises(InputError, match=said):
       call()
+  assert not (tmp_path / 'none').exists()
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.tex').touch()
   with pytest.raises(InputError, match='not the folder of a run'):
@@ -393,7 +482,7 @@ def test_what_cannot_be_is_one_line(uneven_examples, tmp_path):
 def test_commands_refuse_such_a_folder(uneven_examples, tmp_path, repository):
   folder = tmp_path / 'own'
   fa.run(build(uneven_examples), rounds=1, folder=folder)
-  with pytest.raises(InputError, match='holds no config of a run'):
+  with pytest.raises(InputError, match='contains no config of a run'):
     compare.read_run(folder)
   with pytest.raises(InputError, match='must hold the config of a run'):
     train.train(load(repository, 'quickstart'), folder)

@@ -623,7 +623,7 @@ RUNS = {
   ),
   'checkpoints of another model': run_folder(
     _checkpoints_of({'w': np.zeros((3, 4), np.float32)}),
-    'checkpoints: hold ',
+    'checkpoints: expected ',
   ),
 }
 

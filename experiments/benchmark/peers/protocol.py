@@ -1,8 +1,9 @@
-"""How `experiments.benchmark` talks to the systems that it races.
+"""Defines the protocol between `experiments.benchmark` and its systems.
 
-Each system is a process of its own. It gets a workload as JSON on its command
-line, says on standard output what it is, then answers every line of standard
-input, a number of rounds, with the seconds that they took. Needs Python alone.
+Each system is a separate process. It gets a workload as JSON on its command
+line and writes facts about itself to standard output. It then answers every
+line of standard input, a number of rounds, with the seconds that they took.
+This module needs only the standard library.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,18 @@ from typing import Any
 
 @functools.cache
 def _answers():
-  """Where standard output went; libraries print to standard error from now."""
+  """Returns the original standard output.
+
+  From the first call on, standard output goes to standard error, so that what
+  libraries print is not taken for an answer.
+  """
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   return answers
 
 
 def workload() -> dict[str, Any]:
-  """The workload, as `workloads.Workload.as_dict` wrote it."""
+  """Returns the workload of `workloads.Workload.as_dict`."""
   _answers()
   return json.loads(sys.argv[1])
 
@@ -34,8 +39,8 @@ def answer(**content: Any) -> None:
   _answers().flush()
 
 
-def asked() -> int | None:
-  """Waits for a line; the number of rounds it asks for, None at the end."""
+def next_request() -> int | None:
+  """Waits for a request; returns its number of rounds, None at the end."""
   line = sys.stdin.readline()
   return int(line) if line.strip() else None
 
@@ -44,21 +49,22 @@ def serve(run_rounds: Callable[[int], Any], **facts: Any) -> None:
   """Answers until standard input ends.
 
   Args:
-    run_rounds: runs so many rounds and returns when they are done.
-    **facts: what the system says of itself, in its first answer.
+    run_rounds: a function that runs a number of rounds, and returns when they
+      are done.
+    **facts: facts about the system, which are its first answer.
   """
   answer(**facts)
-  while (rounds := asked()) is not None:
+  while (rounds := next_request()) is not None:
     start = time.perf_counter()
     run_rounds(rounds)
     answer(seconds=time.perf_counter() - start)
 
 
 class Turns:
-  """For systems that run their own loop over rounds: it waits its turn.
+  """Makes a system that runs its own loop over rounds wait for its turns.
 
   Attributes:
-    left: rounds of this turn that are still to be done.
+    left: the number of rounds of this turn that remain.
   """
 
   def __init__(self):
@@ -66,13 +72,19 @@ class Turns:
     self._start = 0.0
 
   def between_rounds(self) -> bool:
-    """Call it before the first round and after each; False ends the loop."""
+    """Waits for the next turn once the current one is over.
+
+    The loop calls it before the first round and after each round.
+
+    Returns:
+      Whether the loop continues; False ends it.
+    """
     if self.left:
       self.left -= 1
       if not self.left:
         answer(seconds=time.perf_counter() - self._start)
     if not self.left:
-      rounds = asked()
+      rounds = next_request()
       if rounds is None:
         return False
       self.left = rounds

@@ -1,4 +1,4 @@
-"""The benchmark's models in PyTorch, for every peer that trains PyTorch."""
+"""Defines the benchmark's models in PyTorch, for the peers that use it."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 
 class ConvNet(nn.Module):
-  """The paper's CNN: 1,663,370 parameters."""
+  """Defines the paper's CNN; 1,663,370 parameters."""
 
   def __init__(self):
     super().__init__()
@@ -22,7 +22,10 @@ class ConvNet(nn.Module):
 
 
 class SimpleCnn(nn.Module):
-  """CNN of pfl-research's CIFAR-10 benchmark, no dropout: 1,626,442."""
+  """Defines pfl-research's `simple_cnn` for CIFAR-10, without its dropout.
+
+  It has 1,626,442 parameters.
+  """
 
   def __init__(self):
     super().__init__()
@@ -38,7 +41,7 @@ class SimpleCnn(nn.Module):
 
 
 def two_hidden_layers() -> nn.Module:
-  """The paper's 2NN: 199,210 parameters."""
+  """Returns the paper's 2NN; 199,210 parameters."""
   return nn.Sequential(
     nn.Flatten(),
     nn.Linear(784, 200),
@@ -50,7 +53,7 @@ def two_hidden_layers() -> nn.Module:
 
 
 def logistic_regression() -> nn.Module:
-  """784 to 10: 7,850 parameters."""
+  """Returns logistic regression, 784 to 10; 7,850 parameters."""
   return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 
 
@@ -63,7 +66,11 @@ MODELS = {
 
 
 def random_clients(workload) -> list[tuple[torch.Tensor, torch.Tensor]]:
-  """Random images, channels first, and labels, for every client."""
+  """Draws random images, channels first, and labels for every client.
+
+  Returns:
+    Images [n_k, C, H, W] and labels [n_k] of each of the K clients.
+  """
   generator = torch.Generator().manual_seed(0)
   height, width, channels = workload['shape']
   return [

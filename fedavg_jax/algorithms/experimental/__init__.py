@@ -1,7 +1,7 @@
-"""Algorithms that have not yet reproduced a published number.
+"""Defines algorithms that have not yet reproduced a published result.
 
 Each is tested against its equations in NumPy and against the limit in which it
-is FedAvg. One leaves this folder when a published result is reproduced.
+is FedAvg. An algorithm leaves this folder once a result is reproduced.
 """
 
 from fedavg_jax.algorithms.experimental.feddyn import FedDynServer

@@ -1,4 +1,4 @@
-"""FedDyn corrects every local objective towards the global stationary point."""
+"""Defines FedDyn, which corrects local objectives towards the global one."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ class FedDynServer(NamedTuple):
   """Holds the server's state.
 
   Attributes:
-    h: the mean over all clients of their corrections h_i, like the model.
+    h: the weighted mean of all clients' corrections h_i, with the structure and
+      shapes of the model.
   """
 
   h: Params
@@ -30,25 +31,26 @@ def feddyn(
 ) -> Algorithm:
   """Returns FedDyn, Acar et al. 2021, Algorithm 1.
 
-  Client i keeps a correction h_i, the server h; all start at zero::
+  Client i has a correction h_i and the server has h, all initially zero. With
+  the cohort's share of all clients' weight::
 
-    local step   gradient - h_i + alpha * (y_i - x), then the client optimizer
-    at its end   h_i <- h_i - alpha * (y_i - x)
-    server       h   <- h - alpha * share of the cohort * mean of (y_i - x)
-                 x   <- mean of y_i - h / alpha
+    local update   gradient - h_i + alpha * (y_i - x), for client_optimizer
+    client_finish  h_i <- h_i - alpha * (y_i - x)
+    server_update  h   <- h - alpha * share * mean of (y_i - x)
+                   x   <- mean of y_i - h / alpha
 
-  At a fixed point the gradients of all clients add up to zero, whatever the
-  local epochs. The paper's means are uniform (`weighting='uniform'`), its share
-  is |P| / m; with weights, h stays the weighted mean of all h_i.
+  At a fixed point the gradients of all clients sum to zero for any number of
+  local epochs. The paper's means are uniform (`weighting='uniform'`) and its
+  share is `|P| / m`; with weights, h is the weighted mean of all h_i.
 
   Args:
     alpha: the weight of the regulariser, in (0, 1e30]; the paper tunes it in
       {0.001, 0.01, 0.1}.
-    client_optimizer: minimises the corrected local objective; `optax.sgd(eta)`
-      in the paper.
+    client_optimizer: the optimizer of the corrected local objective,
+      `optax.sgd(eta)` in the paper.
 
   Returns:
-    The algorithm; a client sends its delta and keeps h_i.
+    The algorithm; a client sends its delta, and its state is h_i.
 
   Raises:
     InputError: alpha is out of range.

@@ -1,4 +1,4 @@
-"""FedExP extrapolates: the server's step is longer where deltas disagree."""
+"""Defines FedExP, whose server steps are longer when deltas disagree."""
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,17 @@ def fedexp(
     eta_g = max(1, mean of |delta_i|^2 / (2 * (|mean delta|^2 + epsilon)))
     x    <- x + eta_g * mean of delta_i
 
-  With equal deltas eta_g is 1, and it is FedAvg to the bit. The paper reports
-  the mean of the last two models, because single ones oscillate.
+  With equal deltas eta_g is 1 and the result is bit for bit that of FedAvg. The
+  paper reports the mean of the last two models, because single ones oscillate.
 
   Args:
-    client_optimizer: `optax.sgd(eta)` in the paper.
-    epsilon: keeps the rate bounded, in (0, 1e30]; the paper tunes it in
+    client_optimizer: the optimizer of local updates, `optax.sgd(eta)` in the
+      paper.
+    epsilon: the constant that bounds eta_g, in (0, 1e30]; the paper tunes it in
       {1e-3, ..., 10}.
 
   Returns:
-    The algorithm; a client sends (delta_i, |delta_i|^2) and keeps nothing.
+    The algorithm; a client sends `(delta_i, |delta_i|^2)` and has no state.
 
   Raises:
     InputError: epsilon is out of range.

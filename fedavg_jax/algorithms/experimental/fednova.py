@@ -1,4 +1,4 @@
-"""FedNova normalises deltas by the local work that clients have done."""
+"""Defines FedNova, which normalises deltas by the clients' local work."""
 
 from typing import Any
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from fedavg_jax.contracts.algorithm import ClientResult
 
 
 class _OfUnitGradients(NamedTuple):
-  """Holds a client optimizer's state, and its path on gradients of one.
+  """Holds a client optimizer's state and its path on gradients of 1.
 
   Attributes:
-    own: the state of the optimizer.
-    unit: the state of the same optimizer for one number.
-    moved: the sum of its updates for gradients of one, [].
+    own: the state of the optimizer on the model.
+    unit: the state of the same optimizer on one number with gradients of 1.
+    moved: the sum of the updates of that number, [].
   """
 
   own: Any
@@ -34,27 +34,28 @@ def fednova(
 ) -> Algorithm:
   """Returns FedNova, Wang et al. 2020, Equations 6 and 7.
 
-  A client's delta is a sum of its gradients, `-eta * sum_j a_j g_j`. In FedAvg
-  a client that takes more steps, or has momentum, counts for more, and the
-  model converges to the optimum of another objective. FedNova divides each
-  delta by the client's sum of coefficients, and multiplies by their mean::
+  A client's delta is a weighted sum of its gradients, `-eta * sum_j a_j g_j`.
+  In FedAvg, clients with more local updates or with momentum have more
+  influence, and the model converges to the optimum of another objective.
+  FedNova divides each delta by the client's sum of coefficients and multiplies
+  the mean by the mean of these sums::
 
     A_i  = -eta * sum_j a_j       (a_j = 1 for SGD: A_i = -eta * steps)
     x   <- x + (mean of A_i) * (mean of delta_i / A_i)
 
-  A_i is the path of the client optimizer itself on gradients of one, so
-  momentum, `proximal` and learning rates that decay need no formulas of their
-  own.
+  A_i is computed by running the client optimizer on gradients of 1, so that
+  momentum, `proximal` and decaying learning rates need no separate formulas.
 
   Args:
-    client_optimizer: any optimizer that is linear in the gradients, such as
+    client_optimizer: an optimizer that is linear in the gradients, such as
       `optax.sgd(eta, momentum=0.9)` or a chain of `proximal(mu)` and SGD.
-    server_optimizer: takes the negative combined delta as its gradient;
-      `optax.sgd(1.0)` is FedNova, with momentum its server momentum.
+    server_optimizer: the optimizer of the global model; its gradient is the
+      negative combined delta. `optax.sgd(1.0)` is FedNova; its momentum is
+      FedNova's server momentum.
 
   Returns:
     The algorithm; a client sends (delta_i / A_i, A_i), one number more than in
-    FedAvg, and keeps nothing. With equal A_i it is FedAvg up to rounding.
+    FedAvg, and has no state. With equal A_i it is FedAvg up to rounding.
 
   >>> import fedavg_jax as fa
   >>> import optax

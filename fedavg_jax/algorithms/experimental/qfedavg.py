@@ -1,4 +1,4 @@
-"""q-FedAvg gives clients with a high loss more weight: a fairer model."""
+"""Defines q-FedAvg, which gives clients with a high loss more weight."""
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,17 @@ def qfedavg(q: float, learning_rate: float) -> Algorithm:
     x  <- x - (mean of F_i^q * D_i) / (mean of h_i)
 
   q = 0 is FedAvg up to rounding; a larger q weighs clients with a higher loss
-  more. The paper's means are uniform (`weighting='uniform'`). `train_loss` of
-  the metrics is the loss at the global model: one more forward pass per step.
+  more. The paper's means are uniform (`weighting='uniform'`). The metric
+  `train_loss` is the loss at the global model, which costs one more forward
+  pass per local update.
 
   Args:
     q: the degree of fairness, in [0, 1e3]; the paper tunes it in
       {0.001, ..., 15}.
-    learning_rate: eta, of the clients' SGD.
+    learning_rate: the learning rate eta of the clients' SGD, in [1e-30, 1e30].
 
   Returns:
-    The algorithm; a client sends (F_i^q D_i, h_i) and keeps nothing.
+    The algorithm; a client sends (F_i^q D_i, h_i) and has no state.
 
   Raises:
     InputError: q or the learning rate is out of range.

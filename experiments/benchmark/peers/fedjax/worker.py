@@ -1,6 +1,6 @@
-"""FedAvg as a FedJAX user writes it: its algorithm, model and sampler.
+"""Runs FedAvg with FedJAX's own algorithm, model and client sampler.
 
-FedJAX trains on full batches alone: it tops up a client's last batch with
+FedJAX trains on full batches only: it fills up a client's last batch with
 examples drawn again.
 
 python worker.py WORKLOAD
@@ -21,7 +21,7 @@ import protocol  # noqa: E402
 
 
 def forward(workload):
-  """The benchmark's models in haiku."""
+  """Returns the workload's model in haiku."""
 
   def cnn(batch):
     x = batch['x']
@@ -54,7 +54,7 @@ def forward(workload):
 
 
 def main() -> None:
-  """Builds the federation, then runs rounds as they are asked for."""
+  """Builds the federation, then runs the requested rounds."""
   workload = protocol.workload()
   rng = np.random.default_rng(0)
   data = fedjax.InMemoryFederatedData(

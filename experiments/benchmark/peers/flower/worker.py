@@ -1,4 +1,4 @@
-"""FedAvg as a Flower user writes it: a ServerApp, a ClientApp, a simulation.
+"""Runs FedAvg with Flower's ServerApp, ClientApp and simulation.
 
 python worker.py WORKLOAD WORKERS
 """
@@ -24,7 +24,10 @@ from torch_models import random_clients  # noqa: E402
 
 
 def make_client(workload, threads: int) -> ClientApp:
-  """Trains one client per message; a worker process keeps its data."""
+  """Returns an app that trains one client per message.
+
+  Each worker process makes the data and the model once.
+  """
   app = ClientApp()
   kept = {}
 
@@ -55,7 +58,7 @@ def make_client(workload, threads: int) -> ClientApp:
 
 
 def main(workers: int) -> None:
-  """The strategy's own loop; it waits for its turn where a user evaluates."""
+  """Starts the strategy's own loop, which waits for its turns in `evaluate`."""
   import protocol
 
   workload = protocol.workload()
@@ -73,7 +76,7 @@ def main(workers: int) -> None:
   @server.main()
   def run(grid, context):
     strategy = FedAvg(
-      # It cuts the product down: the half keeps rounding from costing one.
+      # Flower truncates the product: adding 0.5 avoids losing one client.
       fraction_train=(workload['cohort'] + 0.5) / len(workload['sizes']),
       fraction_evaluate=0.0,
       min_train_nodes=1,

@@ -1,6 +1,6 @@
-"""FedAvg as a pfl-research user writes it: its backend, model and algorithm.
+"""Runs FedAvg with pfl-research's own backend, model and algorithm.
 
-Its mean over clients is not weighted by their examples by default.
+By default its mean over clients is not weighted by their examples.
 
 python worker.py WORKLOAD THREADS
 """
@@ -32,7 +32,7 @@ from torch_models import random_clients  # noqa: E402
 
 
 def main(threads: int) -> None:
-  """The algorithm's own loop; it waits for its turn in a callback."""
+  """Starts the algorithm's own loop, which waits for turns in a callback."""
   torch.set_num_threads(threads)
   workload = protocol.workload()
   turns = protocol.Turns()
@@ -41,13 +41,13 @@ def main(threads: int) -> None:
   net = MODELS[workload['model']]()
 
   class Net(torch.nn.Module):
-    """What pfl-research asks of a model: its loss and its metrics."""
+    """Adds the loss and the metrics that pfl-research needs to a model."""
 
     def __init__(self):
       super().__init__()
       self.net = net
 
-    def loss(self, x, y, eval=False):  # Its own name for the argument.
+    def loss(self, x, y, eval=False):  # pfl-research names the argument so.
       self.train(not eval)
       return F.cross_entropy(self.net(x), y)
 
@@ -56,7 +56,7 @@ def main(threads: int) -> None:
       return {'loss': Weighted(self.loss(x, y, eval).item() * len(y), len(y))}
 
   class WaitForTurn(TrainingProcessCallback):
-    """Between two rounds."""
+    """Waits for the next turn between two rounds."""
 
     def on_train_begin(self, *, model):
       turns.between_rounds()

@@ -1,7 +1,7 @@
-"""FedAvg as a PyTorch user writes it: a loop over clients and batches.
+"""Runs FedAvg in plain PyTorch: a loop over clients and batches.
 
-Clients are divided among processes, the fastest way on a CPU; each process
-sends back the weighted sum of its clients' models.
+Clients are divided among processes, which is the fastest way on a CPU; each
+process returns the weighted sum of its clients' models.
 
 python worker.py WORKLOAD PROCESSES THREADS
 """
@@ -19,7 +19,14 @@ from torch_models import random_clients  # noqa: E402
 
 
 def train(workload, threads: int, tasks, results) -> None:
-  """Trains the clients that come through `tasks` in one resident model."""
+  """Trains the clients of the queue `tasks` in one model that is reused.
+
+  Args:
+    workload: the content of `workloads.Workload.as_dict`.
+    threads: the number of threads.
+    tasks: a queue of (global weights, [(client, weight)]); None ends it.
+    results: a queue for the weighted sums of models.
+  """
   torch.set_num_threads(threads)
   clients = random_clients(workload)
   model = MODELS[workload['model']]()
@@ -41,7 +48,7 @@ def train(workload, threads: int, tasks, results) -> None:
 
 
 def main(processes: int, threads: int) -> None:
-  """Divides every cohort by work, longest client first."""
+  """Divides every cohort among the processes, clients with most work first."""
   import protocol
 
   workload = protocol.workload()
