@@ -75,9 +75,9 @@ class ClientArrays(NamedTuple):
     for k in range(len(self.begins)):
       rows = np.sort(self.order[self.begins[k] : ends[k]])
       where = f'{self.name}: client {k}'
-      own = forms.form(self.x[rows], self.y[rows], where)
-      forms.check_scale(own.max_value, self.max_value, where)
-      yield NamedExamples(*own.examples, str(self.ids[k]))
+      formed = forms.form(self.x[rows], self.y[rows], where)
+      forms.check_scale(formed.max_value, self.max_value, where)
+      yield NamedExamples(*formed.examples, str(self.ids[k]))
 
 
 def open_arrays(path: pathlib.Path) -> ClientArrays:

@@ -240,9 +240,9 @@ def _get(
 
 
 def _file(found: Any, key: str, dtypes: tuple[str, ...]) -> FileInfo:
-  own = _get(found, key, lambda v: isinstance(v, dict))
+  info = _get(found, key, lambda v: isinstance(v, dict))
   shape = _get(
-    own,
+    info,
     'shape',
     lambda v: (
       isinstance(v, list) and len(v) > 0 and all(map(_is_whole(1, 2**62), v))
@@ -250,9 +250,9 @@ def _file(found: Any, key: str, dtypes: tuple[str, ...]) -> FileInfo:
   )
   return FileInfo(
     shape=tuple(shape),
-    dtype=_get(own, 'dtype', lambda v: v in dtypes),
-    bytes=_get(own, 'bytes', _is_whole(1, 2**62)),
-    sha256=_get(own, 'sha256', lambda v: isinstance(v, str) and len(v) == 64),
+    dtype=_get(info, 'dtype', lambda v: v in dtypes),
+    bytes=_get(info, 'bytes', _is_whole(1, 2**62)),
+    sha256=_get(info, 'sha256', lambda v: isinstance(v, str) and len(v) == 64),
   )
 
 

@@ -40,7 +40,7 @@ def download(
     InputError: there is no network or no space, or a checksum is wrong.
   """
   import requests
-  import tensorflow_datasets as tfds  # Heavy, and needed once.
+  import tensorflow_datasets as tfds  # Heavy, and needed only once.
   from tensorflow_datasets.core.download import download_manager
 
   builder: Any = tfds.builder_cls(name)

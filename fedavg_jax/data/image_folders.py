@@ -37,7 +37,7 @@ _SUFFIXES = frozenset(
     *('.tif', '.tiff', '.webp'),
   )
 )
-# Pillow knows more, some of which start other programs.
+# Pillow supports more formats, some of which start other programs.
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'TIFF', 'WEBP')
 # Images of formats that are not read; they are refused, not skipped silently.
 _OTHER_SUFFIXES = frozenset(
@@ -219,7 +219,7 @@ def _one_line() -> Iterator[None]:
 
 def _pixels(path: pathlib.Path, image: Any) -> tuple[np.ndarray, float]:
   mode, wide = image.mode, _is_wide(image) and image.mode not in ('I', 'F')
-  # The further pictures of an MPO are the camera's previews of the first.
+  # Further frames of an MPO are the camera's previews of the first.
   if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1:
     raise InputError(f'{path}: has {image.n_frames} frames; must have one')
   grey = mode in ('I;16', 'I;16L', 'I;16B', 'I;16N')

@@ -192,38 +192,38 @@ def read_leaf(path: pathlib.Path) -> dict[str, Examples]:
     raise InputError(
       f'{path}: inputs have shapes {sorted(shapes)}; must be equal'
     )
-  for user, own in examples.items():
-    if not len(own.y) and shapes:
+  for user, part in examples.items():
+    if not len(part.y) and shapes:
       empty = np.zeros((0, *next(iter(shapes))), np.float32)
-      examples[user] = own._replace(x=empty)
+      examples[user] = part._replace(x=empty)
   return examples
 
 
-def _leaf_user(path, user, count, own) -> Examples:
+def _leaf_user(path, user, count, record) -> Examples:
   """Reads one user's examples."""
   where = f'{path}: user {user!r:.80}'
-  if not isinstance(own, dict) or not all(
-    isinstance(own.get(name), list) for name in 'xy'
+  if not isinstance(record, dict) or not all(
+    isinstance(record.get(name), list) for name in 'xy'
   ):
     raise InputError(f'{where}: must have lists x and y')
-  if not len(own['x']) == len(own['y']) == count:
+  if not len(record['x']) == len(record['y']) == count:
     raise InputError(
-      f'{where}: has {len(own["x"])} x and {len(own["y"])} y, and num_samples'
-      f' {count!r:.20}; must be equal'
+      f'{where}: has {len(record["x"])} x and {len(record["y"])} y, and'
+      f' num_samples {count!r:.20}; must be equal'
     )
   for name in 'xy':
-    other = _kinds(own[name]) - {int, float}
+    other = _kinds(record[name]) - {int, float}
     if other:  # NumPy would allocate the longest string's size for all strings.
       raise InputError(
         f'{where}: {name}: expected'
         f' {"whole numbers" if name == "y" else "numbers"}, got'
         f' {min(kind.__name__ for kind in other)}'
       )
-  y = exact.class_numbers(own['y'], f'{where}: y')
+  y = exact.class_numbers(record['y'], f'{where}: y')
   try:
     with np.errstate(over='ignore'):  # Infinite values raise below.
-      x = np.asarray(own['x'], np.float32)
-  except (ValueError, OverflowError) as error:  # Ragged, or huge.
+      x = np.asarray(record['x'], np.float32)
+  except (ValueError, OverflowError) as error:  # Ragged lists, or huge numbers.
     raise InputError(
       f'{where}: x must be numbers of one shape ({_first_line(error)})'
     ) from error

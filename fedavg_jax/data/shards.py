@@ -55,7 +55,7 @@ class Shards(RowsOnDisk):
     return (self._limits or _unknown())[1]
 
   def __getitem__(self, rows: slice) -> np.ndarray:
-    """Reads rows first:stop."""
+    """Reads rows first:stop; IndexError for another step."""
     first, stop, step = rows.indices(len(self))
     if step != 1:
       raise IndexError('rows must be a slice with step 1')
@@ -65,7 +65,7 @@ class Shards(RowsOnDisk):
       read = np.fromfile(path, self.dtype, count, offset=offset)
       if read.size < count:
         raise InputError(f'{path}: was cut short while it was read; {AGAIN}')
-      if count == values.size:  # Nearly always: no copy.
+      if count == values.size:  # Nearly always one file has all rows: no copy.
         values = read
       else:
         values[done : done + count] = read

@@ -247,7 +247,9 @@ def _check_source(
       if sha256_of(path) != file.sha256:
         raise InputError(f'{path}: is not what was written; choose a new path')
     part = [
-      own for own in itertools.islice(given, shard.given) if len(own.y) > 0
+      client
+      for client in itertools.islice(given, shard.given)
+      if len(client.y) > 0
     ]
     found = None
     if len(part) == shard.clients:
@@ -415,5 +417,6 @@ def _line(journal, content) -> None:
   os.fsync(journal.fileno())
 
 
-def _kind(own: Client) -> str:
-  return f'{own.x.dtype}{[*own.x.shape[1:]]}, labels {[*own.y.shape[1:]]}'
+def _kind(examples: Client) -> str:
+  x, y = examples.x, examples.y
+  return f'{x.dtype}{[*x.shape[1:]]}, labels {[*y.shape[1:]]}'

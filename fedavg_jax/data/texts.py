@@ -56,7 +56,7 @@ class _Style(NamedTuple):
   further: re.Pattern[str]
 
 
-# The editions that make up the eBook differ from play to play.
+# The eBook prints different plays in different styles.
 _STYLES = (
   _Style(re.compile(rf'  {_NAME} +(\S.*)'), re.compile(r'    (.*)')),
   _Style(re.compile(rf'{_CAPITALS} +(\S.*)'), re.compile(r' +(.*)')),
@@ -98,10 +98,10 @@ def read_complete_works(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
   """
   lines = text.split_lines(_text(path).translate(_PLAIN))
   plays = {}
-  for title, own in _works(path, lines):
-    style = max(_STYLES, key=lambda style: _speeches(style, own))
-    if _speeches(style, own) >= _FEWEST_SPEECHES:
-      plays[title] = _roles(style, own)
+  for title, work in _works(path, lines):
+    style = max(_STYLES, key=lambda style: _speeches(style, work))
+    if _speeches(style, work) >= _FEWEST_SPEECHES:
+      plays[title] = _roles(style, work)
   if not plays:
     raise InputError(
       f'{path}: no role speaks; must be the complete works, with speeches'
@@ -154,7 +154,7 @@ def _roles(style: _Style, lines: Sequence[str]) -> dict[str, list[str]]:
     amid = direction  # The line begins inside a stage direction.
     line, direction = _outside_brackets(line, direction)
     plain = line.strip()
-    if not plain:  # It may also be a direction amid a speech.
+    if not plain:  # A direction may also interrupt a speech.
       skips = False
       continue
     if not amid and (speech := style.begin.match(line)):
@@ -215,7 +215,7 @@ def read_play(path: pathlib.Path) -> dict[str, list[str]]:
       continue
     if before.strip() and not direction:
       role, name = f'{name} {before.strip(" :")}'.strip(), ''
-    if _HEADING.match(role):  # Scene and place.
+    if _HEADING.match(role):  # A heading with the scene and its place.
       role = ''
       continue
     # Directions may span several lines, and interrupt a speech.
@@ -246,7 +246,7 @@ def encode_lines(lines: Iterable[str], length: int) -> Examples:
 
   Args:
     lines: the lines, none of them empty.
-    length: T; a longer line becomes several examples.
+    length: T, the tokens of a sequence; a longer line becomes several.
 
   Returns:
     x [n, T] int32, with `PADDING` behind a line; y [n, T] int32, with
@@ -350,7 +350,7 @@ def encode_words(
   Args:
     words: the words of an author.
     tokens: word -> token, from `vocabulary`.
-    length: T.
+    length: T, the words of a sequence.
 
   Returns:
     x [n, T] int32 and y [n, T] int32, padded with `UNKNOWN` and `NO_LABEL`. A

@@ -60,7 +60,7 @@ def draw_clock(
   """Draws the speeds of clients once, from log-normal distributions.
 
   Args:
-    num_clients: K.
+    num_clients: K, the number of clients.
     examples_per_second: the median client's speed, in examples per second.
     speed_spread: the standard deviation of the speed's logarithm; with 0 all
       clients are equally fast.

@@ -16,7 +16,7 @@ def pack(steps: np.ndarray, lanes: int) -> list[list[int]]:
 
   Args:
     steps: [M] steps of each client; clients without steps are left out.
-    lanes: L.
+    lanes: L, the number of lanes.
 
   Returns:
     For every lane the positions in `steps`, in the order of training.
@@ -75,7 +75,7 @@ def steps_by_width(
 
   Args:
     steps: [M] steps of a cohort's clients.
-    num_devices: D.
+    num_devices: D, the number of devices.
     widths: [W] lanes of a device that step together, as in `Planner`.
   """
   packed = pack(steps, num_devices * widths[0])

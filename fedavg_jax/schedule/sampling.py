@@ -34,7 +34,7 @@ def cohort_size(num_clients: int, client_fraction: float) -> int:
   0.29 * 100 is 28.999999999999996.
 
   Args:
-    num_clients: K.
+    num_clients: K, the number of clients.
     client_fraction: C in [0, 1]; 0 is one client.
 
   >>> cohort_size(100, 0.29), cohort_size(100, 0.0)
@@ -128,9 +128,9 @@ class Sampler:
         raise InputError(f'{name} = {getattr(self, name)!r}: {rule}')
     choices.check_choice('shuffle', self.shuffle, choices.SHUFFLES)
     if self.participation.has_own_rules:
-      self._try_own_rules()
+      self._check_custom_rules()
 
-  def _try_own_rules(self) -> None:
+  def _check_custom_rules(self) -> None:
     """Raises InputError if a custom rule fails or is not pure in round 1.
 
     With a rule that counts its calls, or draws from another generator, results
@@ -147,7 +147,7 @@ class Sampler:
         )
 
   @functools.cached_property
-  def _sizes_to_read(self) -> np.ndarray:
+  def _readonly_sizes(self) -> np.ndarray:
     """Returns n_k of every client as a view that rules cannot change, [K]."""
     sizes = self.num_examples.view()
     sizes.flags.writeable = False
@@ -155,7 +155,7 @@ class Sampler:
 
   @functools.cached_property
   def batch_examples(self) -> int:
-    """Returns the most examples of a minibatch: B, or at most max(n_k)."""
+    """Returns the most examples of a minibatch: B, at most max(n_k)."""
     largest = int(self.num_examples.max())
     return min(self.batch_size or largest, largest)
 
@@ -163,7 +163,7 @@ class Sampler:
     """Returns the clients drawn for a round, without replacement, [m] int64."""
     return self.participation.cohort(
       np.random.default_rng([self.seed, _COHORT, round_number]),
-      DrawContext(round_number, self._sizes_to_read, self.cohort_size),
+      DrawContext(round_number, self._readonly_sizes, self.cohort_size),
     )
 
   def work(self, round_number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +220,7 @@ class Sampler:
       return None
     sizes = self.num_examples[cohort]
     seconds = (
-      self._seconds_under_way(cohort)
+      self._transfer_seconds(cohort)
       + self.epochs * sizes / clock.examples_per_second[cohort]
     )
     slowest = float(seconds[sizes > 0].max(initial=0.0))
@@ -234,7 +234,7 @@ class Sampler:
     clock = self.participation.clock
     if clock is None or not clock.deadline:
       return updates
-    left = np.maximum(clock.deadline - self._seconds_under_way(cohort), 0.0)
+    left = np.maximum(clock.deadline - self._transfer_seconds(cohort), 0.0)
     sizes = self.num_examples[cohort]
     # Rounding must not lose an example that is just in time.
     examples = left * clock.examples_per_second[cohort] * (1 + 1e-9)
@@ -244,7 +244,7 @@ class Sampler:
       epochs * self._updates_of_an_epoch(cohort) + rest // self.batch_examples
     )
 
-  def _seconds_under_way(self, cohort) -> np.ndarray:
+  def _transfer_seconds(self, cohort) -> np.ndarray:
     """Returns simulated seconds of each client's download and upload, [m]."""
     clock = self.participation.clock
     assert clock is not None

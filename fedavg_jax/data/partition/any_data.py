@@ -23,8 +23,8 @@ def iid(
   It is the IID partition of McMahan et al. 2017, section 3.
 
   Args:
-    num_examples: n.
-    num_clients: K.
+    num_examples: n, the number of examples.
+    num_clients: K, the number of clients.
     seed: the seed of the order.
     sizes: [K] sizes of the parts, from `sizes` or custom ones, which add up to
       n; by default they differ by at most one.

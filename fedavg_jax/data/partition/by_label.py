@@ -30,7 +30,7 @@ def shards(
 
   Args:
     labels: [n] class numbers of any dtype.
-    num_clients: K.
+    num_clients: K, the number of clients.
     shards_per_client: the number of shards of each client.
     seed: the seed of the deal.
 
@@ -85,7 +85,7 @@ def dirichlet(
 
   Args:
     labels: [n] class numbers of any dtype.
-    num_clients: K.
+    num_clients: K, the number of clients.
     alpha: the concentration, one number for all clients or K of them.
     min_size: the minimum number of examples of every client; the partition is
       drawn anew until all clients have it.
@@ -211,7 +211,7 @@ def pathological(
 
   Args:
     labels: [n] class numbers of any dtype.
-    num_clients: K.
+    num_clients: K, the number of clients.
     classes_per_client: k, the exact number of classes of each client.
     assignment: the way to assign classes. 'random' draws those of each client;
       'deterministic' assigns classes i, i + 1, ... to client i, and class 0
@@ -223,8 +223,8 @@ def pathological(
     K index arrays.
 
   Raises:
-    InputError: a value breaks its rule, or a class has fewer examples than
-      clients.
+    InputError: a value breaks its rule, or a class has too few examples or
+      no client.
 
   >>> import fedavg_jax as fa
   >>> labels = np.repeat(np.arange(3), 10)

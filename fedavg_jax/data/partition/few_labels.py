@@ -89,19 +89,19 @@ def few_labels(
   return deal(by_class, counts, rng)
 
 
-def _check_numbers(own, sizes: np.ndarray, num_labels: int) -> np.ndarray:
+def _check_numbers(given, sizes: np.ndarray, num_labels: int) -> np.ndarray:
   """Returns the number of labels of each client, [K]."""
-  numbers = np.asarray(own)
+  numbers = np.asarray(given)
   if numbers.dtype.kind not in 'iu' or numbers.shape not in ((), sizes.shape):
     raise InputError(
-      f'classes_per_client = {own!r}: must be a whole number, or one for'
+      f'classes_per_client = {given!r}: must be a whole number, or one for'
       f' each of {len(sizes)} clients'
     )
   numbers = np.broadcast_to(numbers, sizes.shape)
   if numbers.min() < 1 or numbers.max() > num_labels:
     raise InputError(
-      f'classes_per_client = {own!r}: must be in [1, {num_labels}], the number'
-      ' of labels'
+      f'classes_per_client = {given!r}: must be in [1, {num_labels}], the'
+      ' number of labels'
     )
   if (sizes < numbers).any():
     k = int((sizes < numbers).argmax())
@@ -245,8 +245,8 @@ def _too_few(
 ) -> InputError:
   """Returns the error that names the labels with too few examples."""
   found = f' in each of {draws} draws, last' if draws > 1 else ''
-  own = names[short].tolist()
-  listed = ', '.join(map(str, own[:8])) + ', ...' * (len(own) > 8)
+  labels = names[short].tolist()
+  listed = ', '.join(map(str, labels[:8])) + ', ...' * (len(labels) > 8)
   return InputError(
     f'sizes: need{found} {counts[short].sum()} examples of labels {listed},'
     f' only {available[short].sum()} are available; must be smaller, or'

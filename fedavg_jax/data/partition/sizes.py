@@ -31,7 +31,7 @@ def sizes(
       ('power_law') or exp(skew z), z ~ N(0, 1) ('log_normal'); or the sizes
       themselves, separated by commas.
     num_examples: n, the sum of the sizes.
-    num_clients: K.
+    num_clients: K, the number of clients.
     skew: the exponent or scale in 'power_law' and 'log_normal', in [0, 100].
     min_size: the examples of each client before a law divides the others.
     rest: whether given sizes may add up to less than n.
