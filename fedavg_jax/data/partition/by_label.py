@@ -62,10 +62,10 @@ def shards(
     )
   by_label = np.argsort(labels, kind='stable')
   pieces = np.array_split(by_label, num_shards)
-  deal = np.random.default_rng(seed).permutation(num_shards)
+  order = np.random.default_rng(seed).permutation(num_shards)
   return [
     np.concatenate([pieces[i] for i in mine])
-    for mine in np.split(deal, num_clients)
+    for mine in np.split(order, num_clients)
   ]
 
 
