@@ -1,4 +1,4 @@
-"""What the Python surface refuses, as the command does: one line each."""
+"""Python functions have the checks of the commands, with one-line errors."""
 
 import re
 

@@ -400,7 +400,7 @@ def round_metrics(sums: RoundSums, finite: jax.Array) -> RoundMetrics:
 
 def place_plan(plan: Plan, mesh: jax.sharding.Mesh) -> Plan:
   """Places a plan for the round; each of several processes places its part."""
-  if not processes.several():
+  if not processes.is_distributed():
     return plan
   shardings: Any = jax.tree.map(
     lambda spec: jax.sharding.NamedSharding(mesh, spec), PLAN_SPECS

@@ -52,7 +52,7 @@ class PythonFolder(contextlib.AbstractContextManager):
     Raises:
       InputError: it is another run's, in use, or cannot be written.
     """
-    if processes.several():
+    if processes.is_distributed():
       raise InputError(
         'folder: needs a single process; `train` saves runs of several'
       )

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.driver import DIVERGED
@@ -71,7 +71,7 @@ def run(
   Raises:
     InputError: a value breaks its rule, or the folder is another run's.
     DivergedError: the loss or the model is not finite any more.
-    StoppedError: SIGTERM, where a folder has saved what was done.
+    InterruptedRunError: SIGTERM, where a folder has saved what was done.
   """
   check_rounds(simulation, rounds, eval_every, target)
   _check_arguments(simulation, on_round, keep_best, folder)
@@ -100,12 +100,12 @@ def run(
       eval_every=eval_every,
       target=target,
       start=following.start,
-      wanted=lambda number: (
+      needs_state=lambda number: (
         on_round is not None
         or (keep_best and (number % eval_every == 0 or number == rounds))
       ),
-      looking=kept.due if kept else lambda: False,
-      stopping=stop,
+      state_requested=kept.due if kept else lambda: False,
+      should_stop=stop,
     ):
       row = following.take(record)
       if kept is not None:
@@ -149,7 +149,7 @@ def _check_end(
   if stop.signum == signal.SIGINT:
     raise KeyboardInterrupt
   if stop():
-    raise StoppedError(
+    raise InterruptedRunError(
       f'round {number} is saved; the same call with folder={str(folder)!r}'
       ' continues it',
       signum=stop.signum,

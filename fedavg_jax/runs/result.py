@@ -18,7 +18,7 @@ from fedavg_jax.engine import examples
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
-from fedavg_jax.runs.snapshots import are_there
+from fedavg_jax.runs.snapshots import are_stored
 
 # Examples at a time: enough to be fast, few enough to bound memory.
 _BATCH = 256
@@ -75,7 +75,7 @@ class Result(Mapping[str, np.ndarray]):
     Raises:
       InputError: another run has taken the client states along.
     """
-    if not are_there(self.client_states, self._changes):
+    if not are_stored(self.client_states, self._changes):
       raise InputError(
         'start: another run has taken along what its clients keep; start from'
         ' the result of that run, or save runs in folders'

@@ -69,7 +69,7 @@ class SharedFolder(contextlib.AbstractContextManager):
     self.path = pathlib.Path(processes.broadcast(str(workdir)))
     self._cfg = cfg
     # Of process 0, as the folder will be read and written.
-    self._own = processes.first(lambda: _take(self.path, cfg, extend))
+    self._own = processes.on_primary(lambda: _take(self.path, cfg, extend))
     self._began: dict[str, Any] = {}
     self._saved: checkpoint.Checkpoint | None = None
 
@@ -90,8 +90,8 @@ class SharedFolder(contextlib.AbstractContextManager):
     Raises:
       InputError: it cannot resume here.
     """
-    processes.agree({'the data, by SHA-256,': now['data_sha256']})
-    found = processes.first(lambda: self._read(now))
+    processes.check_equal({'the data, by SHA-256,': now['data_sha256']})
+    found = processes.on_primary(lambda: self._read(now))
     return Left(*processes.broadcast(found or ()))
 
   def _read(self, now: dict[str, Any]) -> Left:
@@ -124,7 +124,9 @@ class SharedFolder(contextlib.AbstractContextManager):
     if not left.resumes:
       return None, states
     like = shapes(simulation, states, left.num_clients)
-    tree = collectives.copy(processes.first(lambda: self._restore(like)), like)
+    tree = collectives.copy(
+      processes.on_primary(lambda: self._restore(like)), like
+    )
     return put(tree, simulation, states), states
 
   def _restore(self, like: Any) -> Any:
@@ -152,7 +154,7 @@ class SharedFolder(contextlib.AbstractContextManager):
       InputError: it cannot be made, or has no room for the checkpoints.
     """
     room = _room(self._cfg, simulation, left)
-    processes.first(lambda: self._begin(prepared, room))
+    processes.on_primary(lambda: self._begin(prepared, room))
 
   def _begin(self, prepared: Prepared, room: int) -> None:
     own = self._own

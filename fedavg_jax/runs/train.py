@@ -16,7 +16,7 @@ from fedavg_jax.contracts.losses import Loss
 from fedavg_jax.contracts.metrics import Metric
 from fedavg_jax.contracts.model import Model
 from fedavg_jax.core.errors import DivergedError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import processes
 from fedavg_jax.engine.devices import check_jax
@@ -77,14 +77,14 @@ def train(
   Raises:
     InputError: bad config, data or workdir; nothing was overwritten.
     DivergedError: the loss or the model is not finite any more.
-    StoppedError: SIGINT or SIGTERM; all that was done is kept.
+    InterruptedRunError: SIGINT or SIGTERM; all that was done is kept.
   """
   given = given_parts.check(dataset, model, algorithm, loss, metrics)
   cfg = given_parts.named(run_config.read(config), given)
   use_cpu_devices(cfg.cpu_devices)
   check_jax()
-  if processes.several():  # Or nobody is there to differ.
-    processes.agree(_same_everywhere(cfg))
+  if processes.is_distributed():  # Or nobody is there to differ.
+    processes.check_equal(_same_everywhere(cfg))
   with (
     stop_on_signals() as stop,
     SharedFolder(workdir, cfg, extend=extend) as folder,
@@ -94,7 +94,7 @@ def train(
       return summary
 
     # Data, divided among the clients, and a model; what a run has left of it.
-    prepared = processes.together(lambda: prepare(cfg, given))
+    prepared = processes.on_every_process(lambda: prepare(cfg, given))
     left = folder.read(to_begin(cfg, prepared))
 
     # Optimizers, compiled round, tests of clients.
@@ -129,7 +129,7 @@ def _check_end(
       f' model and metrics before it are kept in {workdir}'
     )
   if summary['status'] == 'interrupted':
-    raise StoppedError(
+    raise InterruptedRunError(
       f'round {summary["rounds"]} is saved; the same command with --workdir'
       f' {workdir} resumes from there',
       signum=signum or signal.SIGTERM,  # Another process has had it.
@@ -144,14 +144,14 @@ def _layout(cfg: RunConfig, prepared: Prepared, simulation: Simulation) -> str:
     f'{describe(cfg)}\n{planner.cohort_size} of'
     f' {prepared.clients.num_clients} clients a round in {planner.lanes}'
     f' lane(s) on {planner.num_devices} {platform} device(s)'
-    f'{processes.describe()}: {simulation.why_lanes}\ncompiled in'
+    f'{processes.describe()}: {simulation.layout_reason}\ncompiled in'
     f' {simulation.compile_seconds:.1f} s'
   )
 
 
 def _say(text: str) -> None:
   """Prints a line, of several processes once."""
-  if processes.leads():
+  if processes.is_primary():
     say(text)
 
 

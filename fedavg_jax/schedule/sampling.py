@@ -44,7 +44,7 @@ def cohort_size(num_clients: int, client_fraction: float) -> int:
   return max(int(round(client_fraction * num_clients, 6)), 1)
 
 
-class Account(NamedTuple):
+class RoundCost(NamedTuple):
   """Holds a round's communication cost and its simulated time.
 
   Attributes:
@@ -197,11 +197,11 @@ class Sampler:
     others = np.setdiff1d(np.arange(len(self.num_examples)), cohort)
     return np.concatenate([cohort, others[:missing]])
 
-  def account(self, round_number: int) -> Account:
+  def cost(self, round_number: int) -> RoundCost:
     """Returns a round's communication cost and its simulated time."""
     cohort, completed = self.work(round_number)
     reports = completed > 0
-    return Account(
+    return RoundCost(
       drawn=len(cohort),
       reported=int(reports.sum()),
       bytes_down=len(cohort) * self.bytes_down,

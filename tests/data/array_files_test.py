@@ -1,4 +1,4 @@
-"""Arrays by client: what a file promises is what it holds, and whose it is."""
+"""Arrays by client must hold what their headers promise."""
 
 import io
 import os
@@ -36,7 +36,7 @@ def header(descr, shape, by_columns=False):
 
 
 def folder(place, **contents):
-  """A folder of good files, but for those that are given."""
+  """Makes a folder of valid files, except for those that are given."""
   place.mkdir()
   for name, array in arrays().items():
     (place / f'{name}.npy').write_bytes(contents.get(name, npy(array)))
@@ -46,7 +46,7 @@ def folder(place, **contents):
 def archive(members):
   buffer = io.BytesIO()
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # That a name is there twice.
+    warnings.simplefilter('ignore')  # zipfile warns of duplicate names.
     with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as file:
       for name, content in members:
         file.writestr(name, content)
@@ -105,7 +105,7 @@ def test_arrays_in_a_folder_that_are_refused(x, words, tmp_path):
   refused('arrays', folder(tmp_path / 'in', x=x), tmp_path, words)
 
 
-def test_names_in_capitals_are_found_and_two_are_one_too_many(tmp_path):
+def test_capital_names_are_found_and_duplicates_refused(tmp_path):
   place = folder(tmp_path / 'in')
   os.rename(place / 'x.npy', place / 'X.NPY')
   (place / '._y.npy').write_bytes(b'a fork of the system')
@@ -115,7 +115,7 @@ def test_names_in_capitals_are_found_and_two_are_one_too_many(tmp_path):
 
 
 @pytest.mark.parametrize('order', ['C', 'F'])
-def test_rows_and_columns_first(order, tmp_path):
+def test_row_and_column_order(order, tmp_path):
   place = folder(tmp_path / 'in', x=npy(np.asarray(arrays()['x'], order=order)))
   own = convert('arrays', place, tmp_path / 'out')
   rows = np.concatenate([arrays()['x'][[2, 5]], arrays()['x'][[0, 1, 3, 4]]])
@@ -134,7 +134,7 @@ def test_clients_are_named_by_their_numbers(kind, tmp_path):
 
 
 def bomb(size):
-  """A directory that promises an array of a size, in a hundred bytes."""
+  """Makes an archive of 100 bytes that promises an array of `size` bytes."""
   promise = header('|u1', (size, 1, 1))
   content = bytearray(archive([('x.npy', promise + bytes(50)), *GOOD[1:]]))
   total = struct.pack('<I', len(promise) + size)
@@ -169,8 +169,8 @@ def test_archives_that_are_refused(content, words, tmp_path):
   assert peak < 2**24
 
 
-def test_an_archive_of_zeros_is_no_trap(tmp_path):
-  """Deflate packs a megabyte of zeros a thousandfold."""
+def test_an_archive_of_zeros_is_read(tmp_path):
+  """Zeros of a megabyte become a kilobyte by deflate."""
   found = arrays() | {'x': np.zeros((6, 500, 500), np.uint8)}
   found |= {'x_test': found['x'][:2]}
   np.savez_compressed(tmp_path / 'in.npz', **found)

@@ -1,4 +1,4 @@
-"""Readers of files: real ones, ones made here, and any bytes at all."""
+"""Readers of files return arrays or raise InputError, whatever the bytes."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ from fedavg_jax.data import texts
 
 @pytest.mark.slow
 def test_real_cifar10(real_data, tmp_path):
-  """The official layout, written here from the images: a label, then planes."""
+  """The file has the official layout: a label, then the planes of its image."""
   folder = real_data / 'cifar10'
   x = np.load(lzma.open(folder / 'test_images.npy.xz'))[:500]
   y = np.load(folder / 'test_labels.npy')[:500]
@@ -85,7 +85,7 @@ def test_real_femnist(real_data):
   y = np.concatenate([e.y for e in users.values()])
   assert x.shape[1:] == (784,) and 0 <= x.min() and x.max() == 1.0
   assert (y.min(), y.max()) == (0, 61)
-  assert np.median(x) == 1.0  # White is the background.
+  assert np.median(x) == 1.0  # The background is white.
 
 
 def without(key):
@@ -284,7 +284,7 @@ JSON = st.recursive(
 
 
 def read(name, path):
-  """What a reader gives, or the line that it raises; anything else fails."""
+  """Returns what a reader returns, or None where it refuses in one line."""
   try:
     return READERS[name](path)
   except InputError as error:
@@ -295,7 +295,7 @@ def read(name, path):
 
 fuzzed = settings(
   max_examples=200,
-  deadline=2000,  # Milliseconds: nothing hangs.
+  deadline=2000,  # Milliseconds, so that nothing hangs.
   derandomize=True,
   suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -325,7 +325,7 @@ def test_any_bytes(tmp_path, name, content, zipped):
 @fuzzed
 @given(data=st.data())
 def test_good_bytes_that_are_damaged(tmp_path, name, data):
-  """A slice of a good file is left out, or something is put in its place."""
+  """A slice of a valid file is left out, or replaced by other bytes."""
   good = GOOD[name]
   first = data.draw(st.integers(0, len(good)))
   last = data.draw(st.integers(first, min(len(good), first + 40)))
@@ -372,7 +372,7 @@ def test_any_text_of_a_play(tmp_path, text):
 
 
 BOMBS = {
-  # As NumPy has texts, 20,000 times as wide as the longest one.
+  # NumPy's texts are as wide as the longest one, here 20,000 times.
   'a long text': json.dumps(
     {
       'users': ['a'],
@@ -395,7 +395,7 @@ BOMBS = {
 @pytest.mark.parametrize('bomb', BOMBS)
 @pytest.mark.parametrize('name', READERS)
 def test_nothing_is_allocated_out_of_proportion(tmp_path, name, bomb):
-  """256 MiB in a quarter of a MiB; a header that promises 79 billion GB."""
+  """A quarter of a MiB has 256 MiB in it; a header promises 79 billion GB."""
   path = tmp_path / 'file'
   path.write_bytes(BOMBS[bomb])
   tracemalloc.start()
@@ -404,14 +404,14 @@ def test_nothing_is_allocated_out_of_proportion(tmp_path, name, bomb):
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
-  # What is unpacked, and a copy as text; a Python object for each number.
+  # The unpacked bytes and a copy as text; a Python object for each number.
   assert peak < 2**20 + 20 * 200 * len(BOMBS[bomb]) / 8
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_files_that_cannot_be_read(tmp_path):
   os.mkfifo(tmp_path / 'pipe')
   with open(tmp_path / 'holes', 'wb') as file:
-    file.truncate(2**40)  # A TiB of nothing.
+    file.truncate(2**40)  # A sparse file of 1 TiB.
   for name in READERS:
     for file in ('nowhere', '.', 'pipe', '/dev/zero'):
       assert read(name, tmp_path / file) is None

@@ -1,6 +1,7 @@
-"""What is handed to a conversion: values arrive exactly, or a line says why.
+"""A conversion keeps the values of its source exactly, or refuses in one line.
 
-Every refusal leaves the file system as it was, and no folder behind.
+Every refusal leaves the file system unchanged.
+
 """
 
 import io
@@ -22,7 +23,7 @@ from fedavg_jax.data.catalog import load_dataset
 from tests.testing.conversions import convert
 from tests.testing.conversions import refused
 
-# Arrays and generators: one form for every dtype.
+# Arrays and generators have one form for every dtype.
 
 
 def images(dtype, top=255):
@@ -201,7 +202,7 @@ def test_objects_are_never_unpickled(tmp_path):
   refused('arrays', tmp_path / 'a.npz', tmp_path, 'cannot be read')
 
 
-def test_pipes_and_folders_in_the_place_of_files(tmp_path):
+def test_pipes_and_folders_instead_of_files(tmp_path):
   os.mkfifo(tmp_path / 'pipe')
   refused('arrays', tmp_path / 'pipe', tmp_path, 'must be a file or a folder')
   refused('words', tmp_path / 'pipe', tmp_path, 'pipe: ')
@@ -304,7 +305,7 @@ def save(path, image):
 
 
 def folders(tmp_path, image=None):
-  """ann and bob, cats and dogs, of which the test has one each."""
+  """Makes train/ of ann and bob, test/, each with a cat and a dog."""
   image = image or Image.fromarray(np.full((4, 4), 7, np.uint8))
   for label in ('cat', 'dog'):
     for where in ('test', 'train/ann', 'train/bob'):
@@ -353,7 +354,7 @@ def test_a_palette_gives_its_colours(tmp_path):
 
 
 def deep_png():
-  """Colours of 16 bits, which Pillow cuts to 8 without a word."""
+  """Makes a PNG of 16 bits per channel, which Pillow silently cuts to 8."""
 
   def chunk(kind, content):
     import zlib
@@ -442,7 +443,7 @@ def test_images_that_are_refused(name, content, words, where, tmp_path):
     'train/README.txt',
   ],
 )
-def test_what_is_no_data_is_nobodys(where, tmp_path):
+def test_files_that_are_not_data_are_ignored(where, tmp_path):
   place = folders(tmp_path)
   (place / where).parent.mkdir(parents=True, exist_ok=True)
   (place / where).write_bytes((place / 'test/cat/0.png').read_bytes())
@@ -455,7 +456,7 @@ def test_what_is_no_data_is_nobodys(where, tmp_path):
 @pytest.mark.parametrize(
   'where', ['train/0.png', 'train/ann/0.JPG', 'test/0.png', 'train/ann/cat/x/y']
 )
-def test_images_at_another_level_are_not_dropped(where, tmp_path):
+def test_images_at_another_level_are_refused(where, tmp_path):
   place = folders(tmp_path)
   (place / where).parent.mkdir(parents=True, exist_ok=True)
   (place / where).write_bytes(b'')
@@ -510,7 +511,7 @@ def leaf_folder(tmp_path, *files):
 
 
 def test_a_user_in_several_files_is_one_client(tmp_path):
-  """In memory and converted; f10 comes behind f9."""
+  """Both readers join its examples; f10 follows f9."""
   place = leaf_folder(
     tmp_path,
     [('a', [0, 1]), ('b', [2])],
@@ -557,7 +558,7 @@ def test_users_that_are_refused(content, words, tmp_path):
 
 
 def test_lines_of_json_end_where_json_says(tmp_path):
-  """U+2028 and its like may stand in a string; CR ends a line."""
+  """A string may contain U+2028 and the like; CR ends a line."""
   for name, ends, mark in (
     ('unix', '\n', b''),
     ('mac', '\r', b''),
@@ -588,7 +589,7 @@ def test_text_in_utf_16_and_files_in_capitals(tmp_path):
   )
 
 
-def test_a_play_in_two_forms_is_ambiguous(tmp_path):
+def test_a_play_in_two_files_is_refused(tmp_path):
   play = 'Hamlet\n\nSCENE\tElsinore.\n' + 'A\tline one\n\tline two\n' * 2
   (tmp_path / 'in').mkdir()
   (tmp_path / 'in' / 'hamlet.txt').write_text(play)
@@ -597,7 +598,7 @@ def test_a_play_in_two_forms_is_ambiguous(tmp_path):
   refused('shakespeare', tmp_path / 'in', tmp_path, 'are one name')
 
 
-# What a folder of a federation may have become.
+# Damaged folders of a federation.
 
 
 @pytest.fixture
@@ -671,7 +672,7 @@ def test_a_tampered_description_is_one_line(federation, change, words):
   path = federation / 'federation.json'
   found = change(json.loads(path.read_text()))
   path.write_text(json.dumps(found))
-  if words is None:  # Only the content would tell.
+  if words is None:  # Only the content shows the damage.
     stored.read(federation)
     words = 'checksum mismatch'
   else:
@@ -689,7 +690,7 @@ def test_sizes_that_add_up_but_are_negative(federation):
     stored.read(federation)
 
 
-def test_pipes_in_the_place_of_shards(federation):
+def test_pipes_instead_of_shards(federation):
   path = federation / 'clients-00000-x.npy'
   path.unlink()
   os.mkfifo(path)

@@ -1,4 +1,4 @@
-"""What a config's clients hold: divided, described, drawn by one command."""
+"""A config's clients can be divided, described and drawn by one command."""
 
 import re
 import subprocess
@@ -112,7 +112,7 @@ def test_description_of_a_federation_by_hand():
   told = dict(line.split('  ', 1) for line in lines)
   assert told['training examples'].strip() == '16'
   assert told['examples per client'].startswith('min 4, median 4, max 8;')
-  # All have 11 and 5 of 16: |3/4 - 11/16| = 1/16, 11/16 and 5/16, weighed by
+  # All have 11 and 5 of 16: |3/4 - 11/16| = 1/16, 11/16 and 5/16, weighted by
   # 4, 4 and 8 of 16.
   distance = (1 / 16 * 4 + 11 / 16 * 4 + 5 / 16 * 8) / 16
   assert f'by {distance:.2f} ' in told['label mix']
@@ -150,7 +150,7 @@ def test_command(repository, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_of_the_page(repository, tmp_path):
+def test_the_command_on_the_page(repository, tmp_path):
   page = (repository / 'docs' / 'data.md').read_text()
   (arguments,) = re.findall(
     r'bin/fedavg-jax (partition .*?)```', page, re.DOTALL

@@ -1,4 +1,4 @@
-"""Files of when clients are in reach: read exactly, or refused by line."""
+"""Availability traces are read exactly, or refused with the line's number."""
 
 import pytest
 
@@ -44,9 +44,9 @@ def test_trace_file(tmp_path):
 def test_traces_that_are_refused(tmp_path, content, words):
   path = tmp_path / 'trace.csv'
   path.write_bytes(content.encode('latin-1'))
-  with pytest.raises(InputError, match='trace.csv') as told:
+  with pytest.raises(InputError, match='trace.csv') as caught:
     read_trace(path, 5)
-  assert words in str(told.value) or 'cannot be read' in str(told.value)
+  assert words in str(caught.value) or 'cannot be read' in str(caught.value)
   with pytest.raises(InputError, match='cannot be read .No such file'):
     read_trace(tmp_path / 'nowhere.csv', 5)
 
@@ -67,13 +67,13 @@ def test_traces_as_spreadsheets_write_them(tmp_path, content):
   assert trace.first.tolist() == [1, 1] and trace.last.tolist() == [2, 3]
 
 
-def test_digits_of_other_scripts_are_no_numbers_of_a_trace(tmp_path):
+def test_digits_of_other_scripts_are_refused(tmp_path):
   path = tmp_path / 'trace.csv'
   path.write_text('client,first,last\n\u0663,1,2\n', encoding='utf-8')
   with pytest.raises(InputError, match='line 2: expected three whole numbers'):
     read_trace(path, 5)
 
 
-def test_a_trace_in_the_home_of_nobody():
+def test_a_trace_in_the_home_of_an_unknown_user():
   with pytest.raises(InputError, match='~nobody-at-all/t.csv: cannot be read'):
     read_trace('~nobody-at-all/t.csv', 5)

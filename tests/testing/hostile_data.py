@@ -1,7 +1,8 @@
-"""Data that a run is handed by mistake, as `hostile_inputs` has its cases.
+"""Defines cases of invalid data, like those of `hostile_inputs`.
 
-What is ambiguous, tampered with, of another kind or would never end; each is
-one line that names what, where and the rule.
+The data are ambiguous, changed, of another kind or endless; each case is one
+line that names what, where and the rule.
+
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ Prepare = Callable[[pathlib.Path], object]
 
 
 def _first(**changes: Any) -> Callable[[dict], object]:
-  """Changes the only user of a file of LEAF's."""
+  """Changes the only user of one of LEAF's files."""
   return lambda tree: tree['user_data']['a'].update(changes)
 
 
@@ -36,7 +37,7 @@ def _twice(folder: pathlib.Path) -> None:
 
 
 def _spelt_twice(folder: pathlib.Path) -> None:
-  """A user of two files, whose names look alike."""
+  """Makes two users in two files, whose names look alike."""
   leaf(lambda tree: None).prepare(folder)
   path = folder / 'leaf' / 'train' / 'all.json'
   for name, user in (('b', 'é'), ('c', 'e\u0301')):
@@ -51,7 +52,7 @@ def _leaf_key_twice(folder: pathlib.Path) -> None:
 
 
 def _named(dataset: str, prepare: Prepare, *words: str) -> Case:
-  """A folder `in` that a person has filled."""
+  """Makes a case with a folder `in`, which `prepare` fills."""
 
   def make(folder: pathlib.Path) -> None:
     (folder / 'in').mkdir()
@@ -64,7 +65,7 @@ def _named(dataset: str, prepare: Prepare, *words: str) -> Case:
 
 
 def _write(**contents: str | bytes) -> Prepare:
-  """Writes files by name, in which `_` is a point."""
+  """Writes files by name, in which `_` is a dot."""
 
   def write(folder: pathlib.Path) -> None:
     for name, content in contents.items():
@@ -102,7 +103,7 @@ def _trace(content: str | bytes, *words: str) -> Case:
 
 
 def _federation(folder: pathlib.Path) -> None:
-  """Three clients of two images each."""
+  """Writes a federation of three clients of two images each."""
   y = np.array([0, 1], np.int32)
   clients = [Examples(np.full((2, 4, 4, 1), k, np.uint8), y) for k in range(3)]
   options: Any = {'num_classes': 2, 'max_value': 255.0, 'source': {}}
@@ -110,7 +111,7 @@ def _federation(folder: pathlib.Path) -> None:
 
 
 def stored(change: Prepare, *words: str) -> Case:
-  """A federation on disk that somebody has changed."""
+  """Makes a case of a federation on disk that was changed."""
 
   def prepare(folder: pathlib.Path) -> None:
     _federation(folder)
@@ -122,7 +123,7 @@ def stored(change: Prepare, *words: str) -> Case:
 
 
 def tampered(change: Callable[[dict], object], *words: str) -> Case:
-  """A federation whose description somebody has edited."""
+  """Makes a case of a federation whose description was changed."""
 
   def edit(folder: pathlib.Path) -> None:
     path = folder / 'federation.json'

@@ -1,8 +1,9 @@
-"""What people type and hand over by mistake, as data: name -> Case.
+"""Defines cases of invalid inputs of a run: name -> Case.
 
-Each has to end with one line on stderr that holds the words, an exit code that
-is not zero, and the file system as it was. `{run}` is the folder of an
-interrupted run, `{data}` one with four files in the shapes of MNIST's.
+Each has to end with one line on stderr that contains the words, an exit code
+that is not zero, and an unchanged file system. `run` is the folder of an
+interrupted run, `data` one with four files in the shapes of MNIST's.
+
 """
 
 from collections.abc import Callable
@@ -22,14 +23,15 @@ LABELS = 't10k-labels-idx1-ubyte'
 
 
 class Case(NamedTuple):
-  """A command and what must be told.
+  """Holds a command and what its error must say.
 
   Attributes:
-    args: after `python -m fedavg_jax.main`; `--config` and `--workdir` are
-      those of a good run where they are not among them.
-    words: that the line must hold.
-    prepare: changes the folder that the command runs in, before.
+    args: the flags of `python -m fedavg_jax.main`; `--config` and `--workdir`
+      are valid ones unless given here.
+    words: parts of the error's line.
+    prepare: a function that changes the command's folder before it runs.
     code: the exit code.
+
   """
 
   args: list[str]
@@ -39,12 +41,12 @@ class Case(NamedTuple):
 
 
 def key(name: str, value: str, *words: str) -> Case:
-  """A value that breaks the rule of its key."""
+  """Makes a case of a value that breaks the rule of its key."""
   return Case([f'--config.{name}={value}'], [name, *words])
 
 
 def config_file(content: str | bytes, *words: str) -> Case:
-  """A config file of a person's own."""
+  """Makes a case of a user's config file."""
 
   def prepare(folder):
     data = content.encode() if isinstance(content, str) else content
@@ -54,12 +56,12 @@ def config_file(content: str | bytes, *words: str) -> Case:
 
 
 def data_file(name: str, change: Callable[[bytes], bytes], *words: str) -> Case:
-  """A damaged file among those of MNIST."""
+  """Makes a case of a damaged file of MNIST."""
 
   def prepare(folder):
     path = folder / 'data' / name
     content = change(path.read_bytes())
-    path.unlink()  # It may be a link to one that others use.
+    path.unlink()  # It may be a link to a shared file.
     path.write_bytes(content)
 
   return Case(
@@ -70,7 +72,7 @@ def data_file(name: str, change: Callable[[bytes], bytes], *words: str) -> Case:
 
 
 def cifar(content: bytes, *words: str) -> Case:
-  """A first file of CIFAR-10 that holds something else."""
+  """Makes a case of invalid files of CIFAR-10."""
   return Case(
     ['--config.dataset=cifar10', '--config.data_dir=data'],
     ['data_batch_1.bin', *words],
@@ -82,7 +84,7 @@ def cifar(content: bytes, *words: str) -> Case:
 
 
 def texts(dataset: str, content: str, *words: str) -> Case:
-  """A text that is no data set."""
+  """Makes a case of an invalid text."""
   return Case(
     [
       f'--config.dataset={dataset}',
@@ -97,7 +99,7 @@ def texts(dataset: str, content: str, *words: str) -> Case:
 
 
 def leaf(change: Callable[[dict], object], *words: str) -> Case:
-  """A folder of LEAF's whose training file is changed."""
+  """Makes a case of LEAF's folder with a changed training file."""
 
   def prepare(folder):
     own = {'x': [[0.0] * 4] * 2, 'y': [0, 1]}
@@ -114,7 +116,7 @@ def leaf(change: Callable[[dict], object], *words: str) -> Case:
 
 
 def idx(array: np.ndarray) -> bytes:
-  """An IDX file."""
+  """Returns the bytes of an IDX file."""
   header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes()
   return header + array.astype(np.uint8).tobytes()
 
@@ -125,7 +127,7 @@ def run_folder(
   args: tuple[str, ...] = (),
   code: int = 2,
 ) -> Case:
-  """The folder of an interrupted run, changed meanwhile."""
+  """Makes a case of an interrupted run whose folder was changed."""
 
   def prepare(folder):
     change(folder / 'run')
@@ -146,7 +148,7 @@ def _pickle_checkpoints(run: pathlib.Path) -> None:
 
 
 def _checkpoints_of(value):
-  """Whole checkpoints, of another model."""
+  """Replaces the checkpoints by valid ones of another model."""
 
   def change(run):
     from fedavg_jax.runs import checkpoint
@@ -156,8 +158,8 @@ def _checkpoints_of(value):
     )
     shutil.rmtree(run / 'checkpoints')
     checkpoints = checkpoint.Checkpoints(run, keep=3)
-    told = {name: seal[name] for name in ('round', 'lanes', 'metrics')}
-    checkpoints.save(seal['round'], {'params': value}, told, None)
+    metadata = {name: seal[name] for name in ('round', 'lanes', 'metrics')}
+    checkpoints.save(seal['round'], {'params': value}, metadata, None)
     checkpoints.close()
 
   return change
@@ -198,7 +200,7 @@ def get_config():
 
 
 def changed_config(change: str, *words: str) -> Case:
-  """The quickstart, changed by a line of Python."""
+  """Makes a case of the quickstart, changed by a line of Python."""
   path = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
   return config_file(_GOOD.format(path=str(path), change=change), *words)
 
