@@ -70,7 +70,7 @@ CASES = {
       *quickstart('--config.dataset=leaf', '--config.data_dir=none'),
       '--workdir=new',
     ),
-    "data_dir = 'none': must name what holds leaf",
+    "data_dir = 'none': must be a file or folder with leaf",
   ),
   'sweep: clients that cannot be': (
     ('sweep', *quickstart('--grid=num_clients=10,5000', '--workdir=new')),
@@ -149,7 +149,7 @@ CASES = {
       'run',
       *quickstart('--config.availability_trace=pipe.py', '--workdir=new'),
     ),
-    'availability_trace pipe.py: must be a file',
+    'availability_trace pipe.py: is not a regular file',
   ),
   # Clocks.
   'run: a clock for ever': (
@@ -182,7 +182,7 @@ CASES = {
   'convert: nothing': (('convert',), '--source is missing'),
   'convert: into a file': (
     ('convert', '--source=arrays', '--path=a.npz', '--out=file'),
-    'file: must be a folder, is a file',
+    'file: is not a directory',
   ),
   'convert: into a folder of something else': (
     ('convert', '--source=arrays', '--path=a.npz', '--out=full'),
