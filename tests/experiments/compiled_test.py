@@ -1,4 +1,4 @@
-"""Counting in optimized programs, and the committed table of absent devices."""
+"""Counts what a step does in optimized programs; checks the committed table."""
 
 import json
 

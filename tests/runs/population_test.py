@@ -109,13 +109,13 @@ def test_a_config_names_every_partition(changes, same):
 
 def test_description_of_a_federation_by_hand():
   lines = statistics.describe(np.array([[3, 1], [0, 4], [8, 0]]))
-  told = dict(line.split('  ', 1) for line in lines)
-  assert told['training examples'].strip() == '16'
-  assert told['examples per client'].startswith('min 4, median 4, max 8;')
+  printed = dict(line.split('  ', 1) for line in lines)
+  assert printed['training examples'].strip() == '16'
+  assert printed['examples per client'].startswith('min 4, median 4, max 8;')
   # All have 11 and 5 of 16: |3/4 - 11/16| = 1/16, 11/16 and 5/16, weighted by
   # 4, 4 and 8 of 16.
   distance = (1 / 16 * 4 + 11 / 16 * 4 + 5 / 16 * 8) / 16
-  assert f'by {distance:.2f} ' in told['label mix']
+  assert f'by {distance:.2f} ' in printed['label mix']
 
 
 def test_command(repository, tmp_path):
