@@ -78,7 +78,7 @@ def check_data(before: Any, now: str, path: pathlib.Path) -> None:
 
 
 def check_numerics(before: Any, now: dict[str, Any]) -> None:
-  """Raises InputError if a setting of JAX that changes results differs."""
+  """Raises InputError if a setting of JAX that affects results has changed."""
   before = before if isinstance(before, dict) else {}
   for name, value in now.items():
     if before.get(name, value) != value:

@@ -99,7 +99,7 @@ class Participation:
       or not np.any(weights)
     ):
       raise InputError(
-        f'sampling_weights: must be {num_clients} finite numbers from 0, one'
+        f'sampling_weights: must be {num_clients} finite numbers of at least 0, one'
         ' for each client, not all 0'
       )
     if self.trace is not None:
