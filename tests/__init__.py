@@ -1,1 +1,1 @@
-"""Tests, in the folders of what they test."""
+"""Tests are in folders named after those that they test."""

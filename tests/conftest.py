@@ -1,4 +1,4 @@
-"""Strict JAX, two CPU devices, and what several tests share."""
+"""All tests have strict JAX, two CPU devices and these fixtures."""
 
 import os
 import pathlib
@@ -14,9 +14,9 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
 def pytest_configure(config):
-  """Prepares the process, and what it will start."""
+  """Prepares this process and those that tests start."""
   if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As a shell starts what runs in the background; commands would inherit it.
+    # A shell starts background jobs so; commands would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
   _share_compiled(config)
   if config.option.markexpr == 'slow':
@@ -24,23 +24,24 @@ def pytest_configure(config):
 
 
 def _compile_sooner():
-  """Leaves out LLVM's costly passes, here and in what tests start.
+  """Skips LLVM's costly passes, here and in processes that tests start.
 
-  Slow tests are of processes, kills, commands and pages, which compile much and
-  compute little; the laws, which the other tests hold, are of the real program.
+  Slow tests start processes, commands and pages, which compile much and compute
+  little; the laws are tested by the other tests, in the real program.
+
   """
   flags = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{flags} {_FEWER_PASSES}'.strip()
 
 
 def _share_compiled(config):
-  """Lets all tests, workers and what they start share what XLA has compiled."""
+  """Lets all tests and their processes share what XLA has compiled."""
   folder = config.rootpath / '.pytest_cache' / 'jax'
   os.environ |= {
     'JAX_COMPILATION_CACHE_DIR': str(folder),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-    # XLA warns of the features of its own machine when it reads them.
+    # XLA warns about features of its own machine when it reads the cache.
     'TF_CPP_MIN_LOG_LEVEL': '3',
   }
   jax.config.update('jax_compilation_cache_dir', str(folder))
@@ -50,7 +51,7 @@ def _share_compiled(config):
 
 _FEWER_PASSES = '--xla_llvm_disable_expensive_passes=true'
 REPOSITORY = pathlib.Path(__file__).parent.parent
-# What tests start is this code too, whatever is installed.
+# Processes that tests start run this code, whatever is installed.
 os.environ['PYTHONPATH'] = str(REPOSITORY)
 
 
@@ -61,15 +62,15 @@ def repository() -> pathlib.Path:
 
 @pytest.fixture
 def clone() -> pathlib.Path:
-  """The repository with its history; skips where only the files are here."""
+  """Returns the repository with its history; skips without a git clone."""
   if not (REPOSITORY / '.git').exists():
-    pytest.skip('this is no git clone')
+    pytest.skip('this is not a git clone')
   return REPOSITORY
 
 
 @pytest.fixture(scope='session')
 def real_data() -> pathlib.Path:
-  """The folder of real data; skips where there is none."""
+  """Returns the folder of real data; skips without one."""
   folder = pathlib.Path(os.environ.get('FEDAVG_DATA') or '/nonexistent')
   if not folder.is_dir():
     pytest.skip('real data: FEDAVG_DATA names no folder')
@@ -78,7 +79,7 @@ def real_data() -> pathlib.Path:
 
 @pytest.fixture
 def mnist_dir(real_data) -> pathlib.Path:
-  """The folder of the original MNIST files; skips where there is none."""
+  """Returns the folder of the original MNIST files; skips without one."""
   folder = real_data / 'mnist'
   if not folder.is_dir():
     pytest.skip('real MNIST: FEDAVG_DATA names no folder with mnist/ in it')
@@ -87,9 +88,10 @@ def mnist_dir(real_data) -> pathlib.Path:
 
 @pytest.fixture
 def uneven_examples():
-  """23 examples of 3 x 3 pixels and their uneven division among 5 clients.
+  """Returns 23 images of 3 x 3 pixels and their division among 5 clients.
 
-  One client has a single example, sizes are no multiples of the batch sizes.
+  One client has a single example; sizes are no multiples of the batch sizes.
+
   """
   rng = np.random.default_rng(7)
   x = rng.integers(0, 256, (23, 3, 3, 1)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What `import fedavg_jax` offers, and what it does not import for it."""
+"""`import fedavg_jax` has all public names, and imports JAX only for some."""
 
 import ast
 import importlib
@@ -10,7 +10,7 @@ import pytest
 
 import fedavg_jax
 
-# Import what they export when it is first used.
+# These import what they export when it is first used.
 LAZY = [
   'fedavg_jax',
   'fedavg_jax.data',
@@ -46,12 +46,12 @@ def test_a_star_imports_them_all():
   assert names['run'] is fedavg_jax.run
 
 
-def test_no_other_name():
+def test_unknown_names_are_refused():
   assert not hasattr(fedavg_jax, 'no_such')
 
 
 def test_start_without_jax():
-  """Until a name that needs it is used."""
+  """JAX is imported when a name that needs it is first used."""
   code = """
 import sys
 import fedavg_jax
@@ -74,7 +74,7 @@ assert callable(fedavg_jax.engine.build_round) and 'jax' in sys.modules
 
 
 def test_a_type_checker_sees_the_names(repository, tmp_path):
-  """Though they are imported when they are used."""
+  """The checker knows the names, though they are imported lazily."""
   (tmp_path / 'theirs.py').write_text("""
 from typing import reveal_type
 import fedavg_jax as fa

@@ -72,24 +72,24 @@ CASES = {
   'scaffold_2nn': Case('2nn', lanes=10, scaffold=True),
   '2nn_4_devices': Case('2nn', lanes=40, cohort=40, devices=4),
 }
-# Upper bounds of the numbers of a step.
+# The largest value of each number in a step: what has been reached.
 BUDGETS: dict[str, dict[str, dict[str, float]]] = {
   'v5e': {
     '2nn': {'microseconds': 40, 'dynamic_loops': 0, 'copied_megabytes': 0},
     '2nn_64_lanes': {'microseconds': 185, 'dynamic_loops': 0},
-    'cnn': {'microseconds': 1350, 'copied_megabytes': 0},
-    'cifar': {'microseconds': 7500},
+    'cnn': {'microseconds': 1350, 'dynamic_loops': 0},
+    'cifar': {'microseconds': 7800, 'dynamic_loops': 0},
     'char_lstm': {'dynamic_loops': 0},
-    'word_lstm': {'dynamic_loops': 0},
-    'scaffold_2nn': {'microseconds': 60},
+    'word_lstm': {'microseconds': 2100, 'dynamic_loops': 0},
+    'scaffold_2nn': {'microseconds': 45, 'dynamic_loops': 0},
   },
   'h100': {
     '2nn': {'kernels': 24, 'megabytes': 32, 'host_loops': 0},
-    'cnn': {'kernels': 42, 'megabytes': 750, 'host_loops': 0},
-    'cnn_bfloat16': {'megabytes': 413, 'host_loops': 0},
-    'cifar': {'megabytes': 4600, 'host_loops': 0},
-    'char_lstm': {'dynamic_loops': 0, 'host_loops': 0},
-    'word_lstm': {'dynamic_loops': 0, 'host_loops': 0},
+    'cnn': {'kernels': 42, 'megabytes': 900, 'host_loops': 0},
+    'cnn_bfloat16': {'kernels': 50, 'megabytes': 730, 'host_loops': 0},
+    'cifar': {'kernels': 75, 'megabytes': 4600, 'host_loops': 0},
+    'char_lstm': {'dynamic_loops': 0},
+    'word_lstm': {'kernels': 185, 'dynamic_loops': 0},
     'scaffold_2nn': {'kernels': 24, 'megabytes': 42, 'host_loops': 0},
     '2nn_4_devices': {'kernels': 24, 'host_loops': 0},
   },
@@ -163,21 +163,30 @@ def host_loops(thunks: str) -> int:
 
 
 def sources() -> str:
-  """Returns the SHA-256 of the code that determines the compiled call.
+  """Returns the SHA-256 of the code that decides the compiled call.
 
-  Comments, docstrings and line breaks do not change it.
+  Docstrings, lines of comments and white space do not count, nor does the
+  version of Python.
   """
   digest = hashlib.sha256()
   package = pathlib.Path(fa.__file__).parent
   for folder in _SOURCES:
-    for path in sorted((package / folder).glob('*.py')):
-      tree = ast.parse(path.read_text(encoding='utf-8'))
-      for node in ast.walk(tree):
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
-          node.body = node.body[1:]
-      digest.update(f'{path.name}\n{ast.dump(tree)}\n'.encode())
+    for path in sorted((package / folder).rglob('*.py')):
+      code = ''.join(_code(path.read_text(encoding='utf-8')).split())
+      digest.update(f'{path.name} {code}\n'.encode())
   return digest.hexdigest()
+
+
+def _code(text: str) -> str:
+  """Returns a module without its docstrings and its lines of comments."""
+  lines = text.splitlines()
+  for node in ast.walk(ast.parse(text)):
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+      first = node.body[0]
+      for number in range(first.lineno - 1, first.end_lineno or first.lineno):
+        lines[number] = ''
+  return '\n'.join(own for own in lines if not own.lstrip().startswith('#'))
 
 
 def measure(target: str, name: str, dump: pathlib.Path) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def describe(
     'lanes': planner.lanes,
     'widths': planner.widths,
     'devices': planner.num_devices,
-    'why_lanes': simulation.why_lanes,
+    'layout_reason': simulation.layout_reason,
     'parameters': num_parameters(params),
     'compile_seconds': simulation.compile_seconds,
     'rounds_per_call': simulation.rounds_per_call,
@@ -310,7 +310,7 @@ def main() -> None:
   for other in others:  # The end of their input ends the processes.
     assert other.stdin
     other.stdin.close()
-  processes.leave()
+  processes.disconnect()
   for other in others:
     other.wait()
 

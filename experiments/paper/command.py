@@ -15,7 +15,7 @@ from experiments.paper import sweeps
 from experiments.paper.cells import Cell
 import fedavg_jax as fa
 from fedavg_jax.core import errors
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.signals import stop_on_signals
 
@@ -33,7 +33,7 @@ def guarded(body: Callable[[], None]) -> None:
   except fa.InputError as error:
     code = 2
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-  except StoppedError as error:
+  except InterruptedRunError as error:
     code = 128 + error.signum
     print(f'interrupted: {error}', file=sys.stderr)
   except OSError as error:
@@ -122,7 +122,7 @@ def run(
 
   Raises:
     InputError: the data are bad, or a file cannot be written.
-    StoppedError: a signal has stopped the command.
+    InterruptedRunError: a signal has stopped the command.
   """
   begin = time.monotonic()
   for line in store.damaged:
@@ -153,7 +153,7 @@ def run(
         if best := store.best(cell, seed):
           say(f'  {_outcome(best)}')
   if stop():
-    raise StoppedError(
+    raise InterruptedRunError(
       'all progress is saved; rerun the same command to resume',
       signum=stop.signum,
     )

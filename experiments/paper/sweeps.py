@@ -127,7 +127,7 @@ def _run(
     rounds=cell.rounds,
     eval_every=cell.eval_every,
     start=start,
-    stopping=stopping,
+    should_stop=stopping,
   ):
     tracked['round'] = record.round
     tracked['seconds'] += record.seconds

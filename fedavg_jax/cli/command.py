@@ -24,11 +24,11 @@ from ml_collections import config_flags
 
 from fedavg_jax.cli import package_configs
 from fedavg_jax.core import errors
-from fedavg_jax.core.errors import AgreedError
+from fedavg_jax.core.errors import DistributedInputError
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import LostError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
+from fedavg_jax.core.errors import PeerLostError
 from fedavg_jax.runs import config_text
 from fedavg_jax.runs.progress import drop
 from fedavg_jax.runs.progress import show
@@ -165,7 +165,7 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
     if len(argv) > 1:
       raise InputError(_stray(argv[1]))
     body()
-  except AgreedError as error:
+  except DistributedInputError as error:
     code = _fail(_FAILED if error.machine else _BAD_INPUT, error)
     _leave()
     return code
@@ -175,11 +175,11 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
     code = _fail(_DIVERGED, error)
     _leave()
     return code
-  except LostError as error:
+  except PeerLostError as error:
     return _fail(_FAILED, error)
   except OSError as error:
     return _fail(_FAILED, errors.describe(error))
-  except StoppedError as error:
+  except InterruptedRunError as error:
     code = _fail(_SIGNAL + error.signum, f'interrupted: {error}')
     _leave()
     sys.stdout.flush()
@@ -331,7 +331,7 @@ def _leave() -> None:
   if _is_distributed():
     from fedavg_jax.engine import processes  # Imports JAX.
 
-    processes.leave()
+    processes.disconnect()
 
 
 def _machine_errors() -> tuple[type[Exception], ...]:

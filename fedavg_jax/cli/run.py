@@ -12,7 +12,7 @@ from etils import epy
 
 from fedavg_jax.cli import command
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import LostError
+from fedavg_jax.core.errors import PeerLostError
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import supervisor
 from fedavg_jax.runs import targets
@@ -88,14 +88,14 @@ def _run() -> None:
     error.filename = error.filename or f'workdir = {workdir}'
     raise
   except (RuntimeError, ValueError) as error:
-    if not (flags.FLAGS.distributed and processes.lost(error)):
+    if not (flags.FLAGS.distributed and processes.is_collective_error(error)):
       raise
-    raise LostError(
+    raise PeerLostError(
       'another process has ended, or a device failed'
       f' ({" ".join(str(error).split())[:150]}); rerun the same command to'
       ' resume from the last checkpoint'
     ) from error
-  if not processes.leads():
+  if not processes.is_primary():
     return
   measure = targets.from_json(summary, 'validation')
   validated = f'best_{measure.key}' in summary

@@ -24,6 +24,15 @@ from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.trees import PyTree
 
+__all__ = [
+  'binary_cross_entropy',
+  'cross_entropy',
+  'Loss',
+  'of_examples',
+  'per_example_gradients',
+  'squared_error',
+]
+
 # (outputs of the model, batch) -> losses [B].
 Loss = Callable[[PyTree, Batch], jax.Array]
 

@@ -26,6 +26,20 @@ from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.trees import PyTree
 
+__all__ = [
+  'accuracy',
+  'label_loss',
+  'macro_f1',
+  'mean_loss',
+  'num_labels',
+  'of_classifier',
+  'perplexity',
+  'Ratio',
+  'ratio',
+  'squared_error',
+  'top_k',
+]
+
 
 class Metric(NamedTuple):
   """Measures a model on a test set.
@@ -326,6 +340,9 @@ def num_labels(batch: Batch) -> jax.Array:
 
   Integers [B, T, ...] count unless they are `NO_LABEL`; targets of any other
   dtype or shape count as one label per example.
+
+  Args:
+    batch: the rows, masked ones included.
 
   >>> import jax.numpy as jnp
   >>> import fedavg_jax as fa

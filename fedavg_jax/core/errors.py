@@ -27,7 +27,7 @@ class InputError(ValueError):
   """
 
 
-class AgreedError(InputError):
+class DistributedInputError(InputError):
   """Reports an error of one process on every process of a run.
 
   Attributes:
@@ -50,11 +50,11 @@ class DivergedError(FloatingPointError):
   """
 
 
-class LostError(Exception):
+class PeerLostError(Exception):
   """Reports that another process of the run has ended or does not answer."""
 
 
-class StoppedError(Exception):
+class InterruptedRunError(Exception):
   """Reports that a signal stopped the run; the message names what was saved.
 
   Attributes:

@@ -105,12 +105,12 @@ class Call(NamedTuple):
   result: superstep.CallResult
 
 
-class Asked(NamedTuple):
+class Callbacks(NamedTuple):
   """Holds the requests of the caller of `run_calls`, which describes them."""
 
-  wanted: Callable[[int], bool]
-  looking: Callable[[], bool]
-  stopping: Callable[[], bool]
+  needs_state: Callable[[int], bool]
+  state_requested: Callable[[], bool]
+  should_stop: Callable[[], bool]
 
 
 class Calls:
@@ -131,12 +131,12 @@ class Calls:
     ends: superstep.Ends,
     *,
     going: Any,
-    asked: Asked,
+    callbacks: Callbacks,
   ):
     """Dispatches no call yet; the arguments are those of `run_calls`."""
     self.numbers, self.over = numbers, False
     self.in_flight: collections.deque[Call] = collections.deque()
-    self._simulation, self._ends, self._asked = simulation, ends, asked
+    self._simulation, self._ends, self._callbacks = simulation, ends, callbacks
     self._going = (
       np.ones(np.shape(state.round), bool) if going is None else going
     )
@@ -149,9 +149,9 @@ class Calls:
         simulation.planner.slots,
         lambda states: place(states, simulation),
       )
-    self._alone = not processes.several()
-    self._agreed = superstep.Wishes()  # All processes', at the oldest call.
-    self._draining = False  # No further call until a wanted state is returned.
+    self._alone = not processes.is_distributed()
+    self._agreed = superstep.Requests()  # All processes', at the oldest call.
+    self._draining = False  # No further call until a state is returned.
     self._seconds = math.inf  # Seconds per round, once known.
     self._ended_at = time.perf_counter()
     self._waiter = concurrent.futures.ThreadPoolExecutor(1)
@@ -163,8 +163,10 @@ class Calls:
       and len(self.in_flight) < superstep.CALLS_IN_FLIGHT
       and not self._draining
     ):
-      ours = superstep.Wishes(
-        self._asked.stopping(), self._asked.looking(), self._seconds
+      ours = superstep.Requests(
+        self._callbacks.should_stop(),
+        self._callbacks.state_requested(),
+        self._seconds,
       )
       agreed = ours if self._alone else self._agreed
       if agreed.stop:
@@ -174,22 +176,22 @@ class Calls:
       self._begin(mine, ours)
     return bool(self.in_flight)
 
-  def _rounds_of_next_call(self, agreed: superstep.Wishes) -> int:
+  def _rounds_of_next_call(self, agreed: superstep.Requests) -> int:
     """Returns the number of rounds; notes if no call may follow for now."""
     most = self._simulation.rounds_per_call
-    if agreed.look:
+    if agreed.state:
       self._draining = True
       most = 1
     elif agreed.seconds:
       most = min(max(int(_CALL_SECONDS / agreed.seconds), 1), most)
     most = min(most, len(self.numbers))
     for i, number in enumerate(self.numbers[:most]):
-      if self._asked.wanted(number):
+      if self._callbacks.needs_state(number):
         self._draining = True
         return i + 1
     return most
 
-  def _begin(self, numbers: range, ours: superstep.Wishes) -> None:
+  def _begin(self, numbers: range, ours: superstep.Requests) -> None:
     """Plans a call and dispatches it to the devices."""
     simulation = self._simulation
     schedule = superstep.make_schedule(
@@ -247,7 +249,11 @@ class Calls:
     """
     fetched = self._waiter.submit(jax.device_get, result)
     while not concurrent.futures.wait([fetched], _SECONDS_BETWEEN_LOOKS).done:
-      if self._alone and self._asked.stopping() and not self._has_client_states:
+      if (
+        self._alone
+        and self._callbacks.should_stop()
+        and not self._has_client_states
+      ):
         return None
     return fetched.result()
 

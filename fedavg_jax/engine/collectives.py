@@ -8,8 +8,8 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from fedavg_jax.engine.processes import leads
-from fedavg_jax.engine.processes import several
+from fedavg_jax.engine.processes import is_distributed
+from fedavg_jax.engine.processes import is_primary
 
 _MOST_JOINED = 2**20  # The largest size of an array that shares a reduction.
 
@@ -21,10 +21,10 @@ def copy(tree: Any, like: Any) -> Any:
     tree: the arrays of process 0; ignored on the others.
     like: the shapes of the arrays, on every process.
   """
-  if not several():
+  if not is_distributed():
     return tree
   mine = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-  return multihost_utils.broadcast_one_to_all(tree if leads() else mine)
+  return multihost_utils.broadcast_one_to_all(tree if is_primary() else mine)
 
 
 def put(tree: Any, shardings: Any) -> Any:
@@ -37,7 +37,9 @@ def put(tree: Any, shardings: Any) -> Any:
   """
   leaves = jax.tree.leaves(tree)
   # Tracers, of `jax.eval_shape`, need no transfer between processes.
-  if not several() or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+  if not is_distributed() or any(
+    isinstance(leaf, jax.core.Tracer) for leaf in leaves
+  ):
     return jax.device_put(tree, shardings)
 
   def one(array, sharding):

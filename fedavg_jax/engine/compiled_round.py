@@ -113,6 +113,9 @@ class RoundMetrics(NamedTuple):
 def lane_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
   """Returns a mesh of the devices with one axis, 'lanes'.
 
+  Args:
+    devices: the devices of the mesh, at least one.
+
   >>> import jax
   >>> import fedavg_jax as fa
   >>> dict(fa.engine.lane_mesh(jax.devices()[:1]).shape)
@@ -400,7 +403,7 @@ def round_metrics(sums: RoundSums, finite: jax.Array) -> RoundMetrics:
 
 def place_plan(plan: Plan, mesh: jax.sharding.Mesh) -> Plan:
   """Places a plan for the round; each of several processes places its part."""
-  if not processes.several():
+  if not processes.is_distributed():
     return plan
   shardings: Any = jax.tree.map(
     lambda spec: jax.sharding.NamedSharding(mesh, spec), PLAN_SPECS

@@ -18,7 +18,7 @@ from fedavg_jax.engine import collectives
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import processes
 from fedavg_jax.engine import superstep
-from fedavg_jax.engine.call_queue import Asked
+from fedavg_jax.engine.call_queue import Callbacks
 from fedavg_jax.engine.call_queue import Calls
 from fedavg_jax.engine.call_queue import Record
 from fedavg_jax.engine.call_queue import make_record
@@ -42,9 +42,9 @@ def simulate(
   target: float = 0.0,
   start: tuple[compiled_round.ServerState, Any] | None = None,
   host_states: ClientStates | None = None,
-  wanted: Callable[[int], bool] = lambda number: False,
-  looking: Callable[[], bool] = lambda: False,
-  stopping: Callable[[], bool] = lambda: False,
+  needs_state: Callable[[int], bool] = lambda number: False,
+  state_requested: Callable[[], bool] = lambda: False,
+  should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
   """Trains round by round, and yields a record after each.
 
@@ -67,9 +67,9 @@ def simulate(
       modified in place.
     host_states: the store of a new run's client states, if these are on the
       host; None stores them in memory.
-    wanted: the argument of `run_calls`.
-    looking: the argument of `run_calls`.
-    stopping: the argument of `run_calls`.
+    needs_state: the argument of `run_calls`.
+    state_requested: the argument of `run_calls`.
+    should_stop: the argument of `run_calls`.
 
   Yields:
     A `Record` per round.
@@ -132,9 +132,9 @@ def simulate(
         going=reached.going,
         evaluated=evaluated,
         enough=enough,
-        wanted=wanted,
-        looking=looking,
-        stopping=stopping,
+        needs_state=needs_state,
+        state_requested=state_requested,
+        should_stop=should_stop,
       ):
         reached = reached.after(record, task, target)
         yield record
@@ -207,7 +207,8 @@ def _begin(
   state, client_states = start or simulation.init()
   if start is None and simulation.host_states is not None:
     client_states = host_states or simulation.host_states()
-  if processes.several():  # Processors may round differently: use one's state.
+  if processes.is_distributed():
+    # Processors may round differently: all use the state of one.
     state = collectives.copy(jax.device_get(state), state)
   if not isinstance(client_states, ClientStates):
     client_states = place(client_states, simulation)
@@ -236,7 +237,7 @@ def _lanes_after(
   error: Exception, simulation: Simulation, lanes: int, reached: _Reached
 ) -> int:
   """Returns a smaller number of lanes, or raises the error if none helps."""
-  if processes.several() or (
+  if processes.is_distributed() or (
     reached.round and jax.tree.leaves(reached.client_states)
   ):
     raise error  # The client states were donated to the call that failed.
@@ -252,9 +253,9 @@ def run_calls(
   evaluated: Callable[[int], bool],
   going: Any = None,
   enough: float | None = None,
-  wanted: Callable[[int], bool] = lambda number: False,
-  looking: Callable[[], bool] = lambda: False,
-  stopping: Callable[[], bool] = lambda: False,
+  needs_state: Callable[[int], bool] = lambda number: False,
+  state_requested: Callable[[], bool] = lambda: False,
+  should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
   """Executes the given rounds from a state; `simulate` is built on it.
 
@@ -274,14 +275,14 @@ def run_calls(
       all of them.
     enough: the threshold of a test that ends the run, from `Task.enough`; None
       is no threshold.
-    wanted: the function round number -> True if the record must have its state
-      and client states. It is called once per round, before the round is
+    needs_state: the function round number -> True if the record must have its
+      state and client states. It is called once per round, before the round is
       dispatched, and must return the same on all processes.
-    looking: the function () -> True if the next possible record must have them;
-      one process suffices.
-    stopping: the function () -> True to dispatch no further call; one process
-      suffices. Queued calls are still awaited if they hold client states or
-      other processes work on them.
+    state_requested: the function () -> True if the next possible record must
+      have them; one process suffices.
+    should_stop: the function () -> True to dispatch no further call; one
+      process suffices. Queued calls are still awaited if they hold client
+      states or other processes work on them.
 
   Yields:
     A `Record` per round.
@@ -312,7 +313,7 @@ def run_calls(
       evaluated, simulation.task.never if enough is None else enough
     ),
     going=going,
-    asked=Asked(wanted, looking, stopping),
+    callbacks=Callbacks(needs_state, state_requested, should_stop),
   )
   del state, client_states  # They would occupy memory until the last round.
   while calls.fill():

@@ -64,8 +64,8 @@ def choose_lanes(
   """
   if wished < 0:
     raise InputError(f'lanes = {wished}: must be at least 0')
-  fit = processes.least(
-    processes.together(
+  fit = processes.smallest(
+    processes.on_every_process(
       lambda: _lanes_that_fit(
         wished, devices, num_weights, lane_bytes, other_bytes
       )
@@ -73,14 +73,14 @@ def choose_lanes(
   )
   # With several processes, each must have lanes, so all devices are used.
   useful_devices = len(devices)
-  if not processes.several():
+  if not processes.is_distributed():
     useful_devices = min(useful_devices, planner.cohort_size)
   needs = f'a lane needs about {lane_bytes / 2**20:.3g} MiB'
   if wished:
     lanes = min(wished, max(planner.cohort_size, useful_devices))
     num_devices = min(useful_devices, lanes)
     most = fit * num_devices
-    if num_devices < useful_devices and processes.several():
+    if num_devices < useful_devices and processes.is_distributed():
       raise InputError(
         f'lanes = {wished}: must be at least the {useful_devices} devices of'
         ' all processes'
@@ -227,7 +227,7 @@ def fewer_lanes(lanes: int, planner: planning.Planner, error: Exception) -> int:
   """
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
-  if processes.several():  # The others do not know of the error.
+  if processes.is_distributed():  # The others do not know of the error.
     raise InputError(
       f'lanes = {lanes}: do not fit into device memory; set fewer, the same on'
       ' all processes'

@@ -19,24 +19,24 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from fedavg_jax.core import errors
-from fedavg_jax.core.errors import AgreedError
+from fedavg_jax.core.errors import DistributedInputError
 from fedavg_jax.core.errors import InputError
 
 _T = TypeVar('_T')
 _MOST_LINES = 4  # The most differences or errors in one message.
 
 
-def several() -> bool:
+def is_distributed() -> bool:
   """Returns whether this process is one of several."""
   return jax.process_count() > 1
 
 
-def leads() -> bool:
+def is_primary() -> bool:
   """Returns whether this is process 0, which owns the run folder."""
   return jax.process_index() == 0
 
 
-def together(step: Callable[[], _T]) -> _T:
+def on_every_process(step: Callable[[], _T]) -> _T:
   """Executes a step on every process; an error on one of them is raised on all.
 
   Args:
@@ -46,9 +46,9 @@ def together(step: Callable[[], _T]) -> _T:
     The result of the step on this process.
 
   Raises:
-    AgreedError: the step raised InputError or OSError on some process.
+    DistributedInputError: some process raised InputError or OSError.
   """
-  if not several():
+  if not is_distributed():
     return step()
   result, wrong, machine = None, '', False
   try:
@@ -66,14 +66,14 @@ def together(step: Callable[[], _T]) -> _T:
     # All hosts often fail for the same reason: report it once.
     if len(set(failed.values())) == 1 and len(failed) == jax.process_count():
       lines = [next(iter(failed.values()))]
-    raise AgreedError(
+    raise DistributedInputError(
       '; '.join(lines),
       machine=all(machine for text, machine in gathered if text),
     )
   return result  # type: ignore[return-value]
 
 
-def first(step: Callable[[], _T]) -> _T | None:
+def on_primary(step: Callable[[], _T]) -> _T | None:
   """Executes a step on process 0 alone; an error there is raised on all.
 
   Args:
@@ -83,33 +83,33 @@ def first(step: Callable[[], _T]) -> _T | None:
     The result of the step on process 0, None on the others.
 
   Raises:
-    AgreedError: the step raised InputError or OSError.
+    DistributedInputError: the step raised InputError or OSError.
   """
-  return together(lambda: step() if leads() else None)
+  return on_every_process(lambda: step() if is_primary() else None)
 
 
 def describe() -> str:
   """Returns ' of N processes' for messages, or '' for a single process."""
-  return f' of {jax.process_count()} processes' if several() else ''
+  return f' of {jax.process_count()} processes' if is_distributed() else ''
 
 
 def broadcast(value: Any) -> Any:
   """Returns the value of process 0, a JSON value, on every process."""
-  if not several():
+  if not is_distributed():
     return value
-  return json.loads(_gather(json.dumps(value) if leads() else '')[0])
+  return json.loads(_gather(json.dumps(value) if is_primary() else '')[0])
 
 
-def agree(facts: Mapping[str, Any]) -> None:
+def check_equal(facts: Mapping[str, Any]) -> None:
   """Checks that every process has the same facts.
 
   Args:
     facts: JSON values by the names that messages use.
 
   Raises:
-    AgreedError: some values differ; every process raises it and names them.
+    DistributedInputError: some values differ, which every process names.
   """
-  if not several():
+  if not is_distributed():
     return
   gathered = [json.loads(text) for text in _gather(json.dumps(facts))]
   ours, differ = gathered[0], []
@@ -123,26 +123,26 @@ def agree(facts: Mapping[str, Any]) -> None:
         break
   if differ:
     more = len(differ) - _MOST_LINES
-    raise AgreedError(
+    raise DistributedInputError(
       'the processes differ: '
       + '; '.join(differ[:_MOST_LINES] + [f'{more} more'] * (more > 0))
       + '; must be the same on all processes'
     )
 
 
-def least(number: int) -> int:
+def smallest(number: int) -> int:
   """Returns the smallest of all processes' numbers."""
   return min(int(text) for text in _gather(str(number)))
 
 
-def lost(error: Exception) -> bool:
+def is_collective_error(error: Exception) -> bool:
   """Returns whether an error is that of a collective, of any backend."""
   return isinstance(error, jax.errors.JaxRuntimeError) or bool(
     re.search(r'Gloo|NCCL|collective|[Cc]oordination', str(error))
   )
 
 
-def leave() -> None:
+def disconnect() -> None:
   """Disconnects from the other processes, and waits until they do too."""
   if jax.distributed.is_initialized():
     with contextlib.suppress(RuntimeError):
@@ -153,13 +153,13 @@ def _gather(text: str) -> list[str]:
   """Returns the texts of all processes.
 
   Raises:
-    AgreedError: processes have different numbers of devices.
+    DistributedInputError: processes have different numbers of devices.
   """
-  if not several():
+  if not is_distributed():
     return [text]
   devices = collections.Counter(d.process_index for d in jax.devices())
   if len(set(devices.values())) > 1:
-    raise AgreedError(
+    raise DistributedInputError(
       'the processes have different numbers of devices,'
       f' {[devices[i] for i in range(jax.process_count())]}; must be the same'
       ' on all processes'

@@ -68,7 +68,7 @@ class Simulation(NamedTuple):
     test_sums: the function variables of a model -> the sums that test results
       are computed from.
     compile_seconds: the wall time of compiling in seconds.
-    why_lanes: the reason for the number of lanes, one line.
+    layout_reason: the reason for the number of lanes, one line.
     with_lanes: the function number of lanes -> the same federation with so many
       lanes.
     sweep: the values of a sweep, None for a single algorithm.
@@ -93,7 +93,7 @@ class Simulation(NamedTuple):
   evaluate: Callable[[Any], dict[str, Any]]
   test_sums: Callable[[Any], Sums]
   compile_seconds: float
-  why_lanes: str
+  layout_reason: str
   with_lanes: Callable[[int], 'Simulation']
   sweep: tuple[float, ...] | None
   host_states: Callable[..., client_state_store.ClientStates] | None
@@ -294,7 +294,7 @@ def _build(parts: Parts) -> Simulation:
       source,
       data,
       test_set,
-      why_lanes=why,
+      layout_reason=why,
       with_lanes=lambda fewer: with_lanes(fewer, 'limited by device memory'),
     )
 
@@ -314,7 +314,7 @@ def _compile(
   data: client_data.Examples | None,
   test_set: evaluation.TestSet,
   *,
-  why_lanes: str,
+  layout_reason: str,
   with_lanes: Callable[[int], Simulation],
 ) -> Simulation:
   """Compiles the call and the evaluation of a program."""
@@ -351,7 +351,7 @@ def _compile(
     evaluate=lambda variables: results(own.task, test_sums(variables)),
     test_sums=test_sums,
     compile_seconds=time.perf_counter() - start,
-    why_lanes=why_lanes,
+    layout_reason=layout_reason,
     with_lanes=with_lanes,
     sweep=own.trained.values,
     parts=parts,

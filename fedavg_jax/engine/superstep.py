@@ -44,7 +44,7 @@ class Ends(NamedTuple):
   enough: float = math.inf
 
 
-class Wishes(NamedTuple):
+class Requests(NamedTuple):
   """Holds one process's requests for later calls, or the maximum over all.
 
   Processes must split rounds into the same calls although their clocks differ.
@@ -52,12 +52,12 @@ class Wishes(NamedTuple):
 
   Attributes:
     stop: True to dispatch no further call.
-    look: True to get the state as soon as possible.
+    state: True to get the state as soon as possible.
     seconds: the time per round in seconds, infinite before it is known.
   """
 
   stop: Any = False
-  look: Any = False
+  state: Any = False
   seconds: Any = math.inf
 
 
@@ -70,7 +70,7 @@ class Schedule(NamedTuple):
     num_rounds: [] int32, the number of rounds that are not padding.
     enough: [] float32, the threshold of a test that ends the run; see
       `Metric.enough`.
-    wishes: [D, 3] float32, the `Wishes` of the process of each device.
+    wishes: [D, 3] float32, the `Requests` of the process of each device.
   """
 
   plans: Plan
@@ -96,7 +96,7 @@ class CallResult(NamedTuple):
   num_rounds: jax.Array
   rounds: RoundMetrics
   tests: Sums
-  wishes: Wishes
+  wishes: Requests
 
 
 def make_schedule(
@@ -105,7 +105,7 @@ def make_schedule(
   rounds_per_call: int,
   evaluated: Callable[[int], bool],
   enough: float = math.inf,
-  wishes: Wishes = Wishes(),  # noqa: B008 (it is a constant)
+  wishes: Requests = Requests(),  # noqa: B008 (it is a constant)
 ) -> Schedule:
   """Returns the schedule of a call, padded to `rounds_per_call` rounds.
 
@@ -151,7 +151,7 @@ def make_schedule(
 
 def place(schedule: Schedule, mesh: jax.sharding.Mesh) -> Schedule:
   """Places a schedule for a call; each of several processes places its part."""
-  if not processes.several():
+  if not processes.is_distributed():
     return schedule
   return collectives.put(schedule, _shardings(mesh))
 
@@ -237,7 +237,7 @@ def build_call(
         jax.tree.map(many, tested),
       ),
     )
-    wishes = Wishes._make(jnp.max(schedule.wishes, axis=0))
+    wishes = Requests._make(jnp.max(schedule.wishes, axis=0))
     return state, client_states, CallResult(going, r, rounds, tests, wishes)
 
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())

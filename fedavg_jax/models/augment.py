@@ -9,6 +9,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from fedavg_jax.models import layers
+
 CROP = 24
 _BRIGHTNESS = 63.0  # The largest change of a pixel, of 255.
 _CONTRAST = (0.2, 1.8)
@@ -30,7 +32,10 @@ def tutorial(key: jax.Array, x: jax.Array) -> jax.Array:
   height, width, channels = x.shape
   top = jax.random.randint(top_key, (), 0, height - CROP + 1)
   left = jax.random.randint(left_key, (), 0, width - CROP + 1)
-  x = lax.dynamic_slice(x, (top, left, 0), (CROP, CROP, channels))
+  if layers.traced_platform() == 'cpu':
+    x = lax.dynamic_slice(x, (top, left, 0), (CROP, CROP, channels))
+  else:  # Under `vmap` a TPU takes the slices of examples one after another.
+    x = jnp.asarray(x)[top + jnp.arange(CROP)][:, left + jnp.arange(CROP)]
   x = x.astype(jnp.float32)
   x = jnp.where(jax.random.bernoulli(mirror_key), x[:, ::-1], x)
   x = x + jax.random.uniform(light_key, minval=-_BRIGHTNESS, maxval=_BRIGHTNESS)

@@ -29,6 +29,16 @@ import jax.numpy as jnp
 from fedavg_jax.core import choices
 from fedavg_jax.models import canonical
 
+__all__ = [
+  'conv2d',
+  'local_response_norm',
+  'longest',
+  'lstm',
+  'matmul',
+  'max_pool2',
+  'max_pool3',
+]
+
 # The platform that models are traced for, inside `for_platform`.
 _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar('platform')
 

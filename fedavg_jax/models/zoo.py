@@ -40,7 +40,7 @@ class Dense(nn.Module):
     return layers.matmul(x, kernel) + bias[None]
 
 
-class TwoHiddenLayers(nn.Module):
+class MLP(nn.Module):
   """Defines the paper's 2NN, with two hidden layers of 200 units and ReLU.
 
   It has 199,210 parameters on MNIST.
@@ -80,7 +80,7 @@ class ConvPoolRelu(nn.Module):
     return nn.relu(x + bias[None, None, None])
 
 
-class ConvNet(nn.Module):
+class MnistCNN(nn.Module):
   """Defines the paper's CNN: two 5 x 5 convolutions and 512 dense units.
 
   It has 1,663,370 parameters on MNIST. `torch_like` selects the geometry and
@@ -123,7 +123,7 @@ class ConvNet(nn.Module):
     return uniform, uniform
 
 
-class CifarNet(nn.Module):
+class CifarCNN(nn.Module):
   """Defines the network of TensorFlow's CIFAR-10 tutorial.
 
   It has 1,068,298 parameters on images of 24 x 24. The paper refers to it and
@@ -228,10 +228,10 @@ class LanguageModel(nn.Module):
 
 
 _IMAGES = {
-  '2nn': lambda num_classes, method: TwoHiddenLayers(num_classes),
-  'cnn': ConvNet,
-  'cnn_torch': functools.partial(ConvNet, torch_like=True),
-  'cifar_cnn': CifarNet,
+  '2nn': lambda num_classes, method: MLP(num_classes),
+  'cnn': MnistCNN,
+  'cnn_torch': functools.partial(MnistCNN, torch_like=True),
+  'cifar_cnn': CifarCNN,
 }
 _SEQUENCES = {
   'char_lstm': functools.partial(LanguageModel, embedding=8, num_layers=2),

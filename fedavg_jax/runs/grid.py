@@ -16,7 +16,7 @@ import ml_collections
 
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.core.files import write_text
 from fedavg_jax.core.folders import HeldFile
 from fedavg_jax.data.dataset import Dataset
@@ -62,7 +62,7 @@ def run_sweep(
 
   Raises:
     InputError: a key, a value, the data or a folder is refused; no run began.
-    StoppedError: a signal stopped the sweep; the same call resumes it.
+    InterruptedRunError: a signal stopped the sweep; the same call resumes it.
   """
   base = run_config.read(config)
   planned = plan_jobs(base, grid, seeds, workdir)
@@ -99,7 +99,7 @@ def _run_all(
   """Trains the runs that have not ended, one group after another.
 
   Raises:
-    StoppedError: a signal came, during a run or between two.
+    InterruptedRunError: a signal came, during a run or between two.
   """
   with stop_on_signals() as stop:
     while group := next_group(jobs, workdir):
@@ -109,7 +109,8 @@ def _run_all(
         f'{done} of {len(jobs)} runs are finished; next: seed'
         f' {group[0].seed}, {"; ".join(job.name for job in group)}'
       )
-      with contextlib.suppress(StoppedError):  # Raised below, for the sweep.
+      # Raised below, for the sweep.
+      with contextlib.suppress(InterruptedRunError):
         if len(group) > 1 or parts_of(group[0], workdir).exists():
           train_together(group, workdir, lock_file.check)
         else:
@@ -118,7 +119,7 @@ def _run_all(
             train.train(group[0].cfg, group[0].folder)
       lock_file.check()
       if stop():
-        raise StoppedError(
+        raise InterruptedRunError(
           f'{sum(map(is_over, jobs))} of {len(jobs)} runs are finished, the'
           ' progress of others is saved; rerun the same command with --workdir'
           f' {workdir} to resume',

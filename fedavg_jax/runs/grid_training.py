@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.core.files import write_text
 from fedavg_jax.engine.devices import numerics
 from fedavg_jax.engine.devices import use_cpu_devices
@@ -76,7 +76,7 @@ def train_together(
 
   Raises:
     InputError: the folder was replaced, or the group resumes with other data.
-    StoppedError: a signal stopped the group; the same call resumes it.
+    InterruptedRunError: a signal stopped the group; the same call resumes it.
   """
   folder = parts_of(jobs[0], workdir)
   folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def train_together(
     )
     last = _simulate(cfg, simulation, history, snapshots, start, stop, measure)
     if '' in history['status']:
-      raise StoppedError(
+      raise InterruptedRunError(
         f'round {history["round"]} is saved', signum=stop.signum
       )
     for g, job in enumerate(jobs):
@@ -157,8 +157,8 @@ def _simulate(cfg, simulation, history, snapshots, start, stopping, measure):
     eval_every=cfg.eval_every,
     target=cfg.ends_at,
     start=start,
-    wanted=lambda number: snapshots.due(),
-    stopping=stopping,
+    needs_state=lambda number: snapshots.due(),
+    should_stop=stopping,
   ):
     history['round'] = record.round
     for g, status in enumerate(history['status']):

@@ -74,7 +74,7 @@ def _participation(simulation: Simulation) -> str:
   planner = simulation.planner
   found = []
   for number in range(1, _ROUNDS + 1):
-    found += [*planner.work(number), np.array(repr(planner.account(number)))]
+    found += [*planner.work(number), np.array(repr(planner.cost(number)))]
   return fingerprint.of_arrays(tuple(found))
 
 

@@ -46,7 +46,7 @@ def show(text: str) -> None:
 
 def drop(stream: TextIO) -> None:
   """Redirects a failed stream to os.devnull, so that its close succeeds."""
-  with open(os.devnull, 'w') as devnull:
+  with open(os.devnull, 'w', encoding='utf-8') as devnull:
     os.dup2(devnull.fileno(), stream.fileno())
 
 

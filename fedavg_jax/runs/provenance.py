@@ -64,7 +64,10 @@ def code_sha256() -> str:
 
 def _processor() -> str:
   """Returns the model of the CPU, as Linux reports it where available."""
-  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
+  with (
+    contextlib.suppress(OSError),
+    open('/proc/cpuinfo', encoding='utf-8') as file,
+  ):
     for line in file:
       if line.startswith('model name'):
         return line.partition(':')[2].strip()

@@ -53,7 +53,7 @@ class PythonFolder(contextlib.AbstractContextManager):
       InputError: the folder belongs to another run, is in use, or cannot be
         written.
     """
-    if processes.several():
+    if processes.is_distributed():
       raise InputError(
         'folder: needs a single process; `train` saves runs of several'
       )

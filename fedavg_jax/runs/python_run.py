@@ -15,7 +15,7 @@ import numpy as np
 
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.driver import DIVERGED
@@ -89,7 +89,7 @@ def run(
   Raises:
     InputError: a value breaks its rule, or the folder belongs to another run.
     DivergedError: the loss or the model became NaN or infinite.
-    StoppedError: SIGTERM arrived, and the folder has saved the finished rounds.
+    InterruptedRunError: SIGTERM arrived; the folder has the finished rounds.
     KeyboardInterrupt: Ctrl-C was pressed.
   """
   check_rounds(simulation, rounds, eval_every, target)
@@ -117,12 +117,12 @@ def run(
       eval_every=eval_every,
       target=target,
       start=tracked.start,
-      wanted=lambda number: (
+      needs_state=lambda number: (
         on_round is not None
         or (keep_best and (number % eval_every == 0 or number == rounds))
       ),
-      looking=saved.due if saved else lambda: False,
-      stopping=stop,
+      state_requested=saved.due if saved else lambda: False,
+      should_stop=stop,
     ):
       row = tracked.take(record)
       if saved is not None:
@@ -166,7 +166,7 @@ def _check_end(
   if stop.signum == signal.SIGINT:
     raise KeyboardInterrupt
   if stop():
-    raise StoppedError(
+    raise InterruptedRunError(
       f'round {number} is saved; the same call with folder={str(folder)!r}'
       ' resumes from there',
       signum=stop.signum,

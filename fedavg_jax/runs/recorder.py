@@ -87,9 +87,9 @@ class Run(NamedTuple):
       target=cfg.ends_at,
       start=self.start,
       host_states=self.host_states,
-      wanted=lambda number: self.saves(number) or self.tests(number),
-      looking=looking,
-      stopping=self.stopping,
+      needs_state=lambda number: self.saves(number) or self.tests(number),
+      state_requested=looking,
+      should_stop=self.stopping,
     ):
       tests = None
       if self.client_tests and record.state is not None and record.finite:

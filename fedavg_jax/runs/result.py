@@ -18,7 +18,7 @@ from fedavg_jax.engine import examples
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
-from fedavg_jax.runs.snapshots import are_there
+from fedavg_jax.runs.snapshots import are_stored
 
 # The examples per call: enough to be fast, few enough to bound memory.
 _BATCH = 256
@@ -91,7 +91,7 @@ class Result(Mapping[str, np.ndarray]):
     Raises:
       InputError: another run has started from this result already.
     """
-    if not are_there(self.client_states, self._changes):
+    if not are_stored(self.client_states, self._changes):
       raise InputError(
         'start: another run has continued from its client states; start from'
         ' the result of that run, or save runs in folders'

@@ -71,7 +71,7 @@ class SharedFolder(contextlib.AbstractContextManager):
     self.path = pathlib.Path(processes.broadcast(str(workdir)))
     self._cfg = cfg
     # Process 0 alone has the folder.
-    self._folder = processes.first(lambda: _take(self.path, cfg, extend))
+    self._folder = processes.on_primary(lambda: _take(self.path, cfg, extend))
     self._began: dict[str, Any] = {}
     self._saved: checkpoint.Checkpoint | None = None
 
@@ -93,8 +93,8 @@ class SharedFolder(contextlib.AbstractContextManager):
     Raises:
       InputError: the run cannot resume here.
     """
-    processes.agree({'the data, by SHA-256,': now['data_sha256']})
-    found = processes.first(lambda: self._read(now))
+    processes.check_equal({'the data, by SHA-256,': now['data_sha256']})
+    found = processes.on_primary(lambda: self._read(now))
     return Left(*processes.broadcast(found or ()))
 
   def _read(self, now: dict[str, Any]) -> Left:
@@ -127,7 +127,9 @@ class SharedFolder(contextlib.AbstractContextManager):
     if not left.resumes:
       return None, states
     like = shapes(simulation, states, left.num_clients)
-    tree = collectives.copy(processes.first(lambda: self._restore(like)), like)
+    tree = collectives.copy(
+      processes.on_primary(lambda: self._restore(like)), like
+    )
     return put(tree, simulation, states), states
 
   def _restore(self, like: Any) -> Any:
@@ -156,7 +158,7 @@ class SharedFolder(contextlib.AbstractContextManager):
         checkpoints.
     """
     room = _room(self._cfg, simulation, left)
-    processes.first(lambda: self._begin(prepared, room))
+    processes.on_primary(lambda: self._begin(prepared, room))
 
   def _begin(self, prepared: Prepared, room: int) -> None:
     folder = self._folder

@@ -53,7 +53,7 @@ class Snapshot(NamedTuple):
     checkpoints.save(self.round, tree, self.beside(), self.score)
 
 
-def are_there(client_states: Any, changes: int) -> bool:
+def are_stored(client_states: Any, changes: int) -> bool:
   """Returns whether no later call has consumed or changed client states.
 
   Args:
@@ -136,7 +136,7 @@ class Snapshots:
     held = self.held
     if not held or held.round == self._saved_round:
       return
-    if not are_there(held.client_states, held.changes):
+    if not are_stored(held.client_states, held.changes):
       return
     self._saved_round = held.round
     self._before()

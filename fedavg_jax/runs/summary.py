@@ -201,7 +201,7 @@ def to_line(
     'examples': record.examples,
   }
   if record.round:
-    account = planner.account(record.round)
+    account = planner.cost(record.round)
     line |= {
       'clients': account.reported - (record.skipped or 0),
       'bytes_down': account.bytes_down,

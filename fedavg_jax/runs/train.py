@@ -16,7 +16,7 @@ from fedavg_jax.contracts.losses import Loss
 from fedavg_jax.contracts.metrics import Metric
 from fedavg_jax.contracts.model import Model
 from fedavg_jax.core.errors import DivergedError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import processes
 from fedavg_jax.engine.devices import check_jax
@@ -89,14 +89,14 @@ def train(
   Raises:
     InputError: config, data or workdir is invalid; no file was overwritten.
     DivergedError: the loss or the model became NaN or infinite.
-    StoppedError: SIGINT or SIGTERM arrived; the finished rounds are saved.
+    InterruptedRunError: SIGINT or SIGTERM arrived; finished rounds are saved.
   """
   given = given_parts.check(dataset, model, algorithm, loss, metrics)
   cfg = given_parts.named(run_config.read(config), given)
   use_cpu_devices(cfg.cpu_devices)
   check_jax()
-  if processes.several():
-    processes.agree(_same_everywhere(cfg))
+  if processes.is_distributed():
+    processes.check_equal(_same_everywhere(cfg))
   with (
     stop_on_signals() as stop,
     SharedFolder(workdir, cfg, extend=extend) as folder,
@@ -106,7 +106,7 @@ def train(
       return summary
 
     # The data of the clients and the model; what an interrupted run has saved.
-    prepared = processes.together(lambda: prepare(cfg, given))
+    prepared = processes.on_every_process(lambda: prepare(cfg, given))
     left = folder.read(to_begin(cfg, prepared))
 
     # The compiled round, with its optimizers, and the tests.
@@ -141,7 +141,7 @@ def _check_end(
       f' model and metrics before it are saved in {workdir}'
     )
   if summary['status'] == 'interrupted':
-    raise StoppedError(
+    raise InterruptedRunError(
       f'round {summary["rounds"]} is saved; the same command with --workdir'
       f' {workdir} resumes from there',
       signum=signum or signal.SIGTERM,  # 0: another process got the signal.
@@ -156,14 +156,14 @@ def _layout(cfg: RunConfig, prepared: Prepared, simulation: Simulation) -> str:
     f'{describe(cfg)}\n{planner.cohort_size} of'
     f' {prepared.clients.num_clients} clients per round in {planner.lanes}'
     f' lane(s) on {planner.num_devices} {platform} device(s)'
-    f'{processes.describe()}: {simulation.why_lanes}\ncompiled in'
+    f'{processes.describe()}: {simulation.layout_reason}\ncompiled in'
     f' {simulation.compile_seconds:.1f} s'
   )
 
 
 def _say(text: str) -> None:
   """Prints a line, on process 0 only."""
-  if processes.leads():
+  if processes.is_primary():
     say(text)
 
 

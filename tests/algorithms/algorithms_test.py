@@ -1,4 +1,4 @@
-"""Every algorithm against its equations, written once more in plain NumPy."""
+"""Every algorithm is compared with its equations in plain NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ LAYOUTS = [(1, 1), (8, 2), (2, 1), (2, 2), (4, 2)]
 
 @pytest.fixture
 def world(uneven_examples):
-  """Examples in [0, 1], their division, a planner, the initial model."""
+  """Returns examples in [0, 1], labels, parts, planner, initial model."""
   x, y, parts = uneven_examples
   planner = Planner(
     num_examples=np.array([len(part) for part in parts]), **SETTING
@@ -35,7 +35,7 @@ def world(uneven_examples):
 
 
 def engine(uneven_examples, algorithm, lanes=2, num_devices=2, **changes):
-  """Server state and client states after ROUNDS rounds of the engine."""
+  """Returns server and client states after ROUNDS rounds of the engine."""
   x, y, parts = uneven_examples
   population = client_data.build_clients(client_data.Examples(x, y), parts)
   state, clients, _ = rounds.run_states(
@@ -62,7 +62,7 @@ def sizes(parts):
 
 @pytest.mark.parametrize('mu', rest_slow(1, [0.5, 0.0, 2.0]))
 def test_fedprox(uneven_examples, world, mu):
-  """y <- y - eta (g + mu (y - x))."""
+  """The update is y <- y - eta (g + mu (y - x))."""
   x, y, parts, planner, params = world
   for t in range(1, ROUNDS + 1):
     locals_ = {}
@@ -81,7 +81,7 @@ def test_fedprox(uneven_examples, world, mu):
 
 
 def test_fedprox_has_its_closed_form():
-  """On a loss of constant gradient g: y - x = -(1 - (1 - eta mu)^n) g / mu."""
+  """A constant gradient g has y - x = -(1 - (1 - eta mu)^n) g / mu."""
   mu, steps = 0.7, 9
   optimizer = optax.chain(algorithms.proximal(mu), optax.sgd(ETA))
   begin = {'w': jnp.array([1.0, -2.0])}
@@ -98,7 +98,7 @@ def test_fedprox_has_its_closed_form():
 
 @pytest.mark.parametrize('name', rest_slow(1, ['yogi', 'adagrad', 'adam']))
 def test_adaptive_server(uneven_examples, world, name):
-  """Algorithm 2 of Reddi et al. 2021, without bias correction."""
+  """The twin is Algorithm 2 of Reddi et al. 2021, without bias correction."""
   x, y, parts, planner, params = world
   rate, b1, b2, tau = 0.05, 0.9, 0.95, 0.01
   m = {n: np.zeros_like(w) for n, w in params.items()}
@@ -125,7 +125,7 @@ def test_adaptive_server(uneven_examples, world, name):
 
 
 def test_adaptive_first_step_has_no_bias_correction():
-  """x_1 - x_0 = rate (1 - b1) delta / (sqrt(v_0) + tau)."""
+  """The first step is x_1 - x_0 = rate (1 - b1) delta / (sqrt(v_0) + tau)."""
   optimizer = algorithms.adaptive('adam', 0.1, b1=0.9, b2=0.99, tau=0.001)
   delta = np.array([0.3, -2.0, 0.0], np.float32)
   updates, _ = optimizer.update(-delta, optimizer.init(delta))
@@ -136,7 +136,7 @@ def test_adaptive_first_step_has_no_bias_correction():
 
 
 def test_fedavgm(uneven_examples, world):
-  """v <- b v + delta, x <- x + rate v."""
+  """The update is v <- b v + delta, x <- x + rate v."""
   x, y, parts, planner, params = world
   v = {n: np.zeros_like(w) for n, w in params.items()}
   for t in range(1, ROUNDS + 1):
@@ -150,7 +150,7 @@ def test_fedavgm(uneven_examples, world):
 
 
 def scaffold_twin(world, weighting, server_rate):
-  """Algorithm 1 of Karimireddy et al. 2020, option II."""
+  """Computes Algorithm 1 of Karimireddy et al. 2020, option II."""
   x, y, parts, planner, params = world
   weights = {k: 1 for k in range(len(parts))}
   if weighting == 'examples':
@@ -179,7 +179,7 @@ def scaffold_twin(world, weighting, server_rate):
       n: params[n] + server_rate * step
       for n, step in twin.mean(delta, weights).items()
     }
-    # The paper's |S| / N, or the cohort's part of all examples.
+    # The paper's |S| / N, or the cohort's fraction of all examples.
     share = sum(weights[k] for k in delta) / sum(weights.values())
     c = {
       n: c[n] + share * step for n, step in twin.mean(change, weights).items()
@@ -223,7 +223,11 @@ def test_scaffold_keeps_c_the_mean_of_all_c_i(uneven_examples, world):
 def test_scaffold_on_everyone_and_one_step_is_gradient_descent(
   uneven_examples, world
 ):
-  """C = 1, B = inf, E = 1: c_i = own gradient, so all corrections cancel."""
+  """With C = 1, B = inf, E = 1, each c_i is the client's own gradient.
+
+  Then all corrections cancel.
+
+  """
   x, y, _, _, params = world
   state, _ = engine(
     uneven_examples,
@@ -335,16 +339,16 @@ PARAMS = {'w': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
     ),
   ],
 )
-def test_a_hook_that_returns_another_tree_is_told(changes, said):
+def test_a_hook_that_returns_another_tree_is_refused(changes, said):
   algorithm = plain()._replace(**changes)
-  if said is None:  # What it keeps goes through `send_delta` unchanged.
+  if said is None:  # `send_delta` passes the client state on unchanged.
     check_algorithm(algorithm, PARAMS, 2)
     return
   with pytest.raises(InputError, match=said):
     check_algorithm(algorithm, PARAMS, 2)
 
 
-def test_bad_numbers_and_names_are_told():
+def test_bad_numbers_and_names_are_refused():
   with pytest.raises(InputError, match='max_norm = -1.0: must be in'):
     algorithms.clip_delta(plain(), -1.0)
   with pytest.raises(InputError, match="name = 'adamw': must be one of"):
@@ -368,7 +372,7 @@ def test_every_algorithm_of_the_package_passes_the_check(algorithm):
 
 
 def test_a_rate_that_decays_by_rounds():
-  """eta * factor^(rounds done // every), exact at each step down."""
+  """The rate is eta * factor^(rounds done // every), exact at each step."""
   optimizer = algorithms.decayed_sgd(0.5, 0.1, 3)
   grads = {'w': jnp.array([2.0, -1.0])}
   for number in range(1, 10):

@@ -1,4 +1,4 @@
-"""Bad input of every command: one line, an exit code, and no file touched."""
+"""Bad input of a command is one line and an exit code; no file changes."""
 
 import os
 
@@ -70,7 +70,7 @@ CASES = {
       *quickstart('--config.dataset=leaf', '--config.data_dir=none'),
       '--workdir=new',
     ),
-    "data_dir = 'none': must name what holds leaf",
+    "data_dir = 'none': must be a file or folder with leaf",
   ),
   'sweep: clients that cannot be': (
     ('sweep', *quickstart('--grid=num_clients=10,5000', '--workdir=new')),
@@ -149,7 +149,7 @@ CASES = {
       'run',
       *quickstart('--config.availability_trace=pipe.py', '--workdir=new'),
     ),
-    'availability_trace pipe.py: must be a file',
+    'availability_trace pipe.py: is not a regular file',
   ),
   # Clocks.
   'run: a clock for ever': (
@@ -182,7 +182,7 @@ CASES = {
   'convert: nothing': (('convert',), '--source is missing'),
   'convert: into a file': (
     ('convert', '--source=arrays', '--path=a.npz', '--out=file'),
-    'file: must be a folder, is a file',
+    'file: is not a directory',
   ),
   'convert: into a folder of something else': (
     ('convert', '--source=arrays', '--path=a.npz', '--out=full'),
@@ -201,7 +201,7 @@ CASES = {
 
 @pytest.fixture
 def places(tmp_path):
-  """A folder with all that the commands above name."""
+  """Returns a folder with everything that the commands above name."""
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'thesis.tex').write_text('Years of work.')
   (tmp_path / 'file').write_text('A file.')
@@ -241,7 +241,7 @@ def test_one_line_and_nothing_changed(name, command, places):
 
 
 def test_shared_data_are_found(tmp_path, monkeypatch):
-  """$FEDAVG_DATA names the folder of folders."""
+  """$FEDAVG_DATA is the folder that contains the data sets' folders."""
   (tmp_path / 'mnist').mkdir()
   idx_files.make_files(tmp_path / 'mnist', 'mnist')
   monkeypatch.setenv('FEDAVG_DATA', str(tmp_path))

@@ -1,4 +1,4 @@
-"""Every bad input: one line, an exit code, and the file system as it was."""
+"""Every bad input is one line and an exit code; no file changes."""
 
 import hashlib
 import os
@@ -16,11 +16,11 @@ CASES = hostile_inputs.CASES | hostile_data.CASES
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
-  """Runs `python -m fedavg_jax run ARGS` in a folder; JAX is imported once."""
+  """Executes `python -m fedavg_jax run ARGS` in a folder; imports JAX once."""
   home = tmp_path_factory.mktemp('home')
   server = CommandServer(
     home,
-    # What most cases import, so that it is imported once.
+    # Most cases import this, so it is imported once.
     ('fedavg_jax.runs.train', 'sklearn.datasets', 'orbax.checkpoint'),
     TFDS_DATA_DIR=str(home / 'tfds'),
   )
@@ -30,7 +30,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def places(server, tmp_path_factory, repository_path):
-  """Folders to copy: an interrupted run, and files in the shapes of MNIST's."""
+  """Returns folders to copy: an interrupted run, and files like MNIST's."""
   from tests.testing.idx_files import make_files
 
   folder = tmp_path_factory.mktemp('places')
@@ -54,7 +54,7 @@ def repository_path():
 
 
 def snapshot(folder):
-  """Every name below a folder, and what is in it; not what Python compiled."""
+  """Returns every name below a folder and its content, except bytecode."""
   found = {}
   for path in sorted(folder.rglob('*')):
     if '__pycache__' in path.parts:

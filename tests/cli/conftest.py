@@ -1,4 +1,4 @@
-"""The commands, without JAX until they import it themselves."""
+"""The commands run here without JAX until they import it themselves."""
 
 import functools
 
@@ -18,5 +18,5 @@ def _server(tmp_path_factory):
 
 @pytest.fixture
 def command(_server, tmp_path):
-  """Runs `python -m fedavg_jax ARGS` in `tmp_path`."""
+  """Returns a function that runs `python -m fedavg_jax ARGS` in `tmp_path`."""
   return functools.partial(_server.run, tmp_path)

@@ -1,4 +1,4 @@
-"""The words that choose a command, its help, and what it lacks."""
+"""The first word chooses a command; errors name what is missing."""
 
 import importlib
 import re
@@ -55,7 +55,7 @@ def test_help_of_main_is_that_of_run(command):
   assert outcome == command('run', '--help')
 
 
-def test_help_as_a_value_is_none(command):
+def test_help_as_a_value_is_not_help(command):
   command('run', '--config=no.py', '--workdir=-h').assert_one_line('no.py')
   command('compare', '--', '--help').assert_one_line('--help/config.json')
 
@@ -70,7 +70,7 @@ def test_help_as_a_value_is_none(command):
     (['--', 'run'], ['--: a command must come before']),
   ],
 )
-def test_no_such_command(command, args, words):
+def test_unknown_command(command, args, words):
   command(*args).assert_one_line(*words)
 
 
@@ -135,9 +135,9 @@ def test_earlier_commands_are_no_modules(name):
   ],
 )
 @pytest.mark.parametrize('name', ['run', 'sweep', 'partition'])
-def test_what_a_config_lacks(command, tmp_path, name, args, words):
+def test_what_a_config_lacks_is_named(command, tmp_path, name, args, words):
   if name != 'run' and '--process_id=1' in args:
-    words = ['process_id']  # An unknown flag there.
+    words = ['process_id']  # This flag is unknown there.
   if name == 'partition' and '--workdir=x' in args:
     words = ['workdir']
   outcome = command(name, *args)
@@ -169,14 +169,14 @@ def test_what_a_config_lacks(command, tmp_path, name, args, words):
     ),
   ],
 )
-def test_what_the_others_lack(command, tmp_path, args, words):
+def test_flags_that_are_missing_are_named(command, tmp_path, args, words):
   outcome = command(*args)
   outcome.assert_one_line(*words)
   assert not outcome.jax and not list(tmp_path.iterdir())
 
 
 def test_the_argument_of_a_config_reaches_it(command):
-  """Too many clients for shards, which mnist_2nn:iid would not make."""
+  """Shards for so many clients are refused; mnist_2nn:iid has no shards."""
   outcome = command(
     *('partition', 'mnist_2nn:noniid', '--config.dataset=digits'),
     '--config.num_clients=1000',
@@ -190,7 +190,7 @@ def test_a_file_of_flags_is_read(command, tmp_path):
   outcome.assert_one_line("'epoch'", '"epochs"')
 
 
-def test_interrupted_before_the_command_begins(command, tmp_path):
+def test_interrupted_before_the_command_starts(command, tmp_path):
   (tmp_path / 'mine.py').write_text(
     'def get_config():\n  raise KeyboardInterrupt  # As Ctrl-C does.\n'
   )
@@ -210,6 +210,6 @@ def test_interrupted_before_the_command_begins(command, tmp_path):
     ['config', 'show', 'quickstart'],
   ],
 )
-def test_nobody_reads(command, args):
-  """As `... | true` has it."""
+def test_stdout_that_is_closed_early(command, args):
+  """A pipe to `true` does so."""
   assert command(*args, reader=False) == (0, '', '', False)

@@ -1,4 +1,4 @@
-"""Settings of the environment: they work, or one line names them."""
+"""Settings of the environment are applied, or refused in one line."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def start(tmp_path, repository, *args, command=None, **environment):
     ('JAX_NUM_CPU_DEVICES', 'two', 'JAX_NUM_CPU_DEVICES = two: JAX rejects'),
   ],
 )
-def test_settings_of_jax_that_cannot_be(
+def test_invalid_settings_of_jax_are_refused(
   name, value, words, tmp_path, repository
 ):
   process = start(tmp_path, repository, **{name: value})
@@ -67,7 +67,7 @@ def test_settings_that_change_bits_are_compared(tmp_path, repository):
   assert process.returncode == 0, process.stderr
 
 
-def test_names_in_any_letters_on_a_terminal_of_ascii(tmp_path, repository):
+def test_names_in_unicode_on_a_terminal_of_ascii(tmp_path, repository):
   process = start(
     tmp_path,
     repository,
@@ -82,7 +82,7 @@ def test_names_in_any_letters_on_a_terminal_of_ascii(tmp_path, repository):
   assert (tmp_path / 'é漢' / 'curves.png').exists()
 
 
-def test_rounds_that_are_left_end_quietly(tmp_path, repository):
+def test_abandoned_rounds_end_quietly(tmp_path, repository):
   process = start(
     tmp_path, repository, command=[sys.executable, PROGRAMS / 'left_early.py']
   )
@@ -91,7 +91,7 @@ def test_rounds_that_are_left_end_quietly(tmp_path, repository):
 
 
 def in_a_shell(tmp_path, repository, script):
-  """Runs a script in which RUN is the command."""
+  """Executes a script in a shell; RUN in it is replaced by the command."""
   config = repository / 'configs' / 'quickstart.py'
   run = (
     f'{sys.executable} -m fedavg_jax run --config={config} --config.rounds=4'
@@ -101,8 +101,8 @@ def in_a_shell(tmp_path, repository, script):
   return start(tmp_path, repository, command=command)
 
 
-def test_few_open_files_are_enough_or_a_line(tmp_path, repository):
-  """As `ulimit -n` leaves them to many."""
+def test_few_open_files_are_enough_or_one_line(tmp_path, repository):
+  """Many users have a low `ulimit -n`."""
   process = in_a_shell(tmp_path, repository, 'ulimit -n 64; exec RUN')
   assert process.returncode in (0, 1)
   assert process.stderr.count('\n') <= 1 and 'Traceback' not in process.stderr
@@ -110,7 +110,7 @@ def test_few_open_files_are_enough_or_a_line(tmp_path, repository):
 
 
 def test_a_strict_umask_and_a_full_standard_output(tmp_path, repository):
-  """Nobody else reads the files; a line about the output, no traceback."""
+  """The files are private, and one line says that the output is full."""
   script = 'umask 077; exec RUN > /dev/full'
   process = in_a_shell(tmp_path, repository, script)
   assert process.returncode == 0, process.stderr
@@ -121,8 +121,8 @@ def test_a_strict_umask_and_a_full_standard_output(tmp_path, repository):
 
 
 @pytest.mark.parametrize('command', ['sweep', 'convert'])
-def test_nobody_reads_what_others_print(command, tmp_path, repository):
-  """Whatever becomes of the lines, the files are those of a command alone."""
+def test_commands_whose_stdout_is_closed(command, tmp_path, repository):
+  """Whatever happens to the output, the files are the same."""
   np.savez(
     tmp_path / 'clients.npz',
     x=np.zeros((30, 2, 2), np.uint8),
@@ -148,6 +148,6 @@ def test_nobody_reads_what_others_print(command, tmp_path, repository):
     assert process.stderr.count('\n') == ('full' in end), process.stderr
     folder = tmp_path / name
     names.append({str(p.relative_to(folder)) for p in folder.rglob('*')})
-  if command == 'sweep':  # Storage names its files at random.
+  if command == 'sweep':  # Orbax names its files at random.
     names = [{n for n in own if 'checkpoints' not in n} for own in names]
   assert names[0] and names == names[:1] * len(endings)

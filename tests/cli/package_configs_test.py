@@ -1,4 +1,4 @@
-"""The configs of the package, listed, shown, copied, and found by name."""
+"""The configs of the package can be listed, shown, copied, and found."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_show(command, repository, known):
     (['list', '--workdir=x'], ["'workdir'"]),
   ],
 )
-def test_bad_words(command, tmp_path, args, words):
+def test_bad_arguments_of_config(command, tmp_path, args, words):
   (tmp_path / 'theirs.py').write_text('theirs')
   (tmp_path / 'link.py').symlink_to('nowhere.py')
   command('config', *args).assert_one_line(*words)
@@ -90,8 +90,8 @@ def test_a_copy_runs(command, tmp_path):
   outcome = command('run', 'mine.py', '--workdir=run')
   assert outcome.code == 0, outcome.err
   assert 'finished after 1 rounds' in outcome.out
-  told = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  assert told['config']['rounds'] == 1
+  saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert saved['config']['rounds'] == 1
 
 
 def test_find(repository):

@@ -1,4 +1,4 @@
-"""The command line in processes of its own, as a person uses it."""
+"""The command line runs in separate processes, as a user starts it."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import pytest
 from fedavg_jax.runs import signals
 from tests.testing import PROGRAMS
 
-# They would take most of a second of each command; `--config.pictures` draws.
+# Drawing pictures takes most of a second of each command.
 _NO_PICTURES = ('--config.pictures=False',)
 
 
 def run(repository, tmp_path, *args, config='quickstart.py', workdir='run'):
-  """Runs the program away from the repository; returns the process."""
+  """Executes the program outside of the repository; returns the process."""
   command = [sys.executable, '-m', 'fedavg_jax.main']
   if config is not None:
     command += ['--config', str(repository / 'configs' / config)]
@@ -50,17 +50,17 @@ def test_overrides_reach_the_run(repository, tmp_path):
     tmp_path,
     '--config.rounds=2',
     '--config.client.epochs=1',
-    '--config.client.learning_rate=1',  # A whole number for a float.
+    '--config.client.learning_rate=1',  # An integer for a float.
     '--config.client_fraction=0',
     '--config.client.batch_size=0',
   )
   assert process.returncode == 0, process.stderr
-  told = json.loads((tmp_path / 'run' / 'config.json').read_text())['config']
-  assert told['client']['learning_rate'] == 1.0
+  saved = json.loads((tmp_path / 'run' / 'config.json').read_text())['config']
+  assert saved['client']['learning_rate'] == 1.0
   text = (tmp_path / 'run' / 'metrics.jsonl').read_text()
   records = [json.loads(line) for line in text.splitlines()]
   assert [r['examples'] for r in records] == [0, 30, 30]  # One client, E = 1.
-  assert 'round 2/2' in process.stdout  # Plain lines: this is no terminal.
+  assert 'round 2/2' in process.stdout  # Plain lines: no terminal.
   assert 'finished after 2 rounds' in process.stdout
 
 
@@ -74,7 +74,7 @@ def test_default_workdir_is_named_after_date_and_config(repository, tmp_path):
 
 
 def test_a_bad_flag_is_one_line_and_leaves_nothing(repository, tmp_path):
-  """In a process of its own; `bad_inputs.py` has many more."""
+  """This one runs in a separate process; `bad_inputs_test.py` has many more."""
   process = run(repository, tmp_path, '--config.client.epoch=3')
   assert_one_line(process, 'unknown key: \'epoch\'. Did you mean "epochs"')
   assert list(tmp_path.iterdir()) == []
@@ -82,7 +82,7 @@ def test_a_bad_flag_is_one_line_and_leaves_nothing(repository, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A real file system of 4 MiB, in tmp_path / 'disk'."""
+  """Yields a real file system of 4 MiB, in tmp_path / 'disk'."""
   disk = tmp_path / 'disk'
   disk.mkdir()
   mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'none', disk]
@@ -93,7 +93,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_room_is_told_before_the_run(repository, tmp_path, small_disk):
+def test_lack_of_space_is_reported_first(repository, tmp_path, small_disk):
   (small_disk / 'mine').write_bytes(b'x' * 3 * 2**20)
   process = run(repository, tmp_path, workdir='disk/run')
   assert_one_line(process, 'workdir = disk/run', 'MiB are free')
@@ -102,7 +102,7 @@ def test_no_room_is_told_before_the_run(repository, tmp_path, small_disk):
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_line(repository, tmp_path, small_disk):
-  """While round 5 goes on, somebody else takes all the space."""
+  """Another process takes all the space during round 5."""
   config = repository / 'configs' / 'quickstart.py'
   process = subprocess.run(
     [
@@ -119,7 +119,7 @@ def test_a_disk_that_fills_up_is_one_line(repository, tmp_path, small_disk):
   assert 'No space left' in process.stderr or 'cannot be written' in (
     process.stderr
   )
-  # With room again, the same command goes on, and nothing is missing.
+  # With space again, the same command resumes, and nothing is missing.
   (small_disk / 'theirs').unlink()
   args = ['--config.rounds=12', '--config.checkpoint.rounds=1']
   process = run(repository, tmp_path, *args, workdir='disk/run')
@@ -152,8 +152,8 @@ def test_a_disk_that_may_only_be_read(repository, tmp_path, small_disk):
   assert {p: p.stat().st_mtime_ns for p in small_disk.rglob('*')} == before
 
 
-def begin(repository, tmp_path, *args, until='metrics.jsonl'):
-  """Starts the program; returns it once a file of its run is there."""
+def start(repository, tmp_path, *args, until='metrics.jsonl'):
+  """Starts the program; returns it once its run has written a file."""
   process = subprocess.Popen(
     [
       *(sys.executable, '-m', 'fedavg_jax.main', '--workdir', 'run'),
@@ -172,7 +172,7 @@ def begin(repository, tmp_path, *args, until='metrics.jsonl'):
 
 @pytest.mark.slow
 def test_two_processes_on_one_workdir(repository, tmp_path):
-  first = begin(repository, tmp_path)
+  first = start(repository, tmp_path)
   second = run(repository, tmp_path)
   out, err = first.communicate(timeout=120)
   assert first.returncode == 0, err
@@ -184,12 +184,12 @@ def test_two_processes_on_one_workdir(repository, tmp_path):
 @pytest.mark.parametrize(
   ('signum', 'times'), [(signal.SIGINT, 1), (signal.SIGTERM, 3)]
 )
-def test_a_signal_saves_and_says_how_to_go_on(
+def test_a_signal_saves_and_says_how_to_resume(
   repository, tmp_path, signum, times
 ):
-  """Some send it twice: to the process, and to its group."""
+  """A sender may signal the process and its group: the signal comes twice."""
   args = ['--config.rounds=2000', '--config.eval_every=50']
-  process = begin(repository, tmp_path, *args)
+  process = start(repository, tmp_path, *args)
   for _ in range(times):
     process.send_signal(signum)
   out, err = process.communicate(timeout=120)
@@ -206,7 +206,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
 
 @pytest.mark.slow
 def test_a_signal_before_the_first_round(repository, tmp_path):
-  process = begin(repository, tmp_path, until='config.json')
+  process = start(repository, tmp_path, until='config.json')
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=120)
   assert process.returncode == 128 + signal.SIGTERM
@@ -215,10 +215,10 @@ def test_a_signal_before_the_first_round(repository, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('signum', [0, signal.SIGINT])
-def test_nobody_reads_what_it_prints(repository, tmp_path, signum):
-  """As `... | head -1`, and as Ctrl-C on `... | tee log` ends both."""
+def test_stdout_that_is_closed_early(repository, tmp_path, signum):
+  """This is what `... | head -1` does, and Ctrl-C on `... | tee log`."""
   rounds = '--config.rounds=' + ('2000' if signum else '40')
-  process = begin(repository, tmp_path, rounds)
+  process = start(repository, tmp_path, rounds)
   process.stdout.close()
   if signum:
     time.sleep(0.5)
@@ -247,8 +247,8 @@ def test_closed_output(repository, tmp_path):
   assert [r['round'] for r in metrics(tmp_path / 'run')] == [0, 1, 2, 3]
 
 
-def test_a_second_wish_ends_at_once():
-  """A loop that does not ask: the second signal is the system's."""
+def test_a_second_signal_ends_at_once():
+  """The loop never checks, so that the second signal takes its usual effect."""
   process = subprocess.run(
     [sys.executable, PROGRAMS / 'two_signals.py'],
     capture_output=True,
@@ -260,7 +260,7 @@ def test_a_second_wish_ends_at_once():
   )
 
 
-def test_signals_are_as_before_afterwards():
+def test_signal_handlers_are_restored():
   before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
   with signals.stop_on_signals() as stop:
     assert signal.getsignal(signal.SIGTERM) is not before[1]

@@ -1,4 +1,4 @@
-"""The wheel, built without a network, installed beside nothing of ours."""
+"""The wheel is built without a network and installed in an empty folder."""
 
 from importlib import metadata
 import os
@@ -13,13 +13,13 @@ import pytest
 
 import fedavg_jax
 
-# What a build may read, beside folders that it must leave alone.
+# A build may read these; the folders beside them must be left alone.
 FILES = ('LICENSE', 'README.md', 'pyproject.toml', 'setup.py')
 FOLDERS = ('configs', 'experiments', 'fedavg_jax', 'tests')
 
 
 def call(command, folder, **environment):
-  """Runs a command, which must succeed; returns its stdout."""
+  """Executes a command, which must succeed; returns its stdout."""
   process = subprocess.run(
     [str(word) for word in command],
     cwd=folder,
@@ -38,7 +38,7 @@ def build(kind, source, out):
     'import sys; from setuptools import build_meta;'
     f' build_meta.build_{kind}(sys.argv[1])'
   )
-  # The version is read, not imported: here, the package cannot be.
+  # The version is read, not imported: the package cannot be imported here.
   blocked = out / 'blocked'
   blocked.mkdir(parents=True)
   (blocked / 'etils.py').write_text('raise ImportError("the build imports")')
@@ -50,7 +50,7 @@ def build(kind, source, out):
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory):
-  """A copy of the repository, so that nothing is built inside that."""
+  """Copies the repository, so that nothing is built inside it."""
   repository = pathlib.Path(__file__).parents[2]
   folder = tmp_path_factory.mktemp('checkout')
   ignored = shutil.ignore_patterns('__pycache__', '*.png', '*.jsonl')
@@ -63,7 +63,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def wheel(checkout, tmp_path_factory):
-  """The wheel that the source distribution makes."""
+  """Builds the wheel from the source distribution."""
   major = int(metadata.version('setuptools').split('.')[0])
   assert major >= 77, "setuptools is too old: pip install -e '.[test]'"
   out = tmp_path_factory.mktemp('built')
@@ -75,7 +75,7 @@ def wheel(checkout, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def installed(wheel, tmp_path_factory):
-  """A folder with the package alone."""
+  """Returns a folder that contains only the package."""
   folder = tmp_path_factory.mktemp('installed')
   call(
     [
@@ -87,8 +87,8 @@ def installed(wheel, tmp_path_factory):
   return folder
 
 
-def test_what_is_in_it(wheel, repository):
-  """Every module and config, to the byte, and nothing else."""
+def test_contents_of_the_wheel(wheel, repository):
+  """The wheel has every module and config, byte for byte, and no more."""
   expected = {
     f'fedavg_jax/{path.relative_to(repository)}': path
     for path in (repository / 'configs').glob('*.py')
@@ -111,27 +111,27 @@ def test_metadata(installed, repository):
   project = tomllib.loads((repository / 'pyproject.toml').read_text())[
     'project'
   ]
-  told = own.metadata
-  assert (told['Name'], told['Version']) == (
+  info = own.metadata
+  assert (info['Name'], info['Version']) == (
     'fedavg_jax',
     fedavg_jax.__version__,
   )
-  assert told['Summary'] == project['description']
-  assert told['Author'] == 'The fedavg_jax authors'
-  assert told['License-Expression'] == 'Apache-2.0'
-  assert told['Requires-Python'] == '>=3.11'
-  assert told['Description-Content-Type'] == 'text/markdown'
-  assert told['Keywords'] == ','.join(project['keywords'])
+  assert info['Summary'] == project['description']
+  assert info['Author'] == 'The fedavg_jax authors'
+  assert info['License-Expression'] == 'Apache-2.0'
+  assert info['Requires-Python'] == '>=3.11'
+  assert info['Description-Content-Type'] == 'text/markdown'
+  assert info['Keywords'] == ','.join(project['keywords'])
   assert (
-    told.get_payload().strip() == (repository / 'README.md').read_text().strip()
+    info.get_payload().strip() == (repository / 'README.md').read_text().strip()
   )
   page = 'https://github.com/fedavg-jax/fedavg_jax'
-  assert told.get_all('Project-URL') == [
+  assert info.get_all('Project-URL') == [
     f'Homepage, {page}',
     f'Issues, {page}/issues',
     f'Changelog, {page}/blob/main/CHANGELOG.md',
   ]
-  classifiers = told.get_all('Classifier')
+  classifiers = info.get_all('Classifier')
   assert classifiers == project['classifiers']
   for version in ('3.11', '3.12', '3.13', '3.14'):
     assert f'Programming Language :: Python :: {version}' in classifiers
@@ -147,8 +147,8 @@ def test_metadata(installed, repository):
 
 
 @pytest.mark.slow
-def test_it_runs_by_itself(installed, repository, tmp_path):
-  """In an empty folder, where configs/ is not beside the package."""
+def test_it_runs_outside_of_the_repository(installed, repository, tmp_path):
+  """It runs in an empty folder, with no configs/ beside the package."""
   script = installed / 'bin' / 'fedavg-jax'
   environment = {'PYTHONPATH': str(installed)}
   code = 'import fedavg_jax; print(fedavg_jax.__file__)'

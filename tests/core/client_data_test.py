@@ -1,4 +1,4 @@
-"""Clients of every form that people hand over, back to back."""
+"""Clients of every accepted form are stored back to back."""
 
 import re
 
@@ -45,7 +45,7 @@ def examples(x_dtype=np.float32, y_dtype=np.int32):
     iter(PARTS),
   ],
 )
-def test_parts_as_people_make_them(parts):
+def test_accepted_forms_of_parts(parts):
   clients = client_data.build_clients(examples(), parts)
   assert clients.num_examples.tolist() == [2, 0, 2]
   assert clients.x[:, 0].tolist() == [6, 2, 0, 4]
@@ -61,14 +61,14 @@ def test_labels_of_any_integer_dtype(dtype):
 
 
 def test_other_targets_stay_what_they_are():
-  """Of a regression, say; a loss of one's own reads them."""
+  """A regression has such targets; a user-defined loss reads them."""
   own = client_data.Examples(np.zeros((2, 1)), np.array([[0.5, 1], [2, 3]]))
   y = client_data.build_clients(own, [[1, 0]]).y
   assert y.dtype == np.float32 and y.tolist() == [[2, 3], [0.5, 1]]
 
 
 def test_a_seed_gives_the_order_of_hold_out():
-  """As the command has it, also where nothing is held out."""
+  """The command has the same order, also where nothing is held out."""
   parts = [np.arange(4), np.arange(4, 9)]
   own = client_data.Examples(np.arange(9)[:, None], np.zeros(9, int))
   kept, held = partition.hold_out(parts, fraction=0.0, seed=5)
@@ -138,7 +138,7 @@ def test_seeds_that_are_refused(seed):
     ([0, 1, 2], [[0], [1, 2]], 'parts: client 0: must be an array'),
   ],
 )
-def test_what_is_masked_or_ragged_is_refused(y, part, words):
+def test_masked_or_ragged_values_are_refused(y, part, words):
   x = np.zeros((3, 2), np.float32)
   with pytest.raises(InputError, match=words):
     client_data.build_clients(client_data.Examples(x, y), [part])

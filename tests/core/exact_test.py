@@ -1,4 +1,4 @@
-"""Values arrive as they are, or not at all: any dtype, one line."""
+"""Values of any dtype are kept exactly, or refused in one line."""
 
 import re
 
@@ -29,8 +29,8 @@ def test_int32_is_not_copied():
 
 @given(hnp.arrays(hnp.integer_dtypes() | hnp.floating_dtypes(), (3,)))
 @settings(max_examples=200, deadline=None)
-def test_what_is_returned_is_what_was_given(values):
-  """Whatever the values: equal as Python's numbers, or refused."""
+def test_what_is_returned_equals_what_was_given(values):
+  """The values are equal as Python's numbers, or refused."""
   try:
     found = exact.class_numbers(values, 'y')
   except InputError as error:
@@ -110,12 +110,12 @@ def test_inputs_that_are_refused(x, words):
 
 
 @pytest.mark.parametrize('enter', [exact.class_numbers, exact.inputs])
-def test_what_lies_behind_a_mask_is_not_a_value(enter):
-  """NumPy would hand it on without a word."""
+def test_masked_values_are_refused(enter):
+  """NumPy would silently return the value behind the mask."""
   values = np.ma.masked_array([1, 2, 3], mask=[False, True, False])
   with pytest.raises(
     InputError, match='v: has 1 masked values, must have none'
   ):
     enter(values, 'v')
-  whole = np.ma.masked_array([1, 2, 3], mask=False)
-  assert enter(whole, 'v').tolist() == [1, 2, 3]
+  unmasked = np.ma.masked_array([1, 2, 3], mask=False)
+  assert enter(unmasked, 'v').tolist() == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""Files that are new, and whose fault it is that one cannot be read."""
+"""A new file overwrites none, and errors of the machine are recognised."""
 
 import errno
 import os
@@ -10,27 +10,27 @@ from fedavg_jax.core.errors import InputError
 
 
 @pytest.mark.parametrize('number', [errno.EIO, errno.ENOSPC, errno.EMFILE])
-def test_of_the_machine(number):
+def test_errors_of_the_machine(number):
   assert files.is_of_machine(OSError(number, 'no'))
 
 
 @pytest.mark.parametrize(
   'error',
   [
-    OSError('image file is truncated'),  # As Pillow says it.
+    OSError('image file is truncated'),  # Pillow's message.
     FileNotFoundError(errno.ENOENT, 'no'),
     IsADirectoryError(errno.EISDIR, 'no'),
     PermissionError(errno.EACCES, 'no'),
     ValueError('no'),
   ],
 )
-def test_of_what_was_handed_over(error):
+def test_errors_of_the_input(error):
   assert not files.is_of_machine(error)
 
 
 @pytest.mark.parametrize('links', [True, False])
-def test_a_new_file_takes_nobodys_name(tmp_path, monkeypatch, links):
-  """Whoever was first has it, also where it came while the other wrote."""
+def test_a_new_file_overwrites_none(tmp_path, monkeypatch, links):
+  """The first file wins, also where it was created during the write."""
   if not links:
 
     def no_links(*args):

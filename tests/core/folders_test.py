@@ -1,4 +1,4 @@
-"""What is data in a folder, in which order, and whose the folder is."""
+"""Folders have data in natural order, and a replaced one is noticed."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def test_entries_are_data_in_natural_order(tmp_path):
   assert folders.entries(tmp_path / 'a') == []
 
 
-def test_names_that_are_one():
+def test_duplicate_names_are_refused():
   folders.check_names(['a', 'A', 'b'], 'clients')
   for names in (['a', 'a'], ['\u00e9', 'e\u0301']):
     with pytest.raises(InputError, match='clients: .* are one name'):
@@ -37,7 +37,7 @@ def test_two_spellings_in_unicode_look_different():
     )
 
 
-def test_a_file_is_found_in_other_capitals(tmp_path):
+def test_a_file_is_found_whatever_its_capitals(tmp_path):
   (tmp_path / 'in').mkdir()
   for name in ('A.GZ', 'b.gz', 'B.GZ'):
     (tmp_path / 'in' / name).touch()
@@ -48,34 +48,34 @@ def test_a_file_is_found_in_other_capitals(tmp_path):
   assert folders.find_file(tmp_path / 'none', 'c.gz') is None
 
 
-def test_a_held_file_is_the_one_that_was_there(tmp_path):
+def test_a_deleted_or_replaced_file_is_noticed(tmp_path):
   path = tmp_path / 'f' / '.lock'
   path.parent.mkdir()
   path.touch()
-  held = folders.HeldFile(path, 'workdir = f')
-  held.check()
+  locked = folders.HeldFile(path, 'workdir = f')
+  locked.check()
   shutil.rmtree(path.parent)
   with pytest.raises(InputError, match='workdir = f: was deleted or replaced'):
-    held.check()
+    locked.check()
   path.parent.mkdir()
-  path.touch()  # The same name, another file.
+  path.touch()  # The same name, but another file.
   with pytest.raises(InputError, match='was deleted or replaced'):
-    held.check()
-  held.close()
-  held.close()
+    locked.check()
+  locked.close()
+  locked.close()
 
 
-def test_a_folder_that_moved_is_not_the_one_of_its_path(tmp_path):
+def test_a_moved_folder_is_noticed(tmp_path):
   path = tmp_path / 'f' / '.lock'
   path.parent.mkdir()
   path.touch()
-  held = folders.HeldFile(path, 'f')
+  locked = folders.HeldFile(path, 'f')
   os.rename(tmp_path / 'f', tmp_path / 'g')
   with pytest.raises(InputError):
-    held.check()
+    locked.check()
   os.rename(tmp_path / 'g', tmp_path / 'f')
-  held.check()
-  held.close()
+  locked.check()
+  locked.close()
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32'])

@@ -1,4 +1,4 @@
-"""A number keeps its rule, or one line names it, its value and the rule."""
+"""A number that breaks a rule is refused in one line."""
 
 import re
 
@@ -44,8 +44,8 @@ def test_refusals(check, words):
     check()
 
 
-def test_values_of_a_sweep_are_not_looked_at():
-  """Under a trace they have no value yet."""
+def test_traced_values_are_not_checked():
+  """A sweep traces its values, so that they have none yet."""
   traced = jax.eval_shape(
     lambda eta: [
       check('eta', eta) or eta

@@ -1,4 +1,4 @@
-"""Arrays by client: what a file promises is what it holds, and whose it is."""
+"""Arrays by client must hold what their headers promise."""
 
 import io
 import os
@@ -36,7 +36,7 @@ def header(descr, shape, by_columns=False):
 
 
 def folder(place, **contents):
-  """A folder of good files, but for those that are given."""
+  """Makes a folder of valid files, except for those that are given."""
   place.mkdir()
   for name, array in arrays().items():
     (place / f'{name}.npy').write_bytes(contents.get(name, npy(array)))
@@ -46,7 +46,7 @@ def folder(place, **contents):
 def archive(members):
   buffer = io.BytesIO()
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # That a name is there twice.
+    warnings.simplefilter('ignore')  # zipfile warns of duplicate names.
     with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as file:
       for name, content in members:
         file.writestr(name, content)
@@ -70,18 +70,33 @@ def npz_bytes():
     (header('|u1', (True, 24)) + bytes(24), 'x.npy has the shape (True, 24)'),
     (
       header('|u1', (10**18,)) + bytes(8),
-      'must hold 1,000,000,000,000,000,000',
+      'expected 1,000,000,000,000,000,000 bytes',
     ),
-    (header('|u1', (2**63, 2)), 'must hold 18,446,744,073,709,551,616'),
-    (header('|u1', (6, 2, 2)) + bytes(23), 'holds 23 bytes of values, must'),
-    (header('|u1', (6, 2, 2)) + bytes(30), 'holds 30 bytes of values, must'),
-    (npy(arrays()['x']) * 2, 'bytes of values, must hold 24'),
-    (header('<U0', (10**9, 2)), 'x.npy holds <U0, must hold real numbers'),
-    (header('|V0', (6, 2)), 'x.npy holds |V0, must hold real numbers'),
-    (header('<M8[s]', (6,)) + bytes(48), 'x.npy holds datetime64[s], must'),
-    (header('|O', (6,)) + bytes(48), 'x.npy holds object, must hold real'),
-    (header('<c8', (6,)) + bytes(48), 'x.npy holds complex64, must hold real'),
-    (b'\x93NUMPY\3\0' + bytes(90), 'x.npy is of version 3 of .npy'),
+    (header('|u1', (2**63, 2)), 'expected 18,446,744,073,709,551,616 bytes'),
+    (
+      header('|u1', (6, 2, 2)) + bytes(23),
+      'expected 24 bytes of values, got 23',
+    ),
+    (
+      header('|u1', (6, 2, 2)) + bytes(30),
+      'expected 24 bytes of values, got 30',
+    ),
+    (npy(arrays()['x']) * 2, 'expected 24 bytes of values, got'),
+    (header('<U0', (10**9, 2)), 'x.npy: expected real numbers, got <U0'),
+    (header('|V0', (6, 2)), 'x.npy: expected real numbers, got |V0'),
+    (
+      header('<M8[s]', (6,)) + bytes(48),
+      'x.npy: expected real numbers, got datetime64[s]',
+    ),
+    (
+      header('|O', (6,)) + bytes(48),
+      'x.npy: expected real numbers, got object',
+    ),
+    (
+      header('<c8', (6,)) + bytes(48),
+      'x.npy: expected real numbers, got complex64',
+    ),
+    (b'\x93NUMPY\3\0' + bytes(90), 'x.npy has version 3 of .npy'),
     (header('|u1', (6, 0, 2)), 'client 0: x has the shape [2, 0, 2]'),
     (b'', 'x.npy: cannot be read'),
   ],
@@ -90,7 +105,7 @@ def test_arrays_in_a_folder_that_are_refused(x, words, tmp_path):
   refused('arrays', folder(tmp_path / 'in', x=x), tmp_path, words)
 
 
-def test_names_in_capitals_are_found_and_two_are_one_too_many(tmp_path):
+def test_capital_names_are_found_and_duplicates_refused(tmp_path):
   place = folder(tmp_path / 'in')
   os.rename(place / 'x.npy', place / 'X.NPY')
   (place / '._y.npy').write_bytes(b'a fork of the system')
@@ -100,7 +115,7 @@ def test_names_in_capitals_are_found_and_two_are_one_too_many(tmp_path):
 
 
 @pytest.mark.parametrize('order', ['C', 'F'])
-def test_rows_and_columns_first(order, tmp_path):
+def test_row_and_column_order(order, tmp_path):
   place = folder(tmp_path / 'in', x=npy(np.asarray(arrays()['x'], order=order)))
   own = convert('arrays', place, tmp_path / 'out')
   rows = np.concatenate([arrays()['x'][[2, 5]], arrays()['x'][[0, 1, 3, 4]]])
@@ -119,7 +134,7 @@ def test_clients_are_named_by_their_numbers(kind, tmp_path):
 
 
 def bomb(size):
-  """A directory that promises an array of a size, in a hundred bytes."""
+  """Makes an archive of 100 bytes that promises an array of `size` bytes."""
   promise = header('|u1', (size, 1, 1))
   content = bytearray(archive([('x.npy', promise + bytes(50)), *GOOD[1:]]))
   total = struct.pack('<I', len(promise) + size)
@@ -131,10 +146,13 @@ def bomb(size):
 @pytest.mark.parametrize(
   ('content', 'words'),
   [
-    (bomb(2**31), 'x.npy promises 2,147,483,776 bytes in'),
+    (bomb(2**31), 'x.npy declares 2,147,483,776 bytes in'),
     (archive([('x', b'hello'), *GOOD[1:]]), 'lacks x'),
-    (archive([*GOOD, GOOD[0]]), 'x.npy is in it 2 times'),
-    (archive([('x.npy', npy(np.array('text'))), *GOOD[1:]]), 'x.npy holds <U4'),
+    (archive([*GOOD, GOOD[0]]), 'has x.npy 2 times'),
+    (
+      archive([('x.npy', npy(np.array('text'))), *GOOD[1:]]),
+      'x.npy: expected real numbers, got <U4',
+    ),
     (archive([('x.npy', npy(np.uint8(1))), *GOOD[1:]]), 'x has the shape []'),
     (archive(GOOD[:3]), 'lacks x_test, y_test'),
     (archive([]), 'lacks x, y, client, x_test, y_test'),
@@ -151,8 +169,8 @@ def test_archives_that_are_refused(content, words, tmp_path):
   assert peak < 2**24
 
 
-def test_an_archive_of_zeros_is_no_trap(tmp_path):
-  """Deflate packs a megabyte of zeros a thousandfold."""
+def test_an_archive_of_zeros_is_read(tmp_path):
+  """Zeros of a megabyte become a kilobyte by deflate."""
   found = arrays() | {'x': np.zeros((6, 500, 500), np.uint8)}
   found |= {'x_test': found['x'][:2]}
   np.savez_compressed(tmp_path / 'in.npz', **found)

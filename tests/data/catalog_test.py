@@ -1,4 +1,4 @@
-"""Real files, files made here, damaged files, and a real download."""
+"""Data sets are read from real, made, damaged and downloaded files."""
 
 import contextlib
 import functools
@@ -35,7 +35,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture
 def made_dir(made_once, tmp_path):
-  """A folder of its own with files in MNIST's shapes."""
+  """Returns a new folder with files in MNIST's shapes."""
   return shutil.copytree(made_once, tmp_path / 'made')
 
 
@@ -84,12 +84,12 @@ def test_gzipped_or_not(tmp_path, name):
 
 
 def damaged(name, content):
-  """The ways a file can be wrong: what it holds then, what is said of it."""
+  """Returns ways to damage a file: name -> (content, words of the error)."""
   images = 'idx3' in name
   return {
     'empty': (b'', 'not an IDX file'),
     'header cut': (content[:6], 'not an IDX file'),
-    'cut': (content[:-1], 'less than'),
+    'cut': (content[:-1], 'fewer than'),
     'too long': (content + b'x', 'more than'),
     'text': (b'<html>404</html>' * 9, 'not an IDX file'),
     'other type': (b'\0\0\x0d' + content[3:], 'not an IDX file'),
@@ -99,7 +99,7 @@ def damaged(name, content):
     ),
     'promises too much': (
       content[:4] + b'\xff' * (12 if images else 4) + content[8:],
-      'has shape .*4294967295',
+      'expected shape .*4294967295',
     ),
     'gzip cut': (gzip.compress(content[:9999], 1)[:-9], 'cannot be read'),
     'gzip spoilt': (
@@ -108,7 +108,7 @@ def damaged(name, content):
     ),
     'other size': (
       idx_bytes(np.zeros((7, 28, 28) if images else (7,))),
-      'has shape',
+      'expected shape',
     ),
   }
 
@@ -127,8 +127,10 @@ def test_a_damaged_file_is_named(made_dir, file, how):
   assert 'copy or download' in message
 
 
-def test_files_of_another_data_set_are_told(made_dir):
-  with pytest.raises(InputError, match='not the labels of fashion_mnist'):
+def test_files_of_another_data_set_are_refused(made_dir):
+  with pytest.raises(
+    InputError, match='does not have the labels of fashion_mnist'
+  ):
     catalog.load_dataset('fashion_mnist', str(made_dir))
 
 
@@ -152,7 +154,7 @@ def test_unknown_data_set():
 
 @contextlib.contextmanager
 def serve(folder):
-  """Serves a folder: (its address, what was asked for so far)."""
+  """Serves a folder; yields the URL and the paths requested so far."""
   served = []
 
   class Handler(http.server.SimpleHTTPRequestHandler):
@@ -176,10 +178,10 @@ def serve(folder):
 
 @pytest.fixture
 def server(mnist_dir, monkeypatch):
-  """The address of the data set, moved to this machine; checksums stay."""
+  """Serves the data set from this machine; the checksums stay."""
   import tensorflow_datasets as tfds
 
-  # Read all before any is replaced: one builder inherits from the other.
+  # Read all before replacing any: one builder inherits from the other.
   registered = {
     builder: list(builder.url_infos.values())
     for builder in map(tfds.builder_cls, ('mnist', 'fashion_mnist'))
@@ -193,12 +195,12 @@ def server(mnist_dir, monkeypatch):
     yield served
 
 
-# What others' code warns of while it downloads is theirs.
+# Warnings during a download come from the packages that download.
 @pytest.mark.filterwarnings('default')
 def test_download_through_tensorflow_datasets(
   server, mnist_dir, tmp_path, monkeypatch
 ):
-  """The real download manager and the registered checksums; a local server."""
+  """The download manager and checksums are real; only the server is local."""
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   monkeypatch.delenv('FEDAVG_DATA', raising=False)
   first = catalog.load_dataset('mnist')
@@ -208,12 +210,12 @@ def test_download_through_tensorflow_datasets(
   np.testing.assert_array_equal(first.test.y, expected.test.y)
   second = catalog.load_dataset('mnist')
   np.testing.assert_array_equal(first.test.x, second.test.x)
-  assert len(server) == 4  # Nothing was fetched again.
+  assert len(server) == 4  # No new download.
 
 
 @pytest.mark.filterwarnings('default')
-def test_a_wrong_checksum_is_told(server, tmp_path, monkeypatch):
-  """MNIST's files under Fashion-MNIST's name and checksums."""
+def test_a_wrong_checksum_is_refused(server, tmp_path, monkeypatch):
+  """MNIST's files have Fashion-MNIST's names here, but not its checksums."""
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   monkeypatch.delenv('FEDAVG_DATA', raising=False)
   with pytest.raises(InputError, match='fashion_mnist.*checksum') as info:
@@ -222,7 +224,7 @@ def test_a_wrong_checksum_is_told(server, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings('default')
-def test_no_network_is_told_at_once(tmp_path, monkeypatch):
+def test_no_network_is_reported_at_once(tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
 
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
@@ -234,13 +236,13 @@ def test_no_network_is_told_at_once(tmp_path, monkeypatch):
   with pytest.raises(InputError, match="dataset = 'mnist'.*data_dir") as info:
     catalog.load_dataset('mnist')
   assert '\n' not in str(info.value)
-  assert time.monotonic() - start < 60  # Not the minutes of its retries.
+  assert time.monotonic() - start < 60  # Without the minutes of its retries.
 
 
 def test_second_start_needs_neither_network_nor_tensorflow_datasets(
   mnist_dir, tmp_path
 ):
-  """Files in the download folder are read without importing anything heavy."""
+  """Files in the download folder are read without importing heavy packages."""
   folder = tmp_path / 'downloads' / 'mnist'
   folder.mkdir(parents=True)
   for file in FILES:
@@ -271,19 +273,21 @@ def test_checksums_that_tensorflow_datasets_registers(mnist_dir):
     assert hashlib.sha256(content).hexdigest() == info.checksum
 
 
-# Where data are.
+# The data folder.
 
 
-def test_the_environment_names_no_folder(monkeypatch, tmp_path):
-  """Not even a download is tried; data that need no folder do not ask."""
+def test_a_missing_data_folder_is_refused(monkeypatch, tmp_path):
+  """No download is tried; data sets that need no folder do not check it."""
   monkeypatch.setenv('FEDAVG_DATA', str(tmp_path / 'none'))
   for name in ('mnist', 'cifar10', 'leaf', 'mnist_writers', 'words'):
-    with pytest.raises(InputError, match='FEDAVG_DATA = .*none.* must name a'):
+    with pytest.raises(
+      InputError, match='FEDAVG_DATA = .*none.*: is not a directory'
+    ):
       catalog.load_dataset(name)
   assert catalog.load_dataset('digits').name == 'digits'
 
 
-def test_files_in_capitals(made_dir):
+def test_files_with_capital_names(made_dir):
   expected = catalog.load_dataset('mnist', str(made_dir))
   for path in list(made_dir.iterdir()):
     path.rename(made_dir / path.name.upper())
@@ -300,12 +304,12 @@ def data_dir(mnist_dir):
 
 
 def test_writers_of_mnist(data_dir, tmp_path):
-  """Files side by side in a folder each, or all in one."""
+  """Files may be in a folder each, or all in one."""
   data = catalog.load_dataset('mnist_writers', str(data_dir))
   counts = np.bincount(data.owners)
   assert len(counts) == 539 and counts.sum() == 60_000
   assert (counts.min(), np.median(counts), counts.max()) == (19, 116, 131)
-  ids = np.array(data.client_names, int)  # Those of NIST.
+  ids = np.array(data.client_names, int)  # NIST's numbers of the writers.
   assert (np.diff(ids) > 0).all() and len(ids) == 539
   plain = catalog.load_dataset('mnist', str(data_dir / 'mnist'))
   np.testing.assert_array_equal(data.train.x, plain.train.x)
@@ -333,7 +337,7 @@ def test_writers_of_mnist(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_femnist(data_dir):
-  """105 writers, 62 classes, white background."""
+  """The data have 105 writers, 62 classes and a white background."""
   data = catalog.load_dataset('leaf', str(data_dir / 'femnist_leaf'))
   assert len(np.unique(data.owners)) == 105 and data.num_classes == 62
   assert data.train.x.shape[1:] == (28, 28, 1)
@@ -351,7 +355,7 @@ def leaf(folder, split, users, file='all.json'):
 
 
 def test_leaf_users_are_clients(tmp_path):
-  """In several files; who has no training example is none."""
+  """A user may be in several files, and needs a training example."""
   leaf(tmp_path, 'train', {'b': ([[0.5] * 4, [1] * 4], [0, 2])})
   leaf(
     tmp_path,
@@ -367,7 +371,7 @@ def test_leaf_users_are_clients(tmp_path):
 
 
 def test_bad_leaf_folders(tmp_path):
-  with pytest.raises(InputError, match='train/ holds no json'):
+  with pytest.raises(InputError, match='train/ has no json'):
     catalog.load_dataset('leaf', str(tmp_path))
   leaf(tmp_path, 'train', {'a': ([[1.0] * 4], [1])})
   leaf(tmp_path, 'test', {'a': ([[1.0] * 5], [1])})
@@ -379,8 +383,8 @@ def test_bad_leaf_folders(tmp_path):
     catalog.load_dataset('leaf', str(tmp_path))
 
 
-def test_a_file_of_leaf_beside_its_archive_is_not_read_twice(tmp_path):
-  """The users of both would have every example twice."""
+def test_a_file_of_leaf_and_its_archive_are_refused(tmp_path):
+  """Otherwise the users would have every example twice."""
   for split in ('train', 'test'):
     leaf(tmp_path, split, {'a': ([[1.0] * 4], [1])})
   path = tmp_path / 'train' / 'all.json'
@@ -394,7 +398,7 @@ def test_a_file_of_leaf_beside_its_archive_is_not_read_twice(tmp_path):
   assert catalog.load_dataset('leaf', str(tmp_path)).train.y.tolist() == [1]
 
 
-def test_labels_of_leaf_may_be_written_with_a_point(tmp_path):
+def test_labels_of_leaf_may_be_floats(tmp_path):
   leaf(tmp_path, 'train', {'a': ([[1.0] * 4] * 2, [1.0, 0])})
   leaf(tmp_path, 'test', {'a': ([[1.0] * 4], [2.0])})
   data = catalog.load_dataset('leaf', str(tmp_path))
@@ -408,7 +412,7 @@ def test_labels_of_leaf_may_be_written_with_a_point(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings('default')
 def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
-  """The real download manager; an archive in the official layout, made here."""
+  """The download manager is real; the archive has the official layout."""
   import tensorflow_datasets as tfds
 
   rng = np.random.default_rng(0)
@@ -424,7 +428,7 @@ def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
   with serve(source) as (url, served):
     builder = tfds.builder_cls('cifar10')
     (info,) = builder.url_infos.values()
-    assert info.filename == archive.name  # What is registered for the real one.
+    assert info.filename == archive.name  # As registered.
     content = archive.read_bytes()
     info = type(info)(
       size=tfds.core.utils.Size(len(content)),

@@ -1,4 +1,4 @@
-"""Clients of given sizes with so many labels each: properties and a theorem."""
+"""Clients have given sizes and numbers of labels where a theorem allows."""
 
 import itertools
 import re
@@ -17,14 +17,14 @@ MNIST = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 
 
 def labels_of(counts, *, gap=1, seed=3):
-  """Labels 0, gap, 2 gap, ... so many times each, in random order."""
+  """Returns labels 0, gap, 2 gap, ... so many times each, in random order."""
   labels = np.repeat(gap * np.arange(len(counts)), counts)
   return np.random.default_rng(seed).permutation(labels)
 
 
 def assert_law(labels, parts, sizes, numbers):
   rows = np.concatenate(parts)
-  assert len(np.unique(rows)) == len(rows)  # No example twice.
+  assert len(np.unique(rows)) == len(rows)  # No example occurs twice.
   assert 0 <= rows.min() and rows.max() < len(labels)
   assert [len(part) for part in parts] == list(sizes)
   assert [len(set(labels[part])) for part in parts] == list(
@@ -33,10 +33,11 @@ def assert_law(labels, parts, sizes, numbers):
 
 
 def is_feasible(available, sizes, sets):
-  """Whether there are enough examples, by the theorem of Gale (1957).
+  """Decides by Gale's theorem (1957) whether there are enough examples.
 
-  There are, unless of some labels the clients must have more than there are:
-  all of their examples where a client has no other label, else one of each.
+  There are, unless clients need more examples of a set of labels than it has:
+  all of a client's examples where it has no other label, else one of each.
+
   """
   names = range(len(available))
   for some in itertools.chain.from_iterable(
@@ -55,8 +56,8 @@ def is_feasible(available, sizes, sets):
 @given(
   counts=st.lists(st.integers(1, 30), min_size=1, max_size=5), data=st.data()
 )
-def test_exact_wherever_the_labels_have_enough(counts, data):
-  """With labels in turn the sets are known, so that the theorem decides."""
+def test_exact_wherever_labels_suffice(counts, data):
+  """Labels are assigned in turn, so that the theorem decides."""
   clients = data.draw(st.integers(1, 7))
   numbers = data.draw(
     st.lists(st.integers(1, len(counts)), min_size=clients, max_size=clients)
@@ -93,8 +94,8 @@ def test_exact_wherever_the_labels_have_enough(counts, data):
   seed=st.integers(0, 2**31 - 1),
   data=st.data(),
 )
-def test_small_clients_always_have_theirs(counts, assignment, seed, data):
-  """Of twenty examples of each label, ten clients of two at most."""
+def test_small_clients_always_have_their_labels(counts, assignment, seed, data):
+  """Each label has 20 examples; at most ten clients need at most two each."""
   clients = data.draw(st.integers(1, 10))
   number = data.draw(st.integers(1, 2))
   sizes = np.array(
@@ -123,8 +124,8 @@ def test_small_clients_always_have_theirs(counts, assignment, seed, data):
 @given(
   counts=st.lists(st.integers(1, 30), min_size=1, max_size=5), data=st.data()
 )
-def test_all_labels_of_all_examples(counts, data):
-  """Whoever has every label fits with anybody, up to the last example."""
+def test_all_labels_and_all_examples(counts, data):
+  """Clients that have every label can use every example."""
   total, number = sum(counts), len(counts)
   clients = data.draw(st.integers(1, min(counts)))
   cuts = data.draw(
@@ -149,7 +150,7 @@ def test_all_labels_of_all_examples(counts, data):
 @pytest.mark.parametrize('law', ['power_law', 'log_normal'])
 @pytest.mark.parametrize('assignment', choices.CLASS_ASSIGNMENTS)
 def test_a_thousand_clients_of_fedprox(law, assignment):
-  """All of MNIST's 60,000 examples, two labels each, 10 examples at least."""
+  """All of MNIST's 60,000 examples are used; a client has at least ten."""
   labels = labels_of(MNIST)
   sizes = partition.sizes(
     law,
@@ -167,7 +168,7 @@ def test_a_thousand_clients_of_fedprox(law, assignment):
   assert_law(labels, parts, sizes, 2)
 
 
-def test_labels_are_shared_out_evenly_where_there_are_enough():
+def test_labels_are_divided_evenly_where_there_are_enough():
   labels = labels_of([500] * 6)
   sizes = np.arange(3, 43)
   parts = partition.few_labels(
@@ -178,11 +179,12 @@ def test_labels_are_shared_out_evenly_where_there_are_enough():
     assert own.max() - own.min() <= 1
 
 
-def test_random_labels_are_drawn_as_often_as_there_are_examples():
-  """Of two labels, three times as many examples: three times as many clients.
+def test_random_labels_are_drawn_in_proportion_to_their_examples():
+  """A label with three times as many examples has three times as many clients.
 
-  They are drawn in proportion to what is left, so closer than independent
-  draws, whose standard deviation is 13.7.
+  Labels are drawn in proportion to what is left, so the counts are closer than
+  those of independent draws, whose standard deviation is 13.7.
+
   """
   labels = labels_of([3000, 1000])
   parts = partition.few_labels(
@@ -198,7 +200,7 @@ def test_random_labels_are_drawn_as_often_as_there_are_examples():
   counts = partition.label_counts(labels, parts, 10) > 0
   np.testing.assert_allclose(counts.sum(axis=0), 300, atol=62)
   together = counts.T.astype(int) @ counts
-  pairs = together[np.triu_indices(10, 1)]  # 45 pairs of 1500 / 45.
+  pairs = together[np.triu_indices(10, 1)]  # 45 pairs, each of 1500 / 45.
   assert pairs.min() > 33.3 - 5 * 5.8 and pairs.max() < 33.3 + 5 * 5.8
 
 
@@ -253,21 +255,22 @@ def test_seeds_change_labels_and_examples():
       {'sizes': [5, 1, 5]},
       'sizes: client 1 has 1 examples; must have at least',
     ),
-    ({'sizes': [20, 11, 0]}, 'sizes: one is 0'),
+    ({'sizes': [20, 11, 0]}, 'sizes: has 0; must be at least 1'),
     ({'sizes': [20, 11, 30]}, 'add up to 61; must add up to at most 60'),
     ({'sizes': [2.0, 2.0, 2.0]}, 'must be whole numbers'),
-    ({'sizes': []}, 'must be whole numbers, one at least'),
+    ({'sizes': []}, 'must be whole numbers, at least one'),
     ({'assignment': 'x'}, "class_assignment = 'x': must be one of"),
     ({'seed': -1}, 'seed = -1'),
     (
-      # Client 0 has labels 0 and 1, of which there are 30 and 20; the others
-      # must have an example of each of theirs, 1 and 2, 2 and 0.
+      # Client 0 has labels 0 and 1, with 30 and 20 examples; the other clients
+      # need one example of each of their labels, 1 and 2, 2 and 0.
       {'sizes': [55, 2, 2], 'assignment': 'deterministic'},
-      'sizes: need 57 examples of labels 0, 1, there are 50; must be smaller,',
+      'sizes: need 57 examples of labels 0, 1, only 50 are available; must be'
+      ' smaller,',
     ),
     (
       {'sizes': [31, 3, 3], 'classes_per_client': 1},
-      'sizes: need in each of 100 draws, last 31 examples of labels 0, there',
+      'sizes: need in each of 100 draws, last 31 examples of labels 0, only',
     ),
   ],
 )
@@ -279,7 +282,7 @@ def test_refusals(changes, words):
   assert '\n' not in str(error.value)
 
 
-# The sizes that such clients may have.
+# Sizes of clients.
 
 
 @settings(deadline=None)
@@ -288,7 +291,7 @@ def test_refusals(changes, words):
   least=st.integers(0, 9),
   data=st.data(),
 )
-def test_a_least_size_comes_before_the_law(law, least, data):
+def test_a_minimum_size_precedes_the_law(law, least, data):
   clients = data.draw(st.integers(1, 30))
   number = data.draw(st.integers(clients * (least + 2), 2000))
   own, others = (
@@ -296,11 +299,11 @@ def test_a_least_size_comes_before_the_law(law, least, data):
     for n, m in ((number, least), (number - least * clients, 0))
   )
   assert own.sum() == number and own.min() >= max(least, 1)
-  if least and others.min() > 1:  # Nobody had to be given one.
+  if least and others.min() > 1:  # No client was raised to one.
     np.testing.assert_array_equal(own - least, others)
 
 
-def test_sizes_that_leave_a_rest():
+def test_sizes_that_leave_a_remainder():
   for rest in (False, True):
     if rest:
       own = partition.sizes('5,1', 10, num_clients=2, rest=rest, seed=0)

@@ -1,4 +1,4 @@
-"""Any bytes for what a conversion or a run opens: an answer, or one line."""
+"""Readers take any bytes: they return arrays or refuse in one line."""
 
 import io
 import json
@@ -27,7 +27,7 @@ BOUNDED = settings(
 
 
 def changed(content: bytes, changes: list[tuple[int, int]], cut: int) -> bytes:
-  """Some bytes of a good file are others, and its end is missing."""
+  """Changes some bytes of a valid file and cuts its end."""
   own = bytearray(content)
   for at, value in changes:
     own[at % len(own)] = value
@@ -39,7 +39,7 @@ CUTS = st.one_of(st.just(0), st.integers(0, 10**6))
 
 
 def answers(read):
-  """Runs a reader; it may refuse in one line, and do nothing else."""
+  """Calls a reader, which may return or raise InputError, nothing else."""
   try:
     return read()
   except InputError as error:
@@ -97,7 +97,7 @@ def picture(kind: str) -> bytes:
 
 @given(st.sampled_from(['PNG', 'JPEG', 'GIF', 'TIFF', 'BMP']), CHANGES, CUTS)
 @BOUNDED
-@pytest.mark.filterwarnings('default')  # Those of Pillow.
+@pytest.mark.filterwarnings('default')  # Pillow's warnings.
 def test_images(tmp_path, kind, changes, cut):
   path = tmp_path / f'a.{kind.lower()}'
   path.write_bytes(changed(picture(kind), changes, cut))
@@ -144,7 +144,7 @@ def federation(tmp_path_factory):
 
 
 def places(tree, prefix=()):
-  """Gives every place in JSON, as a path of keys."""
+  """Yields the path of every value in JSON, as a tuple of keys."""
   yield prefix
   items = []
   if isinstance(tree, dict):
@@ -158,7 +158,7 @@ def places(tree, prefix=()):
 @given(st.data(), JSON)
 @BOUNDED
 def test_descriptions(federation, data, value):
-  """One value of federation.json is another."""
+  """Every description has one value of federation.json replaced."""
   folder, good = federation
   found = json.loads(json.dumps(good))
   *parents, last = data.draw(st.sampled_from([p for p in places(good) if p]))
@@ -173,7 +173,7 @@ def test_descriptions(federation, data, value):
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
-  """A conversion that was ended behind its second shard."""
+  """Returns the folder of a conversion that stopped after its second shard."""
   folder = tmp_path_factory.mktemp('journal') / 'f'
   path = folder.parent / 'a.npz'
   path.write_bytes(npz(compressed=False))
@@ -197,7 +197,7 @@ def resume(folder, **options):
 @given(CHANGES, CUTS)
 @BOUNDED
 def test_journals(tmp_path, killed, changes, cut):
-  """What resumes is the federation, or nothing has changed."""
+  """A conversion resumes correctly, or nothing has changed."""
   folder = tmp_path / 'f'
   shutil.rmtree(folder, ignore_errors=True)
   shutil.copytree(killed, folder)

@@ -1,4 +1,4 @@
-"""Images of cameras and programs: read as they are, or one line says why."""
+"""Images of cameras and programs are read exactly, or refused in one line."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ def as_bytes(image, kind, **options):
 
 
 def folders(place, kind='png', image=GREY):
-  """ann and bob, each with a cat, and a cat to test."""
+  """Makes train/ of ann and bob with a cat each, and test/ with a cat."""
   for where in ('test/cat', 'train/ann/cat', 'train/bob/cat'):
     (place / where).mkdir(parents=True)
     pillow = {'jpg': 'JPEG', 'tif': 'TIFF'}.get(kind, kind.upper())
@@ -33,7 +33,15 @@ def folders(place, kind='png', image=GREY):
 
 
 def tiff(order, bits, content, kind=1):
-  """Four grey values in a file of 2 x 2: its byte order, type of numbers."""
+  """Makes a TIFF of 2 x 2 grey values.
+
+  Args:
+    order: the byte order of struct, '<' or '>'.
+    bits: the number of bits of a value.
+    content: the bytes of the values.
+    kind: the sample format: 1 unsigned, 2 signed, 3 floating point.
+
+  """
   tags = [(256, 2), (257, 2), (258, bits), (259, 1), (262, 1), (273, 134)]
   tags += [(277, 1), (278, 2), (279, len(content)), (339, kind)]
   head = {'<': b'II', '>': b'MM'}[order] + struct.pack(order + 'HI', 42, 8)
@@ -64,7 +72,7 @@ def test_grey_of_16_bits_in_either_byte_order(order, tmp_path):
   assert pixels.ravel().tolist() == [0, 1, 300, 65535]
 
 
-def test_a_picture_of_a_camera_with_a_preview(tmp_path):
+def test_a_camera_image_with_a_preview(tmp_path):
   big, small = Image.new('RGB', (8, 6), (9, 9, 9)), Image.new('RGB', (4, 3))
   content = as_bytes(big, 'MPO', save_all=True, append_images=[small])
   (tmp_path / 'a.jpg').write_bytes(content)
@@ -94,7 +102,7 @@ STRETCHED = (
 @pytest.mark.parametrize(
   ('name', 'content', 'words'),
   [
-    # What Pillow would hand to another program.
+    # Pillow would start another program for this one.
     ('1.png', POSTSCRIPT, '1.png: cannot be read as an image'),
     ('1.png', as_bytes(GREY, 'PPM'), '1.png: cannot be read as an image'),
     ('1.bmp', STRETCHED, 'has the mode RGB of 16 bits'),
@@ -116,15 +124,15 @@ def test_images_that_are_refused(name, content, words, tmp_path):
 def test_an_image_of_another_format_at_another_level(where, tmp_path):
   place = folders(tmp_path / 'in')
   (place / where / 'x.heic').write_bytes(b'any')
-  refused('images', place, tmp_path, 'x.heic: must lie in train/CLIENT/LABEL')
+  refused('images', place, tmp_path, 'x.heic: must be in train/CLIENT/LABEL')
 
 
-def test_pillow_says_nothing_beside_our_line(tmp_path, recwarn, caplog, capfd):
-  """It warns and logs, and libtiff has lines of its own on stderr."""
+def test_pillow_prints_nothing(tmp_path, recwarn, caplog, capfd):
+  """Pillow warns and logs, and libtiff does print to stderr."""
   with warnings.catch_warnings():
     warnings.simplefilter('always')
     content = bytearray(tiff('<', 8, bytes([1, 2, 3, 4])))
-    content[10 + 9 * 12 + 4] = 90  # A tag of 90 values, beyond its end.
+    content[10 + 9 * 12 + 4] = 90  # 90 values reach beyond the end.
     (tmp_path / 'a.tif').write_bytes(content)
     pixels, _ = image_folders.read_image(tmp_path / 'a.tif')
   assert pixels.ravel().tolist() == [1, 2, 3, 4] and not recwarn.list
@@ -134,7 +142,7 @@ def test_pillow_says_nothing_beside_our_line(tmp_path, recwarn, caplog, capfd):
   with pytest.raises(InputError, match='b.tif: cannot be read as an image'):
     image_folders.read_image(tmp_path / 'b.tif')
   many = bytearray(tiff('<', 8, bytes([1, 2, 3, 4])))
-  many[10 + 6 * 12 + 8] = 99  # Samples of a pixel.
+  many[10 + 6 * 12 + 8] = 99  # Samples per pixel.
   (tmp_path / 'c.tif').write_bytes(many)
   with pytest.raises(InputError, match='c.tif: cannot be read as an image'):
     image_folders.read_image(tmp_path / 'c.tif')

@@ -1,4 +1,4 @@
-"""Every example exactly once, and each partition's own law."""
+"""Every example is used exactly once, and each partition has its law."""
 
 from hypothesis import given
 from hypothesis import settings
@@ -58,16 +58,16 @@ def test_shards_cover_and_are_contiguous_in_label(
 
 
 def test_shards_of_the_paper():
-  """200 shards of 300, two per client, and few digits for most clients."""
+  """There are 200 shards of 300, two per client, each of few digits."""
   labels = np.random.default_rng(0).integers(0, 10, 60_000)
   parts = partition.shards(labels, num_clients=100, shards_per_client=2, seed=0)
   assert {len(part) for part in parts} == {600}
   counts = partition.label_counts(labels, parts, 10)
   assert counts.sum() == 60_000
   np.testing.assert_array_equal(counts.sum(axis=0), np.bincount(labels))
-  # Nine borders between digits cut nine shards at most.
+  # Nine borders between ten digits cut at most nine shards.
   assert ((counts > 0).sum(axis=1) > 2).sum() <= 9
-  assert (counts.sum(axis=0) > 0).all()  # All ten digits are there.
+  assert (counts.sum(axis=0) > 0).all()  # All ten digits occur.
 
 
 def test_real_mnist_has_all_ten_labels_and_600_each(mnist_dir):
@@ -98,7 +98,7 @@ def test_seeds():
   assert (both(1) != both(2)).any()
 
 
-def test_hold_out_takes_a_share_of_every_client():
+def test_hold_out_takes_a_fraction_of_every_client():
   parts = [np.arange(600), np.arange(600, 601), np.arange(601, 612)]
   kept, held = partition.hold_out(parts, fraction=0.1, seed=0)
   assert [len(part) for part in kept] == [540, 1, 10]
@@ -108,9 +108,9 @@ def test_hold_out_takes_a_share_of_every_client():
       np.sort(np.concatenate([after, out])), np.sort(before)
     )
   other, _ = partition.hold_out(parts, fraction=0.1, seed=1)
-  assert set(kept[0]) != set(other[0])  # At random, by the seed.
-  whole, _ = partition.hold_out(parts, fraction=0.0, seed=0)
-  for before, after in zip(parts, whole, strict=True):
+  assert set(kept[0]) != set(other[0])  # The seed decides which.
+  everything, _ = partition.hold_out(parts, fraction=0.0, seed=0)
+  for before, after in zip(parts, everything, strict=True):
     np.testing.assert_array_equal(before, np.sort(after))
 
 
@@ -138,7 +138,7 @@ def test_refusals(call, message):
     call()
 
 
-def test_natural_clients_keep_their_own_in_order():
+def test_natural_clients_keep_their_examples_in_order():
   parts = partition.by_owner(np.array([2, 0, 2, 1, 0, 2]))
   assert [part.tolist() for part in parts] == [[1, 4], [3], [0, 2, 5]]
 
@@ -148,7 +148,7 @@ def random_labels(number=6000, classes=10, seed=3):
 
 
 def mixes(labels, parts):
-  """Share of every label at each client, [K, classes]."""
+  """Returns the fraction of every label at each client, [K, classes]."""
   counts = partition.label_counts(labels, parts, labels.max() + 1)
   return counts / counts.sum(axis=1, keepdims=True)
 
@@ -175,8 +175,8 @@ def test_dirichlet_covers(labels, alpha, self_balancing, data):
   assert_exact_cover(parts, len(labels))
 
 
-def test_dirichlet_shares_have_the_moments_of_their_law():
-  """Dir(a) over K clients: mean 1/K, variance (K - 1) / (K^2 (K a + 1))."""
+def test_dirichlet_fractions_have_the_moments_of_their_law():
+  """Dir(a) over K clients has mean 1/K, variance (K - 1) / (K^2 (K a + 1))."""
   labels = np.repeat(np.arange(400), 2000)  # 400 draws, one for each class.
   for alpha in (0.1, 1.0, 10.0):
     parts = partition.dirichlet(
@@ -185,7 +185,7 @@ def test_dirichlet_shares_have_the_moments_of_their_law():
     counts = partition.label_counts(labels, parts, 400)  # [5, 400]
     shares = counts / 2000
     variance = 4 / (25 * (5 * alpha + 1))
-    # The standard error of a mean of 400 draws, four times.
+    # Four standard errors of a mean of 400 draws.
     np.testing.assert_allclose(
       shares.mean(axis=1), 0.2, atol=4 * (variance / 400) ** 0.5
     )
@@ -203,7 +203,7 @@ def test_dirichlet_takes_an_alpha_for_every_client():
   )
 
 
-def test_dirichlet_leaves_nobody_short():
+def test_dirichlet_gives_every_client_its_minimum():
   labels = random_labels()
   for seed in range(5):
     parts = partition.dirichlet(
@@ -228,7 +228,7 @@ def test_self_balancing_levels_the_sizes():
       )
       own = [len(part) for part in parts]
       spread[balanced] += np.std(own)
-      if balanced:  # Below n / K nobody gets more than one class at once.
+      if balanced:  # Below n / K no client gets more than one class at once.
         assert max(own) < 600 + np.bincount(labels).max()
   assert spread[True] < 0.85 * spread[False]
 
@@ -239,9 +239,7 @@ def test_self_balancing_levels_the_sizes():
   alpha=st.sampled_from([1e-30, 0.05, 1.0, 1e6]),
   data=st.data(),
 )
-def test_inner_dirichlet_covers_with_the_sizes_that_are_told(
-  labels, alpha, data
-):
+def test_inner_dirichlet_covers_with_the_given_sizes(labels, alpha, data):
   labels = np.array(labels)
   cuts = data.draw(st.sets(st.integers(1, max(1, len(labels) - 1)), max_size=9))
   cuts = sorted(cut for cut in cuts if cut < len(labels))
@@ -252,9 +250,11 @@ def test_inner_dirichlet_covers_with_the_sizes_that_are_told(
 
 
 def deal_one_by_one(labels, number, size, alpha, rng):
-  """Inner Dirichlet in plain loops: a random client takes one example a time.
+  """Draws inner Dirichlet in plain loops, one example at a time.
 
-  The counts of every label at each client.
+  Returns:
+    The counts of every label at each client, [K, classes].
+
   """
   left = np.bincount(labels).astype(float)
   mixes = rng.dirichlet(np.full(len(left), alpha), size=number)
@@ -270,7 +270,7 @@ def deal_one_by_one(labels, number, size, alpha, rng):
 
 @pytest.mark.parametrize('alpha', [0.1, 1.0])
 def test_inner_dirichlet_is_the_law_of_dealing_one_by_one(alpha):
-  """Concentration of the mixes, sum of p^2, of 20 equal clients, 60 seeds."""
+  """The mixes' mean sum of p^2 is compared: 20 equal clients, 60 seeds."""
   labels = np.repeat(np.arange(5), 120)
 
   def concentration(counts):
@@ -287,13 +287,13 @@ def test_inner_dirichlet_is_the_law_of_dealing_one_by_one(alpha):
       theirs.append(concentration(deal_one_by_one(labels, 20, 30, alpha, rng)))
   ours, theirs = np.array(ours), np.array(theirs)
 
-  def error(values):  # Of a mean; clients of one seed are not independent.
+  def error(values):  # Standard error; clients of one seed are dependent.
     return values.mean(axis=1).std() / np.sqrt(len(values))
 
   assert abs(ours.mean() - theirs.mean()) < 4 * np.hypot(
     error(ours), error(theirs)
   )
-  # No client is worse off for its number.
+  # The client's number does not matter.
   assert abs(ours[:, :5].mean() - ours[:, -5:].mean()) < 4 * np.hypot(
     error(ours[:, :5]), error(ours[:, -5:])
   )
@@ -327,9 +327,9 @@ def test_pathological_clients_have_exactly_so_many_classes(
     for label in np.unique(labels)
     for own in [set(labels[np.concatenate(parts)])]
   }
-  for told in sharing.values():
-    told = [count for count in told if count]
-    assert max(told) - min(told) <= 1
+  for sizes in sharing.values():
+    sizes = [count for count in sizes if count]
+    assert max(sizes) - min(sizes) <= 1
   if assignment == 'deterministic' and clients * number >= classes:
     if clients >= classes or number >= classes:
       for k, own in enumerate(holds):
@@ -338,13 +338,13 @@ def test_pathological_clients_have_exactly_so_many_classes(
     assert all(3 * (k % classes) in own for k, own in enumerate(holds))
 
 
-def test_pathological_draws_every_class_as_often():
+def test_pathological_draws_every_class_equally_often():
   labels = np.repeat(np.arange(10), 3000)
   parts = partition.pathological(
     labels, num_clients=1500, classes_per_client=2, seed=0
   )
   counts = partition.label_counts(labels, parts, 10) > 0
-  # 1500 draws of one in five: 300, standard deviation 15.5.
+  # 1500 draws with probability 1/5: mean 300, standard deviation 15.5.
   np.testing.assert_allclose(counts.sum(axis=0), 300, atol=62)
 
 
@@ -352,7 +352,7 @@ def test_pathological_draws_every_class_as_often():
 @given(
   law=st.sampled_from(choices.SIZE_LAWS), data=st.data(), skew=st.floats(0, 3)
 )
-def test_sizes_add_up_and_leave_nobody_out(law, data, skew):
+def test_sizes_add_up_and_are_positive(law, data, skew):
   number = data.draw(st.integers(1, 5000))
   clients = data.draw(st.integers(1, min(number, 60)))
   own = partition.sizes(law, number, num_clients=clients, skew=skew, seed=0)
@@ -377,7 +377,7 @@ def test_sizes_follow_their_law(law, shares):
   assert np.abs(own - 10**6 * shares / shares.sum()).max() < 1
 
 
-def test_log_normal_sizes_have_the_spread_that_is_told():
+def test_log_normal_sizes_have_the_given_spread():
   own = partition.sizes('log_normal', 10**9, num_clients=4000, skew=0.8, seed=0)
   logs = np.log(own)
   np.testing.assert_allclose(logs.std(), 0.8, rtol=4 / np.sqrt(2 * 4000))
@@ -399,7 +399,7 @@ def test_explicit_sizes():
     ),
     (
       lambda y: partition.dirichlet(y, num_clients=3, alpha=[1.0], seed=0),
-      'alpha: 1 numbers; must be one, or as many as num_clients = 3',
+      'alpha: has 1 numbers; must be one, or as many as num_clients = 3',
     ),
     (
       lambda y: partition.dirichlet(
@@ -419,7 +419,7 @@ def test_explicit_sizes():
     ),
     (
       lambda y: partition.inner_dirichlet(y, sizes=[60, 0], alpha=1.0, seed=0),
-      'one is 0',
+      'sizes: has 0; must be at least 1',
     ),
     (
       lambda y: partition.inner_dirichlet(
@@ -431,13 +431,13 @@ def test_explicit_sizes():
       lambda y: partition.pathological(
         y, num_clients=3, classes_per_client=4, seed=0
       ),
-      'classes_per_client = 4: must be in .1, 3., the labels there are',
+      'classes_per_client = 4: must be in .1, 3., the number of labels',
     ),
     (
       lambda y: partition.pathological(
         y, num_clients=2, classes_per_client=1, seed=0
       ),
-      'leaves some of the 3 labels to nobody',
+      'leaves some of the 3 labels without a client',
     ),
     (
       lambda y: partition.pathological(
@@ -453,7 +453,7 @@ def test_explicit_sizes():
     ),
     (
       lambda y: partition.sizes('1,2', 60, num_clients=3, seed=0),
-      'sizes: 2 of them, must be one for each of num_clients = 3',
+      'sizes: has 2 numbers; must have one for each of num_clients = 3',
     ),
     (
       lambda y: partition.sizes('1,2,3', 60, num_clients=3, seed=0),
@@ -465,7 +465,7 @@ def test_explicit_sizes():
     ),
     (
       lambda y: partition.inner_dirichlet(y, sizes=[], alpha=1.0, seed=0),
-      'must be whole numbers, one at least',
+      'must be whole numbers, at least one',
     ),
     (
       lambda y: partition.sizes(
@@ -484,7 +484,7 @@ def test_refusals_of_laws(call, message):
     call(np.arange(60) % 3)
 
 
-def test_all_partitions_are_the_seeds():
+def test_partitions_depend_on_the_seed():
   labels = random_labels(1000)
   for make in (
     lambda seed: partition.dirichlet(

@@ -1,4 +1,4 @@
-"""Readers of files: real ones, ones made here, and any bytes at all."""
+"""Readers of files return arrays or raise InputError, whatever the bytes."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ from fedavg_jax.data import texts
 
 @pytest.mark.slow
 def test_real_cifar10(real_data, tmp_path):
-  """The official layout, written here from the images: a label, then planes."""
+  """The file has the official layout: a label, then the planes of its image."""
   folder = real_data / 'cifar10'
   x = np.load(lzma.open(folder / 'test_images.npy.xz'))[:500]
   y = np.load(folder / 'test_labels.npy')[:500]
@@ -85,7 +85,7 @@ def test_real_femnist(real_data):
   y = np.concatenate([e.y for e in users.values()])
   assert x.shape[1:] == (784,) and 0 <= x.min() and x.max() == 1.0
   assert (y.min(), y.max()) == (0, 61)
-  assert np.median(x) == 1.0  # White is the background.
+  assert np.median(x) == 1.0  # The background is white.
 
 
 def without(key):
@@ -98,34 +98,52 @@ def with_user(**changes):
 
 
 BAD_LEAF = {
-  'nothing': ('', 'not JSON'),
-  'cut': (json.dumps(LEAF)[:-20], 'not JSON'),
-  'nan': (json.dumps(LEAF).replace('0.25', 'NaN'), 'NaN is no number of JSON'),
+  'nothing': ('', 'is not JSON'),
+  'cut': (json.dumps(LEAF)[:-20], 'is not JSON'),
+  'nan': (json.dumps(LEAF).replace('0.25', 'NaN'), 'NaN is not a JSON number'),
   'infinity': (json.dumps(LEAF).replace('0.25', '-Infinity'), '-Infinity'),
-  'too large': (json.dumps(LEAF).replace('0.25', '1e99'), 'not finite'),
-  'too many digits': (json.dumps(LEAF).replace('61', '9' * 9999), 'not JSON'),
-  'deep': ('[' * 99_999, 'not JSON'),
-  'a list': ([], 'must hold an object with users'),
-  'no users': (without('users'), 'must hold an object'),
-  'no counts': (without('num_samples'), 'must hold an object'),
-  'no data': (without('user_data'), 'must hold an object'),
+  'too large': (json.dumps(LEAF).replace('0.25', '1e99'), 'must be finite'),
+  'too many digits': (
+    json.dumps(LEAF).replace('61', '9' * 9999),
+    'is not JSON',
+  ),
+  'deep': ('[' * 99_999, 'is not JSON'),
+  'a list': ([], 'must be an object with users'),
+  'no users': (without('users'), 'must be an object'),
+  'no counts': (without('num_samples'), 'must be an object'),
+  'no data': (without('user_data'), 'must be an object'),
   'users as text': (LEAF | {'users': 'ab'}, 'must be lists'),
   'a count too few': (LEAF | {'num_samples': [2]}, '2 users but 1 num_samples'),
   'data as list': (LEAF | {'user_data': []}, 'no user_data'),
-  'unknown user': (LEAF | {'users': ['b', 'z']}, "user 'z' must be a name"),
-  'user twice': (LEAF | {'users': ['b', 'b']}, "user 'b' must be a name, once"),
-  'user as list': (LEAF | {'users': ['b', [1]]}, r'user \[1\] must be a name'),
+  'unknown user': (
+    LEAF | {'users': ['b', 'z']},
+    "user 'z' must be a unique name",
+  ),
+  'user twice': (
+    LEAF | {'users': ['b', 'b']},
+    "user 'b' must be a unique name",
+  ),
+  'user as list': (
+    LEAF | {'users': ['b', [1]]},
+    r'user \[1\] must be a unique name',
+  ),
   'other count': (LEAF | {'num_samples': [2, 7]}, "'a': has 1 x and 1 y.*7"),
   'a y too few': (with_user(y=[3]), "'b': has 2 x and 1 y"),
   'x no list': (with_user(x=7), 'must have lists x and y'),
   'y missing': (with_user(y=None), 'must have lists x and y'),
   'x of text': (
     with_user(x=['to be', 'or not']),
-    'x holds str, must hold numbers',
+    'x: expected numbers, got str',
   ),
-  'x of nulls': (with_user(x=[[None, 1], [1, 1]]), 'x holds NoneType'),
-  'x of bools': (with_user(x=[[True, True], [True, True]]), 'x holds bool'),
-  'ragged x': (with_user(x=[[1, 2], [1]]), 'x are not numbers of one shape'),
+  'x of nulls': (
+    with_user(x=[[None, 1], [1, 1]]),
+    'x: expected numbers, got NoneType',
+  ),
+  'x of bools': (
+    with_user(x=[[True, True], [True, True]]),
+    'x: expected numbers, got bool',
+  ),
+  'ragged x': (with_user(x=[[1, 2], [1]]), 'x must be numbers of one shape'),
   'y of fractions': (
     with_user(y=[0.5, 1]),
     'y: holds 0.5 at row 0, must be whole numbers',
@@ -137,7 +155,7 @@ BAD_LEAF = {
     with_user(y=[2**70, 1]),
     'y: is object, must be whole',
   ),
-  'x of numbers': (with_user(x=[1, 2]), r'x has the shape \[2\], must have'),
+  'x of numbers': (with_user(x=[1, 2]), r'x has the shape \[2\]; must have'),
   'x of nothing': (with_user(x=[[], []]), r'x has the shape \[2, 0\]'),
   'two shapes': (with_user(x=[[1], [1]]), r'shapes \[\(1,\), \(2,\)\]'),
 }
@@ -266,7 +284,7 @@ JSON = st.recursive(
 
 
 def read(name, path):
-  """What a reader gives, or the line that it raises; anything else fails."""
+  """Returns what a reader returns, or None where it refuses in one line."""
   try:
     return READERS[name](path)
   except InputError as error:
@@ -277,7 +295,7 @@ def read(name, path):
 
 fuzzed = settings(
   max_examples=200,
-  deadline=2000,  # Milliseconds: nothing hangs.
+  deadline=2000,  # Milliseconds, so that nothing hangs.
   derandomize=True,
   suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -307,7 +325,7 @@ def test_any_bytes(tmp_path, name, content, zipped):
 @fuzzed
 @given(data=st.data())
 def test_good_bytes_that_are_damaged(tmp_path, name, data):
-  """A slice of a good file is left out, or something is put in its place."""
+  """A slice of a valid file is left out, or replaced by other bytes."""
   good = GOOD[name]
   first = data.draw(st.integers(0, len(good)))
   last = data.draw(st.integers(first, min(len(good), first + 40)))
@@ -354,7 +372,7 @@ def test_any_text_of_a_play(tmp_path, text):
 
 
 BOMBS = {
-  # As NumPy has texts, 20,000 times as wide as the longest one.
+  # NumPy's texts are as wide as the longest one, here 20,000 times.
   'a long text': json.dumps(
     {
       'users': ['a'],
@@ -377,7 +395,7 @@ BOMBS = {
 @pytest.mark.parametrize('bomb', BOMBS)
 @pytest.mark.parametrize('name', READERS)
 def test_nothing_is_allocated_out_of_proportion(tmp_path, name, bomb):
-  """256 MiB in a quarter of a MiB; a header that promises 79 billion GB."""
+  """A quarter of a MiB has 256 MiB in it; a header promises 79 billion GB."""
   path = tmp_path / 'file'
   path.write_bytes(BOMBS[bomb])
   tracemalloc.start()
@@ -386,14 +404,14 @@ def test_nothing_is_allocated_out_of_proportion(tmp_path, name, bomb):
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
-  # What is unpacked, and a copy as text; a Python object for each number.
+  # The unpacked bytes and a copy as text; a Python object for each number.
   assert peak < 2**20 + 20 * 200 * len(BOMBS[bomb]) / 8
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_files_that_cannot_be_read(tmp_path):
   os.mkfifo(tmp_path / 'pipe')
   with open(tmp_path / 'holes', 'wb') as file:
-    file.truncate(2**40)  # A TiB of nothing.
+    file.truncate(2**40)  # A sparse file of 1 TiB.
   for name in READERS:
     for file in ('nowhere', '.', 'pipe', '/dev/zero'):
       assert read(name, tmp_path / file) is None

@@ -1,4 +1,4 @@
-"""Federations on disk: what is written is read, and what is wrong is told."""
+"""A federation on disk is read as it was written; damage is reported."""
 
 import json
 import os
@@ -31,7 +31,7 @@ SIZES = (1, 5, 3, 8, 2, 7, 40)
 
 
 def examples(kind='uint8'):
-  """A client each, one of them with a single example."""
+  """Returns the examples of each client; one has a single example."""
   rng = np.random.default_rng(3)
   parts = []
   for size in SIZES:
@@ -82,8 +82,8 @@ def test_what_is_read_is_what_was_written(kind, shard_bytes, tmp_path):
   assert stored.verify(tmp_path / 'f') == 3 * shards + 2
 
 
-def test_a_conversion_that_was_ended_goes_on(tmp_path):
-  """Whatever was written is used; the result is that of a single go."""
+def test_an_interrupted_conversion_resumes(tmp_path):
+  """All that was written is used; the result is that of one conversion."""
   parts = examples()
 
   def clients(fail_after):
@@ -103,11 +103,11 @@ def test_a_conversion_that_was_ended_goes_on(tmp_path):
         shard_bytes=200,
         **options,
       )
-    with pytest.raises(InputError, match='its conversion has not ended'):
+    with pytest.raises(InputError, match='conversion has not finished'):
       stored.read(tmp_path / 'f')
   with open(tmp_path / 'f' / 'conversion.jsonl', 'a') as file:
     file.write('{"half of a li')
-  with pytest.raises(InputError, match='with another source has begun here'):
+  with pytest.raises(InputError, match='has a conversion with another source'):
     write(tmp_path / 'f', parts, source={'of': 'another'})
   write(tmp_path / 'f', parts)
   content = [
@@ -115,17 +115,17 @@ def test_a_conversion_that_was_ended_goes_on(tmp_path):
     for name in ('whole', 'f')
   ]
   assert content[0] == content[1]
-  with pytest.raises(InputError, match='holds a federation already'):
+  with pytest.raises(InputError, match='already has a federation'):
     write(tmp_path / 'f', parts)
 
 
-def test_a_conversion_killed_at_its_very_end_can_be_read(tmp_path):
+def test_a_conversion_killed_after_its_last_shard_can_be_read(tmp_path):
   write(tmp_path / 'f', examples())
   (tmp_path / 'f' / 'conversion.jsonl').write_text('{}')
   assert stored.read(tmp_path / 'f').clients.num_clients == len(SIZES)
 
 
-def test_a_source_that_has_changed_is_not_gone_on_with(tmp_path):
+def test_a_conversion_does_not_resume_from_a_changed_source(tmp_path):
   parts = examples()
   with pytest.raises(RuntimeError):
     write(tmp_path / 'f', parts, wrote=stop_after(2))
@@ -133,18 +133,18 @@ def test_a_source_that_has_changed_is_not_gone_on_with(tmp_path):
   test = Examples(*(array.copy() for array in parts[1]))
   for change in (
     lambda: np.bitwise_xor(parts[0].x, 1, out=parts[0].x),
-    lambda: np.subtract(3, parts[2].y, out=parts[2].y),  # Labels alone.
+    lambda: np.subtract(3, parts[2].y, out=parts[2].y),  # Only the labels.
     lambda: parts.__delitem__(2),
     lambda: parts.insert(0, parts[0]),
   ):
     kept = [Examples(*(array.copy() for array in own)) for own in parts]
     change()
-    with pytest.raises(InputError, match='of the source are not those that'):
+    with pytest.raises(InputError, match='of the source have changed since'):
       write(tmp_path / 'f', parts, test=test)
     assert listing(tmp_path) == before
     parts[:] = kept
   other = test._replace(y=3 - test.y)
-  with pytest.raises(InputError, match='with another test has begun here'):
+  with pytest.raises(InputError, match='has a conversion with another test'):
     write(tmp_path / 'f', parts, test=other)
   assert listing(tmp_path) == before
   write(tmp_path / 'f', parts, test=test)
@@ -152,13 +152,13 @@ def test_a_source_that_has_changed_is_not_gone_on_with(tmp_path):
 
 
 def listing(folder):
-  """Every file below a folder, and what it holds."""
+  """Returns every path below a folder, with the content of files."""
   return {p: p.is_file() and p.read_bytes() for p in folder.rglob('*')}
 
 
 @pytest.mark.parametrize('again', [False, True])
 def test_a_conversion_that_fails_on_its_data_leaves_nothing(tmp_path, again):
-  """Also where it was ended before, and resumed."""
+  """The files of an earlier, interrupted conversion are removed too."""
   parts = examples()
   if again:
     with pytest.raises(RuntimeError):
@@ -170,7 +170,7 @@ def test_a_conversion_that_fails_on_its_data_leaves_nothing(tmp_path, again):
   assert again or not listing(tmp_path)
 
 
-def test_a_bad_test_set_is_found_before_anything_is_written(tmp_path):
+def test_a_bad_test_set_is_refused_before_anything_is_written(tmp_path):
   parts = examples()
   bad = parts[1]._replace(y=parts[1].y + 9)
   with pytest.raises(InputError, match='the test set: labels are'):
@@ -179,7 +179,7 @@ def test_a_bad_test_set_is_found_before_anything_is_written(tmp_path):
 
 
 def test_a_folder_that_was_replaced_is_left_alone(tmp_path):
-  """Somebody deletes it and begins anew, while this one is at work."""
+  """Another process has deleted it and started its own in the meantime."""
   folder = tmp_path / 'f'
 
   def wrote(clients, size):
@@ -200,7 +200,7 @@ def test_names_are_written_and_verified(tmp_path):
   assert stored.describe(tmp_path / 'f').classes == ('a', 'b', 'c', 'd')
   path = tmp_path / 'f' / 'clients-00000-names.json'
   path.write_bytes(path.read_bytes().replace(b'0', b'1'))
-  with pytest.raises(InputError, match='names.json: its SHA-256 is'):
+  with pytest.raises(InputError, match='names.json: checksum mismatch'):
     stored.client_names(tmp_path / 'f')
 
 
@@ -216,7 +216,7 @@ def stop_after(number):
 
 
 def test_clients_without_examples_are_left_out(tmp_path):
-  """Also where a conversion goes on, and where a shard would have no others."""
+  """Resumed conversions and shards without other clients are included."""
   parts, empty = examples(), Examples(*(a[:0] for a in examples()[1]))
   full = [empty, *parts[:3], *[empty] * 9, *parts[3:], empty]
   write(tmp_path / 'whole', full, test=parts[1])
@@ -241,7 +241,7 @@ def test_many_shards_need_few_open_files(tmp_path):
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_a_shard_that_is_cut_meanwhile_is_told(tmp_path):
+def test_a_shard_that_is_cut_while_it_is_read_is_reported(tmp_path):
   write(tmp_path / 'f', examples())
   own = stored.read(tmp_path / 'f')
   path = tmp_path / 'f' / 'clients-00000-y.npy'
@@ -252,7 +252,7 @@ def test_a_shard_that_is_cut_meanwhile_is_told(tmp_path):
 
 def test_two_conversions_do_not_share_a_folder(tmp_path):
   def wrote(clients, size):
-    with pytest.raises(InputError, match='another process writes to it'):
+    with pytest.raises(InputError, match='is in use by another process'):
       write(tmp_path / 'f', examples())
 
   write(tmp_path / 'f', examples(), wrote=wrote)
@@ -269,31 +269,31 @@ def change(path):
 
 
 def version(path):
-  told = json.loads(path.read_text())
-  path.write_text(json.dumps(told | {'version': 2}))
+  content = json.loads(path.read_text())
+  path.write_text(json.dumps(content | {'version': 2}))
 
 
 @pytest.mark.parametrize(
   'name, harm, said',
   [
     ('clients-00001-x.npy', pathlib.Path.unlink, 'is missing'),
-    ('clients-00001-y.npy', cut, r'has \d+ bytes, must have \d+'),
-    ('test-x.npy', cut, r'has \d+ bytes, must have \d+'),
-    ('federation.json', version, 'has format version 2, this program reads 1'),
-    ('federation.json', cut, 'is not of a federation'),
-    ('federation.json', pathlib.Path.unlink, 'must be a folder that'),
+    ('clients-00001-y.npy', cut, r'expected \d+ bytes, got \d+'),
+    ('test-x.npy', cut, r'expected \d+ bytes, got \d+'),
+    ('federation.json', version, 'expected format version 1, got 2'),
+    ('federation.json', cut, 'does not describe a federation'),
+    ('federation.json', pathlib.Path.unlink, 'must be in a folder that'),
     ('clients-00000-x.npy', change, None),
   ],
 )
-def test_what_is_damaged_is_told(name, harm, said, tmp_path):
+def test_damage_is_reported(name, harm, said, tmp_path):
   write(tmp_path / 'f', examples())
   harm(tmp_path / 'f' / name)
-  if said is None:  # Its length is right.
+  if said is None:  # The file has the right length.
     stored.read(tmp_path / 'f')
-    with pytest.raises(InputError, match=f'{name}: its SHA-256 is'):
+    with pytest.raises(InputError, match=f'{name}: checksum mismatch'):
       stored.verify(tmp_path / 'f')
     return
-  if said == 'is not of a federation':
+  if said == 'does not describe a federation':
     (tmp_path / 'f' / name).write_text('{')
   with pytest.raises(InputError, match=said) as error:
     stored.read(tmp_path / 'f')
@@ -303,15 +303,15 @@ def test_what_is_damaged_is_told(name, harm, said, tmp_path):
 @pytest.mark.parametrize(
   'changes, said',
   [
-    ({'num_classes': 3}, 'labels are 1 to 3, must lie in 0 .. 2'),
-    ({'parts': 'nan'}, 'some inputs are not finite'),
-    ({'parts': 'shape'}, 'must be of one shape and type'),
+    ({'num_classes': 3}, r'labels are 1 to 3; must be in \[0, 2\]'),
+    ({'parts': 'nan'}, 'inputs must be finite'),
+    ({'parts': 'shape'}, 'must have the same shape and dtype'),
     ({'parts': 'double'}, 'x is float64 and y int32'),
-    ({'parts': 'none'}, 'there is no client with an example'),
+    ({'parts': 'none'}, 'no client has examples'),
     ({'parts': 'tree'}, 'the test set: is a tree of arrays'),
   ],
 )
-def test_what_is_no_federation_is_refused(changes, said, tmp_path):
+def test_invalid_federations_are_refused(changes, said, tmp_path):
   parts = examples()
   kind = changes.pop('parts', '')
   if kind == 'nan':
@@ -331,7 +331,7 @@ def test_what_is_no_federation_is_refused(changes, said, tmp_path):
 
 
 def config(folder, **changes):
-  from configs import quickstart  # A person's own file would be like it.
+  from configs import quickstart  # A user's own config would import it, too.
 
   config = quickstart.get_config()
   config.dataset, config.data_dir = 'stored', str(folder)
@@ -349,7 +349,7 @@ def models(workdir):
 @pytest.mark.parametrize('algorithm', ('fedavg', 'scaffold'))
 @pytest.mark.parametrize('kind', ('uint8', 'float32'))
 def test_a_run_from_disk_is_the_run_from_memory(algorithm, kind, tmp_path):
-  """Bit for bit, wherever examples and clients' states are."""
+  """The bits are equal, wherever examples and client states are."""
   write(tmp_path / 'f', examples(kind))
   got = {}
   for name, changes in {
@@ -370,7 +370,7 @@ def test_a_run_from_disk_is_the_run_from_memory(algorithm, kind, tmp_path):
   assert got['host'] == got['device'] and got['disk'] == got['device']
 
 
-def test_a_stored_federation_can_be_divided_anew(tmp_path):
+def test_a_stored_federation_can_be_divided_again(tmp_path):
   write(tmp_path / 'f', examples())
   cfg = run_config.read(config(tmp_path / 'f', partition='iid', num_clients=11))
   federation = builders.prepare(cfg)
@@ -381,7 +381,7 @@ def test_a_stored_federation_can_be_divided_anew(tmp_path):
 
 
 @pytest.mark.slow
-def test_another_federation_is_not_gone_on_with(tmp_path):
+def test_a_run_does_not_resume_on_another_federation(tmp_path):
   write(tmp_path / 'f', examples())
   cfg = config(tmp_path / 'f', rounds=2)
   train.train(cfg, tmp_path / 'run')
@@ -403,7 +403,7 @@ def run(*flags):
 
 
 def same(folder, expected):
-  """Compares with clients in their order, and the test set."""
+  """Checks that a folder has these clients in their order, and the test set."""
   own = stored.read(folder)
   *clients, test = expected
   np.testing.assert_array_equal(
@@ -433,9 +433,9 @@ def test_arrays(in_folder, tmp_path):
       np.save(path / f'{name}.npy', array)
   else:
     np.savez(path, **arrays)
-  told = run('--source=arrays', f'--path={path}', f'--out={tmp_path}/f')
-  assert told.returncode == 0, told.stderr
-  assert '7 clients, 66 examples' in told.stdout
+  done = run('--source=arrays', f'--path={path}', f'--out={tmp_path}/f')
+  assert done.returncode == 0, done.stderr
+  assert '7 clients, 66 examples' in done.stdout
   expected = [
     Examples(
       arrays['x'][arrays['client'] == k], arrays['y'][arrays['client'] == k]
@@ -460,17 +460,17 @@ def test_images(tmp_path):
         x.append(pixels)
         y.append(label)
     expected.append(Examples(np.stack(x), np.array(y, np.int32)))
-  told = run('--source=images', f'--path={tmp_path}/in', f'--out={tmp_path}/f')
-  assert told.returncode == 0, told.stderr
+  done = run('--source=images', f'--path={tmp_path}/in', f'--out={tmp_path}/f')
+  assert done.returncode == 0, done.stderr
   same(tmp_path / 'f', expected)
   Image.new('RGB', (9, 9)).save(tmp_path / 'in/train/bob/cat/other.png')
-  told = run('--source=images', f'--path={tmp_path}/in', f'--out={tmp_path}/g')
-  assert told.returncode == 2 and 'other.png: has the shape (9, 9, 3)' in (
-    told.stderr
+  done = run('--source=images', f'--path={tmp_path}/in', f'--out={tmp_path}/g')
+  assert done.returncode == 2 and 'other.png: has the shape (9, 9, 3)' in (
+    done.stderr
   )
 
 
-def test_a_generator_that_is_interrupted_goes_on(tmp_path):
+def test_an_interrupted_generator_resumes(tmp_path):
   (tmp_path / 'mine.py').write_text(
     """
 import numpy as np
@@ -507,8 +507,8 @@ def clients(first):
     np.testing.assert_array_equal(
       rows[..., 0], rng.integers(0, 256, size, np.uint8)
     )
-  told = run('--verify', tmp_path / 'f')
-  assert told.returncode == 0 and 'files match' in told.stdout
+  done = run('--verify', tmp_path / 'f')
+  assert done.returncode == 0 and 'files match' in done.stdout
 
 
 def test_leaf_and_words(tmp_path):
@@ -527,12 +527,12 @@ def test_leaf_and_words(tmp_path):
   for author in 'abc':
     (tmp_path / 'words' / f'{author}.txt').write_text(f'to be or not {author}')
   for kind in ('leaf', 'words'):
-    told = run(
+    done = run(
       f'--source={kind}',
       f'--path={tmp_path}/{kind}',
       f'--out={tmp_path}/{kind}.f',
     )
-    assert told.returncode == 0, told.stderr
+    assert done.returncode == 0, done.stderr
     dataset = catalog.load_dataset(kind, str(tmp_path / kind))
     own = in_memory(catalog.load_dataset('stored', f'{tmp_path}/{kind}.f'))
     for name in ('train', 'test'):
@@ -549,19 +549,22 @@ def test_leaf_and_words(tmp_path):
   'flags, said',
   [
     ([], '--source is missing'),
-    (['--source=arrays', '--path=none', '--out=f'], '--path none: there is no'),
+    (
+      ['--source=arrays', '--path=none', '--out=f'],
+      '--path none: does not exist',
+    ),
     (['--source=arrays', '--path=.', '--out=f'], 'lacks x, y, client'),
-    (['--source=images', '--path=.', '--out=f'], 'must hold train/CLIENT'),
+    (['--source=images', '--path=.', '--out=f'], 'must contain train/CLIENT'),
     (['--source=generator', '--path=no:where', '--out=f'], 'module:function'),
     (['--verify=none'], 'none/federation.json: is missing'),
   ],
 )
-def test_what_cannot_be_converted_is_told(flags, said, tmp_path):
-  told = subprocess.run(
+def test_what_cannot_be_converted_is_refused(flags, said, tmp_path):
+  done = subprocess.run(
     [sys.executable, '-m', 'fedavg_jax', 'convert', *flags],
     cwd=tmp_path,
     capture_output=True,
     text=True,
   )
-  assert told.returncode == 2 and said in told.stderr
-  assert told.stderr.count('\n') == 1 and not (tmp_path / 'f').exists()
+  assert done.returncode == 2 and said in done.stderr
+  assert done.stderr.count('\n') == 1 and not (tmp_path / 'f').exists()

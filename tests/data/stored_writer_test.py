@@ -1,4 +1,4 @@
-"""Conversions that end early: what stays, what goes, whose files it were."""
+"""A conversion that ends early leaves no files, or those to resume from."""
 
 import errno
 import json
@@ -17,17 +17,17 @@ from tests.testing.conversions import convert
 
 
 class Killed(Exception):
-  """Ends a conversion as a signal would: between two shards."""
+  """Ends a conversion as a signal would, between two shards."""
 
 
 def parts():
-  """Six clients of two images each, a shard for each."""
+  """Returns six clients of two images each; each fills a shard."""
   y = np.array([0, 1], np.int32)
   return [Examples(np.full((2, 2, 2, 1), k, np.uint8), y) for k in range(6)]
 
 
 def bad():
-  """The same, but for a label of the last."""
+  """Returns the same clients, but the last one has an invalid label."""
   return [*parts()[:-1], parts()[-1]._replace(y=np.array([0, 9], np.int32))]
 
 
@@ -58,7 +58,7 @@ def listing(folder):
   return {p: p.is_file() and p.read_bytes() for p in folder.rglob('*')}
 
 
-def test_a_failed_conversion_removes_its_own_files_alone(tmp_path):
+def test_a_failed_conversion_removes_only_its_own_files(tmp_path):
   killed(tmp_path / 'f')
   mine = {}
   for name in (
@@ -72,7 +72,7 @@ def test_a_failed_conversion_removes_its_own_files_alone(tmp_path):
   assert listing(tmp_path / 'f') == mine
 
 
-def test_parts_of_files_that_a_kill_has_left_go_too(tmp_path):
+def test_partial_files_of_a_kill_are_removed_too(tmp_path):
   killed(tmp_path / 'f')
   (tmp_path / 'f' / '.part.clients-00003-x.npy').write_bytes(b'half')
   with pytest.raises(InputError, match='client 3'):
@@ -82,8 +82,8 @@ def test_parts_of_files_that_a_kill_has_left_go_too(tmp_path):
 
 @pytest.mark.parametrize('again', [False, True])
 @pytest.mark.parametrize('own', ['.', 'a', 'a/b/c'])
-def test_folders_go_that_the_conversion_has_made(own, again, tmp_path):
-  """Those that were there before stay, however often it was resumed."""
+def test_folders_that_the_conversion_made_are_removed(own, again, tmp_path):
+  """Folders that existed before stay, however often it was resumed."""
   (tmp_path / own).mkdir(parents=True, exist_ok=True)
   before = listing(tmp_path)
   folder = tmp_path / 'a' / 'b' / 'c'
@@ -106,18 +106,18 @@ def test_folders_go_that_the_conversion_has_made(own, again, tmp_path):
     [parts()[0], *parts()],
   ],
 )
-def test_a_source_that_has_become_less_or_more(clients, tmp_path):
+def test_a_source_with_fewer_or_more_clients(clients, tmp_path):
   killed(tmp_path / 'f')
   before = listing(tmp_path)
-  with pytest.raises(InputError, match='of the source are not those that were'):
+  with pytest.raises(InputError, match='of the source have changed since'):
     write(tmp_path / 'f', clients)
   assert listing(tmp_path) == before
   write(tmp_path / 'f', parts())
   assert stored.verify(tmp_path / 'f') == 3 * 6 + 2
 
 
-def test_a_shard_that_was_changed_meanwhile(tmp_path):
-  """Its length is right: only its SHA-256 tells."""
+def test_a_shard_that_was_changed_before_resuming(tmp_path):
+  """Its length is right, but its SHA-256 is not."""
   killed(tmp_path / 'f')
   path = tmp_path / 'f' / 'clients-00001-y.npy'
   content = bytearray(path.read_bytes())
@@ -129,10 +129,10 @@ def test_a_shard_that_was_changed_meanwhile(tmp_path):
   assert listing(tmp_path) == before
 
 
-def test_a_pipe_in_the_place_of_a_journal_or_a_description(tmp_path):
+def test_a_pipe_instead_of_a_journal_or_a_description(tmp_path):
   for name, words in (
-    ('conversion.jsonl', 'conversion.jsonl: must be a file'),
-    ('federation.json', 'holds a federation already'),
+    ('conversion.jsonl', 'conversion.jsonl: is not a regular file'),
+    ('federation.json', 'already has a federation'),
   ):
     (tmp_path / name).mkdir()
     os.mkfifo(tmp_path / name / name)
@@ -140,7 +140,9 @@ def test_a_pipe_in_the_place_of_a_journal_or_a_description(tmp_path):
       write(tmp_path / name, parts())
     assert [p.name for p in (tmp_path / name).iterdir()] == [name]
   for read in (stored.read, stored.verify):
-    with pytest.raises(InputError, match='federation.json: must be a file'):
+    with pytest.raises(
+      InputError, match='federation.json: is not a regular file'
+    ):
       read(tmp_path / 'federation.json')
 
 
@@ -154,7 +156,7 @@ def test_a_pipe_in_the_place_of_a_journal_or_a_description(tmp_path):
     (b'[' * 99_999 + b'\n', 'is not the journal'),
   ],
 )
-def test_a_journal_of_something_else(line, words, tmp_path):
+def test_a_journal_of_another_program(line, words, tmp_path):
   killed(tmp_path / 'f')
   (tmp_path / 'f' / 'conversion.jsonl').write_bytes(line)
   before = listing(tmp_path)
@@ -163,7 +165,7 @@ def test_a_journal_of_something_else(line, words, tmp_path):
   assert '\n' not in str(caught.value) and listing(tmp_path) == before
 
 
-def test_rows_without_labels_are_not_left_out(tmp_path):
+def test_rows_without_labels_are_refused(tmp_path):
   rows = Examples(parts()[1].x, parts()[1].y[:0])
   with pytest.raises(InputError, match='client 1: 2 inputs, but 0 labels'):
     write(tmp_path / 'f', [parts()[0], rows, *parts()[2:]])
@@ -171,7 +173,7 @@ def test_rows_without_labels_are_not_left_out(tmp_path):
 
 
 def test_nothing_is_written_between_the_files_of_a_shard(tmp_path, monkeypatch):
-  """The folder is replaced behind the first file of the second shard."""
+  """The folder is replaced after the first file of the second shard."""
   write_file = shard_writer.write_file
 
   def replaced(path, content):
@@ -189,14 +191,14 @@ def test_nothing_is_written_between_the_files_of_a_shard(tmp_path, monkeypatch):
 
 
 def test_names_do_not_change_the_data(tmp_path):
-  """A run that began with a federation without names resumes with one."""
+  """A run that was started without names resumes on data with names."""
   write(tmp_path / 'plain', parts())
   write(tmp_path / 'named', parts(), classes=['cat', 'dog'])
   found = json.loads((tmp_path / 'named' / 'federation.json').read_text())
   assert found['classes'] == ['cat', 'dog']
   own = [stored.read(tmp_path / name).sha256 for name in ('plain', 'named')]
   assert own[0] == own[1]
-  # As the version before has written it.
+  # The previous version wrote it so.
   del found['classes']
   for shard in found['shards']:
     del shard['names']
@@ -211,10 +213,10 @@ def test_names_do_not_change_the_data(tmp_path):
     *((errno.ENOENT, False), (errno.EISDIR, False)),
   ],
 )
-def test_a_generator_that_the_machine_fails_resumes(
+def test_a_generator_resumes_after_errors_of_the_machine(
   number, stays, tmp_path, monkeypatch
 ):
-  """A full disk is nobody's input; a file that is missing is."""
+  """A full disk is not the user's mistake; a missing file is."""
   name = f'mine_{number}'
   (tmp_path / f'{name}.py').write_text(
     f"""

@@ -1,4 +1,4 @@
-"""Plays and authors: hand-made ones, of known lines, and the real."""
+"""Plays and authors are read from real texts and from small, made ones."""
 
 import json
 import zipfile
@@ -11,7 +11,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import catalog
 from fedavg_jax.data import texts
 
-# One play in each of the three ways to print it, and a poem.
+# One play in each of the three printed layouts, and a poem.
 INDENTED = """
 ACT I. SCENE 1. A heath
 
@@ -61,7 +61,7 @@ Nay. Exeunt
 
 
 def speech(number, style):
-  """More of a play, so that it counts as one."""
+  """Returns more lines of a play, so that it is long enough to count."""
   lines = []
   for i in range(number):
     name = f'CHORUS {"A" if i % 2 else "B"}'
@@ -134,7 +134,7 @@ def test_the_archive_is_read_as_its_file(tmp_path):
   [(2, 1, 1), (3, 2, 1), (9, 8, 1), (10, 8, 2), (14, 12, 2), (15, 12, 3)],
 )
 def test_the_last_fifth_is_the_test(lines, train, test):
-  """A fifth, cut to a whole number, but at least one line."""
+  """The test has a fifth, rounded down, but at least one line."""
   spoken = [f'line {i}' for i in range(lines)]
   first, last = texts.split_lines(spoken)
   assert first + last == spoken and (len(first), len(last)) == (train, test)
@@ -149,7 +149,7 @@ def test_a_line_becomes_its_characters_and_what_follows_them():
   assert (y != NO_LABEL).sum() == 7
 
 
-def test_a_long_line_goes_on_in_another_example():
+def test_a_long_line_continues_in_another_example():
   x, y = texts.encode_lines(['abcdefgh', 'abcd'], 4)
   assert [bytes(row.tolist()).decode() for row in x] == ['abcd', 'efgh', 'abcd']
   assert y.tolist() == [[*b'bcde'], [*b'fgh', texts.END], [*b'bcd', texts.END]]
@@ -160,7 +160,7 @@ def test_the_federation_of_a_hand_made_book(tmp_path):
   data = catalog.load_dataset('shakespeare', str(tmp_path / '100-0.txt'))
   counts = np.bincount(data.owners)
   # LEAR 3, FIRST LORD 2, DUKE 2, AEGEON 2, KING JOHN 3, 1. QUEEN 2; FOOL and
-  # MRS. FORD say one line and are nobody; choruses of 120, 24 for the test.
+  # MRS. FORD have one line and are dropped; choruses of 120, 24 for the test.
   assert sorted(counts) == [1, 1, 1, 1, 2, 2, *[96] * 6]
   assert len(data.test.y) == 6 * 24 + 6 and data.num_classes == 258
   lear = data.train.x[data.owners == 0]
@@ -182,7 +182,7 @@ def test_the_federation_of_a_hand_made_book(tmp_path):
     ('AS YOU LIKE IT', 'JAQUES', "All the world's a stage"),
   ],
 )
-def test_known_passages_are_whose_they_are(real_book, play, role, line):
+def test_known_passages_have_their_role(real_book, play, role, line):
   said = [text for text in real_book[play][role] if text.startswith(line)]
   assert len(said) == 1
   others = [
@@ -193,7 +193,7 @@ def test_known_passages_are_whose_they_are(real_book, play, role, line):
   assert not others
 
 
-def test_who_enters_and_leaves_is_nobodys(real_book):
+def test_stage_directions_belong_to_no_role(real_book):
   lines = [
     text
     for play in real_book.values()
@@ -202,9 +202,9 @@ def test_who_enters_and_leaves_is_nobodys(real_book):
   ]
   assert len(lines) > 100_000
   directions = [t for t in lines if t.startswith(('Enter ', 'Exeunt', 'Exit'))]
-  behind = [t for t in lines if t.endswith((' Exit', ' Exeunt'))]
-  # One speaks in the eBook: 'Exit JAQUES ROSALIND', as a typist left it.
-  assert len(directions) <= 1 and not behind
+  trailing = [t for t in lines if t.endswith((' Exit', ' Exeunt'))]
+  # The eBook has one of them as speech: 'Exit JAQUES ROSALIND', an error.
+  assert len(directions) <= 1 and not trailing
 
 
 @pytest.fixture(scope='module')
@@ -244,7 +244,7 @@ def test_a_text_without_roles(tmp_path, content, said):
 
 
 def test_folders_without_plays(tmp_path):
-  with pytest.raises(InputError, match='holds neither 100-0.txt'):
+  with pytest.raises(InputError, match='has neither 100-0.txt'):
     catalog.load_dataset('shakespeare', str(tmp_path))
   (tmp_path / 'sonnets.txt').write_text('From fairest creatures\n')
   with pytest.raises(InputError, match=r'sonnets\.txt: no role speaks'):
@@ -252,7 +252,7 @@ def test_folders_without_plays(tmp_path):
   (tmp_path / 'play.txt').write_text('P\nSCENE\tHere\n\nA\tone line\n')
   with pytest.raises(InputError, match='no role has two lines'):
     catalog.load_dataset('shakespeare', str(tmp_path))
-  with pytest.raises(InputError, match='there is no such file or folder'):
+  with pytest.raises(InputError, match='it does not exist'):
     catalog.load_dataset('shakespeare', str(tmp_path / 'nothing'))
   with pytest.raises(InputError, match="data_dir = ''"):
     catalog.load_dataset('words')
@@ -263,13 +263,13 @@ def test_damaged_archives(tmp_path):
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('a.txt', book())
     archive.writestr('b.txt', book())
-  with pytest.raises(InputError, match='not an archive of one file'):
+  with pytest.raises(InputError, match='is not an archive of one file'):
     texts.read_complete_works(path)
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('a.txt', book())
   whole = path.read_bytes()
   path.write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(InputError, match='not an archive of one file'):
+  with pytest.raises(InputError, match='is not an archive of one file'):
     texts.read_complete_works(path)
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('a.txt', b'\0' * 10**8)
@@ -277,7 +277,7 @@ def test_damaged_archives(tmp_path):
     texts.read_complete_works(path)
 
 
-def test_what_systems_put_into_an_archive_is_nobodys(tmp_path):
+def test_system_files_in_an_archive_are_ignored(tmp_path):
   path = tmp_path / '100-0.zip'
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('book/', '')
@@ -302,7 +302,7 @@ def write_authors(folder, posts):
   return path
 
 
-def test_a_folder_and_json_lines_say_the_same(tmp_path):
+def test_a_folder_and_json_lines_are_the_same(tmp_path):
   posts = [('Bo', 'Don’t stop,'), ('al', 'One 2 three'), ('Bo', 'NOW!')]
   path = write_authors(tmp_path, posts)
   folder = tmp_path / 'authors'
@@ -323,13 +323,13 @@ def test_words_and_what_follows_them():
   tokens = {'a': 1, 'b': 2}
   x, y = texts.encode_words(['a', 'b', 'z', 'a', 'b'], tokens, 3)
   assert x.tolist() == [[1, 2, 0], [1, 0, 0]]
-  # z is not in the vocabulary: nobody has to say it, but it is read.
+  # z is not in the vocabulary, so no label, but it is an input.
   assert y.tolist() == [[2, NO_LABEL, 1], [2, NO_LABEL, NO_LABEL]]
   assert texts.encode_words(['a'], tokens, 3).x.shape == (0, 3)
 
 
 def test_a_generated_corpus(tmp_path):
-  """Authors of the test are others than those of the training."""
+  """Authors of the test set are not in the training set."""
   rng = np.random.default_rng(0)
   posts = [
     (f'author{i:02}', ' '.join(rng.choice(['to', 'be', 'or', 'not'], 12 + i)))
@@ -344,7 +344,7 @@ def test_a_generated_corpus(tmp_path):
   assert set(np.unique(data.train.x)) == {0, 1, 2, 3, 4}
 
 
-def test_an_author_counts_with_five_thousand_words_at_most(tmp_path):
+def test_an_author_has_at_most_five_thousand_words(tmp_path):
   posts = [('a', 'word ' * 6000), ('b', 'other words here')]
   data = catalog.load_dataset('words', str(write_authors(tmp_path, posts)))
   assert (data.train.y != NO_LABEL).sum() == 4999
@@ -353,20 +353,20 @@ def test_an_author_counts_with_five_thousand_words_at_most(tmp_path):
 @pytest.mark.parametrize(
   ('content', 'said'),
   [
-    ('', 'holds no line'),
+    ('', 'has no lines'),
     ('{"author": "a"}', 'line 1 must be a JSON object'),
     ('{"author": "a", "text": "b c"}\nx', 'line 2 must be a JSON object'),
     ('{"author": 3, "text": "b c"}', 'line 1 must be a JSON object'),
     ('{"author": "a", "text": "1 2 !"}', "author 'a' has no words"),
     (
       '{"author": "a", "author": "b", "text": "c"}',
-      'line 1 must be.*each once',
+      'line 1 must be.*once each',
     ),
     (
       '{"author": "a", "text": NaN, "text": "c"}',
       'line 1 must be a JSON object',
     ),
-    ('{"author": "a", "text": "b c"}', 'must have two authors of two words'),
+    ('{"author": "a", "text": "b c"}', 'must have at least two authors'),
     ('{"author": "a", "text": "b"}\n{"author": "c", "text": "d"}', 'two words'),
   ],
 )
@@ -379,7 +379,7 @@ def test_bad_authors(tmp_path, content, said):
 
 
 def test_a_folder_without_authors_and_one_without_words(tmp_path):
-  with pytest.raises(InputError, match='holds no AUTHOR.txt'):
+  with pytest.raises(InputError, match='has no AUTHOR.txt'):
     texts.read_authors(tmp_path)
   (tmp_path / 'ann.txt').write_text('')
   with pytest.raises(InputError, match="author 'ann' has no words"):

@@ -43,7 +43,7 @@ def test_files_that_the_text_names_exist(repository, page):
     assert any((folder / name).exists() for folder in folders), name
 
 
-def test_folders_stand_in_the_order_of_imports(repository, page):
+def test_folders_are_in_the_order_of_imports(repository, page):
   """The order is that of the contract in pyproject.toml."""
   contract = (repository / 'pyproject.toml').read_text()
   layers = re.search(r'^layers = \[(.*?)\]', contract, re.M | re.S)

@@ -20,7 +20,7 @@ ETA = 0.1
 
 @pytest.mark.slow
 def test_the_page_runs(repository):
-  """All of it; what it prints are accuracies that have been learnt."""
+  """All of the page is run; what it prints are accuracies after training."""
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
     with (
@@ -30,13 +30,13 @@ def test_the_page_runs(repository):
       exec(python_of(repository / PAGE), {'__name__': 'page'})  # noqa: S102
   values = [float(line) for line in printed.getvalue().splitlines()]
   assert len(values) == 12
-  assert min(values) > 0.3, values  # Krum takes one client of two labels.
+  assert min(values) > 0.3, values  # Krum picks one client of two labels.
 
 
 def test_fednova_has_no_bias_of_updates(page):
   """Both end where their weighted deltas vanish, in closed form."""
   n, c = np.array(quadratics.SIZES, float), np.array(quadratics.CENTRES)
-  moved = 1 - (1 - ETA) ** n  # Of the way to c_k, after n_k updates.
+  moved = 1 - (1 - ETA) ** n  # Fraction of the way to c_k, after n_k updates.
   for algorithm, pull in (
     (fa.fedavg(optax.sgd(ETA), optax.sgd(1.0)), n * moved),
     (page.fednova(optax.sgd(ETA)), moved),
@@ -47,10 +47,11 @@ def test_fednova_has_no_bias_of_updates(page):
 
 @pytest.mark.parametrize('momentum', [0.0, 0.5, 0.8])
 def test_fednova_with_momentum_of_clients(page, momentum):
-  """Clients of 4 to 24 updates: where it ends, and how it comes there.
+  """Clients of 4 to 24 updates end at the optimum, on a known path.
 
   A client's distance to its centre and its momentum are multiplied by a matrix
   in each update; the recipe's |a|_1 is that of gradients which are all 1.
+
   """
   sizes, eta = (24, 4, 9, 15), 0.05
   centres = np.array(quadratics.CENTRES)
@@ -76,12 +77,12 @@ def test_fednova_with_momentum_of_clients(page, momentum):
   np.testing.assert_allclose(found, path, rtol=1e-5)
   end = (pull * centres).sum() / pull.sum()
   assert found[-1] == pytest.approx(end, rel=1e-5)
-  # FedAvg ends elsewhere: who takes more updates counts for more.
+  # FedAvg ends elsewhere: clients with more updates have more weight.
   assert abs(end - (shares * moves) @ centres / (shares @ moves)) > 0.1
 
 
 def test_feddyn_reaches_the_optimum(page):
-  """Two of four clients a round; FedAvg keeps moving with its cohorts."""
+  """Each round has two of four clients; FedAvg moves with its cohorts."""
   even = (3, 3, 3, 3)
   own, plain = (
     quadratics.models(algorithm, client_fraction=0.5, rounds=400, sizes=even)
@@ -95,7 +96,7 @@ def test_feddyn_reaches_the_optimum(page):
 
 
 def messages(number=20, attackers=6, seed=0):
-  """Honest messages near one another, and some with another sign."""
+  """Makes similar honest messages, and some with the opposite sign."""
   rng = np.random.default_rng(seed)
   honest = rng.normal(size=40) + 0.1 * rng.normal(size=(number, 40))
   honest[:attackers] *= -5
@@ -139,7 +140,7 @@ def test_qsgd_is_unbiased_and_has_its_bytes(page):
 
   sent = jax.vmap(one)(jax.random.split(jax.random.key(1), 4000))['w']
   norm = np.linalg.norm(delta['w'])
-  # A level is off by at most one half of norm / 16 in the deviation.
+  # The deviation of a level is at most half of norm / 16.
   np.testing.assert_allclose(
     sent.mean(axis=0), delta['w'], atol=4 * 0.5 * norm / 16 / 4000**0.5
   )
@@ -148,7 +149,7 @@ def test_qsgd_is_unbiased_and_has_its_bytes(page):
   assert algorithm.num_bytes(delta) == 4 + 3
 
 
-def test_clipping_of_examples_is_that_of_each_gradient(page):
+def test_gradients_of_examples_are_clipped(page):
   rng = np.random.default_rng(0)
   x = jnp.float32(rng.normal(size=(4, 3)))
   y = jnp.float32(rng.normal(size=4))
@@ -170,7 +171,7 @@ def test_clipping_of_examples_is_that_of_each_gradient(page):
 
 
 def test_two_tasks_of_two_inputs(page):
-  """Their test is the sum of both losses, in NumPy."""
+  """The test's loss is the sum of both losses, in NumPy."""
   examples = page.of_two_tasks(fa.load_dataset('digits').test)
 
   def init(key):

@@ -1,4 +1,4 @@
-"""IFCA finds the clusters that clients were made of."""
+"""IFCA finds the clusters from which the clients were made."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import pytest
 
 import fedavg_jax as fa
 
-# Client k is of cluster k % 4: its weights are turned by so many right angles.
+# Client k is in cluster k % 4, whose weights are turned by k % 4 right angles.
 SIZES = (30, 9, 1, 17, 2, 44, 12, 5, 21, 1, 8, 13)
 TURN = np.array([[0.0, -1.0], [1.0, 0.0]])
 WEIGHTS = np.stack(
@@ -26,7 +26,7 @@ def linear():
 
 
 def federation(seed):
-  """Twelve clients with y = w_j x of their clusters j, without noise."""
+  """Makes twelve clients with y = w_j x of their cluster j, without noise."""
   rng = np.random.default_rng(seed)
   parts = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
   x = rng.normal(size=(sum(SIZES), 2)).astype(np.float32)
@@ -46,7 +46,7 @@ def federation(seed):
 
 @pytest.mark.parametrize('seed', [8, 16])
 def test_every_client_ends_in_its_cluster(page, seed):
-  """Some begin in another one; each model becomes what made its cluster."""
+  """Some are in another one first; each model becomes its cluster's weights."""
   simulation = fa.build_simulation(
     page.clustered(linear(), 4),
     federation(seed),
@@ -60,7 +60,7 @@ def test_every_client_ends_in_its_cluster(page, seed):
     on_round=lambda record: choices.append(np.asarray(record.client_states)),
   )
   np.testing.assert_array_equal(choices[0], -1)
-  of_clusters = choices[-1][:4]  # One client of each.
+  of_clusters = choices[-1][:4]  # One client of each cluster.
   assert sorted(of_clusters) == [0, 1, 2, 3]
   np.testing.assert_array_equal(choices[-1], np.tile(of_clusters, 3))
   assert ((choices[3] != choices[-1]) & (choices[3] >= 0)).any()
@@ -69,7 +69,7 @@ def test_every_client_ends_in_its_cluster(page, seed):
 
 
 def test_one_cluster_is_fedavg(page):
-  """But for the epoch in which its only model is measured."""
+  """IFCA needs one more epoch, in which it measures its only model."""
   one = federation(1)
   clusters = fa.build_simulation(
     page.clustered(linear(), 1),

@@ -1,4 +1,4 @@
-"""A loop of one's own that ends a run by its macro F1, beside NumPy."""
+"""A user-defined loop ends a run by its macro F1, as one in NumPy does."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ CLASSES = 4
 
 
 def build():
-  """Six clients of uneven sizes whose labels are noisy, and some rare."""
+  """Builds six uneven clients with noisy labels, some of which are rare."""
   rng = np.random.default_rng(2)
   sizes = (9, 1, 20, 6, 30, 14)
   x = rng.normal(size=(sum(sizes), 5)).astype(np.float32)
@@ -42,7 +42,7 @@ def build():
 
 
 def macro_f1(w, examples):
-  """The mean over classes of 2 tp / (2 tp + fp + fn)."""
+  """Returns the mean over classes of 2 tp / (2 tp + fp + fn)."""
   found, scores = (examples.x @ np.asarray(w)).argmax(axis=1), []
   for label in range(CLASSES):
     mine, real = found == label, examples.y == label
@@ -52,13 +52,13 @@ def macro_f1(w, examples):
 
 
 @pytest.mark.parametrize('patience', [1, 2, 4])
-def test_a_loop_ends_where_macro_f1_gets_no_better(page, patience):
+def test_a_loop_ends_where_macro_f1_stops_improving(page, patience):
   simulation, examples = build()
   f1 = np.array(
     [
       macro_f1(record.state.params['w'], examples)
       for record in fa.simulate(
-        simulation, rounds=40, wanted=lambda number: True
+        simulation, rounds=40, needs_state=lambda number: True
       )
     ]
   )

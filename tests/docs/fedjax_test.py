@@ -1,7 +1,8 @@
-"""Recipes reach the numbers of FedJAX's own tests of its algorithms.
+"""Recipes return the numbers that FedJAX's tests of its algorithms expect.
 
-These (fedjax/algorithms/*_test.py) have two clients of three and two examples,
-the loss x * w, w = 4 to begin with, one epoch with B = 2 and plain SGD at 1.
+Those (fedjax/algorithms/*_test.py) have two clients of three and two examples,
+the loss x * w, w = 4 at first, one epoch with B = 2 and plain SGD at 1.
+
 """
 
 import jax
@@ -17,7 +18,7 @@ SMALL = (0.2, 0.4, 0.6), (0.8, 0.1)
 
 
 def product():
-  """The model x * w, whose outputs are its losses."""
+  """Returns the model x * w, whose outputs are its losses."""
   return fa.Model(
     'product',
     lambda key: {'w': jnp.float32(4.0)},
@@ -26,7 +27,7 @@ def product():
 
 
 def after(page, algorithm, values, rounds):
-  """Returns w after rounds of both clients, who read in FedJAX's order."""
+  """Returns w after rounds of both clients, which read in FedJAX's order."""
   x = np.float32(np.concatenate(values))[:, None]
   clients = fa.build_clients(
     fa.Examples(x, np.zeros(len(x), np.float32)), [range(3), range(3, 5)]
@@ -53,7 +54,7 @@ def after(page, algorithm, values, rounds):
 
 
 def test_the_order_is_fedjax_s(page):
-  """Its view of three examples gives the last two first, then the first."""
+  """FedJAX's view of three examples has the last two first, then the first."""
   sizes = np.array([3, 2])
   planner = fa.engine.Planner(
     num_examples=sizes, cohort_size=2, epochs=1, batch_size=2, seed=0, lanes=2
@@ -89,9 +90,10 @@ def test_mime(page, lite, max_norm, values, published):
 
 @pytest.mark.parametrize('lite', [False, True])
 def test_mime_of_momentum(page, lite):
-  """Five of its rounds, beside NumPy: c, a momentum that clients leave alone.
+  """Five rounds are compared with NumPy: clients do not change c, a momentum.
 
   Each gradient is that of x * w, so that Mime's correction makes it c.
+
   """
   rho, rate = 0.5, 0.1
   algorithm = page.mime(optax.sgd(rate, momentum=rho), 0.2, lite=lite)

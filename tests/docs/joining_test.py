@@ -1,4 +1,4 @@
-"""What others read before they join: workflow, hooks, citation, changelog."""
+"""New contributors need the workflow, hooks, citation and changelog."""
 
 import importlib.util
 import re
@@ -61,7 +61,7 @@ def test_every_command_of_the_workflow_exists(workflow):
   assert any('quickstart' in command for command in commands)
 
 
-def test_hooks_are_what_the_tests_run(repository):
+def test_hooks_are_the_checks_of_the_tests(repository):
   process = subprocess.run(
     [
       *(sys.executable, '-m', 'pre_commit', 'validate-config'),
@@ -79,7 +79,7 @@ def test_hooks_are_what_the_tests_run(repository):
     assert tool in lint, hook
 
 
-def test_the_citation_is_of_the_last_release(repository):
+def test_the_citation_has_the_last_release(repository):
   citation = yaml.safe_load((repository / 'CITATION.cff').read_text())
   changelog = (repository / 'CHANGELOG.md').read_text()
   releases = re.findall(r'^## \[([\d.]+)\] - ([\d-]+)$', changelog, re.M)
@@ -91,7 +91,7 @@ def test_the_citation_is_of_the_last_release(repository):
   assert changelog.index('## [Unreleased]') < changelog.index(releases[0][0])
 
 
-def test_the_changelog_has_a_section_of_a_kind_once(repository):
+def test_each_section_of_the_changelog_occurs_once(repository):
   changelog = (repository / 'CHANGELOG.md').read_text()
   for release in changelog.split('\n## ')[1:]:
     kinds = re.findall(r'^### (\w+)$', release, re.M)

@@ -1,6 +1,7 @@
-"""What the README promises, run."""
+"""The README's promises are run."""
 
 import importlib.util
+import inspect
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+import fedavg_jax
 from fedavg_jax.cli import dispatch
 from fedavg_jax.cli import package_configs
 from tests.testing import PROGRAMS
@@ -17,14 +19,14 @@ from tests.testing.pages import python_of
 
 @pytest.fixture
 def blocks(repository):
-  """The fenced blocks of the README: (language, content)."""
+  """Returns the fenced blocks of the README: (language, content)."""
   text = (repository / 'README.md').read_text()
   return re.findall(r'^```(\w*)\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.slow
 def test_first_command(repository, blocks, tmp_path):
-  """The main job learns a non-IID federation without any network."""
+  """It learns a non-IID federation without any network access."""
   first = next(content for kind, content in blocks if kind == 'shell')
   install, run = first.strip().splitlines()[-2:]
   assert install.endswith('pip install --quiet -e .')
@@ -48,7 +50,7 @@ def test_first_command(repository, blocks, tmp_path):
 
 
 def test_second_command_is_what_runs_here(repository, blocks):
-  """`.ci/run` takes the second block; it must be the one that runs pytest."""
+  """`.ci/run` takes the second block, which must run pytest."""
   shell = [content for kind, content in blocks if kind == 'shell']
   assert shell[1].strip().endswith('.venv/bin/python -m pytest')
   awk = re.search(r"awk '(.*?)' README.md", _ci(repository), re.DOTALL)
@@ -119,7 +121,7 @@ def test_commands_name_files_and_keys_that_exist(repository):
         assert f'config.{key} = ' in config, key
 
 
-def test_links_lead_somewhere(repository):
+def test_links_have_targets(repository):
   for page in (
     *repository.glob('*.md'),
     *repository.glob('.github/*.md'),
@@ -129,6 +131,29 @@ def test_links_lead_somewhere(repository):
     for link in re.findall(r'\]\(([^)]+)\)', page.read_text()):
       if not link.startswith(('http', '#')):
         assert (page.parent / link.split('#')[0]).exists(), (page, link)
+
+
+def public_names():
+  """Returns the names of `import fedavg_jax as fa`, as in "losses.of_examples".
+
+  A space of names has an `__all__`; types of annotations are not documented.
+  """
+  found = set()
+  for name in fedavg_jax.__all__:
+    value = getattr(fedavg_jax, name)
+    if inspect.ismodule(value):
+      inner = {own for own in value.__all__ if callable(getattr(value, own))}
+      found |= {f'{name}.{own}' for own in inner - {'Loss'}}
+    else:
+      found.add(name)
+  return found
+
+
+def test_the_api_page_has_the_public_names_and_no_other(repository):
+  page = (repository / 'docs' / 'api.md').read_text()
+  documented = re.findall(r'^\.\. auto\w+:: fedavg_jax\.(\S+)$', page, re.M)
+  assert len(set(documented)) == len(documented)
+  assert set(documented) == public_names()
 
 
 @pytest.mark.slow
@@ -156,7 +181,7 @@ def test_site_builds_without_a_warning(repository, tmp_path):
 
 @pytest.mark.slow
 def test_doctests():
-  """Every example of a docstring; there are some in these modules."""
+  """All examples in docstrings are run; these modules must have some."""
   process = subprocess.run(
     [sys.executable, PROGRAMS / 'doctests.py'],
     capture_output=True,

@@ -1,4 +1,4 @@
-"""The examples of docs/participation.md, run; each by its own law."""
+"""The examples of docs/participation.md are run; each has its law."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.testing.pages import python_of
 
 @pytest.fixture(scope='module')
 def page(request):
-  """The names of the page's Python, after it was run as one program."""
+  """Executes the Python of the page as one program; returns its names."""
   names = {}
   exec(python_of(request.config.rootpath / 'docs/participation.md'), names)
   return names
@@ -23,12 +23,12 @@ def make(page, participation, **changes):
   )
 
 
-def test_clients_that_are_in_reach_by_night(page):
+def test_clients_that_are_available_at_night(page):
   planner = page['simulation'].planner
   assert len(page['history']['test_accuracy']) == 4
   for t in range(1, 50):
     cohort = planner.cohort(t)
-    assert len(cohort) == 12  # Of two in each of eight hours.
+    assert len(cohort) == 12  # Of 16 that are available.
     assert ((t + cohort) % 24 < 8).all()
   assert {k for t in range(1, 50) for k in planner.cohort(t)} == set(range(48))
 

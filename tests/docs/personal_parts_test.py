@@ -1,4 +1,4 @@
-"""Recipes of parts that stay with their clients, beside plain JAX."""
+"""Recipes with client-specific parts are compared with plain JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ ETA = 0.1
 
 @jax.jit
 def plain_step(params, state, x, y):
-  """One step on a minibatch as it is, without a row that does not count."""
+  """Takes one step on a minibatch without masked rows."""
 
   def loss(params):
     h = x @ params['dense']
@@ -31,7 +31,12 @@ def plain_step(params, state, x, y):
 
 
 def plain_rounds(simulation, clients, rounds):
-  """FedBN as its paper has it: (shared parts, norms [K], statistics [K])."""
+  """Computes FedBN as in its paper.
+
+  Returns:
+    The shared parts, the norms [K] and the statistics [K].
+
+  """
   params, state = simulation.init()[0].variables
   shared = {name: params[name] for name in ('dense', 'out')}
   norms, statistics = [params['norm']] * 3, [state] * 3
@@ -56,7 +61,7 @@ def plain_rounds(simulation, clients, rounds):
 
 @pytest.mark.parametrize('on', ['device', 'host'])
 def test_fedbn(page, on):
-  """Norm parameters and statistics stay, all else is averaged."""
+  """Norm parameters and statistics are the client's, all else is averaged."""
   federation = normalised.federation()
   clients = federation.clients
   simulation = fa.build_simulation(
@@ -81,7 +86,7 @@ def test_fedbn(page, on):
     )
 
   params = dict(record.state.params)
-  close(params.pop('norm'), first['norm'])  # The server's never moved.
+  close(params.pop('norm'), first['norm'])  # The server's have not changed.
   close(params, shared)
   for k in range(3):
     own = jax.tree.map(lambda leaf, k=k: leaf[k], states)

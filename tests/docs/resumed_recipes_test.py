@@ -1,4 +1,4 @@
-"""Runs of recipes that were saved and continued have the bits of whole ones."""
+"""Resumed runs of recipes have the bits of uninterrupted ones."""
 
 import jax
 import numpy as np
@@ -9,11 +9,11 @@ import fedavg_jax as fa
 from tests.testing import normalised
 
 SGD, SERVER = optax.sgd(0.1), optax.sgd(1.0, momentum=0.5)
-ROUNDS, SAVED = 6, 3  # Mime is saved between the halves of a round of its own.
+ROUNDS, SAVED = 6, 3  # Mime's rounds are pairs; it is saved within one.
 
 
 def built_of(page, recipe):
-  """Builds a federation that trains by a recipe."""
+  """Builds a federation that trains with a recipe."""
   model, options = normalised.model('everybody'), {}
   if recipe == 'fedbn':
     model = normalised.model('client')
@@ -49,20 +49,20 @@ def built_of(page, recipe):
 
 
 def save(path, record):
-  """Writes what server and clients keep, as a file of arrays."""
+  """Writes the states of server and clients as a file of arrays."""
   leaves = jax.tree.leaves((record.state, record.client_states))
   np.savez(path, *map(np.asarray, leaves))
 
 
 def load(path, simulation):
-  """Reads it, in the form that a simulation begins with."""
+  """Reads the states, in the form that a simulation starts from."""
   with np.load(path) as file:
     leaves = [file[name] for name in file.files]
   return jax.tree.unflatten(jax.tree.structure(simulation.init()), leaves)
 
 
 def row_of(record):
-  """What a record says of its round, but for how long it took."""
+  """Returns all that a record has of its round, except its duration."""
   return (
     *(record.round, record.train_loss, record.examples, record.test),
     *(record.info, record.coded, record.skipped),
@@ -73,21 +73,21 @@ def row_of(record):
   'recipe',
   ['fednova', 'feddyn', 'fedbn', 'mime', 'ifca', 'qsgd', 'local_noise'],
 )
-def test_a_continued_run_has_the_bits_of_a_whole_one(page, recipe, tmp_path):
+def test_resumed_and_uninterrupted_runs_have_equal_bits(page, recipe, tmp_path):
   simulation = built_of(page, recipe)
-  whole = list(fa.simulate(simulation, rounds=ROUNDS))
+  uninterrupted = list(fa.simulate(simulation, rounds=ROUNDS))
   path = tmp_path / 'saved.npz'
   *_, record = fa.simulate(simulation, rounds=SAVED)
   save(path, record)
   rebuilt = built_of(page, recipe)
   rest = list(fa.simulate(rebuilt, rounds=ROUNDS, start=load(path, rebuilt)))
   assert [row_of(record) for record in rest] == [
-    row_of(record) for record in whole[SAVED + 1 :]
+    row_of(record) for record in uninterrupted[SAVED + 1 :]
   ]
   jax.tree.map(
     np.testing.assert_array_equal,
     (rest[-1].state, rest[-1].client_states),
-    (whole[-1].state, whole[-1].client_states),
+    (uninterrupted[-1].state, uninterrupted[-1].client_states),
   )
-  # Something was learned and kept, so that equality says something.
-  assert rest[-1].train_loss != whole[1].train_loss
+  # The run has trained, so that equality is no accident.
+  assert rest[-1].train_loss != uninterrupted[1].train_loss

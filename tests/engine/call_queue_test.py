@@ -1,4 +1,4 @@
-"""The queue of calls: what it begins, what it waits for, when it stops."""
+"""The queue starts calls early, waits for their ends, and can stop."""
 
 import math
 
@@ -21,9 +21,11 @@ def simulation():
   return simulations.build(clients, simulations.model(), rounds_per_call=5)
 
 
-def calls(simulation, rounds=20, **asked):
+def calls(simulation, rounds=20, **requests):
   state, client_states = simulation.init()
-  nothing = call_queue.Asked(lambda number: False, lambda: False, lambda: False)
+  nothing = call_queue.Callbacks(
+    lambda number: False, lambda: False, lambda: False
+  )
   return call_queue.Calls(
     simulation,
     state,
@@ -31,7 +33,7 @@ def calls(simulation, rounds=20, **asked):
     range(1, rounds + 1),
     superstep.Ends(lambda number: number % 2 == 0),
     going=None,
-    asked=nothing._replace(**asked),
+    callbacks=nothing._replace(**requests),
   )
 
 
@@ -40,7 +42,7 @@ def numbers(queue):
 
 
 def test_two_calls_are_in_flight_and_the_first_are_short(simulation):
-  """How long a round takes is not known before the first call has ended."""
+  """The duration of a round is unknown before the first call has ended."""
   queue = calls(simulation)
   assert queue.fill()
   assert numbers(queue) == [[1], [2]] and queue.numbers == range(3, 21)
@@ -49,20 +51,20 @@ def test_two_calls_are_in_flight_and_the_first_are_short(simulation):
   assert queue.fill() and len(queue.in_flight) == superstep.CALLS_IN_FLIGHT
 
 
-def test_nothing_left_is_nothing_in_flight(simulation):
+def test_no_rounds_left_means_no_calls_in_flight(simulation):
   queue, done = calls(simulation, rounds=7), []
   while queue.fill():
     done += [record.round for record in queue.records(queue.wait())]
   assert done == list(range(1, 8)) and not queue.numbers and not queue.over
 
 
-def test_a_wanted_round_ends_its_call_and_nothing_follows_it(simulation):
-  queue = calls(simulation, wanted=lambda number: number == 2)
+def test_a_wanted_round_ends_its_call_and_no_call_follows(simulation):
+  queue = calls(simulation, needs_state=lambda number: number == 2)
   queue.fill()
   assert numbers(queue) == [[1], [2]]
   list(queue.records(queue.wait()))
   queue.fill()
-  assert numbers(queue) == [[2]]  # What clients keep must be at hand.
+  assert numbers(queue) == [[2]]  # The next call would take client states.
   (record,) = queue.records(queue.wait())
   assert record.round == 2 and record.client_states is not None
   assert queue.fill() and queue.in_flight[0].numbers[0] == 3
@@ -70,10 +72,10 @@ def test_a_wanted_round_ends_its_call_and_nothing_follows_it(simulation):
 
 def test_looking_makes_the_next_call_short(simulation):
   look = []
-  queue = calls(simulation, looking=lambda: bool(look))
+  queue = calls(simulation, state_requested=lambda: bool(look))
   queue.fill()
   queue.wait()
-  queue._seconds = 1e-9  # Then a call has as many rounds as there can be.
+  queue._seconds = 1e-9  # Then a call has as many rounds as possible.
   queue.fill()
   assert numbers(queue) == [[2], [3, 4, 5, 6, 7]]
   queue.wait()
@@ -82,9 +84,9 @@ def test_looking_makes_the_next_call_short(simulation):
   assert numbers(queue) == [[3, 4, 5, 6, 7], [8]]
 
 
-def test_stopping_begins_no_further_call(simulation):
+def test_stopping_starts_no_further_call(simulation):
   stop = []
-  queue = calls(simulation, stopping=lambda: bool(stop))
+  queue = calls(simulation, should_stop=lambda: bool(stop))
   queue.fill()
   stop.append(True)
   while queue.in_flight:

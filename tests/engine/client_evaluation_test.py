@@ -1,4 +1,4 @@
-"""Every client's own test, against the NumPy twin, or by hand."""
+"""Every client's own test is compared with the NumPy twin, or by hand."""
 
 import csv
 
@@ -34,10 +34,10 @@ def model(scale=1.0):
 
 @pytest.fixture
 def divided(uneven_examples):
-  """Examples, and what five uneven clients keep and hold out of them."""
+  """Returns x, y, and the training and held-out parts of five clients."""
   x, y, parts = uneven_examples
   kept, held = fa.partition.hold_out(parts, fraction=0.4, seed=0)
-  assert {len(part) for part in held} >= {0, 1}  # Some hold nothing out.
+  assert {len(part) for part in held} >= {0, 1}  # Some hold out nothing.
   return x, y, kept, held
 
 
@@ -58,7 +58,7 @@ def build(divided, **changes):
 
 
 def of_classifier(correct, loss_sum, count):
-  """Makes the tests of a classifier of its sums, [K]."""
+  """Makes a classifier's tests from its sums, [K]."""
   with np.errstate(invalid='ignore', divide='ignore'):
     values = {'accuracy': correct / count, 'loss': loss_sum / count}
   return client_evaluation.Tested(values, count)
@@ -69,7 +69,7 @@ def stacked(tests):
 
 
 def expected(params, x, y, held):
-  """Accuracy, loss and count of every client, by the twin."""
+  """Returns accuracy, loss and count of every client, from the twin."""
   rows = []
   for part in held:
     if not len(part):
@@ -124,14 +124,14 @@ def test_numpy_twin(divided, epochs, lanes, batch_size):
   np.testing.assert_allclose(
     stacked(tests.personal), np.array(after).T, rtol=2e-5
   )
-  again = client_tests(state)  # What it was given is still there.
+  again = client_tests(state)  # The state was not donated.
   np.testing.assert_array_equal(
     stacked(again.personal), stacked(tests.personal)
   )
 
 
 def test_convolutions_of_a_model_are_rewritten_here_too():
-  """Equal up to rounding, and no kernels of several clients in groups."""
+  """Results are equal up to rounding, and no kernels are in groups."""
   examples, parts = convolutions.examples()
   clients = fa.build_clients(examples, parts)
   tests = []
@@ -175,7 +175,7 @@ def test_a_client_that_diverges_does_not_count(divided):
 
 
 def test_sequences_count_their_labels():
-  """Two clients of two sequences; a model that always says symbol 1."""
+  """Two clients have two sequences each; a model always predicts symbol 1."""
   y = np.array([[1, 1, -1], [0, 1, 1], [1, -1, -1], [0, 0, 0]], np.int32)
   x = np.zeros((4, 3), np.int32)
 
@@ -212,23 +212,23 @@ def test_sequences_count_their_labels():
 def test_description_by_hand():
   correct = np.array([0.0, 5, 9, 4, 0])
   count = np.array([0.0, 10, 10, 4, 4])
-  told = client_evaluation.describe(of_classifier(correct, 2 * count, count))
+  found = client_evaluation.describe(of_classifier(correct, 2 * count, count))
   accuracies = [0.5, 0.9, 1.0, 0.0]
-  assert told['tested'] == 4
-  assert told['accuracy_weighted'] == pytest.approx(18 / 28)
-  assert told['accuracy_mean'] == pytest.approx(0.6)
-  assert told['accuracy_p50'] == pytest.approx(0.7)
-  assert told['accuracy_p10'] == pytest.approx(0.15)  # 0 + 0.3 * 0.5
-  assert told['accuracy_p90'] == pytest.approx(0.97)
-  assert told['accuracy_worst_tenth'] == 0.0
-  assert told['accuracy_variance'] == pytest.approx(np.var(accuracies))
-  assert told['loss_weighted'] == pytest.approx(2.0)
+  assert found['tested'] == 4
+  assert found['accuracy_weighted'] == pytest.approx(18 / 28)
+  assert found['accuracy_mean'] == pytest.approx(0.6)
+  assert found['accuracy_p50'] == pytest.approx(0.7)
+  assert found['accuracy_p10'] == pytest.approx(0.15)  # 0 + 0.3 * 0.5
+  assert found['accuracy_p90'] == pytest.approx(0.97)
+  assert found['accuracy_worst_tenth'] == 0.0
+  assert found['accuracy_variance'] == pytest.approx(np.var(accuracies))
+  assert found['loss_weighted'] == pytest.approx(2.0)
   many = np.arange(30.0)
   worst = client_evaluation.describe(
     of_classifier(many, many, np.full(30, 100.0))
   )
-  assert worst['accuracy_worst_tenth'] == pytest.approx(0.01)  # 0, 1, 2 of 100.
-  # The last client has trained, and diverged: it counts, with nothing right.
+  assert worst['accuracy_worst_tenth'] == pytest.approx(0.01)  # 0, 1, 2 %.
+  # The last client has trained and diverged: it counts, with nothing correct.
   diverged = count.copy()
   diverged[3] = 0
   own = client_evaluation.describe(
@@ -262,9 +262,9 @@ def test_csv(tmp_path):
 
 def test_refusals(divided):
   simulation, own = build(divided)
-  nobody = fa.build_clients(fa.Examples(*divided[:2]), [np.array([], int)] * 5)
+  empty = fa.build_clients(fa.Examples(*divided[:2]), [np.array([], int)] * 5)
   with pytest.raises(InputError, match='no client has a held-out example'):
-    client_evaluation.build_client_tests(simulation, nobody)
+    client_evaluation.build_client_tests(simulation, empty)
   others = fa.build_clients(fa.Examples(*divided[:2]), divided[3][:4])
   with pytest.raises(
     InputError, match='held: expected 5 clients, as in training, got 4'

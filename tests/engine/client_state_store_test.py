@@ -1,4 +1,4 @@
-"""Clients' states on the host are those on the devices, bit for bit."""
+"""Client states on the host have the bits of those on the devices."""
 
 import os
 
@@ -22,7 +22,7 @@ def clients(uneven_examples):
 
 
 def states(own):
-  """Of all clients, wherever they are."""
+  """Returns the states of all clients, on the host."""
   if isinstance(own, client_state_store.ClientStates):
     return own.gather(np.arange(5))
   return jax.device_get(own)
@@ -47,8 +47,8 @@ def states(own):
   ),
 )
 def test_on_the_host_as_on_the_devices(clients, changes, on_disk, tmp_path):
-  """Rounds overlap: who takes part in two in a row has the newest state."""
-  told = []
+  """Rounds overlap, and a client in two of them has its newest state."""
+  results = []
   for on_host in (False, True):
     simulation = simulations.build(
       clients,
@@ -61,23 +61,26 @@ def test_on_the_host_as_on_the_devices(clients, changes, on_disk, tmp_path):
     if on_host:
       folder = tmp_path if on_disk else None
       options['host_states'] = simulation.host_states(folder)
-    told.append(
+    results.append(
       [
         (record.state, states(record.client_states), record.train_loss)
         for record in fa.simulate(
-          simulation, rounds=7, wanted=lambda number: number == 3, **options
+          simulation,
+          rounds=7,
+          needs_state=lambda number: number == 3,
+          **options,
         )
         if record.client_states is not None
       ][-1]
     )
-    assert not list(tmp_path.iterdir())  # The file has no name.
-  for here, there in zip(*map(jax.tree.leaves, told), strict=True):
+    assert not list(tmp_path.iterdir())  # The file is unnamed.
+  for here, there in zip(*map(jax.tree.leaves, results), strict=True):
     np.testing.assert_array_equal(here, there)
-  assert any(np.any(leaf) for leaf in jax.tree.leaves(told[1][1]))
+  assert any(np.any(leaf) for leaf in jax.tree.leaves(results[1][1]))
 
 
 @pytest.mark.slow
-def test_it_goes_on_from_what_was_saved(clients, tmp_path):
+def test_it_resumes_from_what_was_saved(clients, tmp_path):
   def build():
     return simulations.build(
       clients,
@@ -87,7 +90,7 @@ def test_it_goes_on_from_what_was_saved(clients, tmp_path):
       client_states_on='host',
     )
 
-  *_, whole = fa.simulate(build(), rounds=6)
+  *_, uninterrupted = fa.simulate(build(), rounds=6)
   *_, half = fa.simulate(build(), rounds=3)
   saved = half.client_states.saved()
   took_part = {k for t in (1, 2, 3) for k in build().planner.cohort(t)}
@@ -101,7 +104,7 @@ def test_it_goes_on_from_what_was_saved(clients, tmp_path):
   again.scatter(saved['clients'], saved['states'])
   *_, end = fa.simulate(simulation, rounds=6, start=(half.state, again))
   for here, there in zip(
-    jax.tree.leaves((whole.state, states(whole.client_states))),
+    jax.tree.leaves((uninterrupted.state, states(uninterrupted.client_states))),
     jax.tree.leaves((end.state, states(end.client_states))),
     strict=True,
   ):
@@ -109,12 +112,12 @@ def test_it_goes_on_from_what_was_saved(clients, tmp_path):
 
 
 def everybody(one):
-  """Makes the same first state for each of some clients."""
+  """Makes the same initial state for each client."""
   return jax.vmap(lambda client: jax.tree.map(jnp.asarray, one))
 
 
-def test_those_that_never_took_part_cost_nothing(tmp_path):
-  """A million clients of a mebibyte each, in a file with holes."""
+def test_clients_that_never_took_part_use_no_space(tmp_path):
+  """A million clients have a mebibyte each, in a sparse file."""
   with open(tmp_path / 'probe', 'wb') as file:
     try:
       os.truncate(file.fileno(), 2**41)
@@ -137,8 +140,8 @@ def test_those_that_never_took_part_cost_nothing(tmp_path):
 
 
 @pytest.mark.parametrize('on_disk', [True, False])
-def test_before_anybody_took_part(tmp_path, on_disk):
-  """As a run that is stopped after round 0 saves it, and resumes."""
+def test_before_any_client_took_part(tmp_path, on_disk):
+  """A run that is stopped after round 0 saves this state, and resumes."""
   one = {'a': np.ones((2, 3), np.float32), 'b': np.float32(2)}
   states = client_state_store.ClientStates(
     everybody(one), 4, tmp_path if on_disk else None
@@ -167,7 +170,7 @@ def test_refusals(clients):
       sweep=[0.1],
       client_states_on='host',
     )
-  # Where clients keep nothing, there is nothing to keep on the host.
+  # Clients without states need none on the host.
   simulation = simulations.build(
     clients, simulations.model(), client_states_on='host'
   )

@@ -1,4 +1,4 @@
-"""The engine against closed forms, the NumPy twin and the reference."""
+"""The engine is compared with closed forms, NumPy twin and reference."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_numpy_twin_after_three_rounds(
   uneven_examples, population, shuffle, batch_size, cohort_size
 ):
   x, y, parts = uneven_examples
-  got, told = run(
+  got, metrics = run(
     population,
     rounds=3,
     cohort_size=cohort_size,
@@ -72,8 +72,10 @@ def test_numpy_twin_after_three_rounds(
     params, loss = twin.federated_round(
       params, flat, y, parts, cohort, batches_of, LEARNING_RATE
     )
-    assert told[number - 1].train_loss == pytest.approx(loss, abs=1e-5)
-    assert told[number - 1].examples == 2 * sum(len(parts[k]) for k in cohort)
+    assert metrics[number - 1].train_loss == pytest.approx(loss, abs=1e-5)
+    assert metrics[number - 1].examples == 2 * sum(
+      len(parts[k]) for k in cohort
+    )
   assert_close(got, params, 1e-5)
 
 
@@ -81,7 +83,7 @@ def test_numpy_twin_after_three_rounds(
   'sizes', rest_slow(2, [[1, 7, 4, 9, 2], [23], [1, 22], [1] * 23])
 )
 def test_fedsgd_is_one_step_on_the_union_of_the_data(uneven_examples, sizes):
-  """E = 1, B = inf, C = 1: w - eta * gradient, however the data is divided."""
+  """With E = 1, B = inf, C = 1, any division has w - eta * gradient."""
   x, y, _ = uneven_examples
   parts = np.split(np.arange(23), np.cumsum(sizes)[:-1])
   population = client_data.build_clients(client_data.Examples(x, y), parts)
@@ -93,7 +95,7 @@ def test_fedsgd_is_one_step_on_the_union_of_the_data(uneven_examples, sizes):
 
 
 def test_one_client_is_plain_sgd(uneven_examples, population):
-  """C = 0: the new model is the client's own."""
+  """With C = 0, the new model is the client's own."""
   x, y, parts = uneven_examples
   planner = make_engine(population, cohort_size=1, epochs=3, batch_size=2)[-1]
   (k,) = planner.cohort(1)
@@ -137,13 +139,17 @@ def test_reference_round(population, batch_size):
   rest_slow(2, [(2, 1), (8, 2), (1, 1), (2, 2), (5, 1), (6, 2)], True),
 )
 def test_lanes_and_devices_change_nothing(population, lanes, num_devices):
-  """Vmapped equals one by one, also with idle lanes."""
+  """Lanes under vmap have the results of one lane; some lanes are idle."""
   setting = {'cohort_size': 5, 'epochs': 2, 'batch_size': 3, 'rounds': 2}
-  one_by_one, told_one = run(population, **setting)
-  got, told = run(population, lanes=lanes, num_devices=num_devices, **setting)
+  one_by_one, metrics_one = run(population, **setting)
+  got, metrics = run(
+    population, lanes=lanes, num_devices=num_devices, **setting
+  )
   assert_close(got, one_by_one, 1e-6)
-  assert told[-1].train_loss == pytest.approx(told_one[-1].train_loss, rel=1e-6)
-  assert told[-1].examples == told_one[-1].examples
+  assert metrics[-1].train_loss == pytest.approx(
+    metrics_one[-1].train_loss, rel=1e-6
+  )
+  assert metrics[-1].examples == metrics_one[-1].examples
 
 
 @pytest.mark.slow
@@ -158,10 +164,10 @@ def test_lanes_and_devices_change_nothing(population, lanes, num_devices):
     ((2, 1), 1, 0),
   ],
 )
-def test_going_on_with_fewer_lanes_changes_nothing(
+def test_continuing_with_fewer_lanes_changes_nothing(
   population, widths, num_devices, batch_size
 ):
-  """Every pair of two of the values occurs."""
+  """Any two values of different parameters are a pair in some case."""
   setting = {
     'cohort_size': 5,
     'epochs': 2,
@@ -170,8 +176,8 @@ def test_going_on_with_fewer_lanes_changes_nothing(
     'micro_batch': 4,
     'algorithm': algorithms.scaffold(LEARNING_RATE),
   }
-  one_state, one_clients, told_one = run_states(population, **setting)
-  state, clients, told = run_states(
+  one_state, one_clients, metrics_one = run_states(population, **setting)
+  state, clients, metrics = run_states(
     population,
     lanes=widths[0] * num_devices,
     num_devices=num_devices,
@@ -180,12 +186,14 @@ def test_going_on_with_fewer_lanes_changes_nothing(
   )
   assert_close(state.params, one_state.params, 1e-6)
   assert_close(clients, one_clients, 1e-5)
-  assert told[-1].train_loss == pytest.approx(told_one[-1].train_loss, rel=1e-6)
-  assert told[-1].examples == told_one[-1].examples
+  assert metrics[-1].train_loss == pytest.approx(
+    metrics_one[-1].train_loss, rel=1e-6
+  )
+  assert metrics[-1].examples == metrics_one[-1].examples
 
 
 def nan_after(steps):
-  """Plain SGD whose third and later updates of one client are NaN."""
+  """Returns plain SGD whose updates of a client are NaN after `steps`."""
 
   def update(grads, count, params=None):
     del params
@@ -197,29 +205,30 @@ def nan_after(steps):
   )
 
 
-def test_idle_lanes_cannot_harm(population):
-  """An idle lane may compute nonsense; nobody sees it.
+def test_idle_lanes_have_no_effect(population):
+  """An idle lane may compute nonsense, which has no effect.
 
-  E = 1, B = 3: the clients take 1 to 3 steps. An optimizer that gives NaN from
-  the fourth step on harms no client, only lanes that go on without one.
+  E = 1, B = 3: the clients take 1 to 3 steps. An optimizer that returns NaN
+  from the fourth step only affects lanes that continue without a client.
+
   """
   setting = {'cohort_size': 5, 'epochs': 1, 'batch_size': 3}
   plain, _ = run(population, **setting)
   for lanes in (4, 8):
-    got, told = run(
+    got, metrics = run(
       population, lanes=lanes, algorithm=fedavg(nan_after(3)), **setting
     )
-    assert told[0].finite
+    assert metrics[0].finite
     assert_close(got, plain, 1e-6)
-  idle, told = run(
+  idle, metrics = run(
     population, lanes=5, algorithm=fedavg(nan_after(2)), **setting
   )
-  assert not told[0].finite  # The optimizer is what it says it is.
+  assert not metrics[0].finite  # The optimizer does return NaN.
 
 
 @pytest.mark.slow
 def test_client_optimizer_starts_anew_with_every_client(population):
-  """One lane, momentum: as if every client had a lane of its own."""
+  """One lane with momentum equals a lane for every client."""
   setting = {
     'cohort_size': 5,
     'epochs': 2,
@@ -244,7 +253,7 @@ def test_server_learning_rate_scales_the_mean_delta(population):
 
 
 def test_server_momentum_matches_its_recurrence(population):
-  """v <- 0.5 v + delta, w <- w + v; the deltas come from plain rounds."""
+  """The recurrence is v <- 0.5 v + delta, w <- w + v, with known deltas."""
   setting = {'cohort_size': 5, 'epochs': 1, 'batch_size': 0}
   round_fn, (state, clients), data, planner = make_engine(population, **setting)
   w = jax.device_get(state.params)
@@ -265,7 +274,7 @@ def test_server_momentum_matches_its_recurrence(population):
 
 
 def test_one_trace_serves_every_cohort(uneven_examples):
-  """Cohorts of very different work neither trace nor compile again."""
+  """Cohorts of very different work are neither traced nor compiled again."""
   traces = []
 
   def counting_loss(params, x, y):
@@ -281,11 +290,11 @@ def test_one_trace_serves_every_cohort(uneven_examples):
   )
   examples = set()
   for number in range(1, 9):
-    *states, told = round_fn(*states, data, planner(number))
-    examples.add(int(told.examples))
+    *states, metrics = round_fn(*states, data, planner(number))
+    examples.add(int(metrics.examples))
     if number == 1:
       after_first = len(traces)
-  assert examples == {2, 40}  # Both kinds of cohort were there.
+  assert examples == {2, 40}  # Both kinds of cohort occurred.
   assert len(traces) == after_first
   assert round_fn._cache_size() == 1
 
@@ -309,30 +318,30 @@ def test_same_seed_same_bits_other_seed_other_model(population):
     {'algorithm': fedavg(server=optax.sgd(float('inf')))},
   ],
 )
-def test_divergence_is_told_and_leaves_the_model(population, harm):
+def test_divergence_is_reported_and_leaves_the_model(population, harm):
   setting = {'cohort_size': 5, 'epochs': 1, 'batch_size': 0} | harm
   before = jax.device_get(make_engine(population, **setting)[1][0].params)
-  state, _, told = run_states(population, **setting)
-  assert not told[0].finite
+  state, _, metrics = run_states(population, **setting)
+  assert not metrics[0].finite
   assert_close(state.params, before, 0.0)
   assert int(state.round) == 0
 
 
-def test_what_the_server_keeps_must_be_finite(population):
-  """v overflows though the model does not: the round is not done."""
+def test_server_state_must_be_finite(population):
+  """v overflows though the model does not, so the round is not applied."""
   server = algorithms.adaptive('adam', 1e-3, b1=0.9, b2=0.9, tau=1.0)
   huge = algorithms.fedavg(optax.sgd(1e22), server)
-  state, _, told = run_states(
+  state, _, metrics = run_states(
     population, algorithm=huge, cohort_size=5, epochs=1, batch_size=0
   )
-  assert not told[0].finite and np.isfinite(told[0].train_loss)
+  assert not metrics[0].finite and np.isfinite(metrics[0].train_loss)
   assert all(np.isfinite(v).all() for v in state.server.v.values())
 
 
-def test_clients_keep_what_they_have_when_not_trained_or_diverged(
+def test_client_states_stay_when_not_trained_or_diverged(
   uneven_examples,
 ):
-  """SCAFFOLD with a client of no examples, then a round that diverges."""
+  """SCAFFOLD has a client without examples, then a round that diverges."""
   x, y, _ = uneven_examples
   population = client_data.build_clients(
     client_data.Examples(x, y), np.split(np.arange(23), [4, 4, 15])
@@ -344,23 +353,23 @@ def test_clients_keep_what_they_have_when_not_trained_or_diverged(
   )
   kept = jax.tree.map(lambda leaf: leaf + 0.01, clients)
   before = jax.device_get(kept)
-  state, clients, told = round_fn(state, kept, data, planner(1))
+  state, clients, metrics = round_fn(state, kept, data, planner(1))
   after = jax.device_get(clients)
-  assert told.finite
+  assert metrics.finite
   for name in before:
     np.testing.assert_array_equal(after[name][1], before[name][1])
     assert (after[name][[0, 2, 3]] != before[name][[0, 2, 3]]).any()
   poisoned = state._replace(
     params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
   )
-  _, clients, told = round_fn(poisoned, clients, data, planner(2))
-  assert not told.finite
+  _, clients, metrics = round_fn(poisoned, clients, data, planner(2))
+  assert not metrics.finite
   for name in before:
     np.testing.assert_array_equal(clients[name], after[name])
 
 
-def test_a_loss_that_is_not_finite_is_told(uneven_examples):
-  """Also where the gradient is finite: one example's loss is infinite."""
+def test_a_loss_that_is_not_finite_is_reported(uneven_examples):
+  """The gradient may be finite: the loss of one example is infinite."""
 
   def with_one_infinite(params, x, y):
     losses = loss_fn(params, x, y)
@@ -368,17 +377,18 @@ def test_a_loss_that_is_not_finite_is_told(uneven_examples):
 
   x, y, parts = uneven_examples
   population = client_data.build_clients(client_data.Examples(x, y), parts)
-  state, _, told = run_states(
+  state, _, metrics = run_states(
     population, loss=with_one_infinite, cohort_size=5, epochs=1, batch_size=2
   )
-  assert np.isinf(told[0].train_loss) and not told[0].finite
+  assert np.isinf(metrics[0].train_loss) and not metrics[0].finite
   assert int(state.round) == 0
 
 
 def spoilt(population, clients, value):
-  """The population as float pixels; all examples of some clients are spoilt.
+  """Returns the population as float pixels, some clients' all changed.
 
-  So are then the rows that others find behind their last, short batches.
+  Other clients then find such rows after their last, short minibatches.
+
   """
   x = population.x.astype(np.float32)
   for k in clients:
@@ -387,9 +397,11 @@ def spoilt(population, clients, value):
 
 
 def twin_without(bad, examples, *, epochs, sizes):
-  """The twin's first round of all clients but some, B = 4, weights `sizes`.
+  """Computes the twin's first round without some clients; B = 4.
 
-  Returns the planner, the model before, the deltas and the model after.
+  Returns:
+    The planner, the model before, the deltas and the model after.
+
   """
   x, y, parts = examples
   planner = Planner(
@@ -429,12 +441,12 @@ def twin_without(bad, examples, *, epochs, sizes):
     several=True,
   ),
 )
-def test_clients_that_are_not_finite_are_left_out(
+def test_clients_that_are_not_finite_are_skipped(
   uneven_examples, population, value, bad, layout, weighting
 ):
-  """The twin's round over the others: weights that add up to one again."""
+  """The twin has the other clients alone, whose weights add up to one."""
   x, y, parts = uneven_examples
-  state, _, (told,) = run_states(
+  state, _, (metrics,) = run_states(
     spoilt(population, bad, value),
     cohort_size=5,
     epochs=2,
@@ -449,7 +461,7 @@ def test_clients_that_are_not_finite_are_left_out(
   )
   flat = x.reshape(len(x), -1) / 255.0
   assert_close(state.params, expected, 1e-5)
-  assert (told.skipped, bool(told.finite)) == (len(bad), True)
+  assert (metrics.skipped, bool(metrics.finite)) == (len(bad), True)
   read = [
     loss
     for k in good
@@ -461,17 +473,17 @@ def test_clients_that_are_not_finite_are_left_out(
       LEARNING_RATE,
     )[1]
   ]
-  assert told.train_loss == pytest.approx(np.mean(read), abs=1e-5)
-  assert told.examples == len(read)
+  assert metrics.train_loss == pytest.approx(np.mean(read), abs=1e-5)
+  assert metrics.examples == len(read)
 
 
 @pytest.mark.parametrize(
-  'what', rest_slow(1, ['update', 'message', 'what it keeps'])
+  'what', rest_slow(1, ['update', 'message', 'client state'])
 )
-def test_finite_data_and_a_client_that_is_not(
+def test_finite_data_and_a_client_that_becomes_infinite(
   uneven_examples, population, what
 ):
-  """Client 3 alone takes three updates: then something of it is infinite."""
+  """Only client 3 takes three updates: then something of it is infinite."""
   plain = fedavg()
 
   def client_finish(result):
@@ -479,12 +491,12 @@ def test_finite_data_and_a_client_that_is_not(
     sent, kept = result.delta, result.context.client_state + 1
     if what == 'message':
       sent = sent | {'b2': sent['b2'] + bad}
-    elif what == 'what it keeps':
+    elif what == 'client state':
       kept += bad
     return fa.ClientOutput(sent, kept)
 
   def update(grads, state, params):
-    # The third gradient of a round; w1 becomes NaN, and stays so.
+    # The third gradient of a round; w1 becomes NaN and stays NaN.
     grads = grads | {'w1': grads['w1'] + jnp.where(state == 2, jnp.nan, 0.0)}
     return jax.tree.map(lambda g: -LEARNING_RATE * g, grads), state + 1
 
@@ -498,7 +510,7 @@ def test_finite_data_and_a_client_that_is_not(
         lambda params: jnp.zeros((), jnp.int32), update
       )
     )
-  state, kept, (told,) = run_states(
+  state, kept, (metrics,) = run_states(
     population,
     algorithm=algorithm,
     on_nan='skip_client',
@@ -515,25 +527,25 @@ def test_finite_data_and_a_client_that_is_not(
     sizes=[len(part) for part in uneven_examples[2]],
   )
   assert_close(state.params, expected, 1e-5)
-  assert told.skipped == 1
+  assert metrics.skipped == 1
   np.testing.assert_array_equal(kept, [1, 1, 1, 0, 1])
 
 
-def test_what_skipped_clients_keep_and_their_share(population):
-  """SCAFFOLD: their control variates stay, c moves by |S|/N of the others."""
+def test_states_of_skipped_clients_and_their_share(population):
+  """SCAFFOLD's control variates stay; c moves by |S|/N of the others."""
   kwargs = {'cohort_size': 5, 'epochs': 1, 'batch_size': 4, 'lanes': 2}
-  state, kept, (told,) = run_states(
+  state, kept, (metrics,) = run_states(
     spoilt(population, [1], np.nan),
     algorithm=algorithms.scaffold(LEARNING_RATE),
     on_nan='skip_client',
     **kwargs,
   )
-  assert told.skipped == 1
+  assert metrics.skipped == 1
   for leaf in jax.tree.leaves(kept):
     assert np.isfinite(leaf).all()
     assert (leaf[1] == 0).all() and (leaf[0] != 0).any()
-  # From c = c_i = 0, c is the weighted sum of what the others keep, with
-  # weights over ALL clients: the skipped one's share is nobody's.
+  # From c = c_i = 0, c is the weighted sum of the other clients' states, with
+  # weights over ALL clients: the skipped client's share is dropped.
   weights = population.num_examples / population.num_examples.sum()
   jax.tree.map(
     lambda c, kept: np.testing.assert_allclose(
@@ -546,12 +558,12 @@ def test_what_skipped_clients_keep_and_their_share(population):
 
 @pytest.mark.parametrize('on_nan', choices.ON_NAN)
 def test_losses_that_are_finite_but_not_their_sum(population, on_nan):
-  """Told as infinite; where clients are skipped, no reason to stop."""
+  """The loss is infinite; where clients are skipped, the run continues."""
 
   def large(params, x, y):
     return loss_fn(params, x, y) + 2e37
 
-  state, _, (told,) = run_states(
+  state, _, (metrics,) = run_states(
     population,
     loss=large,
     on_nan=on_nan,
@@ -559,13 +571,13 @@ def test_losses_that_are_finite_but_not_their_sum(population, on_nan):
     epochs=1,
     batch_size=0,
   )
-  assert told.train_loss == np.inf and told.skipped == 0
-  assert bool(told.finite) == (on_nan == 'skip_client') == bool(state.round)
+  assert metrics.train_loss == np.inf and metrics.skipped == 0
+  assert bool(metrics.finite) == (on_nan == 'skip_client') == bool(state.round)
 
 
 @pytest.mark.parametrize('cohort_size', rest_slow(1, [5, 1]))
-def test_a_round_that_nobody_ends_changes_nothing(population, cohort_size):
-  """Not even where the server's momentum would go on by itself."""
+def test_a_round_of_skipped_clients_changes_nothing(population, cohort_size):
+  """The server's momentum must not move the model either."""
   server = optax.sgd(1.0, momentum=0.9)
   kwargs = {'cohort_size': cohort_size, 'epochs': 1, 'batch_size': 0}
   round_fn, states, data, planner = make_engine(
@@ -579,17 +591,20 @@ def test_a_round_that_nobody_ends_changes_nothing(population, cohort_size):
     on_nan='skip_client',
     **kwargs,
   )
-  *states, told = round_fn(*states, data, planner(2))
+  *states, metrics = round_fn(*states, data, planner(2))
   after = jax.device_get(states[0])
   assert (int(before.round), int(after.round)) == (1, 2)
-  assert (told.skipped, told.examples) == (cohort_size, 0) and told.finite
+  assert (metrics.skipped, metrics.examples) == (
+    cohort_size,
+    0,
+  ) and metrics.finite
   jax.tree.map(np.testing.assert_array_equal, before[1:], after[1:])
 
 
 @pytest.mark.parametrize(
   'algorithm', rest_slow(1, [algorithms.scaffold(LEARNING_RATE), fedavg()])
 )
-def test_skipping_changes_no_bit_where_nobody_is_skipped(population, algorithm):
+def test_skipping_no_client_changes_no_bit(population, algorithm):
   kwargs = {'cohort_size': 4, 'epochs': 2, 'batch_size': 4, 'lanes': 2}
   runs = [
     run_states(population, 3, algorithm=algorithm, on_nan=on_nan, **kwargs)
@@ -599,13 +614,13 @@ def test_skipping_changes_no_bit_where_nobody_is_skipped(population, algorithm):
 
 
 def test_one_bad_client_stops_a_round_that_does_not_skip(population):
-  state, _, (told,) = run_states(
+  state, _, (metrics,) = run_states(
     spoilt(population, [1], np.nan),
     cohort_size=5,
     epochs=1,
     batch_size=4,
   )
-  assert not told.finite and told.skipped == 0 and state.round == 0
+  assert not metrics.finite and metrics.skipped == 0 and state.round == 0
 
 
 def test_on_nan_is_one_of_two(population):

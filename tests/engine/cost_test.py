@@ -1,4 +1,4 @@
-"""Costs against hand counts."""
+"""Costs are compared with counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ TWO = (784 * 200, 200 * 200, 200 * 10)
 @pytest.mark.parametrize('method', choices.CONVOLUTIONS)
 @pytest.mark.parametrize(('name', 'products'), [('cnn', CNN), ('2nn', TWO)])
 def test_gradient_of_the_papers_models(name, products, method):
-  """Three products a layer; the first layer has no gradient of its data."""
+  """A layer has three products; the first has no gradient of its data."""
   examples = client_data.Examples(
     np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32)
   )
@@ -46,8 +46,8 @@ def test_loops_branches_and_calls():
   )
   assert scan.flops == 7 * 128
   assert cost.count(jax.jit(product), w).flops == 128
-  nobody = cost.count(lambda w: (product(w), w + 1)[1], w)
-  assert nobody == cost.Cost(0, 64)
+  unused = cost.count(lambda w: (product(w), w + 1)[1], w)
+  assert unused == cost.Cost(0, 64)
   one = cost.count(
     lambda w: jax.lax.cond(w[0, 0] > 0, product, lambda w: w + w, w), w
   )

@@ -1,4 +1,4 @@
-"""How far a run has come: what its next calls begin with, and when it ends."""
+"""The driver knows where the next calls start, and when a run ends."""
 
 import weakref
 
@@ -39,7 +39,7 @@ def test_a_record_without_a_state_moves_nothing():
   assert before.after(record(4, state=None), TASK, 0.5) is before
 
 
-def test_a_record_with_a_state_is_where_the_next_call_begins():
+def test_a_record_with_a_state_is_where_the_next_call_starts():
   after = reached().after(record(4), TASK, 0.0)
   assert (after.round, after.state, after.client_states) == (4, 'new', 'kept')
   assert after.going
@@ -90,20 +90,20 @@ def test_fewer_lanes_move_a_run_and_change_no_weight(clients):
     np.testing.assert_array_equal(here, there)
 
 
-def test_what_clients_kept_went_with_a_call_that_failed():
+def test_client_states_are_lost_in_a_call_that_failed():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
   with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
     driver._lanes_after(error, None, 4, reached())  # type: ignore[arg-type]
 
 
-def test_models_of_earlier_rounds_are_let_go(clients):
-  """A device has room for few of them."""
+def test_models_of_earlier_rounds_are_freed(clients):
+  """A device may have memory for only a few of them."""
   simulation = simulations.build(
     clients, simulations.model(), rounds_per_call=1
   )
   seen = []
-  for told in fa.simulate(simulation, rounds=6):
-    # The record that is at hand, and the one whose place it takes.
+  for current in fa.simulate(simulation, rounds=6):
+    # The current record, and the one that it replaces.
     assert [ref() for ref in seen[:-1]] == [None] * len(seen[:-1])
-    seen.append(weakref.ref(jax.tree.leaves(told.state.params)[0]))
+    seen.append(weakref.ref(jax.tree.leaves(current.state.params)[0]))
   assert len(seen) == 7

@@ -11,7 +11,7 @@ from fedavg_jax.engine import evaluation
 
 
 def evaluate(apply, variables, test, mesh):
-  """Returns the results of a classifier's test, and how many labels it had."""
+  """Returns the results of a classifier's test, and its number of labels."""
   task = tasks.make_task(Model('own', None, apply))
   run = evaluation.build_evaluate(task, mesh)
   sums = jax.device_get(run(variables, test))
@@ -21,7 +21,7 @@ def evaluate(apply, variables, test, mesh):
 @pytest.mark.parametrize('num_devices', [1, 2])
 @pytest.mark.parametrize('examples', [1, 124, 125, 126, 250, 511])
 def test_padding_does_not_count(num_devices, examples):
-  """A linear model on awkward sizes, against NumPy."""
+  """A linear model is compared with NumPy, for awkward numbers of examples."""
   rng = np.random.default_rng(examples)
   x = rng.integers(0, 256, (examples, 2, 2, 1)).astype(np.uint8)
   y = rng.integers(0, 3, examples).astype(np.int32)
@@ -42,8 +42,8 @@ def test_padding_does_not_count(num_devices, examples):
   )
 
 
-def test_every_label_of_a_picture_belongs_to_its_own():
-  """Labels [n, H, W], whose examples stay in their order, against NumPy."""
+def test_every_label_of_an_image_belongs_to_its_own():
+  """Labels are [n, H, W]; examples stay in their order."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(130, 2, 3, 4)).astype(np.float32)
   y = rng.integers(0, 4, (130, 2, 3)).astype(np.int32)
@@ -58,7 +58,7 @@ def test_every_label_of_a_picture_belongs_to_its_own():
 @pytest.mark.parametrize('num_devices', [1, 2])
 @pytest.mark.parametrize('examples', [1, 125, 300])
 def test_every_label_of_a_sequence_counts_once(num_devices, examples):
-  """Sequences of any length, none without a label, against NumPy."""
+  """Sequences have any length, but at least one label each."""
   rng = np.random.default_rng(examples)
   x = rng.integers(0, 5, (examples, 6)).astype(np.int32)
   y = rng.integers(0, 5, (examples, 6)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Examples that do not fit are refused in a line, before anything compiles."""
+"""Examples that do not fit are refused in one line, before compilation."""
 
 import re
 
@@ -24,7 +24,7 @@ def linear(outputs=3, features=2):
 
 
 def per_position():
-  """Logits [B, T, 3] of tokens [B, T]."""
+  """Returns a model with logits [B, T, 3] of tokens [B, T]."""
   return fa.Model(
     'tagger',
     lambda key: {'w': jnp.zeros((5, 3))},
@@ -69,7 +69,7 @@ def test_inputs_of_64_bits_become_smaller(dtype):
   assert clients.x.dtype == (np.float32 if dtype == 'f8' else np.int32)
 
 
-def test_labels_of_255_classes_train_as_others_do():
+def test_labels_of_255_classes_are_all_trained_on():
   """An unsigned label of 255 is a class, not a missing label."""
   model = linear(256)
   y = np.array([255, 254, 255, 3])
@@ -164,7 +164,7 @@ def test_models_that_do_not_fit(model, words):
 
 
 def test_a_gradient_that_xla_refuses_is_one_line():
-  """What MLIR's verifier writes has a line for each frame."""
+  """The message of MLIR's verifier has a line for each frame."""
   with pytest.raises(
     InputError, match="'linear': cannot be trained on"
   ) as own_:
@@ -178,8 +178,8 @@ def test_a_gradient_that_xla_refuses_is_one_line():
       raise ValueError('another')
 
 
-def test_tokens_beyond_the_vocabulary():
-  """An embedding would take the last one in their place, silently."""
+def test_tokens_beyond_the_vocabulary_are_refused():
+  """An embedding would silently take its last row instead."""
   good = fa.Examples(TOKENS, np.where(TAGS < 0, -1, TAGS))
   bad = fa.Examples(TOKENS + 1, good.y)
   for train, test, words in (
@@ -209,7 +209,7 @@ def test_networks_of_images_need_images(name, shape):
     ((np.ones((4, 5)), Y), 'cannot take examples float32[5]'),
   ],
 )
-def test_what_clients_hold_out_keeps_the_same_rules(held, words):
+def test_held_out_examples_have_the_same_rules(held, words):
   model = linear()
   own_ = fa.Clients(*held, np.array([0, 4]))
   with pytest.raises(InputError, match=re.escape(words)):
@@ -217,7 +217,7 @@ def test_what_clients_hold_out_keeps_the_same_rules(held, words):
 
 
 def regression(x=X, y=Y, test_y=Y, offsets=(0, 4), on_nan='stop'):
-  """Checks examples of a model with outputs [n] and a loss of its own."""
+  """Checks examples of a model with outputs [n] and squared errors."""
   model = own(lambda params, x: jnp.sum(x.astype(jnp.float32), axis=1))
   return examples.check(
     make_task(model, fa.losses.squared_error),
@@ -230,8 +230,8 @@ def regression(x=X, y=Y, test_y=Y, offsets=(0, 4), on_nan='stop'):
 
 
 @pytest.mark.parametrize('dtype', ['?', 'u1', 'i2', 'i8', 'f4', 'f8'])
-def test_targets_of_an_own_loss_have_one_rule(dtype):
-  """Clients and test set alike, through `build_clients` and by hand."""
+def test_targets_of_a_custom_loss_have_one_rule(dtype):
+  """They are the same for clients and test, in `build_clients` and by hand."""
   y = np.array([0, 1, 1, 0], dtype)
   built = fa.build_clients(fa.Examples(X, y), [[0, 1], [2, 3]])
   for given in (y, built.y):
@@ -240,8 +240,8 @@ def test_targets_of_an_own_loss_have_one_rule(dtype):
     assert clients.y.tolist() == test.y.tolist() == y.tolist()
 
 
-def test_whole_targets_of_any_sign_count():
-  """What is no label in a sequence is a number of a regression."""
+def test_integer_targets_of_any_sign_count():
+  """A number that means no label in a sequence is a target in a regression."""
   y = np.array([-1, -7, -1, 3])
   clients = fa.build_clients(fa.Examples(X, y), [[0, 1, 2], [3]])
   assert clients.y.tolist() == y.tolist()
@@ -275,12 +275,12 @@ def test_clients_by_hand_have_their_offsets(offsets):
     regression(offsets=offsets)
 
 
-def test_clients_by_hand_may_hold_lists():
+def test_clients_by_hand_may_be_lists():
   clients, _ = regression(x=X.tolist(), y=Y.tolist(), offsets=[0, 1, 4])
   assert clients.num_examples.tolist() == [1, 3]
 
 
-def test_a_federation_is_of_clients_and_examples():
+def test_a_federation_needs_clients_and_examples():
   clients = fa.build_clients(fa.Examples(X, Y), [[0, 1], [2, 3]])
   rest = {'client_fraction': 1.0, 'epochs': 1, 'batch_size': 2}
   for parts, words in (

@@ -1,4 +1,4 @@
-"""Hooks of an algorithm: what they see, and that defaults change no bit."""
+"""Hooks of an algorithm receive their values; defaults change no bit."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ SEED, CLIENTS, COHORT = 5, 5, 3
 
 @pytest.fixture
 def clients(uneven_examples):
-  """Five clients of 1, 7, 4, 9 and 2 examples."""
+  """Makes five clients of 1, 7, 4, 9 and 2 examples."""
   x, y, parts = uneven_examples
   return fa.build_clients(fa.Examples(x, y), parts)
 
@@ -63,8 +63,8 @@ def test_all_messages_and_their_weights_give_the_mean(clients):
 
 
 @pytest.mark.parametrize('on_nan', ['stop', 'skip_client'])
-def test_a_rule_sees_each_message_beside_its_weight(clients, on_nan):
-  """Each client sends its number; a client that is skipped weighs nothing."""
+def test_a_rule_receives_each_message_with_its_weight(clients, on_nan):
+  """Each client sends its number; a client that is skipped has weight 0."""
 
   def client_finish(result):
     client = result.context.client_id
@@ -109,7 +109,7 @@ def test_a_rule_sees_each_message_beside_its_weight(clients, on_nan):
   np.testing.assert_array_equal(server['reported'], sizes > 0)
   np.testing.assert_array_equal(server['sent'], np.arange(5) * (sizes > 0))
   np.testing.assert_allclose(server['weights'], sizes / sizes.sum(), rtol=1e-6)
-  # Of those that count, each as much as the others.
+  # The mean over clients that count, without weights.
   assert record.info['n'] == pytest.approx(
     clients.num_examples[sizes > 0].mean()
   )
@@ -133,7 +133,7 @@ def test_a_rule_sees_each_message_beside_its_weight(clients, on_nan):
   ),
 )
 def test_keys_depend_on_seed_round_and_client_alone(clients, lanes, options):
-  """What a client draws at its begin, in each update and at its end."""
+  """Clients have draws at their start, in each update and at their end."""
   algorithm = rounds.fedavg(drawing())._replace(
     client_init=lambda params, client_id: {
       'start': jnp.float32(client_id),
@@ -171,27 +171,27 @@ def test_keys_depend_on_seed_round_and_client_alone(clients, lanes, options):
       continue
     own = keys.of_clients(SEED, newest[k])
     draw = jax.random.normal
-    # The model is drawn at the begin, when the optimizer looks at it.
+    # The optimizer sees the model after client_start has drawn.
     assert states['finish'][k] == draw(keys.of_finish(own, k))
     updates = 2 * -(-sizes[k] // 3)
     drawn = sum(draw(keys.of_update(own, k, i)) for i in range(updates))
     np.testing.assert_allclose(states['updates'][k], drawn, rtol=1e-5)
     drawn = draw(keys.of_start(own, k))
-    begun = float(states['start'][k])
-    # The difference to the global model, which was not zero after round 1.
-    np.testing.assert_allclose(begun, drawn, atol=1e-5)
+    started = float(states['start'][k])
+    # The difference to the global model, which is not zero after round 1.
+    np.testing.assert_allclose(started, drawn, atol=1e-5)
 
 
 def drawing():
-  """SGD that adds up what it draws, and notes how far its model began."""
+  """Returns SGD that sums its draws and saves where its model started."""
 
   def init(params):
     return {'start': params['b1'][0], 'sum': jnp.float32(0)}
 
   def update(grads, state, params, *, context, step):
     drawn = state['sum'] + jax.random.normal(context.key)
-    begun = params['b1'][0] - context.global_params['b1'][0]
-    start = jnp.where(step == 0, begun, state['start'])
+    started = params['b1'][0] - context.global_params['b1'][0]
+    start = jnp.where(step == 0, started, state['start'])
     updates = jax.tree.map(lambda g: -0.1 * g, grads)
     return updates, {'start': start, 'sum': drawn}
 
@@ -220,7 +220,7 @@ def test_noise_of_clients_is_independent(with_context):
     return {'w': drawn}, state
 
   own = optax.GradientTransformationExtraArgs(optax.init_empty_state, noise)
-  if not with_context:  # Its one key becomes that of each client and round.
+  if not with_context:  # Its key is made one for each client and round.
     own = optax.add_noise(1.0, 0.0, 3)
   models = [np.zeros(pixels)]
   federation = fa.Federation(
@@ -230,7 +230,7 @@ def test_noise_of_clients_is_independent(with_context):
     epochs=1,
     batch_size=1,
   )
-  with jax.numpy_dtype_promotion('standard'):  # As optax.add_noise needs it.
+  with jax.numpy_dtype_promotion('standard'):  # optax.add_noise needs it.
     simulation = fa.build_simulation(
       model,
       federation,
@@ -241,14 +241,14 @@ def test_noise_of_clients_is_independent(with_context):
     if record.round:
       models.append(np.asarray(record.state.params['w']))
   steps = np.diff(models, axis=0)  # [3, 64], each a mean of 400 draws.
-  # Of 192 draws the deviation is known to 5 %: four times that.
+  # The deviation of 192 draws is known to 5 %; this is four times that.
   assert steps.std() * np.sqrt(number) == pytest.approx(1, rel=0.2)
-  # Rounds are independent: the correlation is 0 to 1 / sqrt(64).
+  # Rounds are independent: the correlation is 0 up to 1 / sqrt(64).
   assert abs(np.corrcoef(steps)[np.triu_indices(3, 1)]).max() < 0.5
 
 
 def test_bytes_that_depend_on_the_numbers_are_counted(clients):
-  """A client sends its number; it takes so many bytes."""
+  """A client sends its number, which takes so many bytes."""
   algorithm = rounds.fedavg()._replace(
     client_finish=lambda result: fa.ClientOutput(
       result.context.client_id.astype(jnp.float32)
@@ -269,7 +269,7 @@ def test_bytes_that_depend_on_the_numbers_are_counted(clients):
 
 @pytest.mark.parametrize('client_states_on', ['device', 'host'])
 def test_a_personal_part_of_the_model(clients, client_states_on):
-  """A head that stays with its client: FedPer against the NumPy twin."""
+  """The head stays with its client: FedPer is compared with the NumPy twin."""
   head = ('w2', 'b2')
 
   def body(tree):
@@ -343,7 +343,7 @@ def test_a_sweep_has_the_info_of_each_value(clients):
   assert record.info['rate'].tolist() == [0.25, 0.5]
 
 
-def test_own_keys_are_of_client_and_round():
+def test_keys_in_states_depend_on_client_and_round():
   state = {'key': jax.random.key(3), 'count': jnp.int32(0)}
   assert keys.holds_keys(state) and not keys.holds_keys(state['count'])
   seen = set()

@@ -48,7 +48,7 @@ def last(records):
 def test_a_sweep_is_as_many_single_runs(
   uneven_examples, monkeypatch, platform, batch_size
 ):
-  """One after another as on a CPU, and under vmap as on a GPU."""
+  """Values run one after another as on a CPU, or under vmap as on a GPU."""
   over = hyperparameter_axis.over
   monkeypatch.setattr(
     hyperparameter_axis, 'over', lambda fn, _: over(fn, platform)
@@ -75,7 +75,7 @@ def test_a_sweep_is_as_many_single_runs(
 
 
 @pytest.mark.slow
-def test_what_clients_keep_is_kept_for_each_value(uneven_examples):
+def test_client_states_are_separate_for_each_value(uneven_examples):
   sweep = build(uneven_examples, fa.scaffold, sweep=ETAS)
   together = last(fa.simulate(sweep, rounds=3))
   alone = last(
@@ -89,7 +89,7 @@ def test_what_clients_keep_is_kept_for_each_value(uneven_examples):
     np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_value_that_diverges_ends_and_the_others_go_on(uneven_examples):
+def test_a_value_that_diverges_ends_and_the_others_continue(uneven_examples):
   sweep = build(uneven_examples, sweep=(0.1, 1e20, 0.3))
   records = list(fa.simulate(sweep, rounds=5))
   assert [r.finite[1] for r in records[1:]] == [False] * 5
@@ -99,13 +99,13 @@ def test_a_value_that_diverges_ends_and_the_others_go_on(uneven_examples):
   for a, b in zip(
     jax.tree.leaves(first.params), jax.tree.leaves(end.params), strict=True
   ):
-    np.testing.assert_array_equal(a[1], b[1])  # As it was.
+    np.testing.assert_array_equal(a[1], b[1])  # Unchanged.
   assert not records[-1].examples[1] and records[-1].examples[0]
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_from_a_state(uneven_examples):
-  """The value that has ended before stays ended."""
+def test_a_sweep_resumes_from_a_state(uneven_examples):
+  """A value that had ended before does not train again."""
   sweep = build(uneven_examples, sweep=(0.1, 1e20, 0.3), rounds_per_call=1)
   records = list(fa.simulate(sweep, rounds=5))
   begin = (records[2].state, ())
@@ -132,7 +132,7 @@ def test_a_sweep_ends_when_each_value_has_reached_the_target(uneven_examples):
 
 @pytest.mark.slow
 def test_the_history_has_an_entry_for_each_value(uneven_examples):
-  """Also where one of them has ended, and at round 0."""
+  """It has them at round 0 too, and where one of the values has ended."""
   history = fa.run(build(uneven_examples, sweep=(0.1, 1e20)), rounds=3)
   assert history['round'].tolist() == [0, 1, 2, 3]
   for name in ('train_loss', 'examples', 'test_accuracy', 'test_loss'):
@@ -142,8 +142,8 @@ def test_the_history_has_an_entry_for_each_value(uneven_examples):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_goes_on_keeps_who_was_at_the_target(uneven_examples):
-  """Resumed in the very round in which one value reached it."""
+def test_a_resumed_sweep_knows_which_values_reached_the_target(uneven_examples):
+  """It is resumed in the very round in which one value reached it."""
   sweep = build(uneven_examples, sweep=ETAS, rounds_per_call=1)
   curves = np.array(
     [r.test_accuracy for r in fa.simulate(sweep, rounds=30)]

@@ -1,4 +1,4 @@
-"""The choice of lanes; its bounds and what it says."""
+"""The number of lanes is chosen within bounds, with a reason."""
 
 import types
 
@@ -23,17 +23,17 @@ def planner(sizes, cohort_size):
 
 
 def gpu(free):
-  """What the choice looks at in an accelerator."""
+  """Makes an accelerator, as far as the choice of lanes reads it."""
   stats = {'bytes_limit': free + 5, 'bytes_in_use': 5}
   return types.SimpleNamespace(
     platform='gpu', process_index=0, memory_stats=lambda: stats
   )
 
 
-def choose(wished, cohort=10, sizes=(600,) * 100, devices=None, **kwargs):
+def choose(requested, cohort=10, sizes=(600,) * 100, devices=None, **kwargs):
   kwargs = {'num_weights': 1000, 'lane_bytes': 1000, 'other_bytes': 0} | kwargs
   chosen, why = layout.choose_lanes(
-    wished, planner(sizes, cohort), devices or jax.devices(), **kwargs
+    requested, planner(sizes, cohort), devices or jax.devices(), **kwargs
   )
   return chosen.num_devices, chosen.lanes, why
 
@@ -53,8 +53,8 @@ def test_small_models_get_all_lanes_of_an_accelerator_large_ones_few():
   assert choose(0, 50, devices=free, num_weights=10**7)[1] == 1
 
 
-def test_no_more_lanes_than_the_longest_client_keeps_busy():
-  """One client of 1,000 steps beside 49 of ten: two lanes do it all."""
+def test_no_more_lanes_than_the_longest_client_needs():
+  """One client has 1,000 steps, 49 have ten: two lanes are enough."""
   sizes = [10_000] + [100] * 49
   devices, lanes, why = choose(0, 50, sizes, [gpu(2**40)])
   assert (devices, lanes) == (1, 2)
@@ -64,7 +64,7 @@ def test_no_more_lanes_than_the_longest_client_keeps_busy():
 def test_memory_bounds_the_choice_and_is_named():
   devices = [gpu(2**20)]
   _, lanes, why = choose(0, 50, devices=devices, lane_bytes=2**20 // 10)
-  assert lanes == 8  # A fifth stays free.
+  assert lanes == 8  # A fifth of the memory stays free.
   assert 'limited by device memory to 8 per device' in why
   kwargs = {'devices': devices, 'lane_bytes': 2**20 // 10}
   assert choose(0, 50, other_bytes=2**19, **kwargs)[1] == 4
@@ -96,12 +96,12 @@ def test_useful_share():
   share = layout.useful_share
   assert share([np.array([4, 2, 2])], 1, (2,)) == 1.0
   assert share([np.array([4, 2, 2])], 1, (4,)) == 0.5
-  # Two lanes idle from the second step on, one of the third never began.
+  # Two lanes idle from the second step on, one for the third never started.
   assert share([np.array([4, 2, 2])], 1, (4, 1)) == 8 / (4 * 2 + 2)
-  # A cohort counts by its steps.
+  # A cohort's weight is its number of steps.
   both = [np.array([4, 2, 2]), np.array([1])]
   assert share(both, 1, (2,)) == pytest.approx(9 / 10)
-  # Each device has its own trip count: an idle one executes nothing.
+  # Each device has its own trip count: an idle device executes nothing.
   assert share([np.array([4, 1])], 2, (1,)) == 1.0
 
 

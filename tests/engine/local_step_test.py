@@ -1,4 +1,4 @@
-"""A step of one client, its message and its end, by hand."""
+"""One client's step, its message and its end are computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ ETA = 0.5
 
 
 def squares(params, x, y):
-  """Losses (w x - y)^2 / 2 of one weight; x [B, 1], y [B]."""
+  """Returns losses (w x - y)^2 / 2 of one weight; x [B, 1], y [B]."""
   return 0.5 * (params['w'] * x[:, 0] - y) ** 2
 
 
@@ -73,8 +73,8 @@ def test_a_step_is_gradient_descent_on_the_mean():
   assert (lane.loss, lane.examples, lane.updates) == (1.0, 2, 1)
 
 
-def test_a_masked_row_has_no_part():
-  """One example of two: the row behind it, 9 -> 7, is not its own."""
+def test_a_masked_row_has_no_effect():
+  """The minibatch has one example; the row after it, 9 -> 7, is masked."""
   own = training()
   lane = local_step.local_step(
     own, context(own), DATA, ORDER, one_lane(own, context(own)), step(2, 1, 1)
@@ -108,7 +108,7 @@ def test_parts_of_a_minibatch_are_one_update():
   assert lane.grads['w'] == 0 and lane.updates == 1 and lane.examples == 3
 
 
-def test_what_a_client_sends_is_its_delta():
+def test_a_client_sends_its_delta():
   own = training()
   lane = one_lane(own, context(own))
   lane = lane._replace(params={'w': jnp.float32(3.0)})
@@ -153,7 +153,7 @@ def test_a_client_that_is_not_finite(skips):
   assert sums.weight == (0.25 if skips else 0.75)
 
 
-def test_lanes_that_end_start_again_from_the_global_model():
+def test_lanes_that_finish_restart_from_the_global_model():
   own = training()
   begin = context(own, w=7.0)
   lanes = lanes_of(own, begin, [1.0, 2.0, 3.0])
@@ -204,7 +204,7 @@ def test_the_server_adds_the_mean_delta():
   assert metrics.train_loss == 2 and metrics.examples == 3
 
 
-def test_weights_of_those_that_are_left_add_up_to_one():
+def test_weights_of_the_remaining_clients_add_up_to_one():
   own = training(skips_clients=True)
   skipped = {'skipped': jnp.int32(1), 'weight': jnp.float32(0.25)}
   (state, finite), _ = server(skipped, own)
@@ -219,7 +219,7 @@ def test_weights_of_those_that_are_left_add_up_to_one():
     {'client_states': jnp.float32([[jnp.nan], [0.0]])},
   ],
 )
-def test_a_round_that_is_not_finite_is_not_done(sums_of):
+def test_a_round_that_is_not_finite_is_not_applied(sums_of):
   (state, finite), sums = server(sums_of)
   assert not finite and state.round == 4 and state.params['w'] == 1
   stored = jnp.zeros((3, 1))
@@ -227,12 +227,12 @@ def test_a_round_that_is_not_finite_is_not_done(sums_of):
   assert kept.tolist() == stored.tolist()
 
 
-def test_nobody_that_trains_changes_nothing():
+def test_a_round_without_trained_clients_changes_nothing():
   (state, finite), _ = server({'trained': jnp.int32([0, 0])})
   assert finite and state.round == 5 and state.params['w'] == 1
 
 
-def test_states_of_the_trained_alone_are_written():
+def test_only_states_of_trained_clients_are_written():
   (_, finite), sums = server({})
   kept = compiled_round.keep_states(
     jnp.zeros((3, 1)), sums, jnp.int32([2, 0]), finite

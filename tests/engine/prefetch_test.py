@@ -1,4 +1,4 @@
-"""Streamed is resident, bit for bit; and only the cohort is read."""
+"""Streamed examples have the bits of resident ones; only cohorts are read."""
 
 import dataclasses
 import time
@@ -57,17 +57,17 @@ def test_same_bits_as_resident(clients, tmp_path, changes, augment):
     mapped(clients, tmp_path), own, examples_on='host', **changes
   )
   assert streamed.rounds_per_call == 1
-  told = [
+  runs = [
     list(fa.simulate(simulation, rounds=6))
     for simulation in (resident, streamed)
   ]
-  for one, other in zip(*told, strict=True):
+  for one, other in zip(*runs, strict=True):
     for name in ('train_loss', 'examples', 'test_accuracy', 'test_loss'):
       np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
   for one, other in zip(
     *(
       jax.tree.leaves((records[-1].state, records[-1].client_states))
-      for records in told
+      for records in runs
     ),
     strict=True,
   ):
@@ -76,7 +76,7 @@ def test_same_bits_as_resident(clients, tmp_path, changes, augment):
 
 @pytest.mark.slow
 def test_a_cohort_smaller_than_the_buffer(clients, tmp_path):
-  """A trace: one, two and no clients in reach of a buffer for three."""
+  """A trace has one, two and no clients; the buffer has room for three."""
   trace = fa.schedule.Trace(
     client=np.array([3, 0, 4]),
     first=np.array([1, 2, 2]),
@@ -108,7 +108,7 @@ def planner_of(clients, cohort_size):
   )
 
 
-def test_only_the_cohorts_are_read_and_two_rounds_ahead(clients):
+def test_only_cohorts_are_read_two_rounds_ahead(clients):
   watched = clients._replace(x=Watched(clients.x))
   planner = planner_of(clients, 1)
   own = prefetch.Stream(
@@ -133,8 +133,8 @@ def test_only_the_cohorts_are_read_and_two_rounds_ahead(clients):
 
 
 @pytest.mark.parametrize('num_devices', (1, 2))
-def test_buffers_that_are_in_use_are_not_written_over(clients, num_devices):
-  """Host memory is used again: what was handed out keeps its content."""
+def test_buffers_in_use_are_not_overwritten(clients, num_devices):
+  """Host memory is reused, but buffers in use are not changed."""
   planner = dataclasses.replace(
     planner_of(clients, 4), lanes=num_devices, num_devices=num_devices
   )
@@ -158,7 +158,7 @@ def test_buffers_that_are_in_use_are_not_written_over(clients, num_devices):
 
 
 def test_the_next_rounds_are_read_while_one_is_used(clients):
-  """Whoever takes longer over a round than the disk never waits for it."""
+  """A round that takes longer than reading has no need to wait for it."""
   watched = clients._replace(x=Watched(clients.x, seconds=0.02))
   own = prefetch.Stream(
     watched, planner_of(clients, 3), fa.engine.lane_mesh(jax.devices()[:1])
@@ -167,13 +167,13 @@ def test_the_next_rounds_are_read_while_one_is_used(clients):
   first = own.waited
   assert first >= 0.05
   for t in range(2, 7):
-    time.sleep(0.3)  # The device works.
+    time.sleep(0.3)  # The device is working.
     own([t])
   assert own.waited - first < 0.06
 
 
-def test_rounds_that_come_in_another_order(clients):
-  """Another run of the same simulation begins again."""
+def test_rounds_in_another_order(clients):
+  """Another run of the same simulation starts at round 1 again."""
   own = prefetch.Stream(
     clients, planner_of(clients, 2), fa.engine.lane_mesh(jax.devices()[:1])
   )

@@ -1,4 +1,4 @@
-"""The program of a federation: lowered for devices that are not here."""
+"""A federation's program is lowered for devices that are not here."""
 
 import collections
 import re
@@ -14,7 +14,7 @@ from tests.testing import simulations
 
 
 def lowered(name, seed=0, classes=10, **options):
-  """A program of a model of the zoo on random images."""
+  """Lowers a program that trains a model of the zoo on random images."""
   rng = np.random.default_rng(0)
   examples = fa.Examples(
     rng.integers(0, 256, (40, 28, 28, 1)).astype(np.uint8),
@@ -26,7 +26,7 @@ def lowered(name, seed=0, classes=10, **options):
 
 
 def lower(model, examples, parts, seed=0, **options):
-  """A program of four lanes on one device."""
+  """Lowers a program of four lanes on one device."""
   federation = fa.Federation(
     fa.build_clients(examples, parts),
     examples,
@@ -48,7 +48,7 @@ def lower(model, examples, parts, seed=0, **options):
 @pytest.mark.parametrize('target', ['cuda', 'tpu'])
 @pytest.mark.parametrize('name', ['2nn', 'cnn'])
 def test_lowers_for_an_accelerator_that_is_not_here(name, target):
-  """A GPU gets products alone, and no program asks the host."""
+  """A GPU has products alone, and no program has callbacks to the host."""
   text = lowered(name).export(target).mlir_module()
   operations = collections.Counter(re.findall(r'stablehlo\.(\w+)', text))
   targets = set(re.findall(r'custom_call @(\w+)', text))
@@ -69,7 +69,7 @@ GROUPED = re.compile(r'(feature|batch)_group_count = ([2-9]|1\d)')
 
 
 def test_convolutions_of_a_model_are_canonical_on_a_cpu():
-  """Clients in groups are what XLA computes slowly; there are none left."""
+  """XLA is slow on convolutions in groups; there are none left."""
   model = convolutions.model()
   written = lower(model._replace(as_written=True), *convolutions.examples())
   assert GROUPED.search(written.lower().as_text())
@@ -88,7 +88,7 @@ def test_accelerators_get_a_model_as_it_is_written():
 
 
 def operations(exported):
-  """What an exported program does, without the lines of code it is from."""
+  """Returns an exported program without its source locations."""
   return re.sub(r'loc\(#loc\d*\)|#loc.*', '', exported.mlir_module()).strip()
 
 
@@ -103,7 +103,7 @@ def test_a_model_without_convolutions_is_the_same_program(uneven_examples):
 
 
 def test_nothing_stays_on_the_devices():
-  """A program is made of shapes: no examples, no weights, no test set."""
+  """A program is made of shapes: it has no examples, weights or test set."""
   before = {id(array) for array in jax.live_arrays()}
   program = lowered('2nn')
   assert program.lower().as_text()
@@ -112,7 +112,7 @@ def test_nothing_stays_on_the_devices():
 
 
 def test_one_program_serves_every_seed(uneven_examples):
-  """Also where examples are augmented at random."""
+  """The examples are augmented at random here."""
   x, y, parts = uneven_examples
   clients = fa.build_clients(fa.Examples(x, y), parts)
   texts = []

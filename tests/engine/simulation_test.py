@@ -1,4 +1,4 @@
-"""Rounds in calls: what the number of rounds per call must not change."""
+"""Simulations have the same rounds, whatever the number of rounds per call."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def make_simulation(**changes):
 
 
 @pytest.mark.slow
-def test_run_tells_divergence():
+def test_run_reports_divergence():
   with pytest.raises(DivergedError, match='round 1'):
     fa.run(
       make_simulation(algorithm=fa.fedavg(optax.sgd(1e30), optax.sgd(1.0))),
@@ -69,7 +69,7 @@ def test_run_tells_divergence():
     ({'lanes': -5}, 'lanes = -5'),
   ],
 )
-def test_a_notebook_is_told_too(changes, said):
+def test_bad_options_are_refused(changes, said):
   with pytest.raises(InputError, match=said):
     make_simulation(**changes)
 
@@ -128,7 +128,7 @@ ALGORITHMS = {
   rest_slow(1, covering(reversed(ALGORITHMS), [3, 64]), several=True),
 )
 def test_rounds_per_call_change_no_bit(name, per_call):
-  """Ten rounds one by one, by three, or all in one call."""
+  """Ten rounds are run one by one, by three, or in one call."""
   runs = []
   for number in (1, per_call):
     simulation = make_simulation(
@@ -142,10 +142,10 @@ def test_rounds_per_call_change_no_bit(name, per_call):
       False,
       True,
     ]
-    told = [(r.train_loss, r.test_loss, r.examples) for r in records]
-    runs.append((told, jax.device_get(records[-1].state)))
-  for told, state in runs[1:]:
-    assert told == runs[0][0]
+    found = [(r.train_loss, r.test_loss, r.examples) for r in records]
+    runs.append((found, jax.device_get(records[-1].state)))
+  for found, state in runs[1:]:
+    assert found == runs[0][0]
     for a, b in zip(
       jax.tree.leaves(state), jax.tree.leaves(runs[0][1]), strict=True
     ):
@@ -162,7 +162,7 @@ def test_the_last_record_of_a_call_has_the_model():
 
 
 def test_the_compiled_call_is_the_reference():
-  """What runs in production, with its compiler options, on two devices."""
+  """It has the compiler options of a real run, on two devices."""
   simulation = make_simulation(batch_size=20, epochs=2, client_fraction=1.0)
   assert simulation.planner.num_devices == 2
   data = fa.load_dataset('digits')
@@ -186,7 +186,7 @@ def test_the_compiled_call_is_the_reference():
 
 @pytest.mark.parametrize('lanes', [2, 4])
 def test_convolutions_of_a_model_are_the_reference(lanes):
-  """The reference takes the model as it is written, the engine rewrites it."""
+  """The reference takes the model as written, the engine rewrites it."""
   examples, parts = convolutions.examples()
   clients = fa.build_clients(examples, parts)
   model = convolutions.model()
@@ -219,8 +219,8 @@ def test_convolutions_of_a_model_are_the_reference(lanes):
 
 
 @pytest.mark.slow
-def test_memory_of_a_call_is_that_of_its_lanes():
-  """Cohorts of 10 and 1,000 of one population; more lanes cost more."""
+def test_memory_of_a_call_depends_on_its_lanes():
+  """Cohorts of 10 and 1,000 need as much; more lanes need more."""
   data = fa.load_dataset('digits')
   parts = fa.partition.iid(1500, num_clients=1000, seed=0)
   clients = fa.build_clients(data.train, parts)
@@ -245,7 +245,7 @@ def test_memory_of_a_call_is_that_of_its_lanes():
 
 
 def test_states_stay_valid_and_are_those_of_their_rounds():
-  """Calls wait in line, yet each record has its own model."""
+  """Calls are queued, yet each record has its own model."""
   simulation = make_simulation(rounds_per_call=1)
   records = list(fa.simulate(simulation, rounds=5))
   for record in records:
@@ -255,7 +255,7 @@ def test_states_stay_valid_and_are_those_of_their_rounds():
 
 @pytest.mark.parametrize('per_call', rest_slow(1, [4, 1, 64]))
 def test_the_target_ends_a_run_in_the_middle_of_a_call(per_call):
-  """No later round, done or in line, changes what is left."""
+  """No later round, done or queued, changes the result."""
   simulation = make_simulation(rounds_per_call=per_call)
   accuracies = fa.run(simulation, rounds=12)['test_accuracy']
   target = accuracies[7]
@@ -269,7 +269,7 @@ def test_the_target_ends_a_run_in_the_middle_of_a_call(per_call):
 
 
 def test_a_target_is_met_exactly_or_not():
-  """Of 10,000, 9,900 are 99 %; of 10, three are at least 0.3, not 0.30001."""
+  """9,900 of 10,000 are 99 %; 3 of 10 are at least 0.3, but not 0.30001."""
   enough = metrics.enough_correct
   assert enough(0.99, 10_000) == 9900
   assert enough(0.3, 10) == 3 and enough(0.30001, 10) == 4
@@ -286,7 +286,7 @@ def test_the_initial_model_may_reach_the_target():
 
 @pytest.mark.parametrize('per_call', rest_slow(1, [64, 1]))
 def test_divergence_in_the_middle_of_a_call(per_call):
-  """The server's third update is infinite: two rounds stay done."""
+  """The server's third update is infinite, so that two rounds are applied."""
 
   def update(updates, count, params=None):
     del params
@@ -307,22 +307,22 @@ def test_divergence_in_the_middle_of_a_call(per_call):
 
 @pytest.mark.parametrize('micro_batch', rest_slow(1, [7, 1000, 1, 50]))
 def test_micro_batches_equal_the_full_batch(micro_batch):
-  """B = inf in parts; the last part and the clients are uneven."""
+  """B = inf is computed in parts; the last part and the clients are uneven."""
   setting = {'batch_size': 0, 'epochs': 3, 'client_fraction': 1.0}
-  whole = fa.run(make_simulation(micro_batch=1000, **setting), rounds=3)
+  full = fa.run(make_simulation(micro_batch=1000, **setting), rounds=3)
   simulation = make_simulation(micro_batch=micro_batch, **setting)
   assert simulation.planner.step_examples <= micro_batch
   parts = fa.run(simulation, rounds=3)
   np.testing.assert_allclose(
-    parts['train_loss'][1:], whole['train_loss'][1:], rtol=1e-5
+    parts['train_loss'][1:], full['train_loss'][1:], rtol=1e-5
   )
-  np.testing.assert_allclose(parts['test_loss'], whole['test_loss'], rtol=1e-5)
+  np.testing.assert_allclose(parts['test_loss'], full['test_loss'], rtol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='address space is limited')
 def test_out_of_memory_halves_the_lanes_and_changes_no_result():
-  """A process whose address space ends: the machine really refuses."""
+  """The process has a limited address space, so that allocations do fail."""
   process = subprocess.run(
     [sys.executable, PROGRAMS / 'out_of_memory.py'],
     capture_output=True,
@@ -341,7 +341,7 @@ def test_out_of_memory_halves_the_lanes_and_changes_no_result():
 @pytest.mark.parametrize('failing', [1, 3])
 @pytest.mark.parametrize('name', ALGORITHMS)
 def test_out_of_memory_after_some_rounds(name, failing):
-  """A device that refuses one call goes on from the last model it gave."""
+  """After a failed call, a run continues from the last model."""
   plain = make_simulation(
     algorithm=ALGORITHMS[name], rounds_per_call=1, client_fraction=1.0, lanes=6
   )
@@ -380,7 +380,7 @@ def test_not_even_one_lane_fits():
 
 
 def float_simulation(spoil=lambda train, test: None, **changes):
-  """The digits as float32, in 7 clients; `spoil` may change them."""
+  """Builds the digits as float32, in 7 clients; `spoil` may change them."""
   data = fa.load_dataset('digits')
   train = fa.Examples(data.train.x.astype(np.float32), data.train.y.copy())
   test = fa.Examples(data.test.x.astype(np.float32), data.test.y.copy())
@@ -429,13 +429,13 @@ SPOILT = {
 
 
 @pytest.mark.parametrize('how', SPOILT)
-def test_values_that_would_spoil_a_run_are_told(how):
+def test_values_that_would_spoil_a_run_are_refused(how):
   spoil, said = SPOILT[how]
   with pytest.raises(InputError, match=said):
     float_simulation(spoil)
 
 
-def test_a_client_with_nan_is_left_out_and_counted():
+def test_a_client_with_nan_is_skipped_and_counted():
   simulation = float_simulation(
     nan_in_client_2, on_nan='skip_client', client_fraction=1.0
   )
@@ -446,19 +446,19 @@ def test_a_client_with_nan_is_left_out_and_counted():
 
 
 @pytest.mark.slow
-def test_wanted_states_come_with_what_the_clients_keep():
+def test_wanted_states_have_their_client_states():
   simulation = make_simulation(
     algorithm=fa.scaffold(0.1), rounds_per_call=4, client_fraction=0.3
   )
-  whole = list(fa.simulate(simulation, rounds=9))
+  uninterrupted = list(fa.simulate(simulation, rounds=9))
   records = []
-  for record in fa.simulate(simulation, rounds=9, wanted=lambda n: n == 5):
+  for record in fa.simulate(simulation, rounds=9, needs_state=lambda n: n == 5):
     records.append(record)
-    if record.round == 5:  # The next round takes what the clients keep.
+    if record.round == 5:  # The next call takes the client states.
       start = jax.device_get((record.state, record.client_states))
   rest = list(fa.simulate(simulation, rounds=9, start=start))
   assert [r.round for r in rest] == [6, 7, 8, 9]
-  for a, b in ((whole[-1], rest[-1]), (whole[-1], records[-1])):
+  for a, b in ((uninterrupted[-1], rest[-1]), (uninterrupted[-1], records[-1])):
     jax.tree.map(
       np.testing.assert_array_equal,
       jax.device_get((a.state, a.client_states)),
@@ -468,20 +468,20 @@ def test_wanted_states_come_with_what_the_clients_keep():
 
 @pytest.mark.parametrize('name', rest_slow(1, reversed(ALGORITHMS)))
 def test_stopping_between_calls(name):
-  """What is at hand in the end can be gone on from, whatever was in line."""
+  """A run can resume from the last record, whatever was queued."""
   simulation = make_simulation(algorithm=ALGORITHMS[name], rounds_per_call=1)
-  whole = list(fa.simulate(simulation, rounds=9))
-  told = []
+  uninterrupted = list(fa.simulate(simulation, rounds=9))
+  records = []
   for record in fa.simulate(
-    simulation, rounds=9, stopping=lambda: len(told) > 4
+    simulation, rounds=9, should_stop=lambda: len(records) > 4
   ):
-    told.append(record)
-  at_hand = [r for r in told if r.client_states is not None][-1]
-  assert 4 <= at_hand.round < 9
-  start = jax.device_get((at_hand.state, at_hand.client_states))
+    records.append(record)
+  last = [r for r in records if r.client_states is not None][-1]
+  assert 4 <= last.round < 9
+  start = jax.device_get((last.state, last.client_states))
   rest = list(fa.simulate(simulation, rounds=9, start=start))
   assert [r.train_loss for r in rest] == [
-    r.train_loss for r in whole[at_hand.round + 1 :]
+    r.train_loss for r in uninterrupted[last.round + 1 :]
   ]
 
 
@@ -489,7 +489,7 @@ def test_stopping_between_calls(name):
 @pytest.mark.parametrize('name', ALGORITHMS)
 @pytest.mark.parametrize('layout', [{'lanes': 6}, {'lanes': 1}])
 def test_other_layouts_within_the_stated_tolerance(name, layout):
-  """README: after a round no weight differs by more than 1e-6."""
+  """The README says: after a round no weight differs by more than 1e-6."""
   states = []
   for kwargs in ({}, layout):
     simulation = make_simulation(

@@ -1,4 +1,4 @@
-"""Own losses, metrics, and models with dropout or state, beside NumPy."""
+"""Custom losses, metrics and models are compared with plain NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from tests.testing import rest_slow
 from tests.testing import simulations
 
 ETA = 0.05
-SIZES = (5, 1, 3)  # With B = 2: short last batches, and a client of one.
+SIZES = (5, 1, 3)  # With B = 2: short minibatches, and a client of one example.
 
 
 def population(y_of, features=2):
-  """Three clients of five, one and three examples."""
+  """Makes three clients of five, one and three examples."""
   rng = np.random.default_rng(3)
   x = rng.normal(size=(sum(SIZES), features)).astype(np.float32)
   y = y_of(rng, x)
@@ -45,7 +45,7 @@ def build(model, y_of, *, algorithm=None, loss, metrics=None, **options):
 
 
 def linear(outputs=1, **changes):
-  """A linear model without a bias."""
+  """Makes a linear model without a bias."""
   model = fa.Model(
     'linear',
     lambda key: {'w': jnp.full((2, outputs), 0.1)},
@@ -55,14 +55,14 @@ def linear(outputs=1, **changes):
 
 
 def batches(simulation, number, client):
-  """Rows of a client's own examples in each of its minibatches."""
+  """Yields the rows of a client's examples in each of its minibatches."""
   for order in simulation.planner.epoch_orders(number, client):
     for start in range(0, len(order), 2):
       yield order[start : start + 2]
 
 
 def numpy_rounds(simulation, rounds, gradient):
-  """FedAvg of w [2, outputs] with gradient(w, x, y), in plain NumPy."""
+  """Computes FedAvg of w [2, outputs] with gradient(w, x, y) in plain NumPy."""
   clients, _ = population(lambda rng, x: x)
   w = np.full(np.shape(simulation.init()[0].params['w']), 0.1)
   offsets = clients.offsets
@@ -219,7 +219,7 @@ def test_squared_error_as_a_metric():
     several=True,
   ),
 )
-def test_an_own_target_ends_a_run_on_the_device(metric, lower):
+def test_a_custom_target_ends_a_run_on_the_device(metric, lower):
   """The first metric decides, in the middle of a call."""
   simulation = build(
     linear(3),
@@ -237,7 +237,7 @@ def test_an_own_target_ends_a_run_on_the_device(metric, lower):
   assert record.round == first
 
 
-def test_a_sweep_has_own_metrics_of_each_value():
+def test_a_sweep_has_custom_metrics_of_each_value():
   clients, test = population(three_classes)
   sweep = fa.build_sweep(
     linear(3),
@@ -259,7 +259,7 @@ def test_a_sweep_has_own_metrics_of_each_value():
 
 
 def centred(variables, batch, context):
-  """A model that looks at other rows: x minus the mean of the real ones."""
+  """Returns a model's outputs for x minus the mean of the unmasked rows."""
   del context
   real = batch.mask[:, None]
   count = jnp.maximum(batch.mask.sum(), 1).astype(jnp.float32)
@@ -270,7 +270,7 @@ def centred(variables, batch, context):
 
 
 def with_state(state_of='everybody'):
-  """Subtracts the running mean of what it has seen, as BatchNorm does."""
+  """Subtracts the running mean of its inputs, as BatchNorm does."""
   return linear(
     init=lambda key: fa.Variables(
       {'w': jnp.full((2, 1), 0.1)}, {'mean': jnp.zeros(2)}
@@ -286,7 +286,7 @@ def with_state(state_of='everybody'):
 @pytest.mark.parametrize('on', rest_slow(1, ['device', 'host']))
 @pytest.mark.parametrize('state_of', ['everybody', 'client', 'nobody'])
 def test_state_that_is_not_trained(state_of, on):
-  """A twin of three rounds with short last batches and a client of one."""
+  """The twin has short last minibatches and a client of one example."""
   clients, test = population(noisy)
   simulation = fa.build_simulation(
     with_state(state_of),
@@ -340,8 +340,8 @@ def dropout(variables, batch, context):
   return jnp.where(keep, 2 * batch.x, 0.0) @ variables['w'], ()
 
 
-def test_dropout_has_keys_of_client_and_batch_alone():
-  """The same model under any lanes; another one than without dropout."""
+def test_dropout_keys_depend_on_client_and_batch_alone():
+  """The model is the same under any lanes, but not that without dropout."""
   own = linear(train=dropout)
   models = [
     build(own, noisy, loss=fa.losses.squared_error, lanes=lanes)
@@ -358,7 +358,7 @@ def test_dropout_has_keys_of_client_and_batch_alone():
 
 
 def test_examples_are_clipped_one_by_one():
-  """Each example's gradient has a norm of at most 0.5, beside NumPy."""
+  """Each example's gradient has a norm of at most 0.5, as in NumPy."""
 
   def clipped(loss_fn, params, batch, context):
     del context

@@ -1,4 +1,4 @@
-"""Examples of several arrays have the same bits as one that holds them all."""
+"""Examples of several arrays have the same bits as one array with them all."""
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,14 @@ PLACES = {'device': {}, 'streamed': {'examples_on': 'host'}}
 
 
 def examples():
-  """x [23, 5] and y [23] of real numbers."""
+  """Returns x [23, 5] and y [23] of real numbers."""
   rng = np.random.default_rng(3)
   x = rng.normal(size=(sum(SIZES), 5)).astype(np.float32)
   return x, (x.sum(axis=1) + rng.normal(size=len(x))).astype(np.float32)
 
 
 def model(join):
-  """A linear one, of an array that `join` makes of the inputs."""
+  """Makes a linear model of the array that `join` makes of the inputs."""
 
   def init(key):
     return {'w': jax.random.normal(key, (5,)), 'b': jnp.zeros(())}
@@ -44,7 +44,7 @@ def as_one():
 
 
 def as_trees():
-  """The same examples as a dict in a tuple, and targets as a dict."""
+  """Returns the same examples as a dict in a tuple, and targets as a dict."""
   x, y = examples()
   own = fa.Examples(
     ({'image': x[:, :3], 'age': x[:, 3]}, x[:, 4:].astype(np.float64)),
@@ -80,12 +80,12 @@ def states(simulation):
 
 @pytest.mark.parametrize('place', PLACES)
 def test_trees_train_to_the_bits_of_one_array(place):
-  one, whole = (
+  one, several = (
     states(build(*own, **PLACES[place])) for own in (as_one(), as_trees())
   )
-  jax.tree.map(np.testing.assert_array_equal, one[:2], whole[:2])
+  jax.tree.map(np.testing.assert_array_equal, one[:2], several[:2])
   (x, _), (own, _) = as_one()[0], as_trees()[0]
-  np.testing.assert_array_equal(one[2].predict(x), whole[2].predict(own))
+  np.testing.assert_array_equal(one[2].predict(x), several[2].predict(own))
 
 
 def test_held_out_trees_are_tested_as_one_array():
@@ -132,7 +132,7 @@ def test_the_reference_round_takes_trees():
     ),
   ],
 )
-def test_what_is_no_tree_of_rows_is_refused(change, said):
+def test_invalid_trees_of_rows_are_refused(change, said):
   with pytest.raises(InputError, match=said):
     fa.build_clients(change(as_trees()[0]), [range(23)])
 

@@ -64,7 +64,7 @@ def test_benchmark_and_profile(repository, tmp_path):
   assert first['parameters'] == 199_210 and second['parameters'] == 7850
   assert first['client_steps'] == 60 and first['clients'] == 10
   assert first['useful_share'] == 1.0 and first['ratio_to_ours'] == 1.0
-  # 2 * 3 products a layer, less the first layer's gradient of the data.
+  # A layer has 2 * 3 products, without the first layer's data gradient.
   assert second['flops_per_example'] == 2 * 2 * 7840
   assert first['gflops'] == pytest.approx(
     1e-9 * 879_200 * 600 / first['seconds_per_round']
@@ -76,7 +76,7 @@ def test_benchmark_and_profile(repository, tmp_path):
 
 @pytest.mark.slow
 def test_a_padded_lane_per_client_is_the_same_work(tmp_path):
-  """The engine's own rival: every lane to the end of the longest client."""
+  """Every lane is padded to the longest client, unlike in the engine."""
   workload = workloads.WORKLOADS['flute_lr']
   padded, _ = worker.build(workload, {'lanes': 'cohort'})
   plain, _ = worker.build(workload, {})
@@ -132,7 +132,7 @@ def test_bad_arguments_of_the_benchmark(repository, arguments, said):
 
 @pytest.mark.slow
 def test_the_engine_of_another_commit(clone, tmp_path):
-  """The last commit and the plain form take turns with what is here."""
+  """The last commit and the plain form take turns with the working tree."""
   out = tmp_path / 'rows.jsonl'
   table = run(
     clone,
@@ -157,7 +157,7 @@ def test_the_engine_of_another_commit(clone, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('commit', ['nowhere', '', '--all'])
-def test_commits_that_are_none(clone, tmp_path, commit):
+def test_unknown_commits_are_refused(clone, tmp_path, commit):
   process = subprocess.run(
     [
       *(sys.executable, '-m', 'experiments.benchmark'),
@@ -176,7 +176,7 @@ def test_commits_that_are_none(clone, tmp_path, commit):
 
 
 def test_a_commit_runs_its_own_package(clone):
-  """Not that of this tree, not the installed one; its folder is removed."""
+  """It imports neither this tree nor an installation; its folder is removed."""
   with checkout.checked_out('HEAD') as tree:
     process = subprocess.run(
       [sys.executable, '-c', 'import fedavg_jax as fa; print(fa.__file__)'],
@@ -217,8 +217,8 @@ with checkout.checked_out('HEAD') as tree:
   assert not list(tmp_path.iterdir())
 
 
-def test_a_commit_of_no_clone(tmp_path):
-  """Nor of a folder inside of another clone."""
+def test_a_folder_that_is_no_clone_is_refused(tmp_path):
+  """A folder inside of another clone is refused too."""
   with pytest.raises(fa.InputError, match='is not a git clone'):
     with checkout.checked_out('HEAD', tmp_path):
       pass
@@ -279,7 +279,7 @@ def test_a_peer_that_fails_is_reported(monkeypatch, capsys):
 
 @pytest.mark.parametrize('peer', race.PEER_MODES)
 def test_a_turn_of_each_peer_that_is_installed_here(repository, peer):
-  """As after a benchmark with that peer; elsewhere it is skipped."""
+  """A benchmark with the peer installs it; elsewhere the test is skipped."""
   if not (repository / 'build' / 'peers' / peer / 'installed.txt').exists():
     pytest.skip(f'{peer} is not installed in build/peers')
   mode = next(iter(race.PEER_MODES[peer].values()))
@@ -309,7 +309,7 @@ def test_workloads_survive_json(name):
 
 @pytest.mark.slow
 def test_the_engine_races_itself_on_devices_and_processes(capsys):
-  """Every way does the same rounds; their rows say what the paper would."""
+  """All devices and processes do the same rounds; rows have their numbers."""
   assert len(race.scaled([1, 2], [1, 2, 4])) == 8
   modes = race.scaled([2], [1, 2])
   modes.pop('2 devices, cohort x 2')
@@ -319,7 +319,7 @@ def test_the_engine_races_itself_on_devices_and_processes(capsys):
   show.scaling(found, modes)
   assert [row['devices'] for row in found[1:]] == [2, 1, 2, 2]
   assert [row['clients'] for row in found[1:]] == [10, 10, 10, 20]
-  for row in found[2:]:  # The first has no single device beside it.
+  for row in found[2:]:  # The first row is the single device.
     assert row['num_processes'] == modes[row['system']].get('processes', 1)
     assert row['efficiency'] > 0 and row['reduce_seconds'] > 0
   assert '2 processes, cohort x 2' in capsys.readouterr().out
@@ -336,7 +336,7 @@ def test_pfls_model_has_its_parameters():
 
 @pytest.mark.slow
 def test_accelerator_checks_pass_on_this_machine():
-  """Some of small models; those of the CNN are layers_test's."""
+  """These are checks of small models; layers_test has those of the CNN."""
   for name in (
     '2nn, fewer lanes at the end',
     '2nn, a sweep',
@@ -347,24 +347,24 @@ def test_accelerator_checks_pass_on_this_machine():
 
 
 def test_accelerator_skips_what_it_has(tmp_path, monkeypatch):
-  """A second start measures nothing again and keeps every line."""
+  """A second start measures nothing again, and all lines are kept."""
   out = tmp_path / 'rows.jsonl'
-  asked = []
+  calls = []
 
-  def stand_in(*args):
-    asked.append(args)
+  def fake(*args):
+    calls.append(args)
     return {'agrees': True}
 
-  monkeypatch.setattr(accelerator, 'check', stand_in)
-  monkeypatch.setattr(accelerator, 'measure', stand_in)
-  monkeypatch.setattr(accelerator.worker, 'peaks', stand_in)
+  monkeypatch.setattr(accelerator, 'check', fake)
+  monkeypatch.setattr(accelerator, 'measure', fake)
+  monkeypatch.setattr(accelerator.worker, 'peaks', fake)
   monkeypatch.setattr(sys, 'argv', ['accelerator', '--out', str(out)])
   accelerator.main()
-  first, number = rows(out), len(asked)
+  first, number = rows(out), len(calls)
   assert len(first) == number == len({row['key'] for row in first})
   out.write_text('\n'.join(json.dumps(row) for row in first[:-2]) + '\n')
   accelerator.main()
-  assert len(asked) == number + 2
+  assert len(calls) == number + 2
   assert [row['key'] for row in rows(out)] == [row['key'] for row in first]
   monkeypatch.setattr(
     accelerator,
@@ -384,7 +384,7 @@ def test_accelerator_measures(monkeypatch):
   assert len(found['seconds']) == 7 and found['gflops'] > 0
 
 
-def test_own_algorithm_sends_the_largest_and_keeps_the_rest():
+def test_custom_algorithm_sends_the_largest_and_keeps_the_rest():
   plain = fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
   algorithm = custom_algorithm.send_largest(plain, 0.25)
   delta = {'w': jnp.array([[4.0, -1.0, 0.5, -3.0]] * 2)}
@@ -395,8 +395,8 @@ def test_own_algorithm_sends_the_largest_and_keeps_the_rest():
 
 
 @pytest.mark.slow
-def test_own_algorithm_learns():
-  """With a hundredth of the delta almost as well as with all of it."""
+def test_custom_algorithm_learns():
+  """A hundredth of the delta is almost as good as all of it."""
   fedavg = fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
   algorithm = custom_algorithm.send_largest(fedavg, 0.01)
   assert custom_algorithm.run(algorithm, rounds=15) > 0.4

@@ -1,4 +1,4 @@
-"""The gallery's setups beside what their publications print."""
+"""The gallery's setups are those of their publications."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from experiments.gallery import fedprox_stragglers
 import fedavg_jax as fa
 
-# Of MNIST's training set.
+# Label counts of MNIST's training set.
 LABELS = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 # Examples by label of clients 0 to 9, as the documentation of Flower's
 # DistributionPartitioner prints them for the seed 2024.
@@ -61,8 +61,8 @@ def test_stragglers_do_one_to_nine_epochs():
 
 
 @pytest.mark.parametrize('kept', [0, 4])
-def test_what_the_file_has_is_not_run_again(tmp_path, kept):
-  """Of two seeds with three settings each; a damaged line stays as it is."""
+def test_results_in_the_file_are_not_run_again(tmp_path, kept):
+  """There are two seeds of three settings; a damaged line is not changed."""
   path, trained = tmp_path / 'results.jsonl', []
   wanted = [
     (seed, setting.name)

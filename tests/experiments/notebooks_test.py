@@ -1,4 +1,4 @@
-"""The notebooks: executed from top to bottom, committed as they came out."""
+"""The notebooks run from top to bottom, and are committed with outputs."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import pytest
 
 NAMES = ('fedavg_in_ten_minutes', 'your_own', 'rounds_per_second', 'paper')
 
-# What a notebook prints that its text makes something of, and what that is.
+# Numbers in a notebook's output: name and value.
 SAYS = {
   'fedavg_in_ten_minutes': r'(\d+ +[\d.]+)   (\d+)\n',  # E, C: rounds.
   'your_own': r'(accuracy|model +mean of clients) (0\.\d+)',
@@ -23,20 +23,20 @@ def _ten_minutes(rounds):
   assert by['5', '1.0'] < by['5', '0.2'] < by['5', '0.0']
 
 
-def _your_own(told):
-  assert told['accuracy'] > 0.85
+def _your_own(numbers):
+  assert numbers['accuracy'] > 0.85
 
 
 def _per_second(milliseconds):
   assert len(milliseconds) == 4 and min(milliseconds.values()) > 0
 
 
-def _paper(told):
-  assert told['FedSGD'] > 8 * told['B = 10']
-  assert told['B = 10:'] < 60
+def _paper(numbers):
+  assert numbers['FedSGD'] > 8 * numbers['B = 10']
+  assert numbers['B = 10:'] < 60
 
 
-# The same code in a fraction of the minutes.
+# The same code takes a fraction of the time.
 LESS = {
   'fedavg_in_ten_minutes': [
     ('rounds=60', 'rounds=15'),
@@ -65,7 +65,7 @@ PROMISES = {
 
 pytestmark = [
   pytest.mark.slow,
-  pytest.mark.filterwarnings('default'),  # Those of Jupyter.
+  pytest.mark.filterwarnings('default'),  # Jupyter's own warnings.
 ]
 
 
@@ -74,7 +74,7 @@ def folder(repository):
   return repository / 'experiments' / 'notebooks'
 
 
-def test_all_are_named_here(folder):
+def test_all_notebooks_are_listed_here(folder):
   assert {path.stem for path in folder.glob('*.ipynb')} == set(NAMES)
 
 

@@ -1,4 +1,4 @@
-"""Tables and figures of the paper, from cells to rows, as large as digits."""
+"""Tables and figures of the paper are made from cells of digits."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def finish(process):
 
 
 def rows(path):
-  """Rows without what a second run has otherwise."""
+  """Returns the rows without their times."""
   lines = path.read_text().splitlines() if path.exists() else []
   found = [json.loads(line) for line in lines]
   for row in found:
@@ -56,7 +56,7 @@ def rows(path):
 
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory):
-  """An uninterrupted run: (folder, what it printed)."""
+  """Returns the folder and the output of an uninterrupted run."""
   repository = pathlib.Path(__file__).parents[2]
   folder = tmp_path_factory.mktemp('plain')
   return folder, finish(start(repository, folder, 'plain.jsonl'))
@@ -76,7 +76,7 @@ def test_a_table_from_end_to_end(plain):
   easy, hard = found[:3], found[3:]
   first = min(row['rounds_to_target'] or 99 for row in easy)
   assert 1 <= first <= 60
-  for row in easy:  # The sweep went on to where the paper tests.
+  for row in easy:  # The paper's grid ends the sweep.
     assert row['rounds'] in (first, math.ceil(first / 10) * 10)
     assert row['best_accuracy'] == max(row['curve'])
     assert len(row['curve']) == row['rounds'] + 1
@@ -87,7 +87,7 @@ def test_a_table_from_end_to_end(plain):
 
 
 @pytest.mark.slow
-def test_what_is_there_is_not_run_again(repository, plain):
+def test_finished_cells_are_not_run_again(repository, plain):
   folder, out = plain
   before = (folder / 'plain.jsonl').read_bytes()
   again = finish(start(repository, folder, 'plain.jsonl'))
@@ -98,7 +98,7 @@ def test_what_is_there_is_not_run_again(repository, plain):
 
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_rows(repository, plain, tmp_path):
-  """SIGKILL after the first cell, then slices, each ended by SIGTERM."""
+  """SIGKILL ends it after the first cell, then SIGTERM ends each slice."""
   process = start(repository, tmp_path, 'killed.jsonl')
   while not rows(tmp_path / 'killed.jsonl'):
     assert process.poll() is None
@@ -108,13 +108,13 @@ def test_killed_and_resumed_gives_the_same_rows(repository, plain, tmp_path):
   slices = 0
   while len(rows(tmp_path / 'killed.jsonl')) < 6 and slices < 3:
     process = start(repository, tmp_path, 'killed.jsonl')
-    for line in process.stdout:  # Until it trains, then a moment.
+    for line in process.stdout:  # Until it trains, and a moment more.
       if 'learning rates' in line:
         break
     time.sleep(1.5 + 2 * slices)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
-    # The last one may come when all is done, and nobody takes signals.
+    # The last signal may come after all is done and handlers are removed.
     ends = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
     assert process.returncode in ends, err
     slices += 1
@@ -127,7 +127,7 @@ def test_killed_and_resumed_gives_the_same_rows(repository, plain, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_last_line_is_kept_told_and_run_again(
+def test_a_damaged_last_line_is_kept_reported_and_run_again(
   repository, plain, tmp_path
 ):
   lines = (plain[0] / 'plain.jsonl').read_bytes().splitlines(keepends=True)
@@ -138,7 +138,7 @@ def test_a_damaged_last_line_is_kept_told_and_run_again(
   assert f'{path}: line 3 is damaged; it is kept' in out
   now = path.read_bytes().splitlines()
   assert now[:3] == [*(line.rstrip() for line in lines[:2]), half]
-  # The two others had only been overtaken by the one that is lost.
+  # Only the lost run had overtaken the two others.
   again = [json.loads(line) for line in now[3:]]
   assert [row['learning_rate'] for row in again] == [0.1, 0.215, 0.464]
   assert again[2]['curve'] == json.loads(lines[2])['curve']
@@ -166,7 +166,7 @@ def test_bad_arguments(repository, tmp_path, args, said):
   assert not (tmp_path / 'none.jsonl').exists()
 
 
-def test_a_folder_in_the_place_of_the_results(repository, tmp_path):
+def test_a_folder_instead_of_the_results(repository, tmp_path):
   (tmp_path / 'folder').mkdir()
   process = start(repository, tmp_path, 'folder')
   _, err = process.communicate(timeout=60)
@@ -209,8 +209,8 @@ def test_every_cell_of_the_paper_is_declared():
 @pytest.mark.parametrize(
   'module', all_modules(), ids=lambda module: module.__name__
 )
-def test_a_learner_finds_the_way_in(module):
-  """Claim, what to look for, a command that works, a time."""
+def test_a_script_has_an_introduction(module):
+  """It has a claim, what to look for, a command that works, and a time."""
   doc = module.__doc__
   name = module.__name__.rpartition('.')[2]
   assert 'What the paper claims' in doc and 'What to look for' in doc
@@ -241,7 +241,7 @@ def test_figures_are_drawn_without_a_run(module, tmp_path):
 
 
 def made(cell, **changes):
-  """A whole row of a cell."""
+  """Makes a complete row of a cell."""
   row = {
     **cell.setting(),
     **{'seed': 0, 'status': 'overtaken', 'rounds': 3, 'seconds': 1.0},
@@ -270,7 +270,7 @@ def test_an_envelope_is_the_best_rate_and_round(tmp_path):
   best = store.best(cell, 0)
   assert (best.learning_rate, best.rounds, best.at_edge) == (0.3, 2, True)
   assert best.rounds_paper_grid == 2.0 and store.end(cell, 0) == 2
-  # 0.1 and 0.2 have been run for as long, 0.4 has not been run.
+  # 0.1 and 0.2 have been run for as long; 0.4 has not been run.
   assert store.wanted(cell, 0, (0.1, 0.2, 0.3, 0.4)) == [0.4]
   assert store.wanted(cell, 1, (0.1,)) == [0.1]
 
@@ -286,8 +286,8 @@ def test_a_loss_envelope_falls(tmp_path):
   assert y.tolist() == [0.5, 0.5, 0.1]
 
 
-def test_a_lucky_round_between_the_papers_does_not_end_a_sweep(tmp_path):
-  """At the target in round 12 alone: the rate that was is wanted again."""
+def test_a_crossing_between_rounds_of_the_grid_does_not_end_a_sweep(tmp_path):
+  """Only round 12 is at the target: the best rate is wanted again."""
   cell = all_modules()[3].table()[0]
   store = results.Results(tmp_path / 'made.jsonl')
   lucky = [0.1] * 12 + [0.98] + [0.9] * 8
@@ -299,7 +299,7 @@ def test_a_lucky_round_between_the_papers_does_not_end_a_sweep(tmp_path):
   assert store.wanted(cell, 0, (0.1, 0.2)) == [0.1]
 
 
-def test_a_curve_of_one_rate_does_not_stand_for_another(tmp_path):
+def test_a_curve_of_one_rate_is_not_that_of_another(tmp_path):
   from experiments.paper import figure4
 
   cells_ = figures.cells_of(figure4.panels())
@@ -308,12 +308,12 @@ def test_a_curve_of_one_rate_does_not_stand_for_another(tmp_path):
   curve = [0.1] * (3000 // 10 + 1)
   row = made(cells_[0], learning_rate=0.05, curve=curve) | {'rounds': 3000}
   store.append([row])
-  told = figures.missing('figure4', cells_, store)
-  assert 'Incomplete: 5 of 6' in told and 'lr=0.05' not in told
+  text = figures.missing('figure4', cells_, store)
+  assert 'Incomplete: 5 of 6' in text and 'lr=0.05' not in text
 
 
 def test_speedups_are_those_of_the_paper(tmp_path):
-  """Recomputed from its rounds, against what it prints."""
+  """They are computed from its rounds and compared with its numbers."""
   store = results.Results(tmp_path / 'none.jsonl')
   for number, module in enumerate(all_modules()[:4], 1):
     rendered = tables.render(module.__name__, module.table(), store)
@@ -326,8 +326,8 @@ def test_speedups_are_those_of_the_paper(tmp_path):
         assert not cells_[10].strip() or not printed['rounds']
 
 
-def test_the_pages_show_what_the_results_say(repository):
-  """As `python -m experiments.paper.report` leaves them."""
+def test_the_pages_show_the_results(repository):
+  """They are as `python -m experiments.paper.report` writes them."""
   from experiments.paper import report
 
   store = results.Results(results.DEFAULT)
@@ -348,7 +348,7 @@ def test_the_pages_show_what_the_results_say(repository):
     b'[' * 10_000,
   ],
 )
-def test_lines_that_are_no_runs(tmp_path, line):
+def test_invalid_lines_are_ignored(tmp_path, line):
   path = tmp_path / 'junk.jsonl'
   path.write_bytes(line + b'\n')
   store = results.Results(path)
@@ -361,7 +361,7 @@ def test_lines_that_are_no_runs(tmp_path, line):
 
 
 def test_results_that_cannot_be_written(tmp_path):
-  """Told before anything is trained."""
+  """The error is raised before training."""
   store = results.Results(pathlib.Path('/proc/nobody/results.jsonl'))
   with pytest.raises(fa.InputError, match='cannot be'):
     store.append([])
@@ -372,7 +372,7 @@ def test_results_that_cannot_be_written(tmp_path):
       0,
       store,
       data='',
-      stopping=lambda: False,
+      should_stop=lambda: False,
     )
 
 
@@ -391,7 +391,7 @@ def digits_cell(**changes):
 
 
 def run_sweep(path, cell, stop_after=(), rates=(0.05, 0.1)):
-  """Rows of a sweep that is stopped after these rounds."""
+  """Returns the rows of a sweep that is stopped after these rounds."""
   store = results.Results(path)
   for stop in (*stop_after, 10**6):
     seen = []
@@ -400,7 +400,7 @@ def run_sweep(path, cell, stop_after=(), rates=(0.05, 0.1)):
       seen.append(0)
       return len(seen) > stop
 
-    sweeps.run(cell, rates, 0, store, data='', stopping=stopping)
+    sweeps.run(cell, rates, 0, store, data='', should_stop=stopping)
   return rows(path)
 
 
@@ -408,7 +408,7 @@ def run_sweep(path, cell, stop_after=(), rates=(0.05, 0.1)):
 def test_a_stop_between_the_crossing_and_the_papers_next_round(
   tmp_path, monkeypatch, capsys
 ):
-  """One round a call, so that any round can be the last of a slice."""
+  """A call has one round, so that any round can be the last of a slice."""
   short = fa.Execution(rounds_per_call=1)
   monkeypatch.setattr(
     cells.fa, 'build_sweep', functools.partial(fa.build_sweep, execution=short)
@@ -416,19 +416,19 @@ def test_a_stop_between_the_crossing_and_the_papers_next_round(
   plain = run_sweep(tmp_path / 'plain.jsonl', digits_cell())
   first = min(r['rounds_to_target'] for r in plain if r['rounds_to_target'])
   end = plain[0]['rounds']
-  assert first > 10 and end > first + 1  # Not one of the paper's.
+  assert first > 10 and end > first + 1  # Not on the paper's grid.
   capsys.readouterr()
   stopped = run_sweep(
     tmp_path / 'stopped.jsonl', digits_cell(), stop_after=(first + 1, 1, 2)
   )
-  gone_on = re.findall(r'resumes after round (\d+)', capsys.readouterr().out)
-  assert any(first <= int(number) < end for number in gone_on), gone_on
+  resumed = re.findall(r'resumes after round (\d+)', capsys.readouterr().out)
+  assert any(first <= int(number) < end for number in resumed), resumed
   assert [r['curve'] for r in stopped] == [r['curve'] for r in plain]
 
 
 @pytest.mark.slow
 def test_fewer_rounds_than_were_run_cut_the_rows(tmp_path):
-  """An interrupted sweep ends when less is asked for."""
+  """An interrupted sweep ends when fewer rounds are requested."""
   cell = digits_cell(target_accuracy=0.0, rounds=2000)
   path = tmp_path / 'rows.jsonl'
   store = results.Results(path)
@@ -438,7 +438,7 @@ def test_fewer_rounds_than_were_run_cut_the_rows(tmp_path):
     looks.append(0)
     return len(looks) > 6
 
-  assert not sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
+  assert not sweeps.run(cell, (0.1,), 0, store, data='', should_stop=stopping)
   assert not path.read_bytes()
   fewer = dataclasses.replace(cell, rounds=2)
   never = {'data': '', 'stopping': lambda: False}
@@ -448,8 +448,8 @@ def test_fewer_rounds_than_were_run_cut_the_rows(tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_right_after_it_has_saved(tmp_path, monkeypatch, capsys):
-  """A checkpoint of every round: the last one is not written once more."""
+def test_stopped_right_after_a_checkpoint(tmp_path, monkeypatch, capsys):
+  """With a checkpoint of every round, the last is not written twice."""
   monkeypatch.setattr(sweeps, '_SECONDS_BETWEEN_SAVES', 0.0)
   cell = digits_cell(target_accuracy=0.0, rounds=2000)
   store = results.Results(tmp_path / 'rows.jsonl')
@@ -459,7 +459,7 @@ def test_stopped_right_after_it_has_saved(tmp_path, monkeypatch, capsys):
     looks.append(0)
     return len(looks) > 6
 
-  assert not sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
+  assert not sweeps.run(cell, (0.1,), 0, store, data='', should_stop=stopping)
   fewer = dataclasses.replace(cell, rounds=2)
   never = {'data': '', 'stopping': lambda: False}
   assert sweeps.run(fewer, (0.1,), 0, store, **never)
@@ -467,7 +467,7 @@ def test_stopped_right_after_it_has_saved(tmp_path, monkeypatch, capsys):
 
 
 def test_another_process_at_the_same_cell(tmp_path, capsys):
-  """It is left alone while it runs; what it has done is not done again."""
+  """A running cell is not started again, nor a finished one."""
   cell, path = digits_cell(rounds=2, target_accuracy=0.0), tmp_path / 'r.jsonl'
   other, store = results.Results(path), results.Results(path)
   never = {'data': '', 'stopping': lambda: False}
@@ -479,13 +479,13 @@ def test_another_process_at_the_same_cell(tmp_path, capsys):
       assert not sweeps.run(cell, (0.1,), 0, other, **never)
     return False
 
-  sweeps.run(cell, (0.1,), 0, store, data='', stopping=stopping)
+  sweeps.run(cell, (0.1,), 0, store, data='', should_stop=stopping)
   assert 'another process is running this cell' in capsys.readouterr().out
   assert sweeps.run(cell, (0.1,), 0, other, **never)
   assert len(rows(path)) == 1
 
 
-def test_runs_on_other_data_are_told(tmp_path):
+def test_runs_on_other_data_are_refused(tmp_path):
   cell, path = digits_cell(rounds=1, target_accuracy=0.0), tmp_path / 'r.jsonl'
   store = results.Results(path)
   never = {'data': '', 'stopping': lambda: False}
@@ -504,7 +504,7 @@ def test_median_and_range():
 
 @pytest.mark.slow
 def test_a_cell_becomes_the_federation_that_it_names():
-  """C, E, B, decay, and one client for plain SGD."""
+  """C, E, B and decay are those of the cell; plain SGD is one client."""
   dataset = fa.load_dataset('digits')
   cell = cells.Cell(
     table='test',
@@ -525,7 +525,7 @@ def test_a_cell_becomes_the_federation_that_it_names():
   assert planner.num_examples.tolist() == [1500] and planner.batch_size == 100
   assert simulation.sweep == (0.1, 0.2)
   *_, record = fa.simulate(simulation, rounds=3)
-  # The third round's rate is half: a run that begins there with half of it.
+  # The third round has half the rate, as has a run that starts there.
   plain = cells.build(
     dataclasses.replace(cell, decay=1.0),
     (0.05, 0.1),

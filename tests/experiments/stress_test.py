@@ -1,4 +1,4 @@
-"""The scripts of experiments/stress/, with less of everything."""
+"""The scripts of experiments/stress/ run at a small size."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from experiments.stress import compare_commits
 from experiments.stress import kills
 from experiments.stress import long_run
 
-# One worker of the tests: several processes want all cores.
+# One worker of the tests: several processes need all cores.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('processes')]
 
 
@@ -22,7 +22,7 @@ def test_killed_commands_end_with_the_same_bits(capsys, tmp_path):
   assert sum(len(line['kills']) for line in lines) >= 2
   assert all(line['equal'] and not line['wrong'] for line in lines)
   assert {line['setting'] for line in lines} == set(names)
-  # What is there is not done again.
+  # Finished trials are not run again.
   again = kills.trials(names, 2, seed=1, out=tmp_path / 'kills.jsonl')
   assert again == lines
   assert ': equal' in capsys.readouterr().out
@@ -33,25 +33,25 @@ def test_a_longer_run_does_not_grow():
   samples = long_run.watch_process(240, 6, 'scaffold')
   early, late = samples[len(samples) // 3], samples[-1]
   assert late['round'] - early['round'] > 100
-  # Between a save and none, orbax has some files open and some threads more.
+  # During a save, orbax has more files and threads open.
   assert late['open_files'] < early['open_files'] + 30
   assert late['threads'] < early['threads'] + 20
-  # What 50 clients keep is 10 MiB: one of it per call would be seen.
+  # The states of 50 clients are 10 MiB, which would show once per call.
   assert late['resident_mib'] < early['resident_mib'] + 40
 
 
 def test_nothing_stays_on_the_devices():
   before = long_run.live()[0]
-  told = long_run.watch_devices(200)
-  counts = [count - before for _, count, _ in told]
-  # The data, the calls in line and the last one's model; never one per call.
+  samples = long_run.watch_devices(200)
+  counts = [count - before for _, count, _ in samples]
+  # The data, queued calls and the last call's model; never one per call.
   assert max(counts) - min(counts) < 100 and counts[-1] <= max(counts[:3])
-  assert len(told) == 10
+  assert len(samples) == 10
 
 
 @pytest.mark.slow
 def test_the_last_commit_computes_what_is_here(clone, tmp_path):
-  """Then what is told where a line, an array or a run is not the same."""
+  """If not, the first line, array or run that differs is reported."""
   setting = compare_commits.SETTINGS['quickstart']
   with checkout.checked_out('HEAD', clone) as tree:
     trees = [tree, checkout.here()]
@@ -76,7 +76,7 @@ def test_the_last_commit_computes_what_is_here(clone, tmp_path):
   assert said and said.startswith('params.') and 'of the checkpoint at' in said
 
 
-def test_which_line_and_key_differ(tmp_path):
+def test_the_first_difference_is_named(tmp_path):
   pair = [tmp_path / 'a', tmp_path / 'b']
   for folder, loss in zip(pair, (0.5, 0.25), strict=True):
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""What training does to an image: its invariants, its keys, its crops."""
+"""Augmentation has its invariants, and its keys are independent."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import pytest
 
 import fedavg_jax as fa
 from fedavg_jax.models import augment
+from fedavg_jax.models import layers
 from tests.testing import simulations
 
 KEYS = jax.random.split(jax.random.key(0), 500)
@@ -19,15 +20,16 @@ def images(number=1, side=32):
 
 
 def many(x):
-  """The image as 500 keys make it, [500, 24, 24, 3]."""
+  """Returns the image as augmented with 500 keys, [500, 24, 24, 3]."""
   return np.asarray(jax.vmap(augment.tutorial, in_axes=(0, None))(KEYS, x))
 
 
 @pytest.mark.slow
 def test_it_is_a_crop_mirrored_lightened_and_stretched():
-  """Undone: after a map a * x + b per channel it is a window of the image.
+  """After a map a * x + b per channel, the result is a window of the image.
 
-  With the same a, in the range of contrast, in all three channels.
+  All three channels have the same a, within the range of contrast.
+
   """
   (x,) = images()
   windows = {
@@ -55,31 +57,31 @@ def test_it_is_a_crop_mirrored_lightened_and_stretched():
     seen.add(key)
     factors = [factor for factor, _ in a]
     assert np.ptp(factors) < 1e-4 and 0.2 <= factors[0] <= 1.8
-    # Mean of each channel moves by the brightness alone.
+    # Only the brightness moves the mean of each channel.
     shift = out.mean(axis=(0, 1)) - windows[key].mean(axis=(0, 1))
     assert np.ptp(shift) < 1e-2 and abs(shift[0]) <= 63 + 1e-2
   assert len(seen) > 45
   assert {mirrored for *_, mirrored in seen} == {False, True}
 
 
-def test_all_windows_and_strengths_come_up():
-  """An image whose values say where they were: all 81 windows, even chances."""
+def test_all_windows_and_strengths_occur():
+  """Pixel values are positions: all 81 windows and both mirrors occur."""
   rows, columns = np.mgrid[:32, :32]
   x = np.stack([rows * 8, columns * 8, rows * 0], axis=-1).astype(np.uint8)
   out = many(x)
   factor = (out[:, 1:, :, 0] - out[:, :-1, :, 0]).mean(axis=(1, 2)) / 8
   assert 0.2 <= factor.min() < 0.3 and 1.7 < factor.max() <= 1.8
   assert factor.mean() == pytest.approx(1.0, abs=0.07)
-  light = out[..., 2].mean(axis=(1, 2))  # A black channel shows the brightness.
+  light = out[..., 2].mean(axis=(1, 2))  # A black channel has the brightness.
   assert -63 <= light.min() < -55 and 55 < light.max() <= 63
-  middle = out[..., 0].mean(axis=(1, 2)) - light  # Top row, in the mean.
+  middle = out[..., 0].mean(axis=(1, 2)) - light  # The mean of the top row.
   tops = np.round(middle / 8 - 11.5).astype(int)
   assert np.bincount(tops, minlength=9).min() > 25 and tops.max() == 8
   mirrored = out[:, 0, 0, 1] > out[:, 0, -1, 1]
   assert 200 < mirrored.sum() < 300
 
 
-def test_a_key_decides_and_only_it():
+def test_the_key_alone_decides():
   (x,) = images()
   one, again = (augment.tutorial(KEYS[0], x) for _ in range(2))
   np.testing.assert_array_equal(one, again)
@@ -101,14 +103,14 @@ def test_standardised_images():
   np.testing.assert_allclose(out.mean(axis=(1, 2, 3)), 0, atol=1e-5)
   np.testing.assert_allclose(out.std(axis=(1, 2, 3)), 1, atol=1e-4)
   flat = augment.standardize(jnp.full((1, 24, 24, 3), 7.0))
-  assert not np.any(flat)  # One colour is finite: zero.
+  assert not np.any(flat)  # An image of one colour becomes zeros, not NaN.
 
 
-# In the round.
+# Augmentation within a round.
 
 
 def build(augment_fn, record=None, **kwargs):
-  """A linear model on tiny images whose training sees what a key makes."""
+  """Builds a linear model on tiny images, augmented with `augment_fn`."""
   rng = np.random.default_rng(3)
   x = rng.normal(size=(23, 4)).astype(np.float32)
   y = rng.integers(0, 3, 23).astype(np.int32)
@@ -151,8 +153,8 @@ def params_after(simulation, rounds=2):
     {'rounds_per_call': 1},
   ],
 )
-def test_what_is_drawn_depends_on_no_layout(kwargs):
-  """Other lanes, devices, micro-batches, calls: the same noise."""
+def test_draws_do_not_depend_on_the_layout(kwargs):
+  """Other lanes, devices, micro-batches and calls have the same noise."""
   expected = params_after(build(noisy, lanes=2))
   got = params_after(build(noisy, **kwargs))
   np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -160,8 +162,8 @@ def test_what_is_drawn_depends_on_no_layout(kwargs):
   assert np.abs(other - expected).max() > 1e-3
 
 
-def test_every_reading_of_every_example_has_its_own_key():
-  """Counted on the device: no two readings draw the same number."""
+def test_every_use_of_every_example_has_its_own_key():
+  """The device counts: no two uses of an example draw the same number."""
   seen = []
 
   def spy(key, x):
@@ -173,7 +175,7 @@ def test_every_reading_of_every_example_has_its_own_key():
 
   params_after(build(spy, batch_size=1, lanes=2), rounds=2)
   jax.effects_barrier()
-  # Idle lanes compute on, on whatever; of the others every draw is new.
+  # Idle lanes compute too, on any example; all other draws are new.
   draws = {}
   for number, x in seen:
     draws.setdefault(x, set()).add(number)
@@ -183,8 +185,16 @@ def test_every_reading_of_every_example_has_its_own_key():
   assert len(set(drawn)) == len(drawn)
 
 
-def test_the_test_sees_no_augmentation():
-  """Accuracy of the first model is that of the raw images."""
+def test_the_test_set_is_not_augmented():
+  """The first model has the accuracy of the raw images."""
   first = next(iter(fa.simulate(build(noisy), rounds=1)))
   plain = next(iter(fa.simulate(build(None), rounds=1)))
   assert first.test_loss == plain.test_loss
+
+
+def test_the_crop_is_the_same_for_other_devices():
+  """Indices of rows and columns make the same crop as a slice."""
+  (x,) = images(side=29)
+  with layers.for_platform('tpu'):
+    elsewhere = many(x)
+  np.testing.assert_array_equal(many(x), elsewhere)

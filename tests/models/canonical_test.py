@@ -1,4 +1,4 @@
-"""Canonical convolutions and their gradients against plain loops."""
+"""Canonical convolutions and their gradients are those of plain loops."""
 
 import functools
 
@@ -11,11 +11,11 @@ from fedavg_jax.models import canonical
 from tests.testing import convolutions
 
 WINDOWS = [
-  # Size of the image, of the kernel, padding, strides.
+  # Sizes of image and kernel, padding, strides.
   ((7, 8), (5, 5), ((2, 2), (2, 2)), (1, 1)),
   ((8, 7), (2, 4), ((0, 1), (1, 2)), (1, 1)),
   ((7, 8), (3, 3), ((1, 1), (0, 1)), (2, 2)),
-  ((9, 8), (2, 3), ((0, 0), (0, 0)), (3, 2)),  # Last rows are never read.
+  ((9, 8), (2, 3), ((0, 0), (0, 0)), (3, 2)),  # The last rows are never read.
   ((6, 5), (1, 1), ((0, 0), (0, 0)), (2, 2)),
   ((5, 4), (2, 1), ((3, 4), (2, 0)), (1, 1)),  # More padding than kernel.
   ((3, 3), (3, 3), ((0, 0), (0, 0)), (1, 1)),
@@ -23,7 +23,7 @@ WINDOWS = [
 
 
 def draw(rng, size, kernel, padding, strides, lead=()):
-  """Images, a kernel and a cotangent of the output."""
+  """Returns images, a kernel and a cotangent of the output."""
   x = rng.normal(size=(*lead, 2, *size, 3))
   weights = rng.normal(size=(*lead, *kernel, 3, 4))
   shape = [
@@ -54,8 +54,8 @@ def test_values_and_gradients_are_those_of_loops(
 
 @pytest.mark.parametrize('batched', [(0, 0), (None, 0), (0, None)])
 @pytest.mark.parametrize('clients', [3, 1])
-def test_clients_are_one_by_one(clients, batched):
-  """With strides; also with shared images or a shared kernel."""
+def test_clients_are_independent(clients, batched):
+  """Strides, shared images and a shared kernel are included."""
   case = WINDOWS[2]
   rng = np.random.default_rng(1)
   x, weights, g = map(jnp.float32, draw(rng, *case, lead=(clients,)))
@@ -77,8 +77,8 @@ def test_clients_are_one_by_one(clients, batched):
       np.testing.assert_allclose(a[c], b, atol=1e-4)
 
 
-def test_negative_padding_cuts_away():
-  """As if the image were smaller; what is cut has no gradient."""
+def test_negative_padding_crops():
+  """The image is smaller then; what is cropped has no gradient."""
   rng = np.random.default_rng(2)
   x, weights, g = map(
     jnp.float32, draw(rng, (7, 8), (3, 3), ((-1, 0), (1, -2)), (1, 1))
@@ -93,7 +93,7 @@ def test_negative_padding_cuts_away():
 
 
 def test_every_convolution_is_canonical():
-  """Forward and both gradients, also with a kernel per client and strides."""
+  """Both gradients are included, with strides and a kernel per client."""
   case = WINDOWS[2]
   x, weights, g = map(
     jnp.float32, draw(np.random.default_rng(3), *case, lead=(2,))

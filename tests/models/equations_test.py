@@ -48,10 +48,10 @@ def test_a_convolution(x, kernel, strides, padding, numbers):
 
 @pytest.mark.parametrize('axes', [(0, 1), (1, 0)])
 def test_a_convolution_is_that_of_loops(axes):
-  """The independent twin; rows and columns also change places."""
+  """The twin is independent; rows and columns are exchanged, too."""
   x, kernel = normal(0, 2, 6, 7, 3), normal(1, 3, 2, 3, 4)
   strides, padding = (2, 1), ((1, 2), (0, 1))
-  # JAX counts strides and padding in the order of the kernel's axes.
+  # JAX orders strides and padding like the kernel's axes.
   fast = rewriting.fast_function(
     lambda x, kernel: lax.conv_general_dilated(
       x,
@@ -75,7 +75,7 @@ POOLS = [
 
 
 @pytest.mark.parametrize(('taps', 'strides', 'padding'), POOLS)
-def test_a_maximum_behind_a_convolution(taps, strides, padding):
+def test_a_maximum_after_a_convolution(taps, strides, padding):
   def function(x, kernel):
     return nn.max_pool(conv(x, kernel), taps, strides, padding)
 
@@ -87,7 +87,7 @@ def test_a_maximum_behind_a_convolution(taps, strides, padding):
 
 @pytest.mark.parametrize(('taps', 'strides', 'padding'), POOLS)
 def test_the_first_of_tied_maxima_has_the_gradient(taps, strides, padding):
-  """Whole numbers from a kernel that changes nothing: ties are frequent."""
+  """An identity kernel has integers as outputs, so that ties are frequent."""
   kernel = jnp.eye(2)[None, None]
   x = jnp.float32(np.random.default_rng(3).integers(-2, 2, (2, 6, 5, 2)))
 
@@ -103,8 +103,8 @@ def test_the_first_of_tied_maxima_has_the_gradient(taps, strides, padding):
   )
 
 
-def test_pools_that_stay():
-  """Dilated ones, those of integers and large ones."""
+def test_pools_that_are_not_replaced():
+  """Those are pools of integers, dilated ones and large ones."""
   x = normal(0, 1, 10, 10, 1)
   kernel = jnp.ones((1, 1, 1, 1))
 
@@ -131,8 +131,8 @@ def test_pools_that_stay():
     np.testing.assert_array_equal(fast(x), function(x))
 
 
-def test_a_product_behind_a_convolution():
-  """A batch times a kernel is replaced; other products stay, exact ones too."""
+def test_a_product_after_a_convolution():
+  """Only a batch times a kernel is replaced; exact products are not."""
   x, kernel, dense = (
     normal(0, 2, 4, 5, 2),
     normal(2, 3, 3, 2, 2),
@@ -151,7 +151,7 @@ def test_a_product_behind_a_convolution():
   assert 'precision=(Precision.HIGHEST' in program
 
 
-def test_precision_stays():
+def test_precision_is_kept():
   def function(x, kernel):
     return lax.conv_general_dilated(
       x, kernel, (1, 1), 'SAME', dimension_numbers=NHWC, precision='highest'

@@ -1,4 +1,4 @@
-"""Every way to compute a layer against plain loops and against each other."""
+"""Every way to compute a layer is compared with plain loops."""
 
 import functools
 
@@ -58,8 +58,8 @@ def test_conv_gradients_match_jax(method, k, padding):
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('clients', rest_slow(1, [3, 1]))
 @pytest.mark.parametrize('batched', [(0, 0), (None, 0), (0, None)])
-def test_conv_of_many_clients_is_one_by_one(method, clients, batched):
-  """Forward and gradients, also with shared images or a shared kernel."""
+def test_conv_of_many_clients_is_that_of_each(method, clients, batched):
+  """Both gradients are included, and shared images or a shared kernel."""
   rng = np.random.default_rng(2)
   x = jnp.float32(rng.normal(size=(clients, 2, 6, 6, 2)))
   kernel = jnp.float32(rng.normal(size=(clients, 3, 3, 2, 3)))
@@ -85,7 +85,7 @@ def test_conv_of_many_clients_is_one_by_one(method, clients, batched):
 
 @pytest.mark.parametrize('method', rest_slow(1, METHODS))
 def test_conv_under_two_vmaps(method):
-  """A sweep around the clients."""
+  """A sweep is a vmap around that of the clients."""
   rng = np.random.default_rng(3)
   x = jnp.float32(rng.normal(size=(2, 3, 1, 5, 5, 1)))
   kernel = jnp.float32(rng.normal(size=(2, 3, 3, 3, 1, 2)))
@@ -104,7 +104,7 @@ def test_conv_under_two_vmaps(method):
 
 
 def test_no_gradient_of_the_data_is_computed():
-  """Of the first layer's three convolutions, two are left after compilation."""
+  """Two of the first layer's three convolutions are left after compilation."""
 
   def loss(kernel, x):
     return jnp.sum(layers.conv2d(x, kernel, padding=2, method='canonical') ** 2)
@@ -125,7 +125,7 @@ def test_conv_refuses_an_unknown_method():
 @pytest.mark.parametrize('size', [6, 7])
 def test_max_pool_matches_reduce_window(padding, size):
   rng = np.random.default_rng(4)
-  x = jnp.float32(rng.normal(size=(2, size, size, 3)) - 5)  # Negative too.
+  x = jnp.float32(rng.normal(size=(2, size, size, 3)) - 5)  # Some are negative.
 
   def pooled(x):
     return lax.reduce_window(
@@ -170,7 +170,7 @@ def test_max_pool3_is_tensorflows():
   rng = np.random.default_rng(6)
   x = jnp.float32(rng.normal(size=(2, 8, 6, 3)) - 5)
 
-  def pooled(x):  # XLA's SAME pads as TensorFlow's does: more at the end.
+  def pooled(x):  # XLA's SAME pads the end more, as TensorFlow does.
     return lax.reduce_window(
       x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME'
     )
@@ -184,7 +184,7 @@ def test_max_pool3_is_tensorflows():
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-# The peephole cell, once more.
+# The peephole cell in NumPy.
 
 
 def lstm_weights(rng, inputs, size):
@@ -197,7 +197,7 @@ def lstm_weights(rng, inputs, size):
 
 
 def numpy_lstm(x, weights):
-  """x [B, T, I] -> h [B, T, H], one number of one gate at a time, float64."""
+  """Computes x [B, T, I] -> h [B, T, H] in float64, gate by gate."""
   kernel, recurrent, bias, peephole = weights.values()
   examples, times, _ = x.shape
   size = len(recurrent)
@@ -244,7 +244,7 @@ def test_lstm_is_the_numpy_twins(steps):
 
 @pytest.mark.parametrize('steps', [1, 4])
 def test_lstm_gradients_are_those_of_the_numpy_twin(steps):
-  """Central differences of the twin, for the data and for every weight."""
+  """Central differences of the twin are taken for the data and all weights."""
   rng = np.random.default_rng(8)
   x, weights = rng.normal(size=(2, 4, 3)), lstm_weights(rng, 3, 2)
   target = rng.normal(size=(2, 4, 2))
@@ -296,8 +296,8 @@ def test_lstm_gradients_with_loops_of_known_length():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('clients', [1, 3])
-def test_lstm_of_many_clients_is_one_by_one(clients):
-  """Clients with lines of other lengths take as many steps as the longest."""
+def test_lstm_of_many_clients_is_that_of_each(clients):
+  """Clients with shorter lines take as many steps as the longest."""
   rng = np.random.default_rng(9)
   x = jnp.float32(rng.normal(size=(clients, 2, 6, 3)))
   weights = [
@@ -321,8 +321,8 @@ def test_lstm_of_many_clients_is_one_by_one(clients):
       np.testing.assert_allclose(a[c], b, atol=1e-5)
 
 
-def test_only_what_needs_the_step_before_is_in_the_loops():
-  """One product a step forwards and one backwards, the others outside."""
+def test_the_loops_have_only_what_needs_the_previous_step():
+  """One product per step is in each direction's loop, the others outside."""
 
   def value(*weights):
     return jnp.sum(layers.lstm(x, *weights, jnp.int32(5)))
@@ -333,7 +333,7 @@ def test_only_what_needs_the_step_before_is_in_the_loops():
   program = jax.make_jaxpr(jax.grad(value, argnums=range(4)))(*weights)
 
   def products(jaxpr, inside=False):
-    """(inside a loop, outside) of a program."""
+    """Returns the numbers of products in loops and outside of them."""
     found = np.zeros(2, int)
     for eqn in jaxpr.eqns:
       found[0 if inside else 1] += eqn.primitive.name == 'dot_general'
@@ -341,7 +341,7 @@ def test_only_what_needs_the_step_before_is_in_the_loops():
       found += sum((products(sub, loop) for sub in cost._inner(eqn)), 0)
     return found
 
-  # Forwards: x kernel. Backwards: two weights; the data need none.
+  # Forward: x kernel. Backward: two weights; the data need none.
   inside, outside = products(program.jaxpr)
   assert inside == 2
-  assert 3 <= outside <= 4  # Dropped by XLA: the gradient of the data.
+  assert 3 <= outside <= 4  # XLA drops the gradient of the data.

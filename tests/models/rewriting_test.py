@@ -1,4 +1,4 @@
-"""Rewritten functions: the same values and gradients, in other equations."""
+"""Rewritten functions have the same values and gradients."""
 
 from flax import linen as nn
 import jax
@@ -17,7 +17,7 @@ conv, normal = rewritten.conv, rewritten.normal
 
 @pytest.fixture
 def log(caplog):
-  """What is logged at the level of INFO, each line as if for the first time."""
+  """Returns the log at the level INFO; every line counts as new."""
   rewriting.log_once.cache_clear()
   caplog.set_level('INFO', logger='absl')
   return caplog
@@ -30,7 +30,7 @@ def twice(x, kernel):
 
 @twice.defjvp
 def _twice_jvp(primals, tangents):
-  # The derivative of its author.
+  # A derivative that differs on purpose.
   return twice(*primals), 3 * conv(tangents[0], primals[1])
 
 
@@ -43,7 +43,7 @@ def in_scan(x, kernel):
 
 
 def in_while(x, kernel):
-  """Behind a loop of unknown length, which has no gradient."""
+  """Computes a convolution after a loop of unknown length, without gradient."""
   return conv(x, kernel) * lax.stop_gradient(
     lax.while_loop(
       lambda x: jnp.sum(x**2) < 50.0,
@@ -72,7 +72,7 @@ def in_cond(x, kernel):
     in_while,
     lambda x, kernel: jax.jit(in_scan)(conv(x, kernel), kernel),
     lambda x, kernel: {'a': (conv(x, kernel), x), 'b': None},
-    # A kernel that is a constant.
+    # A constant kernel.
     lambda x, kernel: conv(x) + jnp.sum(kernel),
     lambda x, kernel: conv(x, jax.grad(lambda k: jnp.sum(conv(x, k)))(kernel)),
   ],
@@ -84,8 +84,8 @@ def test_inside(function):
   )
 
 
-def test_a_rule_of_its_own_stays(log):
-  """A derivative that is another one by intent is not replaced."""
+def test_a_custom_derivative_is_kept(log):
+  """A derivative that differs on purpose is not replaced."""
   x, kernel = normal(0, 1, 4, 5, 2), normal(2, 3, 3, 2, 2)
   rewritten.check_the_same(twice, x, kernel, rewritten=False)
   line = 'convolutions in custom_jvp_call float32[1,4,5,2] x float32[3,3,2,2]'
@@ -102,8 +102,8 @@ def test_a_rule_of_its_own_stays(log):
     ({'preferred_element_type': jnp.float32}, 'the type of its result'),
   ],
 )
-def test_a_convolution_that_stays(log, options, reason):
-  """The same program, and one line that says why."""
+def test_a_convolution_that_is_not_replaced(log, options, reason):
+  """The program is the same, and one line says why."""
   groups = options.get('feature_group_count', 1)
   x, kernel = (
     normal(0, 2, 8, 7, 4),
@@ -135,7 +135,7 @@ def test_a_convolution_that_stays(log, options, reason):
   )
 
 
-def test_three_dimensions_stay(log):
+def test_three_dimensions_are_not_replaced(log):
   x, kernel = (
     normal(0, 1, 4, 4, 4, 1),
     normal(1, 2, 2, 2, 1, 1),
@@ -150,7 +150,7 @@ def test_three_dimensions_stay(log):
   assert '(3 spatial dimensions)' in log.text
 
 
-def test_what_can_be_replaced_is_beside_what_cannot(log):
+def test_a_model_is_rewritten_in_part(log):
   model = convolutions.model(groups=2)
   params = model.init(jax.random.key(0))
   rewritten.check_the_same(
@@ -171,8 +171,8 @@ def test_what_can_be_replaced_is_beside_what_cannot(log):
     lambda x, kernel: x.reshape(2, 32) @ jnp.tile(kernel.reshape(4, 9), (8, 1)),
   ],
 )
-def test_a_program_without_convolutions_to_replace_is_the_same(function):
-  """Also that of our layers, whose convolutions are what others become."""
+def test_a_program_without_convolutions_to_replace_is_unchanged(function):
+  """Our layers are included: their convolutions are canonical already."""
   x, kernel = normal(0, 2, 4, 4, 2), normal(1, 3, 3, 2, 2)
   fast = rewriting.fast_function(function)
   assert rewritten.lowered(fast, x, kernel) == rewritten.lowered(
@@ -181,7 +181,7 @@ def test_a_program_without_convolutions_to_replace_is_the_same(function):
 
 
 @pytest.mark.parametrize('platform', ['gpu', 'tpu'])
-def test_accelerators_get_the_program_as_it_is(platform):
+def test_accelerators_get_the_program_unchanged(platform):
   x, kernel = normal(0, 2, 4, 4, 2), normal(1, 3, 3, 2, 2)
   with layers.for_platform(platform):
     fast = rewriting.fast_function(conv)

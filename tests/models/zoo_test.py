@@ -1,4 +1,4 @@
-"""Parameter counts, scaling of pixels, and the geometry of the networks."""
+"""Models have the parameter counts, scaling and networks of their papers."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from tests.testing import rest_slow
 
 
 def images(max_value=255.0):
-  """Random images in the shape of MNIST's."""
+  """Makes random images in the shape of MNIST's."""
   rng = np.random.default_rng(0)
   examples = fa.Examples(
     rng.integers(0, 256, (20, 28, 28, 1)).astype(np.uint8),
@@ -23,7 +23,7 @@ def images(max_value=255.0):
 
 
 def coloured(side=32):
-  """Random images in the shape of CIFAR's."""
+  """Makes random images in the shape of CIFAR's."""
   rng = np.random.default_rng(1)
   examples = fa.Examples(
     rng.integers(0, 256, (20, side, side, 3)).astype(np.uint8),
@@ -33,7 +33,7 @@ def coloured(side=32):
 
 
 def sequences(length, tokens, padding=None):
-  """Random sequences, the second one short where there is padding."""
+  """Makes random sequences; the second is short where there is padding."""
   rng = np.random.default_rng(2)
   x = rng.integers(0, tokens - 2, (20, length)).astype(np.int32)
   y = rng.integers(0, tokens - 2, (20, length)).astype(np.int32)
@@ -69,10 +69,10 @@ def test_parameter_counts_of_the_paper(name, data, kwargs, expected):
 
 
 @MODELS
-def test_initial_weights_are_those_of_operations_one_by_one(
+def test_initial_weights_do_not_depend_on_compilation(
   name, data, kwargs, expected
 ):
-  """Compiled as one program, they have the same bits."""
+  """Compiled as one program, they have the bits of single operations."""
   del expected
   init = zoo.build_model(name, data, **kwargs).init
   compiled = init(jax.random.key(3))
@@ -88,7 +88,7 @@ def test_initial_weights_are_those_of_operations_one_by_one(
 )
 @pytest.mark.parametrize('pixels', choices.PIXELS)
 def test_a_model_scales_raw_pixels_itself(name, pixels):
-  """Scaling inside equals scaling outside, in NumPy."""
+  """Scaling within the model is the same as scaling before, in NumPy."""
   data = images()
   x = data.train.x[:3]
   scaled = x / 255.0
@@ -113,7 +113,7 @@ def test_cnn_is_the_network_that_the_paper_describes():
   """Pooling before bias and ReLU is convolution, bias, ReLU, pooling."""
   model = zoo.build_model('cnn', images(), convolution='lax')
   params = model.init(jax.random.key(0))
-  params = jax.tree.map(  # Biases start at zero; make them count.
+  params = jax.tree.map(  # Biases start at zero, which tests nothing.
     lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape), params
   )
   rng = np.random.default_rng(1)
@@ -161,7 +161,7 @@ def test_unknown_model():
 
 
 @pytest.mark.parametrize('name', ['2nn', 'char_lstm'])
-def test_a_model_for_another_kind_of_data_is_told(name):
+def test_a_model_for_another_kind_of_data_is_refused(name):
   data = sequences(10, 20) if name == '2nn' else images()
   with pytest.raises(ValueError, match=f"model = '{name}': must be one of"):
     zoo.build_model(name, data)
@@ -176,7 +176,7 @@ def test_the_crop_needs_large_images():
 
 @pytest.mark.slow
 def test_cifar_net_is_the_tutorials():
-  """Convolution, ReLU, pool, norm, convolution, ReLU, norm, pool, dense."""
+  """Layers are conv, ReLU, pool, norm, conv, ReLU, norm, pool, three dense."""
   model = zoo.build_model('cifar_cnn', coloured(24), pixels='image')
   params = model.init(jax.random.key(0))
   params = jax.tree.map(
@@ -220,8 +220,8 @@ def test_cifar_net_is_the_tutorials():
     ('word_lstm', sequences(10, 10_000)),
   ],
 )
-def test_a_language_model_only_looks_back(name, data):
-  """A later token changes no earlier logits, an earlier one later logits."""
+def test_a_language_model_only_sees_the_past(name, data):
+  """A token changes later logits and no earlier ones."""
   model = zoo.build_model(name, data)
   params = model.init(jax.random.key(0))
   x = data.train.x[:3].copy()
@@ -236,13 +236,13 @@ def test_a_language_model_only_looks_back(name, data):
 
 @pytest.mark.slow
 def test_padding_takes_no_steps_and_changes_nothing():
-  """A short line by itself, in a longer array, and beside a long line."""
+  """A short line is run alone, in a longer array, and next to a long line."""
   data = sequences(12, 258, 257)
   model = zoo.build_model('char_lstm', data)
   params = model.init(jax.random.key(0))
-  x = data.train.x[1:2]  # Three characters.
+  x = data.train.x[1:2]  # A line of three characters.
   alone = model.apply(params, x)[:, :3]
-  beside = model.apply(params, data.train.x[:2])[1:, :3]
+  together = model.apply(params, data.train.x[:2])[1:, :3]
   short = model.apply(params, x[:, :3])
-  np.testing.assert_allclose(alone, beside, atol=1e-6)
+  np.testing.assert_allclose(alone, together, atol=1e-6)
   np.testing.assert_allclose(alone, short, atol=1e-6)

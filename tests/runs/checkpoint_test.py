@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what was written, or it is not used."""
+"""A checkpoint is read as it was written, or it is not used."""
 
 import builtins
 import errno
@@ -18,12 +18,12 @@ import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import checkpoint
 
-# Orbax and what it uses warn about their own future.
+# Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
 
 def tree(number):
-  """Every dtype and shape that may have to be kept; a tuple, nothing, a key."""
+  """Returns every dtype and shape to save; a tuple, an empty tree, no key."""
   rng = np.random.default_rng(number)
   return {
     'params': {
@@ -54,7 +54,7 @@ def kept(folder):
   return sorted(os.listdir(folder / 'checkpoints'))
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_saved_trees_are_restored(tmp_path):
   save(tmp_path, [3]).close()
   found = checkpoint.Checkpoints(tmp_path, keep=2).newest()
   assert found.metadata['round'] == 3
@@ -63,7 +63,7 @@ def test_what_is_saved_comes_back(tmp_path):
   assert isinstance(back['server'], tuple)
 
 
-def test_the_last_few_and_the_best_are_kept(tmp_path):
+def test_the_newest_and_the_best_are_kept(tmp_path):
   save(tmp_path, range(1, 7), accuracies=[0.1, 0.9, 0.3, 0.4, 0.5, None])
   assert kept(tmp_path) == ['2', '5', '6']
   params = tree(2)['params']
@@ -93,7 +93,7 @@ def halve(path):
 
 
 def flip_each(path):
-  """A bit of every file that has one."""
+  """Flips a bit of every file that has one."""
   for file in files(path):
     if file.stat().st_size:
       flip(file)
@@ -101,18 +101,20 @@ def flip_each(path):
 
 DAMAGE = {
   'a bit flipped in every file': flip_each,
-  'a bit flipped in the metadata': lambda path: flip(path / 'told/metadata'),
+  'a bit flipped in the metadata': lambda path: flip(
+    path / 'metadata/metadata'
+  ),
   'a bit flipped': lambda path: flip(largest(path)),
   'cut short': lambda path: halve(largest(path)),
   'every file empty': lambda path: [os.truncate(p, 0) for p in files(path)],
   'no files': lambda path: (shutil.rmtree(path), path.mkdir()),
   'arrays gone': lambda path: shutil.rmtree(path / 'leaves'),
-  'metadata gone': lambda path: shutil.rmtree(path / 'told'),
-  'metadata no json': lambda path: (path / 'told/metadata').write_text('{'),
-  'metadata null': lambda path: (path / 'told/metadata').write_text('null'),
+  'metadata gone': lambda path: shutil.rmtree(path / 'metadata'),
+  'metadata no json': lambda path: (path / 'metadata/metadata').write_text('{'),
+  'metadata null': lambda path: (path / 'metadata/metadata').write_text('null'),
   'metadata of another': lambda path: (
-    shutil.rmtree(path / 'told'),
-    shutil.copytree(path.parent / '1' / 'told', path / 'told'),
+    shutil.rmtree(path / 'metadata'),
+    shutil.copytree(path.parent / '1' / 'metadata', path / 'metadata'),
   ),
   'arrays of another': lambda path: (
     shutil.rmtree(path / 'leaves'),
@@ -122,7 +124,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize('how', DAMAGE)
-def test_a_damaged_one_is_reported_and_the_one_before_used(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_used(
   tmp_path, how, caplog
 ):
   save(tmp_path, [1, 2]).close()
@@ -135,18 +137,18 @@ def test_a_damaged_one_is_reported_and_the_one_before_used(
   message = warning.getMessage()
   assert 'checkpoints/2: damaged, using the previous one' in message
   assert '\n' not in message
-  # It is kept aside, and its number is free again.
+  # It is renamed, and its number is free again.
   checkpoints.save(2, tree(2), {'round': 2}, None)
   assert kept(tmp_path) == ['1', '2', '2.damaged']
   assert checkpoints.newest().metadata['round'] == 2
 
 
 def test_every_bit_of_the_metadata_counts(tmp_path):
-  """Any of its bytes is changed: it is the same JSON still, or not used."""
+  """Any changed byte leaves the same JSON, or the checkpoint is not used."""
   save(tmp_path, [1, 2]).close()
-  path = tmp_path / 'checkpoints' / '2' / 'told' / 'metadata'
+  path = tmp_path / 'checkpoints' / '2' / 'metadata' / 'metadata'
   good = path.read_bytes()
-  reader, whole = checkpoint._checkpointer(), 0
+  reader, readable = checkpoint._checkpointer(), 0
   for i in range(0, len(good), 3):
     content = bytearray(good)
     content[i] ^= 1 << i % 7
@@ -155,13 +157,13 @@ def test_every_bit_of_the_metadata_counts(tmp_path):
       found = checkpoint._read(reader, path.parents[1]).metadata
     except Exception:
       continue
-    whole += 1
+    readable += 1
     assert found == json.loads(good)
-  assert whole < 5
+  assert readable < 5
   reader.close()
 
 
-def test_files_beside_are_nobodys(tmp_path):
+def test_other_files_are_ignored(tmp_path):
   save(tmp_path, [1]).close()
   for name in ('3', '2.deleted', '2.orbax-checkpoint-tmp', 'notes', '٣'):
     (tmp_path / 'checkpoints' / name).write_text('mine')
@@ -172,18 +174,18 @@ def test_files_beside_are_nobodys(tmp_path):
   assert len(kept(tmp_path)) == 7
 
 
-def test_all_are_damaged(tmp_path):
+def test_all_checkpoints_are_damaged(tmp_path):
   save(tmp_path, [1, 2]).close()
   for number in '12':
     halve(largest(tmp_path / 'checkpoints' / number))
   with pytest.raises(InputError, match=r'checkpoints \[2, 1\] are all'):
     checkpoint.Checkpoints(tmp_path, keep=2).newest()
-  assert kept(tmp_path) == ['1', '2']  # Nothing was touched.
+  assert kept(tmp_path) == ['1', '2']  # No checkpoint was changed.
   with pytest.raises(InputError, match='checkpoints/2: is damaged'):
     fa.load_params(tmp_path)
 
 
-def test_there_is_none(tmp_path):
+def test_no_checkpoint(tmp_path):
   (tmp_path / 'a').mkdir()
   assert checkpoint.Checkpoints(tmp_path / 'a', keep=2).newest() is None
   with pytest.raises(FileNotFoundError, match='no checkpoint'):
@@ -193,8 +195,8 @@ def test_there_is_none(tmp_path):
     fa.load_params(tmp_path / 'a')
 
 
-def test_one_that_was_being_written_is_none(tmp_path):
-  """What a kill in the middle leaves is passed over, and then cleared away."""
+def test_a_partial_checkpoint_is_ignored(tmp_path):
+  """A kill during a save leaves it; the next save removes it."""
   save(tmp_path, [1]).close()
   half = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp'
   shutil.copytree(tmp_path / 'checkpoints' / '1', half)
@@ -215,8 +217,8 @@ def test_one_that_was_being_written_is_none(tmp_path):
     ({'w': np.zeros((0, 70))}, 'expected nothing for the model and the'),
   ],
 )
-def test_arrays_of_another_model(change, words):
-  """Of other names too, where shapes and types are those of the run."""
+def test_arrays_of_another_model_are_refused(change, words):
+  """Other names are refused too, where shapes and dtypes are the same."""
   saved = checkpoint.Checkpoint(
     [np.zeros((3, 70))], {'paths': [['params', 'w']]}
   )
@@ -236,7 +238,7 @@ def test_arrays_of_another_model(change, words):
     (ValueError('no such key'), InputError),
   ],
 )
-def test_what_cannot_be_read_now_is_not_called_damaged(
+def test_read_errors_are_not_reported_as_damage(
   tmp_path, monkeypatch, error, kind
 ):
   save(tmp_path, [1]).close()
@@ -255,7 +257,7 @@ class _Evil:
 
 
 def test_nothing_is_unpickled(tmp_path, monkeypatch):
-  """Python itself tells of every class that a pickle names."""
+  """Python has an audit event for every class that a pickle names."""
   monkeypatch.chdir(tmp_path)
   save(tmp_path, [1, 2]).close()
   for path in files(tmp_path / 'checkpoints' / '2'):
@@ -270,7 +272,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
   assert found.metadata['round'] == 1 and not named
   assert not (tmp_path / 'it-was-run').exists()
   pickle.loads(pickle.dumps(np.float32))
-  assert named  # The hook sees what there is to see.
+  assert named  # The hook does see pickles.
 
 
 def test_what_cannot_be_written_is_an_os_error(tmp_path):
@@ -299,8 +301,8 @@ def test_digest_sees_values_shapes_and_dtypes():
   )
 
 
-def test_a_checkpoint_under_another_number_is_not_used(tmp_path, caplog):
-  """What was saved after round 2 is not the state after round 4."""
+def test_a_renamed_checkpoint_is_not_used(tmp_path, caplog):
+  """A state that was saved after round 2 is not that after round 4."""
   save(tmp_path, [2, 3]).close()
   folder = tmp_path / 'checkpoints'
   shutil.copytree(folder / '2', folder / '4')
@@ -311,8 +313,8 @@ def test_a_checkpoint_under_another_number_is_not_used(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('number', [errno.EACCES, errno.EBUSY, errno.EIO])
-def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, number):
-  """Never renamed: another moment, or another user, can read it."""
+def test_read_errors_are_not_damage(tmp_path, monkeypatch, number):
+  """It is not renamed: it may be readable later, or by another user."""
   save(tmp_path, [2, 3]).close()
   real = builtins.open
   path = next((tmp_path / 'checkpoints' / '3').rglob('*')).parent
@@ -322,7 +324,7 @@ def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, number):
       raise OSError(number, os.strerror(number), str(file))
     return real(file, *args, **kwargs)
 
-  (tmp_path / 'checkpoints' / '3' / 'told' / 'metadata').write_text('{')
+  (tmp_path / 'checkpoints' / '3' / 'metadata' / 'metadata').write_text('{')
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
   monkeypatch.setattr(builtins, 'open', refusing)
   with pytest.raises(OSError, match=os.strerror(number)):

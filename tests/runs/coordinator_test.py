@@ -1,4 +1,4 @@
-"""Where process 0 listens: at the named address, where that is local."""
+"""Process 0 uses the named address where it is local."""
 
 import re
 import socket
@@ -16,7 +16,7 @@ from fedavg_jax.runs import distributed
     *('localhost:', 'localhost:-1', 'localhost:port', 'localhost:123456'),
   ],
 )
-def test_coordinators_that_cannot_be(coordinator):
+def test_invalid_coordinators_are_refused(coordinator):
   with pytest.raises(
     InputError, match=re.escape(f'--coordinator {coordinator}: must be HOST:')
   ):
@@ -26,19 +26,19 @@ def test_coordinators_that_cannot_be(coordinator):
 
 
 @pytest.mark.parametrize('host', ['localhost', '127.0.0.1'])
-def test_a_loopback_is_listened_to_alone(host):
+def test_a_loopback_listens_on_loopback_alone(host):
   address = distributed.local_address(host)
   assert address in ('127.0.0.1', '[::1]')
 
 
 @pytest.mark.parametrize('host', ['192.0.2.7', 'host.invalid', 'a' * 300, ''])
-def test_what_is_not_here_is_not_bound_to(host):
-  """An address of documentation, a name of nobody."""
+def test_other_hosts_are_not_local(host):
+  """One is an address for documentation, one a name without a host."""
   assert distributed.local_address(host) is None
 
 
-def test_a_name_that_means_this_machine_only_here(monkeypatch):
-  """As Debian writes it into /etc/hosts: others would not reach it."""
+def test_a_hosts_file_name_is_not_reachable(monkeypatch):
+  """Debian has such a line in /etc/hosts; other machines cannot use it."""
   found = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('127.0.1.1', 0))]
   monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: found)
   assert distributed.local_address('myhost') is None

@@ -1,4 +1,4 @@
-"""Several processes of this machine against one, and what they say if wrong."""
+"""Several processes compute what one does, and report what is wrong."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ from fedavg_jax.engine import processes
 from fedavg_jax.runs import checkpoint
 from tests.testing import PROGRAMS
 
-# One worker of the tests: several processes want all cores.
+# One worker of the tests: several processes need all cores.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('processes')]
 
 
@@ -52,13 +52,13 @@ def alone(tmp_path_factory):
 
 
 def test_several_processes_are_one(alone, tmp_path):
-  """C = 0 and 1, B = inf, SCAFFOLD, streams: the same within 1e-6."""
+  """C = 0 and 1, B = inf, SCAFFOLD and streams are the same within 1e-6."""
   several = _settings(2, tmp_path)
   assert several.keys() == alone.keys()
   for name in several.keys() - {'read'}:
     np.testing.assert_allclose(several[name], alone[name], atol=1e-6, rtol=1e-6)
     assert several[name].dtype == alone[name].dtype
-  # Each process reads those that its own lanes train, or will in two rounds.
+  # Each process reads only clients of its lanes, up to two rounds ahead.
   rows = [int(several['read'])]
   rows += [int(np.load(path)['read']) for path in tmp_path.glob('*.npz.*.npz')]
   assert len(rows) == 2 and max(rows) < alone['read']
@@ -66,13 +66,13 @@ def test_several_processes_are_one(alone, tmp_path):
 
 @pytest.fixture(scope='module')
 def one_process(tmp_path_factory):
-  """A run of a single process; never changed by a test."""
+  """Returns the folder of a run of one process; no test changes it."""
   workdir = tmp_path_factory.mktemp('one') / 'run'
   lost_process.run(1, workdir)
   return workdir
 
 
-def test_one_dies_the_others_say_so_and_the_run_goes_on(one_process, tmp_path):
+def test_one_dies_the_others_report_it_the_run_resumes(one_process, tmp_path):
   for number, after, victim, signum in (
     (3, 2, 0, signal.SIGKILL),
     (2, 1, 1, signal.SIGSTOP),
@@ -92,7 +92,7 @@ def test_one_dies_the_others_say_so_and_the_run_goes_on(one_process, tmp_path):
     assert len(lines) == 31
 
 
-def test_a_signal_to_one_stops_all_and_keeps_all(tmp_path):
+def test_a_signal_to_one_stops_and_saves_all(tmp_path):
   run = tmp_path / 'run'
   others, _ = lost_process.kill_one(2, 1, signal.SIGTERM, run, 5)
   (first,) = others
@@ -124,8 +124,8 @@ def test_a_signal_to_one_stops_all_and_keeps_all(tmp_path):
     ([['--workdir={}'], []], 'exists already, and is not the folder of a run'),
   ],
 )
-def test_what_differs_is_told_on_every_process(own, said, tmp_path):
-  """Before round 1, and nothing is written."""
+def test_differences_are_reported_on_every_process(own, said, tmp_path):
+  """The run has not started then, and nothing is written."""
   data = ()
   if any('data_dir' in flag for flags in own for flag in flags):
     for name, text in (
@@ -150,7 +150,7 @@ def test_what_differs_is_told_on_every_process(own, said, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-# What a process that cannot join says, and the flags that it has.
+# The error of a process that cannot join: its flags.
 CANNOT_JOIN = {
   'cannot be reached within 2 s': ['--num_processes=2', '--process_id=1'],
   'never connected (--connect': ['--num_processes=2', '--process_id=0'],
@@ -162,7 +162,7 @@ CANNOT_JOIN = {
 
 @pytest.fixture(scope='module')
 def cannot_join(tmp_path_factory):
-  """How each of them has ended, with its workdir; they wait side by side."""
+  """Returns each process's outcome and workdir; they wait at the same time."""
   started, workdirs = [], []
   for flags in CANNOT_JOIN.values():
     workdirs.append(tmp_path_factory.mktemp('joins') / 'run')
@@ -183,14 +183,14 @@ def cannot_join(tmp_path_factory):
 
 
 @pytest.mark.parametrize('said', CANNOT_JOIN)
-def test_a_process_that_cannot_join_says_so_in_time(said, cannot_join):
+def test_a_process_that_cannot_join_reports_it_in_time(said, cannot_join):
   ended, workdir = cannot_join[said]
   assert ended.code in (1, 2)
   assert ended.stderr.count('\n') == 1 and said in ended.stderr
   assert not workdir.exists()
 
 
-def test_a_process_too_many_is_told(tmp_path):
+def test_a_process_too_many_is_reported(tmp_path):
   own = [[], ['--process_id=2', '--num_processes=3']]
   started = lost_process.start(
     2, f'--workdir={tmp_path}/run', '--connect_seconds=6', own=own
@@ -199,14 +199,22 @@ def test_a_process_too_many_is_told(tmp_path):
   assert ['--num_processes' in e.errors[0] for e in (first, second)] == [1, 1]
 
 
-def test_alone_nothing_is_asked():
-  """One process needs no other, whatever it asks."""
-  assert not processes.several() and processes.leads()
-  assert processes.together(lambda: 3) == processes.first(lambda: 3) == 3
-  assert processes.broadcast({'a': 1}) == {'a': 1} and processes.least(4) == 4
-  processes.agree({'a': object})
+def test_one_process_needs_no_agreement():
+  """Every agreement of one process is its own value."""
+  assert not processes.is_distributed() and processes.is_primary()
+  assert (
+    processes.on_every_process(lambda: 3)
+    == processes.on_primary(lambda: 3)
+    == 3
+  )
+  assert (
+    processes.broadcast({'a': 1}) == {'a': 1} and processes.smallest(4) == 4
+  )
+  processes.check_equal({'a': object})
   with pytest.raises(InputError, match='wrong'):
-    processes.together(lambda: (_ for _ in ()).throw(InputError('wrong')))
+    processes.on_every_process(
+      lambda: (_ for _ in ()).throw(InputError('wrong'))
+    )
 
 
 def test_a_joined_sum_is_the_sum_of_each():
@@ -242,7 +250,7 @@ def test_a_joined_sum_is_the_sum_of_each():
 
 
 def test_every_process_traces_the_same():
-  """Whatever the seed of Python's hashes: sums must come in one order."""
+  """Sums have one order, whatever the seed of Python's hashes."""
   texts = {
     subprocess.run(
       [sys.executable, PROGRAMS / 'print_sums.py'],
@@ -256,7 +264,7 @@ def test_every_process_traces_the_same():
   assert len(texts) == 1 and 'all_reduce' in texts.pop()
 
 
-def test_an_unforeseen_error_ends_all_at_once(tmp_path):
+def test_an_unexpected_error_ends_all_processes_at_once(tmp_path):
   shutil.copy(PROGRAMS / 'config_that_fails.py', tmp_path / 'own.py')
   begin = time.monotonic()
   started = lost_process.start(
@@ -270,7 +278,7 @@ def test_an_unforeseen_error_ends_all_at_once(tmp_path):
   assert 'KeyError' in second.stderr
 
 
-def test_warnings_of_our_own_are_handed_on(one_process, tmp_path):
+def test_warnings_of_the_package_are_passed_on(one_process, tmp_path):
   shutil.copytree(one_process, tmp_path / 'run')
   more = ('--resume=extend', '--config.rounds=31')
   started = lost_process.start(
@@ -293,8 +301,8 @@ def test_a_signal_before_round_1_is_a_signal(tmp_path):
   )
 
 
-def test_the_manifest_starts_what_there_is(repository):
-  """Every flag of docs/kubernetes.yaml is one of the command's."""
+def test_the_manifest_has_valid_flags(repository):
+  """Every flag in docs/kubernetes.yaml is one of the command's."""
   service, job = yaml.safe_load_all(
     (repository / 'docs' / 'kubernetes.yaml').read_text()
   )

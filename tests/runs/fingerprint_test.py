@@ -1,4 +1,4 @@
-"""Parts that compute the same have the same fingerprint, others another."""
+"""Parts that compute the same have equal fingerprints, others do not."""
 
 import functools
 import os
@@ -22,11 +22,11 @@ from fedavg_jax.runs import fingerprint
 from tests.testing import rest_slow
 
 FACTOR = 2.0
-x = 0.0  # A name that functions here use for something else.
+x = 0.0  # Functions below use this name for something else.
 
 
 class Net(nn.Module):
-  """A network of the user."""
+  """Is a user's network."""
 
   widths: tuple
   precision: jax.lax.Precision | None = None
@@ -49,7 +49,7 @@ def network(widths=(4,), **options):
 
 
 def scaled(loss):
-  """Decorates a loss with a factor that only its closure has."""
+  """Decorates a loss with a factor that is only in its closure."""
 
   def decorate(factor):
     @functools.wraps(loss)
@@ -83,7 +83,7 @@ def of_operation(operation):
 
 
 def of_gradient(argument):
-  """Returns a loss that differentiates a function in one of its arguments."""
+  """Returns a loss that differentiates a function by one of its arguments."""
 
   def energy(a, b):
     return jnp.sum(a * a + 3 * b)
@@ -103,7 +103,7 @@ def metric_of(value):
   return {'metrics': [fa.metrics.mean_loss(squared(value))]}
 
 
-# Keyword arguments of `of_parts` below by a value, and two values that differ.
+# Keyword arguments of `of_parts` below for a value, and two such values.
 PARTS = {
   'learning rate': (
     lambda eta: {'algorithm': fa.fedavg(optax.sgd(eta), optax.sgd(1.0))},
@@ -165,7 +165,7 @@ def differ(one, other):
 
 
 @pytest.mark.parametrize('name', rest_slow(4, PARTS))
-def test_alike_and_not(name):
+def test_equal_and_different_parts(name):
   make, a, b = PARTS[name]
   (part,) = make(a)
   found = of_parts(**make(a))
@@ -174,7 +174,7 @@ def test_alike_and_not(name):
 
 
 def test_the_part_that_differs_comes_first():
-  """An algorithm has losses and models in its program, they do not have it."""
+  """Losses and models are in an algorithm's program, but not the reverse."""
   found = of_parts()
   assert differ(found, of_parts(algorithm=fa.scaffold(0.1))) == {'algorithm'}
   assert 'model' not in differ(found, of_parts(loss=squared(3.0)))
@@ -188,11 +188,11 @@ def test_the_part_that_differs_comes_first():
 
 
 def test_how_a_function_is_written_does_not_count():
-  """Neither names, docstrings, traces before, nor globals it does not read."""
+  """Names, docstrings, earlier traces and unread globals have no effect."""
   calls = []
 
   def written_otherwise(outputs, batch):
-    """Has a docstring."""
+    """Returns squared errors, in other words than above."""
     calls.append(batch.x)
     distance = outputs - batch.y[:, None]
     return jnp.sum(distance**2, axis=1)
@@ -221,7 +221,7 @@ def test_globals_that_are_read_count(monkeypatch):
 
 
 def test_a_derivative_rule_counts():
-  """It is in no forward pass."""
+  """The rule is not in the forward pass."""
 
   def ruled(slope):
     @jax.custom_jvp
@@ -246,11 +246,11 @@ def test_a_sweep_counts_what_makes_its_algorithms():
   assert differ(found, of_parts(algorithm=trained(2))) == {'algorithm'}
 
 
-def test_arrays_on_disk_are_not_read_whole(tmp_path):
+def test_arrays_on_disk_are_read_in_part(tmp_path):
   np.save(tmp_path / 'x.npy', np.arange(3000.0).reshape(1000, 3))
   array = np.load(tmp_path / 'x.npy', mmap_mode='r+')
   before = fingerprint.of_arrays((array,))
-  array[1] += 1  # Not among the rows that are read.
+  array[1] += 1  # This row is not read.
   assert before == fingerprint.of_arrays((array,))
   array[-1] += 1
   assert before != fingerprint.of_arrays((array,))
@@ -271,7 +271,7 @@ def test_arrays_count_with_type_shape_and_values(a, b):
 
 @pytest.mark.slow
 def test_other_processes_have_the_same(repository):
-  """Neither the order of a set nor an address is in it."""
+  """The order of a set and memory addresses have no effect."""
   code = (
     'from tests.runs.fingerprint_test import PARTS, of_parts\n'
     'for make, a, b in PARTS.values(): print(*of_parts(**make(a)).values())'

@@ -1,4 +1,4 @@
-"""Sweeps and comparisons: every run as by itself, resumed, told, refused."""
+"""A sweep's runs are those of single commands; tables compare them."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ import fedavg_jax as fa
 from fedavg_jax.cli import sweep
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import compare
 from fedavg_jax.runs import grid
 from fedavg_jax.runs import grid_jobs
@@ -30,7 +30,7 @@ from tests.testing import conversions
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 
-# Orbax and what it uses warn about their own future.
+# Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
 GRID = {
@@ -52,7 +52,7 @@ def without_times(records):
 
 @pytest.fixture(scope='module')
 def swept(tmp_path_factory, request):
-  """A sweep of four settings with two seeds."""
+  """Returns a sweep of four settings with two seeds: config, jobs, folder."""
   repository = request.config.rootpath
   folder = tmp_path_factory.mktemp('sweeps') / 'grid'
   config = small(repository)
@@ -60,7 +60,7 @@ def swept(tmp_path_factory, request):
 
 
 @pytest.mark.slow
-def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
+def test_every_run_is_that_of_a_single_command(swept, tmp_path):
   config, jobs, _ = swept
   assert len(jobs) == 8
   for i, job in enumerate((jobs[1], jobs[6])):
@@ -77,19 +77,19 @@ def test_every_run_is_the_one_that_it_would_be_by_itself(swept, tmp_path):
       strict=True,
     ):
       np.testing.assert_allclose(a, b, atol=1e-6)
-    told, alike = (
+    joint, alike = (
       json.loads((folder / 'summary.json').read_text())
       for folder in (job.folder, alone)
     )
-    assert told.keys() == alike.keys()
-    assert told['parameters'] == alike['parameters']
-    assert told['status'] == alike['status'] == 'finished'
-    # The folder is a run's, and over.
-    assert train.train(job.cfg, job.folder) == told
+    assert joint.keys() == alike.keys()
+    assert joint['parameters'] == alike['parameters']
+    assert joint['status'] == alike['status'] == 'finished'
+    # The folder is that of a finished run.
+    assert train.train(job.cfg, job.folder) == joint
 
 
 @pytest.mark.slow
-def test_table_tells_of_every_setting_and_the_best(swept, capsys):
+def test_table_has_every_setting_and_the_best(swept, capsys):
   _, jobs, folder = swept
   text = (folder / 'table.md').read_text()
   settings = {job.name for job in jobs}
@@ -110,8 +110,8 @@ def test_table_tells_of_every_setting_and_the_best(swept, capsys):
 
 
 @pytest.mark.slow
-def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
-  """Only what is missing is run; the table tells of all."""
+def test_it_resumes_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
+  """Only missing runs are trained; the table has all runs."""
   config, _, folder = swept
   own = tmp_path / 'grid'
   shutil.copytree(folder, own)
@@ -145,14 +145,14 @@ def test_it_goes_on_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
     6 + 1  # And the best.
   )
   ran.clear()
-  swapped = dict(reversed(GRID.items()))  # Other order, the same runs.
+  swapped = dict(reversed(GRID.items()))  # The order differs, the runs do not.
   grid.run_sweep(config, swapped, 2, own)
   assert ran == []
   for path, content in before.items():
     assert path.read_bytes() == content
 
 
-# Which keys differ in one sweep, and what else its runs are.
+# The keys that differ within one sweep, and the rest of its configs.
 KEYS = {
   'fedprox': (
     {
@@ -175,17 +175,17 @@ KEYS = {
 
 
 @pytest.mark.slow
-def test_all_keys_that_go_together_are_tried_here():
+def test_all_keys_of_joint_training_are_tested_here():
   tried = [key for values, _ in KEYS.values() for key in values]
   assert sorted(tried) == sorted(grid_jobs.TOGETHER)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', KEYS)
-def test_every_key_that_goes_together_is_that_of_each_run(
+def test_every_key_of_joint_training_is_that_of_each_run(
   repository, tmp_path, name
 ):
-  """The run of all second values, by itself and beside those of one first."""
+  """The run of all second values is trained alone and with the other runs."""
   values, changes = KEYS[name]
   config = small(repository, rounds=3, eval_every=3, **changes)
   jobs = grid.run_sweep(config, values, 1, tmp_path / 'grid')
@@ -204,27 +204,27 @@ def test_every_key_that_goes_together_is_that_of_each_run(
   ]
   assert len(others) == len(values)
   for folder in others:
-    # Adaptive optimizers amplify rounding where gradients are nearly nothing.
+    # Adaptive optimizers amplify rounding errors of gradients near zero.
     apart = distance(fa.load_params(folder), together)
     assert apart > 1e-3
     assert distance(together, alone) < 0.003 * apart
 
 
 @pytest.mark.slow
-def test_killed_between_its_folders_and_with_more_to_do(
+def test_killed_between_its_folders_and_resumed_with_more(
   repository, tmp_path, monkeypatch
 ):
-  """What a group has trained is kept, whatever the next command adds."""
+  """Trained runs of a group are kept, whatever the next command adds."""
   config = small(repository)
   finish, simulate = summary.finish, grid_training.simulate
   own = tmp_path / 'own'
   values = {'client.learning_rate': ['0.1', '0.2', '0.3']}
   with monkeypatch.context() as patch:
-    told = []
+    configs = []
 
     def dies(cfg, *args):
-      told.append(cfg)
-      if len(told) == 2:
+      configs.append(cfg)
+      if len(configs) == 2:
         raise MemoryError('killed')
       return finish(cfg, *args)
 
@@ -232,14 +232,14 @@ def test_killed_between_its_folders_and_with_more_to_do(
     with pytest.raises(MemoryError):
       grid.run_sweep(config, values, 1, own)
   assert len(list(own.glob('*/seed_0'))) == 1
-  begun = []
+  started = []
   monkeypatch.setattr(
     grid_training,
     'simulate',
-    lambda *args, **kwargs: begun.append(1) or simulate(*args, **kwargs),
+    lambda *args, **kwargs: started.append(1) or simulate(*args, **kwargs),
   )
   jobs = grid.run_sweep(config, values, 1, own)
-  assert not begun  # Nothing was trained again.
+  assert not started  # No run was trained again.
   assert len(list(own.glob('*/seed_0'))) == 3
   assert not list(own.glob('*/.part*')) and not (own / 'parts').exists()
   for job in jobs:
@@ -251,7 +251,7 @@ def test_killed_between_its_folders_and_with_more_to_do(
 def test_interrupted_and_resumed_to_the_same_lines(
   swept, repository, tmp_path, monkeypatch, seconds
 ):
-  """Stopped by a signal in the middle of two runs that go together."""
+  """A signal stops two runs that are trained together."""
   monkeypatch.setattr(grid_training, '_SECONDS_BETWEEN_SAVES', seconds)
   _, jobs, _ = swept
   config = small(repository, rounds_per_call=1)
@@ -268,11 +268,11 @@ def test_interrupted_and_resumed_to_the_same_lines(
   own = tmp_path / 'own'
   with monkeypatch.context() as patch:
     patch.setattr(grid_training, 'simulate', interrupted)
-    with pytest.raises(StoppedError, match='is saved'):
+    with pytest.raises(InterruptedRunError, match='is saved'):
       grid.run_sweep(config, values, 1, own)
   assert list((own / 'parts').glob('*/checkpoints/[0-9]*'))
   assert not list(own.glob('*/seed_0/metrics.jsonl'))
-  # More is asked for meanwhile: what was begun goes on first, as it was.
+  # More values are requested: the interrupted group resumes first, unchanged.
   began = []
 
   def spy(simulation, **kwargs):
@@ -284,19 +284,19 @@ def test_interrupted_and_resumed_to_the_same_lines(
     'client.learning_rate': [*GRID['client.learning_rate'], '0.4']
   }
   resumed = grid.run_sweep(config, more, 1, own)
-  assert began == [(True, 2)]  # The third one is trained by itself.
-  whole = {(j.name, j.cfg.seed): j.folder for j in jobs}
+  assert began == [(True, 2)]  # The third one is trained alone.
+  uninterrupted = {(j.name, j.cfg.seed): j.folder for j in jobs}
   for job in resumed[:2]:
-    other = whole[job.name, 0]
+    other = uninterrupted[job.name, 0]
     assert without_times(lines(job.folder)) == without_times(lines(other))
   assert not (own / 'parts').exists()
 
 
 @pytest.mark.slow
-def test_a_group_on_stored_clients_resumes_on_their_data_alone(
+def test_a_group_on_stored_clients_only_resumes_on_the_same_data(
   repository, tmp_path, monkeypatch
 ):
-  """Other files in their place are refused; lanes stay those it began with."""
+  """Other data are refused; the number of lanes is that of the first start."""
   data = tmp_path / 'data'
   for seed in (1, 0):
     rng = np.random.default_rng(seed)
@@ -326,7 +326,7 @@ def test_a_group_on_stored_clients_resumes_on_their_data_alone(
 
   monkeypatch.setattr(grid_training, 'simulate', interrupted)
   shutil.copytree(tmp_path / 'c0', data)
-  with pytest.raises(StoppedError):
+  with pytest.raises(InterruptedRunError):
     grid.run_sweep(config, values, 1, tmp_path / 'own')
   shutil.rmtree(data)
   shutil.copytree(tmp_path / 'c1', data)
@@ -347,11 +347,11 @@ def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
   config = small(repository, target_accuracy=0.5, rounds=30, eval_every=1)
   values = {'client.learning_rate': ['0.2', '1e20']}
   good, bad = grid.run_sweep(config, values, 1, tmp_path / 'grid')
-  told = [
+  summaries = [
     json.loads((job.folder / 'summary.json').read_text()) for job in (good, bad)
   ]
-  assert [t['status'] for t in told] == ['target reached', 'diverged']
-  assert told[0]['rounds'] == told[0]['rounds_to_target'] < 30
+  assert [t['status'] for t in summaries] == ['target reached', 'diverged']
+  assert summaries[0]['rounds'] == summaries[0]['rounds_to_target'] < 30
   assert lines(good.folder)[-1]['test_accuracy'] >= 0.5
   for job, status in ((good, 'target reached'), (bad, 'diverged')):
     alone = tmp_path / status
@@ -374,7 +374,7 @@ def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
 
 
 @pytest.mark.slow
-def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
+def test_tests_of_clients_run_one_run_at_a_time(repository, tmp_path):
   config = small(
     repository, rounds=2, holdout_fraction=0.2, client_eval_every=1
   )
@@ -402,9 +402,9 @@ def test_tests_of_clients_are_made_one_run_at_a_time(repository, tmp_path):
   ],
 )
 def test_sweeps_that_are_refused(repository, tmp_path, values, seeds, words):
-  with pytest.raises(InputError) as told:
+  with pytest.raises(InputError) as caught:
     grid.run_sweep(small(repository), values, seeds, tmp_path / 'grid')
-  assert words in str(told.value)
+  assert words in str(caught.value)
   assert not (tmp_path / 'grid').exists()
 
 
@@ -428,7 +428,7 @@ def test_folders_that_are_refused(swept, repository, tmp_path):
 def test_a_signal_between_two_runs_ends_the_sweep(
   repository, tmp_path, monkeypatch
 ):
-  """With a line about the sweep, which the same call completes."""
+  """The error is one line, and the same call completes the sweep."""
   config, values = small(repository, rounds=1), {'rounds': ['1', '2']}
   next_group = grid.next_group
 
@@ -441,7 +441,7 @@ def test_a_signal_between_two_runs_ends_the_sweep(
   with monkeypatch.context() as patch:
     patch.setattr(grid, 'next_group', interrupted)
     with pytest.raises(
-      StoppedError,
+      InterruptedRunError,
       match=f'1 of 2 runs are finished.* --workdir {folder} to resume',
     ) as info:
       grid.run_sweep(config, values, 1, folder)
@@ -449,8 +449,8 @@ def test_a_signal_between_two_runs_ends_the_sweep(
   assert all(map(grid_jobs.is_over, grid.run_sweep(config, values, 1, folder)))
 
 
-def test_what_cannot_run_leaves_nothing(repository, tmp_path):
-  """A model that does not fit, a name that no folder can have."""
+def test_invalid_runs_leave_no_folder(repository, tmp_path):
+  """A model does not fit, or a name is too long for a folder."""
   folder = tmp_path / 'grid'
   for changes, values, words in (
     ({'model': 'char_lstm'}, {}, "model = 'char_lstm': must be one of"),
@@ -469,7 +469,7 @@ def test_what_cannot_run_leaves_nothing(repository, tmp_path):
     assert not folder.exists()
 
 
-def test_a_sweep_of_which_nothing_has_run_blocks_no_other(tmp_path):
+def test_an_empty_sweep_does_not_block_another(tmp_path):
   base = run_config.RunConfig()
   (tmp_path / '.lock').touch()
   (tmp_path / 'sweep.json').write_text('{')
@@ -518,7 +518,7 @@ def test_a_damaged_group_is_one_line(tmp_path, text):
 
 
 @pytest.mark.slow
-def test_a_population_that_cannot_be_is_told_before_the_first_run(
+def test_an_invalid_population_is_refused_before_the_first_run(
   repository, tmp_path
 ):
   config = small(repository, alpha=0.001, num_clients=15)
@@ -533,7 +533,7 @@ def test_a_population_that_cannot_be_is_told_before_the_first_run(
 
 
 @pytest.mark.slow
-def test_the_best_is_none_that_diverged_or_of_a_rule_nobody_met():
+def test_the_best_has_not_diverged_and_reached_the_target():
   def rows(*own):
     return [
       {'best': best, 'to_target': to, 'status': status}
@@ -565,7 +565,7 @@ def test_grids_that_cannot_be_read(texts, words):
     sweep._parse(texts)
 
 
-# Comparing.
+# Comparisons.
 
 
 @pytest.mark.slow
@@ -583,15 +583,15 @@ def test_comparison_by_hand(tmp_path):
     },
   ]
   run = compare.Run('a', {}, {}, records, 'finished')
-  told = compare.row(run, 0.55)
-  assert (told['to_target'], told['bytes'], told['simulated']) == (2, 30, 3.0)
-  assert (told['best'], told['last'], told['pace']) == (0.6, 0.5, 1.5)
-  whole = compare.row(run, 0.9)
-  assert (whole['to_target'], whole['bytes']) == (None, None)
+  row = compare.row(run, 0.55)
+  assert (row['to_target'], row['bytes'], row['simulated']) == (2, 30, 3.0)
+  assert (row['best'], row['last'], row['pace']) == (0.6, 0.5, 1.5)
+  unmet = compare.row(run, 0.9)
+  assert (unmet['to_target'], unmet['bytes']) == (None, None)
   none = compare.row(run, 0.0)
   assert (none['to_target'], none['simulated']) == (None, 7.0)
   assert '| a | 3 | 0.6000 | 0.5000 | — | — | — | 1.5 | finished |' in (
-    compare.table([whole], 0.9)
+    compare.table([unmet], 0.9)
   )
 
 

@@ -1,4 +1,4 @@
-"""What loggers leave, read by other means than they were written."""
+"""Logs have the run's metrics, when read without the package's code."""
 
 import csv
 import json
@@ -11,21 +11,22 @@ import sys
 import pytest
 
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import train
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 from tests.testing.run_folders import signal_after
 
-# Orbax and what it uses warn about their own future.
+# Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
 
 def scalars(folder):
-  """{tag: {step: value}} of event files, the latest told of each step.
+  """Reads event files: {tag: {step: the last value}}.
 
-  Reads the records by hand: length, checksum, an event, checksum.
+  A record is a length, a checksum, an event and a checksum.
+
   """
   from tensorboardX.proto import event_pb2
 
@@ -40,7 +41,7 @@ def scalars(folder):
       at += 16 + length
       if event.session_log.status == event_pb2.SessionLog.SessionStatus.Value(
         'START'
-      ):  # Readers drop what was told of this step and later ones.
+      ):  # Readers drop earlier values of this step and later ones.
         found = {
           tag: {s: v for s, v in steps.items() if s < event.step}
           for tag, steps in found.items()
@@ -53,7 +54,7 @@ def scalars(folder):
 
 
 @pytest.mark.slow
-def test_csv_and_tensorboard_tell_what_the_lines_do(repository, tmp_path):
+def test_csv_and_tensorboard_have_the_values_of_the_lines(repository, tmp_path):
   config = load(
     repository, 'quickstart', rounds=6, eval_every=2, log='csv, tensorboard'
   )
@@ -66,21 +67,19 @@ def test_csv_and_tensorboard_tell_what_the_lines_do(repository, tmp_path):
     for key, text in row.items():
       value = record.get(key)
       assert text == ('' if value is None else str(value))
-  told = scalars(tmp_path / 'run' / 'tensorboard')
+  logged = scalars(tmp_path / 'run' / 'tensorboard')
   expected = {}
   for record in records:
     for key, value in record.items():
       if key != 'round' and value is not None:
         expected.setdefault(key, {})[record['round']] = value
-  assert told.keys() == expected.keys()
+  assert logged.keys() == expected.keys()
   for tag, values in expected.items():
-    assert told[tag] == pytest.approx(values, rel=1e-6)
+    assert logged[tag] == pytest.approx(values, rel=1e-6)
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_tells_each_round_once(
-  repository, tmp_path, monkeypatch
-):
+def test_a_resumed_run_logs_each_round_once(repository, tmp_path, monkeypatch):
   config = load(
     repository,
     'quickstart',
@@ -90,15 +89,15 @@ def test_a_run_that_goes_on_tells_each_round_once(
   )
   with monkeypatch.context() as patch:
     signal_after(patch, 4, 15)
-    with pytest.raises(StoppedError):
+    with pytest.raises(InterruptedRunError):
       train.train(config, tmp_path / 'run')
   train.train(config, tmp_path / 'run')
   records = lines(tmp_path / 'run')
   with open(tmp_path / 'run' / 'metrics.csv', newline='') as file:
     rounds = [int(row['round']) for row in csv.DictReader(file)]
   assert rounds == list(range(9)) == [r['round'] for r in records]
-  told = scalars(tmp_path / 'run' / 'tensorboard')['test_accuracy']
-  assert told == pytest.approx(
+  logged = scalars(tmp_path / 'run' / 'tensorboard')['test_accuracy']
+  assert logged == pytest.approx(
     {r['round']: r['test_accuracy'] for r in records}
   )
 
@@ -113,7 +112,7 @@ def test_names():
     loggers.check('csv,excel')
 
 
-def test_nothing_is_written_into_a_folder_that_is_anothers_by_now(tmp_path):
+def test_nothing_is_written_into_a_folder_of_another_process(tmp_path):
   (tmp_path / 'metrics.csv').write_text('of another run')
 
   def check():
@@ -126,14 +125,14 @@ def test_nothing_is_written_into_a_folder_that_is_anothers_by_now(tmp_path):
   assert (tmp_path / 'metrics.csv').read_text() == 'of another run'
 
 
-def test_without_wandb_it_says_so(monkeypatch):
+def test_a_missing_wandb_is_reported(monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
   with pytest.raises(InputError, match='wandb cannot be imported'):
     loggers.check('wandb')
 
 
-def test_a_folder_keeps_its_run_of_wandb(tmp_path):
-  """Also where it is moved; another one is another run."""
+def test_a_folder_has_one_run_of_wandb(tmp_path):
+  """A moved folder has the same run; another folder has another run."""
   made = loggers._wandb_id(tmp_path / 'a' / 'run_id')
   (tmp_path / 'a').rename(tmp_path / 'b')
   assert loggers._wandb_id(tmp_path / 'b' / 'run_id') == made
@@ -150,7 +149,7 @@ def test_wandb_without_a_login_is_one_line(tmp_path, monkeypatch):
   assert '\n' not in str(info.value)
 
 
-def test_wandb_keeps_the_rounds(repository, tmp_path):
+def test_wandb_has_the_rounds(repository, tmp_path):
   pytest.importorskip('wandb')
   process = subprocess.run(
     [
@@ -166,6 +165,6 @@ def test_wandb_keeps_the_rounds(repository, tmp_path):
   assert process.returncode == 0, process.stderr
   (folder,) = (tmp_path / 'run' / 'wandb').glob('offline-run-*')
   (path,) = folder.glob('*.wandb')
-  content = path.read_bytes()  # Numbers stand in it as JSON.
+  content = path.read_bytes()  # Numbers are stored as JSON.
   for record in lines(tmp_path / 'run'):
     assert json.dumps(record['test_loss']).encode() in content

@@ -1,4 +1,4 @@
-"""Loss and metrics of a config: regression and several labels, beside NumPy."""
+"""Regression and multi-label runs are compared with plain NumPy."""
 
 import importlib
 import itertools
@@ -24,7 +24,7 @@ from tests.testing import twin
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import png_size
 
-# Orbax and what it uses warn about their own future.
+# Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
 MODULE = """
@@ -83,7 +83,7 @@ def nothing(dataset):
 def empty(dataset):
     return fa.metrics.squared_error()._replace(result=lambda sums: {})
 """
-SIZES = '1,7,5,7'  # With B = 3: short last batches, and a client of one.
+SIZES = '1,7,5,7'  # With B = 3: short minibatches, and a client of one example.
 RATE = 0.3
 
 
@@ -115,7 +115,7 @@ def binary_gradient(w, x, y):
 
 
 def numpy_run(config, gradient):
-  """Returns what the run is made of, and w after each round in plain NumPy."""
+  """Returns the run's parts, and w after each round in plain NumPy."""
   cfg = run_config.read(config)
   prepared = builders.prepare(cfg)
   clients = prepared.clients
@@ -149,7 +149,7 @@ def timeless(folder):
 
 @pytest.fixture(scope='module')
 def regression(module, tmp_path_factory):
-  """A run of squared errors: its folder, and the errors that NumPy has."""
+  """Trains with squared errors; returns the folder, models and errors."""
   folder = tmp_path_factory.mktemp('runs') / 'run'
   train.train(settings(module), folder)
   prepared, models = numpy_run(settings(module), squared_gradient)
@@ -176,10 +176,10 @@ def test_a_regression_run_is_that_of_numpy(regression):
   assert (folder / 'partition.png').exists()
 
 
-def test_resumed_to_the_bits_of_the_whole_and_down_to_a_target(
+def test_a_resumed_run_with_a_target_has_the_same_bits(
   module, regression, tmp_path
 ):
-  whole, _, errors = regression
+  unbroken, _, errors = regression
   best = int(np.argmin(errors))
   target = (min(errors) + min(errors[:best])) / 2
   own = settings(module, target=target, rounds=2)
@@ -189,16 +189,16 @@ def test_resumed_to_the_bits_of_the_whole_and_down_to_a_target(
   assert summary['status'] == 'target reached'
   assert summary['rounds'] == summary['rounds_to_target'] == best > 2
   assert summary['target_squared_error'] == target
-  assert timeless(tmp_path / 'run') == timeless(whole)[: best + 1]
+  assert timeless(tmp_path / 'run') == timeless(unbroken)[: best + 1]
   one, other = (
-    fa.load_params(path, best=True) for path in (tmp_path / 'run', whole)
+    fa.load_params(path, best=True) for path in (tmp_path / 'run', unbroken)
   )
   np.testing.assert_array_equal(one['w'], other['w'])
-  # The folder is over: the same call runs nothing.
+  # The run has finished: the same call trains nothing.
   assert train.train(own, tmp_path / 'run', extend=True) == summary
 
 
-def test_comparison_and_sweep_go_by_the_smallest(module, regression, tmp_path):
+def test_comparison_and_sweep_prefer_the_smallest(module, regression, tmp_path):
   folder, _, errors = regression
   goal = sorted(errors)[1] * 1.001
   jobs = grid.run_sweep(
@@ -215,11 +215,11 @@ def test_comparison_and_sweep_go_by_the_smallest(module, regression, tmp_path):
   assert f'| {first} | 1 |' in winner
   runs = [compare.read_run(path) for path in (folder, jobs[0].folder)]
   compare.check_same_data(runs)
-  whole, little = (compare.row(run, goal) for run in runs)
-  assert whole['to_target'] == first and little['to_target'] is None
-  assert whole['best'] == pytest.approx(min(errors), rel=1e-4)
-  assert little['best'] == little['last'] < errors[0]  # It comes down slowly.
-  table = compare.table([whole, little], goal, runs[0].measure)
+  main, little = (compare.row(run, goal) for run in runs)
+  assert main['to_target'] == first and little['to_target'] is None
+  assert main['best'] == pytest.approx(min(errors), rel=1e-4)
+  assert little['best'] == little['last'] < errors[0]  # It decreases slowly.
+  table = compare.table([main, little], goal, runs[0].measure)
   assert f'{min(errors):.4g}' in table and 'best squared_error' in table
   compare.draw(tmp_path / 'two.png', {r.name: [r] for r in runs}, goal)
   other = runs[1]._replace(measure=Measure())
@@ -228,7 +228,7 @@ def test_comparison_and_sweep_go_by_the_smallest(module, regression, tmp_path):
   compare.check_target('--target', 9.0, runs[0].measure)
   with pytest.raises(InputError, match=r'--target 9.0: must be in .0, 1'):
     compare.check_target('--target', 9.0, Measure())
-  # Without a target the smallest mean of the best.
+  # Without a target, the smallest mean of the best values wins.
   plain = [job._replace(cfg=job.cfg.replace({'target': 0.0})) for job in jobs]
   grid_report.report(plain, tmp_path / 'sweep')
   text = (tmp_path / 'sweep' / 'table.md').read_text()
@@ -263,7 +263,7 @@ def test_several_labels_of_an_example_and_their_f1(module, tmp_path):
   assert summary['best_validation_macro_f1'] == max(
     record['validation_macro_f1'] for record in found
   )
-  own = []  # Of clients that hold something out.
+  own = []  # Clients that hold something out.
   held = prepared.held
   for first, stop in itertools.pairwise(held.offsets):
     if stop > first:
@@ -292,7 +292,7 @@ def objects(module):
   }
 
 
-def test_objects_are_the_run_that_names_are(module, tmp_path):
+def test_objects_are_the_same_run_as_names(module, tmp_path):
   config = settings(module, loss=f'{module}:huber', rounds=4)
   config.metrics = f'squared_error,{module}:largest'
   config.options.loss.delta = 0.5
@@ -382,7 +382,7 @@ def test_an_algorithm_has_the_name_of_its_makers(algorithm, names):
     ({'metrics': ['loss']}, r'metrics.0.: is str, must be an fa.Metric'),
   ],
 )
-def test_objects_that_are_refused(tmp_path, parts, said):
+def test_invalid_objects_are_refused(tmp_path, parts, said):
   with pytest.raises(InputError, match=said):
     fa.train(RunConfig(), tmp_path / 'run', **parts)
   assert not (tmp_path / 'run').exists()
@@ -401,7 +401,7 @@ def test_objects_that_are_refused(tmp_path, parts, said):
     ({'target': 0.5, 'target_accuracy': 0.5}, 'target = 0.5: must be 0 with'),
   ],
 )
-def test_words_that_are_refused(changes, said):
+def test_invalid_words_are_refused(changes, said):
   with pytest.raises(InputError, match=said):
     RunConfig(**changes)
 
@@ -425,7 +425,9 @@ def test_words_that_are_refused(changes, said):
     ({'partition': 'shards'}, "partition = 'shards': needs one label per"),
   ],
 )
-def test_what_does_not_fit_is_refused(module, tmp_path, changes, said):
+def test_objectives_that_do_not_fit_are_refused(
+  module, tmp_path, changes, said
+):
   changes = {
     k: v.replace('MINE', module) if isinstance(v, str) else v
     for k, v in changes.items()
@@ -440,15 +442,15 @@ def test_what_does_not_fit_is_refused(module, tmp_path, changes, said):
   ('key', 'metrics'),
   [('metrics', ''), ('loss', ''), ('loss', 'loss, accuracy')],
 )
-def test_a_sweep_is_of_one_measure(tmp_path, key, metrics):
-  """Not of each run's own loss, whatever it is called."""
+def test_a_sweep_has_one_measure(tmp_path, key, metrics):
+  """Each run's own loss is not the measure, even where names are equal."""
   base = RunConfig().replace({'metrics': metrics})
   with pytest.raises(InputError, match=f'--grid {key}: the runs of a sweep'):
     grid.run_sweep(base, {key: ['loss']}, 1, tmp_path / 'sweep')
 
 
 def test_runs_of_other_losses_are_compared_by_another_measure(module, tmp_path):
-  """Two losses have one name in the lines; another metric serves both."""
+  """Two losses have the same name in the lines; another metric serves both."""
 
   def folders(metrics, *losses):
     for loss in losses:
@@ -468,14 +470,14 @@ def test_runs_of_other_losses_are_compared_by_another_measure(module, tmp_path):
   compare.check_same_data(list(folders('squared_error', *losses)))
 
 
-def test_numbers_that_are_not_finite_are_no_results():
+def test_values_that_are_not_finite_are_no_results():
   measure = Measure('loss', lower_is_better=True)
   records = [
     {'round': i, 'test_loss': value}
     for i, value in enumerate([None, 4.0, float('inf'), 2.0, 3.0])
   ]
   assert [measure.of(record) for record in records] == [None, 4, None, 2, 3]
-  assert measure.crossings(records, 3.5) == (3, None)  # Round 2 is not there.
+  assert measure.crossings(records, 3.5) == (3, None)  # Round 2 is missing.
   assert measure.crossings(records, 1.0) == (None, None)
   assert measure.best([4.0, 2.0, 3.0]) == 2.0
   assert np.isnan(measure.best([]))

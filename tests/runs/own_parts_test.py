@@ -1,4 +1,4 @@
-"""Data, models and algorithms of a person's own, by name in a config."""
+"""User-defined data, models and algorithms are named in a config."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import grid
 from fedavg_jax.runs import grid_training
 from fedavg_jax.runs import own_parts
@@ -81,7 +81,7 @@ def settings(module, **changes):
   return config
 
 
-def test_a_run_of_own_parts_resumes_and_says_whose_code_it_is(module, tmp_path):
+def test_a_run_of_custom_parts_resumes_and_records_their_code(module, tmp_path):
   folder = tmp_path / 'run'
   train.train(settings(module), folder)
   began = json.loads((folder / 'config.json').read_text())
@@ -107,7 +107,7 @@ def test_a_run_of_own_parts_resumes_and_says_whose_code_it_is(module, tmp_path):
     train.train(changed, folder)
 
 
-def test_a_sweep_over_an_option_of_an_own_model(module, tmp_path):
+def test_a_sweep_over_an_option_of_a_custom_model(module, tmp_path):
   jobs = grid.run_sweep(
     settings(module),
     {
@@ -131,8 +131,8 @@ def test_a_sweep_over_an_option_of_an_own_model(module, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('ended', [True, False])
-def test_a_sweep_is_of_one_code(module, tmp_path, monkeypatch, ended):
-  """Neither finished runs nor those of a stopped group go with other code."""
+def test_a_sweep_has_one_version_of_code(module, tmp_path, monkeypatch, ended):
+  """Finished runs and stopped groups do not resume with other code."""
   folder, rates = tmp_path / 'sweep', ['0.1', '0.2']
   simulate = grid_training.simulate
 
@@ -151,7 +151,7 @@ def test_a_sweep_is_of_one_code(module, tmp_path, monkeypatch, ended):
       sweep(*rates)
     else:
       patch.setattr(grid_training, 'simulate', interrupted)
-      with pytest.raises(StoppedError):
+      with pytest.raises(InterruptedRunError):
         sweep(*rates)
   path = tmp_path / f'{module}.py'
   path.write_text(path.read_text().replace('0.1 *', '0.2 *'))
@@ -162,7 +162,7 @@ def test_a_sweep_is_of_one_code(module, tmp_path, monkeypatch, ended):
   assert len(list(folder.glob('*/seed_0/summary.json'))) == 3
 
 
-def test_no_own_code_without_own_parts():
+def test_configs_without_custom_parts_have_no_code():
   assert own_parts.code_sha256(RunConfig()) == {}
 
 
@@ -182,7 +182,7 @@ def test_no_own_code_without_own_parts():
     ({'model': 'MODULE:points'}, 'fails .TypeError'),
   ],
 )
-def test_what_is_refused(module, tmp_path, changes, said):
+def test_invalid_parts_are_refused(module, tmp_path, changes, said):
   changes = {k: v.replace('MODULE', module) for k, v in changes.items()}
   config = settings(module, **changes)
   for part in changes:
@@ -203,6 +203,6 @@ def test_what_is_refused(module, tmp_path, changes, said):
     ('wide', "options = 'wide': must be a dictionary"),
   ],
 )
-def test_options_that_are_refused(options, said):
+def test_invalid_options_are_refused(options, said):
   with pytest.raises(InputError, match=said):
     RunConfig(options=options)

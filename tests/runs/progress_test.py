@@ -1,4 +1,4 @@
-"""What a person watches, on a terminal and elsewhere."""
+"""Progress is shown on a terminal and elsewhere."""
 
 import io
 
@@ -6,7 +6,7 @@ from fedavg_jax.runs import progress
 
 
 class Clock:
-  """Stands in for the clock that spaces the lines: three seconds a look."""
+  """Replaces the clock between lines: every call is three seconds later."""
 
   def __init__(self):
     self.now = 0.0
@@ -39,7 +39,7 @@ def test_plain_lines(monkeypatch):
   assert ' left' in text and '\r' not in text
 
 
-def test_a_long_run_tells_its_duration_once(monkeypatch):
+def test_a_long_run_prints_its_duration_once(monkeypatch):
   for terminal in (False, True):
     text = watch(monkeypatch, terminal=terminal)
     assert text.count('3 s per round: all 400 rounds take about 20 min') == 1
@@ -68,7 +68,7 @@ def test_a_resumed_run_counts_its_own_rounds(monkeypatch):
     shown.update({'round': number, 'train_loss': 0.25, 'seconds': 3.0})
   shown.close()
   assert 'round 103/400' in out.getvalue()
-  assert '0.333 rounds/s' in out.getvalue()  # A round in 3 s.
+  assert '0.333 rounds/s' in out.getvalue()  # A round takes 3 s.
   assert 'all 300 rounds take about 15 min' in out.getvalue()
 
 

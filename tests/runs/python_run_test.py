@@ -1,4 +1,4 @@
-"""A run from Python: the same rounds, in one call or in several."""
+"""A run from Python has the same rounds in one call or in several."""
 
 import json
 import signal
@@ -11,21 +11,21 @@ import pytest
 
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import compare
 from fedavg_jax.runs import signals
 from fedavg_jax.runs import train
 from tests.testing import simulations
 from tests.testing.run_folders import load
 
-# Orbax and what it uses warn about their own future.
+# Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
 CLIENTS_STAY = {'devices': {}, 'host': {'client_states_on': 'host'}}
 
 
 def build(uneven_examples, own=None, **changes):
-  """SCAFFOLD, whose server and clients keep something."""
+  """Builds a simulation of SCAFFOLD: server and clients have states."""
   x, y, parts = uneven_examples
   return simulations.build(
     fa.build_clients(fa.Examples(x, y), parts),
@@ -40,7 +40,7 @@ def simulation(request, uneven_examples):
 
 
 def of(result):
-  """What must be the same: the history but for times, and all states."""
+  """Returns all that must be equal: the history without times, and states."""
   return [
     {k: v.tolist() for k, v in result.items() if k != 'seconds'},
     result.state,
@@ -53,27 +53,27 @@ def check_equal(a, b):
 
 
 def test_in_parts_as_in_one(simulation):
-  whole = fa.run(simulation, rounds=5)
+  uninterrupted = fa.run(simulation, rounds=5)
   first = fa.run(simulation, rounds=2)
   assert first['round'].tolist() == [0, 1, 2]
-  check_equal(fa.run(simulation, rounds=5, start=first), whole)
+  check_equal(fa.run(simulation, rounds=5, start=first), uninterrupted)
   with pytest.raises(InputError, match='another run has continued'):
     fa.run(simulation, rounds=5, start=first)
 
 
 def test_a_folder_is_saved_and_continued(simulation, tmp_path):
-  whole = fa.run(simulation, rounds=5)
+  uninterrupted = fa.run(simulation, rounds=5)
   folder = tmp_path / 'own'
   fa.run(simulation, rounds=2, folder=folder)
-  check_equal(fa.run(simulation, rounds=5, folder=folder), whole)
+  check_equal(fa.run(simulation, rounds=5, folder=folder), uninterrupted)
   again, once_more = (
     fa.run(simulation, rounds=5, folder=folder) for _ in range(2)
   )
-  check_equal(again, whole)
-  # Times too: nothing was run anew.
+  check_equal(again, uninterrupted)
+  # Times are equal too: nothing was run again.
   assert again['seconds'].tolist() == once_more['seconds'].tolist()
   jax.tree.map(
-    np.testing.assert_array_equal, fa.load_params(folder), whole.params
+    np.testing.assert_array_equal, fa.load_params(folder), uninterrupted.params
   )
 
 
@@ -113,7 +113,7 @@ def test_on_round_has_every_model_and_ends_the_run(uneven_examples):
 
 
 def test_the_best_model_is_that_of_its_round(uneven_examples, tmp_path):
-  """By the first metric, the first of equal ones; a folder keeps it."""
+  """The first metric decides, the first of equal rounds; a folder keeps it."""
   simulation = build(uneven_examples)
   models = {}
   result = fa.run(
@@ -146,7 +146,7 @@ def test_the_smallest_error_is_the_best(uneven_examples):
   assert result.best.value == result['test_loss'].min()
 
 
-def test_predict_is_the_model_in_any_number(uneven_examples):
+def test_predict_works_for_any_number_of_examples(uneven_examples):
   result = fa.run(build(uneven_examples), rounds=1)
   x = np.random.default_rng(0).integers(0, 256, (600, 3, 3, 1), np.uint8)
   expected = result.simulation.task.model.apply(result.params, x)
@@ -163,10 +163,10 @@ def test_a_sweep_has_a_history_per_value(uneven_examples, tmp_path):
       sweep=(0.1, 0.3),
     )
 
-  whole = fa.run(sweep(), rounds=3)
-  assert whole['test_loss'].shape == (4, 2)
+  uninterrupted = fa.run(sweep(), rounds=3)
+  assert uninterrupted['test_loss'].shape == (4, 2)
   fa.run(sweep(), rounds=1, folder=tmp_path / 'own')
-  check_equal(fa.run(sweep(), rounds=3, folder=tmp_path / 'own'), whole)
+  check_equal(fa.run(sweep(), rounds=3, folder=tmp_path / 'own'), uninterrupted)
 
 
 def test_a_bar_shows_rounds_and_the_first_metric(uneven_examples, capsys):
@@ -176,7 +176,7 @@ def test_a_bar_shows_rounds_and_the_first_metric(uneven_examples, capsys):
 
 
 def squared(outputs, batch, power=2):
-  """A loss whose functions are the same, and its number another."""
+  """Returns losses by functions that are the same for every number."""
   return jax.numpy.sum(outputs, axis=-1) ** power
 
 
@@ -235,7 +235,7 @@ def test_a_folder_of_another_run_is_refused(uneven_examples, tmp_path, change):
 
 
 def test_a_loss_of_one_line_and_a_sweep_are_compared(uneven_examples, tmp_path):
-  """Two lambdas have the same name, two sweeps the same values."""
+  """Two lambdas have the same name, two sweeps have the same values."""
 
   def run(factor, power, folder):
     simulation = build(
@@ -257,7 +257,7 @@ def test_a_loss_of_one_line_and_a_sweep_are_compared(uneven_examples, tmp_path):
 
 
 def test_other_versions_have_other_programs(uneven_examples, tmp_path):
-  """Names and examples are compared then; the next call compares all again."""
+  """Only names and examples are compared then; the next call compares all."""
   folder = tmp_path / 'own'
   fa.run(build(uneven_examples), rounds=1, folder=folder)
   path = folder / 'config.json'
@@ -287,18 +287,18 @@ def test_what_was_compiled_counts(uneven_examples, tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_is_what_it_is(uneven_examples, tmp_path, number):
+def test_a_signal_saves_and_is_raised(uneven_examples, tmp_path, number):
   simulation, folder = build(uneven_examples), tmp_path / 'own'
   before = signal.getsignal(number)
 
-  def ask(record):
+  def send(record):
     if record.round == 3:
       signal.raise_signal(number)
 
-  error = StoppedError if number == signal.SIGTERM else KeyboardInterrupt
+  error = InterruptedRunError if number == signal.SIGTERM else KeyboardInterrupt
   with pytest.raises(error) as raised:
-    fa.run(simulation, rounds=9, folder=folder, on_round=ask)
-  if error is StoppedError:
+    fa.run(simulation, rounds=9, folder=folder, on_round=send)
+  if error is InterruptedRunError:
     assert "round 3 is saved; the same call with folder='" in str(raised.value)
   assert signal.getsignal(number) is before
   result = fa.run(simulation, rounds=5, folder=folder)
@@ -306,7 +306,7 @@ def test_a_signal_saves_and_is_what_it_is(uneven_examples, tmp_path, number):
 
 
 def test_the_best_of_a_run_that_continues(uneven_examples, tmp_path):
-  """Those before count where they were kept, and by the test that is here."""
+  """An earlier best counts where it was kept, by the current test."""
   simulation = build(uneven_examples)
   first = fa.run(simulation, rounds=2, keep_best=True)
   assert fa.run(simulation, rounds=3, start=first).best is None
@@ -424,9 +424,7 @@ NARROW = simulations.model()._replace(
     ),
   ],
 )
-def test_a_start_of_another_simulation_is_one_line(
-  uneven_examples, other, said
-):
+def test_a_start_of_another_simulation_is_refused(uneven_examples, other, said):
   simulation = build(uneven_examples)
   start = fa.run(simulation, rounds=1)
   with pytest.raises(InputError, match=said) as raised:
@@ -438,7 +436,7 @@ def test_a_start_of_another_simulation_is_one_line(
     fa.run(simulation, rounds=2, start=(start.state, None))
 
 
-def test_what_cannot_be_is_one_line(uneven_examples, tmp_path):
+def test_invalid_arguments_are_refused(uneven_examples, tmp_path):
   simulation = build(uneven_examples)
   result = fa.run(simulation, rounds=1)
   for call, said in (

@@ -1,4 +1,4 @@
-"""The Python lines of the docs give the numbers of the command, to the bit."""
+"""Python code in the docs has the results of the command, to the bit."""
 
 import asyncio
 import concurrent.futures
@@ -13,7 +13,7 @@ from tests.testing import simulations
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 
-# Orbax and what it uses warn about their own future.
+# Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
 
@@ -26,7 +26,7 @@ def test_the_lines_of_the_docs_are_the_command(repository, tmp_path):
     if 'fa.partition.shards' in block
   ]
   assert 'rounds=200' in block and 'use_cpu_devices(0)' in block
-  # The tests have devices of their own.
+  # The tests have their own devices.
   block = re.sub('.*use_cpu_devices.*\n', '', block)
   found = {}
   exec(block.replace('rounds=200', 'rounds=4'), found)  # pylint: disable=W0122
@@ -42,7 +42,7 @@ def test_the_lines_of_the_docs_are_the_command(repository, tmp_path):
 
 
 def history(seed):
-  """Trains a little; returns what every round gave, times excepted."""
+  """Trains a little; returns the history without times, as text."""
   data = fa.load_dataset('digits')
   parts = fa.partition.iid(len(data.train.y), num_clients=7, seed=seed)
   simulation = simulations.build_simulation(
@@ -56,7 +56,7 @@ def history(seed):
     seed=seed,
   )
   found = fa.run(simulation, rounds=3)
-  # As text, in which a NaN equals itself.
+  # In text, a NaN equals itself.
   return str({k: v.tolist() for k, v in found.items() if k != 'seconds'})
 
 
@@ -67,7 +67,7 @@ def test_threads_do_not_disturb_each_other():
 
 
 def test_within_an_event_loop_as_in_a_notebook(repository, tmp_path):
-  """Two runs at once, in threads of a loop; and one in the loop itself."""
+  """Two runs are in threads of a loop at once, and one in the loop itself."""
 
   def train_to(name):
     config = load(repository, 'quickstart', rounds=2, num_clients=9)

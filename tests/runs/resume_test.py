@@ -13,7 +13,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import own_parts
@@ -24,7 +24,7 @@ from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
 from tests.testing.run_folders import signal_after
 
-# Orbax and what it uses warn about their own future.
+# Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
 ROUNDS = 12
@@ -56,7 +56,7 @@ def small(repository, **changes):
 
 
 def leaves(workdir):
-  """All that the last checkpoint holds."""
+  """Returns all arrays of the last checkpoint."""
   checkpoints = checkpoint.Checkpoints(workdir, keep=3)
   found = checkpoints.newest()
   checkpoints.close()
@@ -84,8 +84,8 @@ def assert_same_bits(workdir, other):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-  """A run that was never interrupted; never changed by a test."""
+def uninterrupted(tmp_path_factory):
+  """Returns the folder of an uninterrupted run; no test changes it."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   config = small(REPOSITORY, pictures=True, **{'checkpoint.rounds': 4})
   train.train(config, workdir)
@@ -93,9 +93,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def stopped(whole, tmp_path):
-  """The same one as a kill after the checkpoint of round 8 would leave it."""
-  workdir = shutil.copytree(whole, tmp_path / 'run')
+def stopped(uninterrupted, tmp_path):
+  """Returns the same folder, as if killed after the checkpoint of round 8."""
+  workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
   shutil.rmtree(workdir / 'checkpoints' / '12')
   (workdir / 'summary.json').unlink()
   return workdir
@@ -115,7 +115,7 @@ def test_interrupted_twice(repository, tmp_path, monkeypatch, name):
   for number, signum in ((0, signal.SIGTERM), (3, signal.SIGINT)):
     with monkeypatch.context() as patch:
       signal_after(patch, number, signum)
-      with pytest.raises(StoppedError) as info:
+      with pytest.raises(InterruptedRunError) as info:
         train.train(config, tmp_path / 'run')
     assert info.value.signum == signum
     summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
@@ -142,7 +142,7 @@ def test_checkpoints_by_rounds_and_by_time(repository, tmp_path, monkeypatch):
   saved.clear()
   often = {'checkpoint.minutes': 1e-9, 'checkpoint.keep': 1}
   train.train(small(repository, **often), tmp_path / 'b')
-  assert saved == list(range(13))  # A nanosecond is always over.
+  assert saved == list(range(13))  # A nanosecond has always passed.
   assert '12' in os.listdir(tmp_path / 'b' / 'checkpoints')
   assert len(os.listdir(tmp_path / 'b' / 'checkpoints')) <= 2
   assert_same_bits(tmp_path / 'a', tmp_path / 'b')
@@ -165,13 +165,15 @@ def test_best_model_of_a_run(repository, tmp_path):
   assert accuracy == pytest.approx(max(tested.values()))
 
 
-def test_killed_between_two_checkpoints(repository, whole, stopped):
+def test_killed_between_two_checkpoints(repository, uninterrupted, stopped):
   again(repository, stopped)
-  assert_same_bits(whole, stopped)
+  assert_same_bits(uninterrupted, stopped)
 
 
 @pytest.mark.slow
-def test_killed_before_the_first_checkpoint(repository, whole, stopped, capsys):
+def test_killed_before_the_first_checkpoint(
+  repository, uninterrupted, stopped, capsys
+):
   shutil.rmtree(stopped / 'checkpoints')
   content = json.loads((stopped / 'config.json').read_text())
   assert content.pop('saved') is True
@@ -179,19 +181,19 @@ def test_killed_before_the_first_checkpoint(repository, whole, stopped, capsys):
   (stopped / 'partition.png').unlink()
   again(repository, stopped)
   assert 'ended before its first checkpoint' in capsys.readouterr().out
-  assert_same_bits(whole, stopped)
+  assert_same_bits(uninterrupted, stopped)
   assert (stopped / 'partition.png').exists()
 
 
 @pytest.mark.slow
 def test_killed_between_the_last_checkpoint_and_the_summary(
-  repository, whole, tmp_path
+  repository, uninterrupted, tmp_path
 ):
-  workdir = shutil.copytree(whole, tmp_path / 'run')
+  workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
   (workdir / 'summary.json').unlink()
   (workdir / 'curves.png').unlink()
   again(repository, workdir)
-  assert_same_bits(whole, workdir)
+  assert_same_bits(uninterrupted, workdir)
   assert (workdir / 'curves.png').exists()
 
 
@@ -199,43 +201,49 @@ def test_killed_between_the_last_checkpoint_and_the_summary(
 @pytest.mark.parametrize(
   'content', ['', '{"status"', '[]', '{"status": "finished", "rounds": 12}']
 )
-def test_a_damaged_summary_is_made_anew(repository, whole, tmp_path, content):
-  workdir = shutil.copytree(whole, tmp_path / 'run')
+def test_a_damaged_summary_is_written_again(
+  repository, uninterrupted, tmp_path, content
+):
+  workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
   (workdir / 'summary.json').write_text(content)
   again(repository, workdir)
-  assert_same_bits(whole, workdir)
+  assert_same_bits(uninterrupted, workdir)
 
 
 @pytest.mark.slow
-def test_a_torn_line_and_rounds_behind_the_checkpoint(
-  repository, whole, stopped
+def test_a_torn_line_and_rounds_after_the_checkpoint(
+  repository, uninterrupted, stopped
 ):
   with open(stopped / 'metrics.jsonl', 'a') as file:
     file.write('{"round": 13, "train_l')
   again(repository, stopped)
-  assert_same_bits(whole, stopped)
+  assert_same_bits(uninterrupted, stopped)
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint(repository, whole, stopped, caplog):
+def test_a_damaged_checkpoint(repository, uninterrupted, stopped, caplog):
   for path in (stopped / 'checkpoints' / '8').rglob('*'):
     if path.is_file():
       os.truncate(path, path.stat().st_size // 2)
   again(repository, stopped)
   (warning,) = [r for r in caplog.records if r.levelname == 'WARNING']
   assert 'checkpoints/8: damaged' in warning.getMessage()
-  assert_same_bits(whole, stopped)
+  assert_same_bits(uninterrupted, stopped)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_over_stays_as_it_is(repository, whole, capsys):
-  before = {p: p.stat().st_mtime_ns for p in whole.rglob('*') if p.is_file()}
-  summary = again(repository, whole)
+def test_a_finished_run_is_not_changed(repository, uninterrupted, capsys):
+  before = {
+    p: p.stat().st_mtime_ns for p in uninterrupted.rglob('*') if p.is_file()
+  }
+  summary = again(repository, uninterrupted)
   assert summary['status'] == 'finished'
   assert 'this run is finished' in capsys.readouterr().out
-  after = {p: p.stat().st_mtime_ns for p in whole.rglob('*') if p.is_file()}
+  after = {
+    p: p.stat().st_mtime_ns for p in uninterrupted.rglob('*') if p.is_file()
+  }
   assert {p for p in before | after if before.get(p) != after.get(p)} <= {
-    whole / '.lock'
+    uninterrupted / '.lock'
   }
 
 
@@ -245,7 +253,7 @@ def test_a_target_ends_a_run_for_good(repository, tmp_path):
   train.train(small(repository, **config), tmp_path / 'run')
   rounds = len(lines(tmp_path / 'run')) - 1
   assert rounds < 60
-  for left in ('summary.json', None):  # Killed just before it was written.
+  for left in ('summary.json', None):  # Killed before it was written.
     if left:
       (tmp_path / 'run' / left).unlink()
     summary = train.train(small(repository, **config), tmp_path / 'run')
@@ -256,30 +264,30 @@ def test_a_target_ends_a_run_for_good(repository, tmp_path):
 @pytest.mark.slow
 def test_a_diverged_run_diverges_again(repository, tmp_path):
   config = small(repository, **{'client.learning_rate': 1e30})
-  told = []
+  logged = []
   for _ in range(2):
     with pytest.raises(DivergedError, match='round 1: '):
       train.train(config, tmp_path / 'run')
-    told.append(timeless(tmp_path / 'run'))
-  assert told[0] == told[1] and len(told[0]) == 2
+    logged.append(timeless(tmp_path / 'run'))
+  assert logged[0] == logged[1] and len(logged[0]) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('every', [1, 2, 0])
-def test_diverged_behind_a_checkpoint(repository, tmp_path, every):
-  """The state to save is that of the round before, which may be saved."""
+def test_diverged_after_a_checkpoint(repository, tmp_path, every):
+  """The state to save is that of the round before, which was saved already."""
   config = small(
     repository,
     **{'server.learning_rate': 1e6, 'checkpoint.rounds': every},
   )
-  told = []
+  logged = []
   for _ in range(2):
     with pytest.raises(DivergedError, match='server.learning_rate'):
       train.train(config, tmp_path / 'run')
-    told.append(timeless(tmp_path / 'run'))
-  assert told[0] == told[1] and len(told[0]) > 2
-  # What was tested is the model before it: not of this round.
-  assert 'test_accuracy' not in told[0][-1]
+    logged.append(timeless(tmp_path / 'run'))
+  assert logged[0] == logged[1] and len(logged[0]) > 2
+  # The test is of the model before, not of this round.
+  assert 'test_accuracy' not in logged[0][-1]
   last = np.concatenate([leaf.ravel() for leaf in leaves(tmp_path / 'run')])
   assert np.isfinite(last).all()
 
@@ -289,7 +297,7 @@ def test_diverged_behind_a_checkpoint(repository, tmp_path, every):
 def test_a_fault_between_two_checkpoints(
   repository, tmp_path, monkeypatch, name
 ):
-  """What SCAFFOLD's clients keep is on its way then, and cannot be saved."""
+  """SCAFFOLD's client states are in use then, and cannot be saved."""
   config = small(repository, **{'rounds_per_call': 1} | SETTINGS[name])
   train.train(config, tmp_path / 'whole')
   simulate = recorder.simulate
@@ -311,14 +319,14 @@ def test_a_fault_between_two_checkpoints(
 
 
 @pytest.mark.slow
-def test_extend(repository, tmp_path, whole):
-  workdir = shutil.copytree(whole, tmp_path / 'run')
+def test_extend(repository, tmp_path, uninterrupted):
+  workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
   with pytest.raises(InputError, match=r'rounds = 15 \(was 12\).*extend'):
     again(repository, workdir, rounds=15)
-  assert timeless(workdir) == timeless(whole)
+  assert timeless(workdir) == timeless(uninterrupted)
   again(repository, workdir, rounds=15, extend=True)
   assert [r['round'] for r in lines(workdir)] == list(range(16))
-  # From now on it is a run of 15 rounds, like one that was never anything else.
+  # From now on it is a run of 15 rounds, as if started so.
   with pytest.raises(InputError, match=r'rounds = 12 \(was 15\)'):
     again(repository, workdir)
   assert again(repository, workdir, rounds=15)['rounds'] == 15
@@ -332,12 +340,12 @@ def test_extend(repository, tmp_path, whole):
 
 
 @pytest.mark.slow
-def test_extend_lets_the_machine_be_another(repository, whole, stopped):
-  """Other lanes: the same cohorts and orders, equal up to rounding."""
+def test_extend_allows_another_layout(repository, uninterrupted, stopped):
+  """Other lanes have the same cohorts and orders, equal up to rounding."""
   with pytest.raises(InputError, match=r'lanes = 6 \(was 0\)'):
     again(repository, stopped, lanes=6)
   again(repository, stopped, lanes=6, extend=True)
-  for a, b in zip(lines(whole), lines(stopped), strict=True):
+  for a, b in zip(lines(uninterrupted), lines(stopped), strict=True):
     assert a['examples'] == b['examples']
     np.testing.assert_allclose(a['test_loss'], b['test_loss'], rtol=1e-4)
   summary = json.loads((stopped / 'summary.json').read_text())
@@ -367,7 +375,7 @@ def test_a_config_of_an_older_version(repository, stopped):
     again(repository, stopped)
 
 
-def test_data_that_have_changed(repository, stopped, monkeypatch):
+def test_changed_data_are_refused(repository, stopped, monkeypatch):
   load_dataset = own_parts.catalog.load_dataset
 
   def changed(*args):
@@ -382,7 +390,7 @@ def test_data_that_have_changed(repository, stopped, monkeypatch):
   assert timeless(stopped) == before
 
 
-def test_metrics_that_have_changed(repository, stopped):
+def test_changed_metrics_are_refused(repository, stopped):
   path = stopped / 'metrics.jsonl'
   path.write_text(path.read_text().replace('"round": 3', '"round": 4'))
   before = path.read_bytes()
@@ -392,7 +400,7 @@ def test_metrics_that_have_changed(repository, stopped):
 
 
 @pytest.mark.slow
-def test_another_machine_is_told_and_noted(repository, stopped, caplog):
+def test_another_machine_is_reported_and_recorded(repository, stopped, caplog):
   path = stopped / 'config.json'
   content = json.loads(path.read_text())
   content['versions']['jax'] = '0.9.0'
@@ -408,8 +416,10 @@ def test_another_machine_is_told_and_noted(repository, stopped, caplog):
 
 
 @pytest.mark.slow
-def test_lanes_of_the_checkpoint_stay(repository, whole, stopped, monkeypatch):
-  """Free memory may be other than it was: the bits are not."""
+def test_lanes_of_the_checkpoint_are_kept(
+  repository, uninterrupted, stopped, monkeypatch
+):
+  """Free memory may have changed, but the bits must not."""
   chosen = []
   build = builders.build_simulation
   monkeypatch.setattr(
@@ -421,7 +431,9 @@ def test_lanes_of_the_checkpoint_stay(repository, whole, stopped, monkeypatch):
     )[1],
   )
   again(repository, stopped)
-  assert chosen == [json.loads((whole / 'summary.json').read_text())['lanes']]
+  assert chosen == [
+    json.loads((uninterrupted / 'summary.json').read_text())['lanes']
+  ]
 
 
 @pytest.mark.slow
@@ -429,9 +441,9 @@ def test_lanes_of_the_checkpoint_stay(repository, whole, stopped, monkeypatch):
   ('jump', 'looks'), [(10 * 365 * 86400, 8), (-10 * 365 * 86400, 1)]
 )
 def test_a_clock_that_jumps(
-  repository, whole, tmp_path, monkeypatch, jump, looks
+  repository, uninterrupted, tmp_path, monkeypatch, jump, looks
 ):
-  """Ten years forth or back, once, in the middle of every checkpoint."""
+  """The clock changes by ten years, once, in the middle of every checkpoint."""
   real, save = time.time, checkpoint.Checkpoints.save
   left, offset = [0], [0.0]
 
@@ -450,5 +462,5 @@ def test_a_clock_that_jumps(
   again(repository, tmp_path / 'run')
   assert offset[0]
   monkeypatch.undo()
-  assert_same_bits(whole, tmp_path / 'run')
+  assert_same_bits(uninterrupted, tmp_path / 'run')
   assert all(0 <= r['seconds'] < 60 for r in lines(tmp_path / 'run'))

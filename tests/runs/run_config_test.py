@@ -1,4 +1,4 @@
-"""What a config may say, and that every config of the repository says it."""
+"""Configs are checked, and every config of the repository is valid."""
 
 import dataclasses
 import importlib.util
@@ -47,7 +47,7 @@ def test_every_config_file_is_listed_here(repository):
 
 
 @pytest.mark.parametrize(('name', 'argument'), CONFIGS)
-def test_configs_keep_the_rules_and_have_every_key(repository, name, argument):
+def test_configs_are_valid_and_have_every_key(repository, name, argument):
   given = load(repository, name, argument).to_dict()
   read = run_config.from_dict(given)
   assert dict(run_config.flatten(read)) == dict(run_config.flatten(given))
@@ -63,7 +63,7 @@ def test_the_two_federations_of_the_paper(repository, name):
     load(repository, name, 'niid')
 
 
-# Key, value, what the message says besides the key and the value.
+# Key, value, and the rule in the message.
 BAD_VALUES = [
   ('dataset', 'mnits', 'must be one of digits, mnist'),
   ('dataset', 3, 'must be of type str'),
@@ -115,7 +115,7 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(('key', 'value', 'rule'), BAD_VALUES)
-def test_bad_values_are_told_with_key_value_and_rule(
+def test_bad_values_are_reported_with_key_value_and_rule(
   quickstart, key, value, rule
 ):
   given = quickstart.to_dict()
@@ -153,7 +153,7 @@ def test_unknown_keys_are_refused_and_missing_ones_have_defaults(quickstart):
     [(1.0, 0.0, True), (1.0, 0.1, False), (0.5, 0.5, True), (0.5, 0.6, False),
      (0.0, 0.9, True)],
 )  # fmt: skip
-def test_the_cohort_must_be_in_reach(
+def test_the_cohort_must_be_available(
   quickstart, client_fraction, unavailable_fraction, fits
 ):
   given = quickstart.to_dict()
@@ -166,7 +166,7 @@ def test_the_cohort_must_be_in_reach(
       run_config.from_dict(given)
 
 
-def test_whole_numbers_are_fine_for_fractions(quickstart):
+def test_integers_are_valid_fractions(quickstart):
   given = quickstart.to_dict()
   given['client_fraction'] = 1
   assert isinstance(run_config.from_dict(given).client_fraction, float)
@@ -190,7 +190,7 @@ def test_scaffold_is_plain_sgd(quickstart, section, name, value):
 
 
 def test_default_config_is_generated(repository):
-  """As `python -m fedavg_jax.runs.config_text > configs/default.py` does."""
+  """This is the output of `python -m fedavg_jax.runs.config_text`."""
   found = (repository / 'configs' / 'default.py').read_text()
   assert found == config_text.default_file()
 
@@ -205,7 +205,7 @@ def test_a_shown_config_is_the_config(repository, tmp_path):
   assert run_config.read(module.get_config()) == given
 
 
-def test_every_option_has_a_meaning_and_a_rule_that_its_default_keeps():
+def test_every_option_has_a_meaning_and_a_valid_default():
   for name, field in config_option.flat_fields(RunConfig):
     about = field.metadata['about']
     assert about.endswith('.') and len(about) > 10, name
@@ -213,7 +213,7 @@ def test_every_option_has_a_meaning_and_a_rule_that_its_default_keeps():
     assert f'--config.{name}=' in config_text.help_text()
 
 
-def test_settings_cannot_be_made_or_changed_wrongly():
+def test_settings_are_checked_and_frozen():
   with pytest.raises(InputError, match='^client.epochs = 0: must be in'):
     ClientConfig(epochs=0)
   with pytest.raises(InputError, match='^client = 3: must be a ClientConfig'):
@@ -226,7 +226,7 @@ def test_settings_cannot_be_made_or_changed_wrongly():
     RunConfig(pixels='units')
   with pytest.raises(AttributeError, match='Did you mean "rounds"'):
     run_config.default_config().round = 3
-  # Numbers of NumPy are numbers; what a sweep knows on the device passes.
+  # NumPy's numbers are valid; traced values of a sweep are not checked.
   assert RunConfig(rounds=np.int64(3)).rounds == 3
   traced = []
   jax.jit(lambda value: traced.append(ClientConfig(decay=value)))(0.5)

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and what is never half written."""
+"""A run's folder belongs to one process, and no file is half written."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from fedavg_jax.runs.run_dir import Workdir
 from tests.testing import PROGRAMS
 
 
-def begun(path):
+def started(path):
   folder = Workdir(path)
   folder.begin(room=0)
   folder.config({'config': {}})
@@ -24,7 +24,7 @@ def begun(path):
 
 
 def test_lines_are_json_and_sealed(tmp_path):
-  with begun(tmp_path / 'a' / 'run') as folder:
+  with started(tmp_path / 'a' / 'run') as folder:
     folder.line({'round': 0, 'train_loss': float('nan')})
     seal = folder.seal()
     folder.line({'round': np.int64(1), 'train_loss': np.float32(0.5)})
@@ -37,8 +37,8 @@ def test_lines_are_json_and_sealed(tmp_path):
   assert content[: seal['bytes']] == b'{"round": 0, "train_loss": null}\n'
 
 
-def test_a_torn_line_goes_and_what_is_sealed_stays(tmp_path):
-  with begun(tmp_path / 'run') as folder:
+def test_a_torn_line_is_removed_and_sealed_lines_stay(tmp_path):
+  with started(tmp_path / 'run') as folder:
     folder.line({'round': 0})
     seal = folder.seal()
     folder.line({'round': 1})
@@ -46,15 +46,15 @@ def test_a_torn_line_goes_and_what_is_sealed_stays(tmp_path):
   path.write_bytes(path.read_bytes() + b'{"roun')
   with Workdir(tmp_path / 'run') as folder:
     folder.check_metrics(seal)
-    assert path.read_bytes().endswith(b'{"roun')  # Not before it goes on.
+    assert path.read_bytes().endswith(b'{"roun')  # Only resuming removes it.
     folder.open_metrics()
     folder.line({'round': 1, 'again': True})
     assert folder.lines() == [{'round': 0}, {'round': 1, 'again': True}]
   assert path.read_text() == '{"round": 0}\n{"round": 1, "again": true}\n'
 
 
-def test_half_a_line_that_a_full_disk_left_is_not_read(tmp_path):
-  with begun(tmp_path / 'run') as folder:
+def test_an_incomplete_line_on_a_full_disk_is_not_read(tmp_path):
+  with started(tmp_path / 'run') as folder:
     folder.line({'round': 0})
     with open(tmp_path / 'run' / 'metrics.jsonl', 'ab') as file:
       file.write(b'{"round": 1, "trai')
@@ -62,8 +62,8 @@ def test_half_a_line_that_a_full_disk_left_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize('content', [b'{"round": 7}\n', b'', None])
-def test_other_metrics_than_the_seal_has_seen(tmp_path, content):
-  with begun(tmp_path / 'run') as folder:
+def test_metrics_that_differ_from_the_seal(tmp_path, content):
+  with started(tmp_path / 'run') as folder:
     folder.line({'round': 0})
     seal = folder.seal()
   path = tmp_path / 'run' / 'metrics.jsonl'
@@ -75,7 +75,7 @@ def test_other_metrics_than_the_seal_has_seen(tmp_path, content):
 
 
 def test_one_process_at_a_time(tmp_path):
-  """Another process, and a process that was killed while it had the folder."""
+  """The other process may also have been killed while it had the folder."""
 
   def other():
     return subprocess.run(
@@ -84,14 +84,14 @@ def test_one_process_at_a_time(tmp_path):
       text=True,
     )
 
-  with begun(tmp_path / 'run'):
+  with started(tmp_path / 'run'):
     assert 'is in use by another process' in other().stdout
-  assert other().returncode == -9  # It had the folder when it was killed.
+  assert other().returncode == -9  # It was killed with the folder locked.
   with Workdir(tmp_path / 'run') as folder:
     assert folder.began == {'format': run_dir.FORMAT, 'config': {}}
 
 
-def test_a_folder_made_meanwhile(tmp_path):
+def test_a_folder_made_in_the_meantime(tmp_path):
   first, second = Workdir(tmp_path / 'run'), Workdir(tmp_path / 'run')
   first.begin(room=0)
   with pytest.raises(InputError, match='was created by another process'):
@@ -99,8 +99,8 @@ def test_a_folder_made_meanwhile(tmp_path):
   first.close()
 
 
-def test_a_run_that_began_while_we_waited_for_the_lock(tmp_path, monkeypatch):
-  """Another process begins and ends between our look and our lock."""
+def test_a_run_that_started_while_we_waited_for_the_lock(tmp_path, monkeypatch):
+  """Another process starts and ends between our check and our lock."""
   acquire = run_dir.filelock.FileLock.acquire
 
   def late(self, *args, **kwargs):
@@ -115,19 +115,19 @@ def test_a_run_that_began_while_we_waited_for_the_lock(tmp_path, monkeypatch):
     assert folder.began == {'format': 2, 'config': {'theirs': 1}}
 
 
-def test_an_empty_folder_stays_so_where_nothing_begins(tmp_path):
+def test_an_empty_folder_stays_empty_where_no_run_starts(tmp_path):
   with Workdir(tmp_path) as folder:
     assert folder.began is None
     assert os.listdir(tmp_path) == ['.lock']
   assert os.listdir(tmp_path) == []
 
 
-def test_a_name_that_is_no_text(tmp_path):
+def test_a_name_that_is_not_utf_8(tmp_path):
   with pytest.raises(InputError, match='workdir = .*must be a name in UTF-8'):
     Workdir(tmp_path / os.fsdecode(b'\xff'))
 
 
-def test_what_a_kill_leaves_before_config_json(tmp_path):
+def test_files_of_a_kill_before_config_json(tmp_path):
   (tmp_path / '.lock').touch()
   (tmp_path / '.part.config.json').write_text('{"con')
   with Workdir(tmp_path) as folder:
@@ -139,7 +139,7 @@ def test_what_a_kill_leaves_before_config_json(tmp_path):
   assert not (tmp_path / '.part.config.json').exists()
 
 
-def test_folders_of_others_are_left_alone(tmp_path):
+def test_other_folders_are_not_touched(tmp_path):
   (tmp_path / 'mine.txt').write_text('mine')
   with pytest.raises(
     InputError, match='exists already.*not the folder of a run'
@@ -155,14 +155,14 @@ def test_folders_of_others_are_left_alone(tmp_path):
     Workdir(tmp_path / 'dangling')
 
 
-def test_no_room(tmp_path):
+def test_not_enough_space(tmp_path):
   with pytest.raises(InputError, match='MiB are free, a run needs 1048576.0'):
     Workdir(tmp_path / 'run').begin(room=2**40)
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-  with begun(tmp_path / 'run') as folder:
+def test_a_file_is_replaced_atomically(tmp_path):
+  with started(tmp_path / 'run') as folder:
     folder.summary({'rounds': 1})
     with pytest.raises(ZeroDivisionError):
       with folder.replacing('summary.json') as part:
@@ -184,9 +184,9 @@ def test_default_workdirs_differ(tmp_path, monkeypatch):
 
 
 def replaced(folder):
-  """Somebody deletes the folder and begins another run under its name."""
+  """Replaces the folder by one of another run; returns its files."""
   shutil.rmtree(folder.path)
-  with begun(folder.path) as theirs:
+  with started(folder.path) as theirs:
     theirs.line({'round': 0, 'theirs': True})
   return {p.name: p.read_bytes() for p in folder.path.iterdir()}
 
@@ -202,8 +202,8 @@ def replaced(folder):
     lambda folder: folder.replacing('curves.png').__enter__(),
   ],
 )
-def test_nothing_is_written_into_the_folder_of_another(tmp_path, write):
-  folder = begun(tmp_path / 'run')
+def test_nothing_is_written_into_the_folder_of_another_run(tmp_path, write):
+  folder = started(tmp_path / 'run')
   folder.line({'round': 0})
   theirs = replaced(folder)
   with pytest.raises(InputError, match='was deleted or replaced by another'):
@@ -213,7 +213,7 @@ def test_nothing_is_written_into_the_folder_of_another(tmp_path, write):
 
 
 @pytest.mark.parametrize('name', ['x' * 300, 'file/run', 'a\0b'])
-def test_a_folder_that_cannot_be_is_known_at_once(tmp_path, name):
+def test_invalid_folders_are_refused_at_once(tmp_path, name):
   (tmp_path / 'file').touch()
   with pytest.raises(InputError, match='cannot be created'):
     Workdir(tmp_path / name)

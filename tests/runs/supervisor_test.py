@@ -1,4 +1,4 @@
-"""Who has a parent that reads a pipe."""
+"""A child process has a parent that reads a pipe."""
 
 import os
 
@@ -8,7 +8,7 @@ from fedavg_jax.runs import supervisor
 
 
 @pytest.mark.parametrize('value', ['abc', '', '1', '999', '1' + 40 * '0'])
-def test_what_names_no_pipe_is_no_parent(monkeypatch, value):
+def test_an_invalid_pipe_is_no_parent(monkeypatch, value):
   monkeypatch.setenv('FEDAVG_JAX_CHILD', value)
   assert not supervisor.is_child()
 

@@ -1,4 +1,4 @@
-"""Rounds to a target on curves with known crossings."""
+"""Rounds to a target are counted on curves with known crossings."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_rounds_to_target_is_the_first_crossing():
 
 
 def test_paper_grid_interpolates_between_its_points():
-  """Accuracy t / 1000 at round t, a line, crosses 0.25 at round 250."""
+  """The accuracy is t / 1000 at round t, which crosses 0.25 at round 250."""
   rounds = list(range(401))
   line = [t / 1000 for t in rounds]
   crossing = targets.rounds_to_target_paper_grid(rounds, line, 0.25)
@@ -24,21 +24,21 @@ def test_paper_grid_interpolates_between_its_points():
 def test_paper_grid_sees_only_its_points_and_the_best_so_far():
   rounds = list(range(31))
   accuracies = [0.0] * 31
-  accuracies[12] = 0.9  # A lucky round between the points 10 and 20 ...
+  accuracies[12] = 0.9  # A high value between the points 10 and 20 ...
   assert targets.rounds_to_target(rounds, accuracies, 0.9) == 12
-  # ... is one that the paper never saw.
+  # ... is not on the paper's grid.
   args = (rounds, accuracies, 0.45)
   assert targets.rounds_to_target_paper_grid(*args) is None
   accuracies[10], accuracies[20], accuracies[30] = 0.3, 0.1, 0.6
-  # From the best before, 0.3, to 0.6.
+  # Between the best before, 0.3, and 0.6.
   assert targets.rounds_to_target_paper_grid(*args) == pytest.approx(25)
 
 
 @pytest.mark.parametrize(
   ('before', 'after', 'last', 'expected'),
   [
-    # Neighbours that were read off the paper's curves, and the crossings
-    # that linear interpolation gives.
+    # Neighbours from the paper's curves, and their crossings by linear
+    # interpolation.
     (0.9681, 0.9709, 1500, 1467.9),
     (0.9886, 0.9903, 500, 482.4),
   ],
@@ -52,7 +52,7 @@ def test_paper_grid_on_the_papers_own_neighbours(before, after, last, expected):
 
 
 def test_paper_grid_needs_every_one_of_its_rounds():
-  """Stopped at 12, before 20 was seen; or evaluated every second round."""
+  """The run is stopped at 12, before 20, or evaluated every second round."""
   rounds = list(range(13))
   assert (
     targets.rounds_to_target_paper_grid(rounds, [0.0] * 12 + [0.9], 0.5) is None

@@ -1,4 +1,4 @@
-"""The narrative, in this process: what a run computes and leaves behind."""
+"""A run in this process computes its results and writes them to a folder."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.errors import StoppedError
+from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import grid
@@ -29,13 +29,13 @@ from tests.testing.run_folders import load
 from tests.testing.run_folders import png_size
 from tests.testing.run_folders import signal_after
 
-# Orbax and what it uses warn about their own future.
+# Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """A short run, the summary that it returned, its folder."""
+  """Returns a short run's config, summary and folder."""
   repository = pathlib.Path(__file__).parents[2]
   workdir = tmp_path_factory.mktemp('runs') / 'run'
   config = load(repository, 'quickstart', pictures=True, rounds=5, eval_every=2)
@@ -48,7 +48,7 @@ def test_metrics_lines(finished):
   assert [r['round'] for r in records] == [0, 1, 2, 3, 4, 5]
   for record in records:
     assert {'round', 'train_loss', 'seconds', 'examples'} <= record.keys()
-    evaluated = record['round'] in (0, 2, 4, 5)  # The last one always.
+    evaluated = record['round'] in (0, 2, 4, 5)  # Always the last one.
     assert ('test_accuracy' in record) == evaluated
     assert ('test_loss' in record) == evaluated
   assert records[0]['train_loss'] is None and records[0]['examples'] == 0
@@ -72,12 +72,12 @@ def test_summary(finished):
   assert (summary['devices'], summary['lanes']) == (2, 2)
 
 
-def test_config_json_tells_versions_and_device(finished):
+def test_config_json_has_versions_and_device(finished):
   config, _, workdir = finished
-  told = json.loads((workdir / 'config.json').read_text())
-  assert told['config'] == run_config.read(config).to_dict()
-  assert told['versions']['jax'] == jax.__version__
-  assert (told['platform'], told['num_devices']) == ('cpu', 2)
+  saved = json.loads((workdir / 'config.json').read_text())
+  assert saved['config'] == run_config.read(config).to_dict()
+  assert saved['versions']['jax'] == jax.__version__
+  assert (saved['platform'], saved['num_devices']) == ('cpu', 2)
 
 
 def test_pictures(finished):
@@ -111,7 +111,7 @@ def test_same_config_same_bits(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_tests_of_clients_stand_beside_the_rounds(repository, tmp_path):
+def test_tests_of_clients_do_not_change_the_rounds(repository, tmp_path):
   config = load(
     repository,
     'quickstart',
@@ -122,11 +122,11 @@ def test_tests_of_clients_stand_beside_the_rounds(repository, tmp_path):
     finetune_epochs=1,
   )
   train.train(config, tmp_path / 'whole')
-  told = lines(tmp_path / 'whole')
-  assert [r['round'] for r in told if 'client_accuracy_mean' in r] == [
+  records = lines(tmp_path / 'whole')
+  assert [r['round'] for r in records if 'client_accuracy_mean' in r] == [
     *(0, 3, 6, 7)  # And the last.
   ]
-  for record in (told[0], told[7]):
+  for record in (records[0], records[7]):
     assert record['client_tested'] == record['personal_tested'] == 50
     for name in ('client', 'personal'):
       worst, few, middle = (
@@ -134,13 +134,13 @@ def test_tests_of_clients_stand_beside_the_rounds(repository, tmp_path):
         for what in ('worst_tenth', 'p10', 'p50')
       )
       assert 0 <= worst <= few <= middle <= 1
-  # A client's own six or so: after training it knows its two digits.
-  assert told[0]['personal_accuracy_mean'] > 0.5
-  assert told[0]['client_accuracy_mean'] < 0.3
+  # Six examples of each client: after training it knows its two digits.
+  assert records[0]['personal_accuracy_mean'] > 0.5
+  assert records[0]['client_accuracy_mean'] < 0.3
   rows = (tmp_path / 'whole' / 'clients.csv').read_text().splitlines()
   assert len(rows) == 51
   assert png_size(tmp_path / 'whole' / 'clients.png') == (960, 840)
-  # Without tests of clients the same bits are trained.
+  # The same bits are trained without tests of clients.
   config.client_eval_every = config.finetune_epochs = 0
   train.train(config, tmp_path / 'plain')
   for a, b in zip(
@@ -178,13 +178,13 @@ def test_skipped_clients_are_not_in_the_mean(repository, tmp_path):
     **{'rounds': 1, 'on_nan': 'skip_client', 'client.learning_rate': 1e25},
   )
   train.train(config, tmp_path / 'run')
-  told = lines(tmp_path / 'run')[1]
-  assert (told['clients'], told['skipped']) == (0, 25)
-  assert told['bytes_up'] == 25 * 4 * 55210
+  line = lines(tmp_path / 'run')[1]
+  assert (line['clients'], line['skipped']) == (0, 25)
+  assert line['bytes_up'] == 25 * 4 * 55210
 
 
 @pytest.mark.slow
-def test_tests_of_clients_lost_by_a_kill_are_made_again(
+def test_client_tests_that_a_kill_lost_are_made_again(
   repository, tmp_path, monkeypatch
 ):
   config = load(
@@ -198,7 +198,7 @@ def test_tests_of_clients_lost_by_a_kill_are_made_again(
   def dies(*args, **kwargs):
     raise MemoryError('killed')
 
-  # One after the other, in the order in which they are written.
+  # One after another, in the order of writing.
   for owner, name, not_there in (
     (loggers._Csv, 'close', 'metrics.csv'),
     (client_evaluation, 'write_csv', 'clients.csv'),
@@ -230,10 +230,10 @@ def test_stops_at_the_target(repository, tmp_path):
   assert summary['rounds'] == summary['rounds_to_target'] < 60
   assert summary['final_test_accuracy'] >= 0.5
   assert lines(tmp_path / 'run')[-1]['round'] == summary['rounds']
-  assert not list((tmp_path / 'run').glob('*.png'))  # None was asked for.
+  assert not list((tmp_path / 'run').glob('*.png'))  # None was requested.
 
 
-def test_divergence_stops_and_keeps(repository, tmp_path):
+def test_divergence_stops_and_saves(repository, tmp_path):
   config = load(
     repository, 'quickstart', rounds=9, **{'client.learning_rate': 1e30}
   )
@@ -249,11 +249,11 @@ def test_divergence_stops_and_keeps(repository, tmp_path):
     assert np.isfinite(leaf).all()
 
 
-def test_an_interrupted_run_keeps_what_it_has(
-  repository, tmp_path, monkeypatch
-):
+def test_an_interrupted_run_is_saved(repository, tmp_path, monkeypatch):
   signal_after(monkeypatch, 2, signal.SIGTERM)
-  with pytest.raises(StoppedError, match='round . is saved; the same command'):
+  with pytest.raises(
+    InterruptedRunError, match='round . is saved; the same command'
+  ):
     train.train(load(repository, 'quickstart'), tmp_path / 'run')
   numbers = [r['round'] for r in lines(tmp_path / 'run')]
   assert numbers == list(range(len(numbers))) and 2 < len(numbers) < 10
@@ -262,7 +262,7 @@ def test_an_interrupted_run_keeps_what_it_has(
   fa.load_params(tmp_path / 'run')
 
 
-def test_a_folder_that_exists_is_left_alone(repository, tmp_path):
+def test_an_existing_folder_is_not_touched(repository, tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('mine')
   with pytest.raises(InputError, match='workdir = .*exists already'):
     train.train(load(repository, 'quickstart', rounds=1), tmp_path)
@@ -298,7 +298,7 @@ def test_bad_data_makes_no_folder(repository, tmp_path):
   ],
 )
 def test_mnist_configs_shrunk(repository, tmp_path, mnist_dir, name, changes):
-  """The real files; only the number of rounds and the work are smaller."""
+  """The files are real; the rounds and the work are fewer."""
   config = load(repository, name, rounds=2, data_dir=str(mnist_dir), **changes)
   summary = train.train(config, tmp_path / 'run')
   records = lines(tmp_path / 'run')
@@ -340,8 +340,8 @@ KNOBS = {
 
 
 @pytest.mark.slow
-def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
-  """What `train` builds from a config in which everything is unusual."""
+def test_every_option_reaches_the_run(repository, tmp_path, monkeypatch):
+  """No option of the config has its default."""
   seen = {}
   build_model, build = fa.build_model, builders.build_simulation
 
@@ -384,12 +384,12 @@ def test_every_knob_reaches_the_run(repository, tmp_path, monkeypatch):
 
 
 def message_of(algorithm, delta):
-  """What a client sends that has come so far, and keeps nothing."""
+  """Returns a client's message with this delta, without client state."""
   return algorithm.client_finish(results.of_client(delta)).message
 
 
 def test_algorithms_from_configs():
-  """Each knob of a config in what its algorithm does with plain numbers."""
+  """Each option has its effect in the algorithm, on plain numbers."""
   w = {'w': np.array([3.0, 4.0], np.float32)}
   zero = {'w': np.zeros(2, np.float32)}
 
@@ -424,7 +424,7 @@ def test_algorithms_from_configs():
   )
   prox = build(algorithm='fedprox', **{'client.proximal': 0.7})
   np.testing.assert_allclose(client_step(prox), -0.03 * 1.7 * w['w'], rtol=1e-6)
-  # mu is of fedprox alone.
+  # Only fedprox uses mu.
   np.testing.assert_allclose(
     client_step(build(**{'client.proximal': 0.7})), -0.03 * w['w'], rtol=1e-6
   )
@@ -468,7 +468,7 @@ def test_algorithms_from_configs():
   ],
 )
 def test_quickstart_learns_with_every_algorithm(repository, tmp_path, changes):
-  """Half of the digits' error is gone after 30 rounds."""
+  """After 30 rounds, the digits' error has halved."""
   config = load(repository, 'quickstart', rounds=30, eval_every=30, **changes)
   summary = train.train(config, tmp_path / 'run')
   assert summary['final_test_accuracy'] > 0.55
@@ -477,7 +477,9 @@ def test_quickstart_learns_with_every_algorithm(repository, tmp_path, changes):
 VALIDATED = {'rounds': 4, 'validation_fraction': 0.2, 'num_clients': 10}
 
 
-def test_a_validation_set_is_of_the_training_examples(repository, tmp_path):
+def test_a_validation_set_is_part_of_the_training_examples(
+  repository, tmp_path
+):
   config = load(repository, 'quickstart', **VALIDATED)
   summary = train.train(config, tmp_path / 'run')
   records = lines(tmp_path / 'run')
@@ -486,12 +488,12 @@ def test_a_validation_set_is_of_the_training_examples(repository, tmp_path):
   accuracies = [record['validation_accuracy'] for record in records]
   assert summary['best_validation_accuracy'] == max(accuracies)
   assert summary['final_validation_accuracy'] == accuracies[-1]
-  # The last model, on a test set that nothing has seen before.
+  # The last model, on a test set that was not used before.
   data = fa.load_dataset('digits')
   params = fa.load_params(tmp_path / 'run')
   predicted = fa.build_model('2nn', data).apply(params, data.test.x).argmax(1)
   assert summary['final_test_accuracy'] == (predicted == data.test.y).mean()
-  # Every training example is a client's or validates, none is both.
+  # Every training example is a client's or for validation, none is both.
   prepared = builders.prepare(run_config.read(config))
   rows = np.concatenate([prepared.clients.x, prepared.validation.x])
   assert len(prepared.validation.y) == 300 and len(rows) == 1500
@@ -500,7 +502,7 @@ def test_a_validation_set_is_of_the_training_examples(repository, tmp_path):
 
 
 def test_nothing_is_chosen_on_the_test_set(repository, tmp_path, monkeypatch):
-  """Other test labels: the same lines, the same model, another last number."""
+  """With other test labels, only the last accuracy is another one."""
   target = {'target_accuracy': 0.5, 'rounds': 30}
   config = load(repository, 'quickstart', **(VALIDATED | target))
   summaries = [train.train(config, tmp_path / 'run')]
@@ -520,21 +522,21 @@ def test_nothing_is_chosen_on_the_test_set(repository, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_validation_set_resumed_and_in_a_sweep(repository, tmp_path):
   config = load(repository, 'quickstart', **VALIDATED)
-  whole = train.train(config, tmp_path / 'whole')
+  uninterrupted = train.train(config, tmp_path / 'whole')
   with config.unlocked():
     config.rounds = 2
   train.train(config, tmp_path / 'run')
   config.rounds = 4
   resumed = train.train(config, tmp_path / 'run', extend=True)
   for key in ('final_test_accuracy', 'best_validation_accuracy'):
-    assert resumed[key] == whole[key]
+    assert resumed[key] == uninterrupted[key]
   grid.run_sweep(
     config, {'client.learning_rate': ['0.1', '0.2']}, 1, tmp_path / 'grid'
   )
   path = tmp_path / 'grid' / 'client.learning_rate=0.1' / 'seed_0'
   swept = json.loads((path / 'summary.json').read_text())
   assert swept['final_test_accuracy'] == pytest.approx(
-    whole['final_test_accuracy'], abs=0.02
+    uninterrupted['final_test_accuracy'], abs=0.02
   )
   table = (tmp_path / 'grid' / 'table.md').read_text()
   assert 'chosen on the validation set' in table

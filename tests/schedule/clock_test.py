@@ -1,11 +1,11 @@
-"""The speeds of clients, against their law."""
+"""The speeds of clients have their law."""
 
 import numpy as np
 
 from fedavg_jax.schedule.clock import draw_clock
 
 
-def test_speeds_have_the_median_and_the_spread_that_are_given():
+def test_speeds_have_the_given_median_and_spread():
   clock = draw_clock(
     4001,
     examples_per_second=100.0,

@@ -1,4 +1,4 @@
-"""How much work drawn clients do: whole epochs, own rules, what is refused."""
+"""Clients do as much work as stragglers, rules and deadlines allow."""
 
 import re
 
@@ -15,7 +15,7 @@ from tests.testing import simulations
 from tests.testing import twin
 
 SIZES = np.array([1, 7, 4, 9, 2, 0])
-# Minibatches of two.
+# Minibatches of two examples, per epoch.
 PER_EPOCH = np.array([1, 4, 2, 5, 1, 0])
 
 
@@ -33,8 +33,8 @@ def make(completion=None, sizes=SIZES, participation=None, **kwargs):
 @pytest.mark.parametrize('work', ['minibatches', 'epochs'])
 @pytest.mark.parametrize('fraction', [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize('policy', ['keep', 'drop'])
-def test_stragglers_have_the_bits_that_they_always_had(work, fraction, policy):
-  """The law once more, client by client: published runs depend on it."""
+def test_stragglers_have_their_published_bits(work, fraction, policy):
+  """The law is repeated client by client; published results depend on it."""
   planner = make(
     participation=Participation(
       straggler_fraction=fraction, straggler_work=work, stragglers=policy
@@ -50,7 +50,7 @@ def test_stragglers_have_the_bits_that_they_always_had(work, fraction, policy):
       for i, share in zip(late, shares, strict=True):
         if policy == 'drop':
           done[i] = 0
-        elif work == 'epochs':  # One or two of three.
+        elif work == 'epochs':  # One or two of three epochs.
           done[i] = (1 + int(share * 2)) * PER_EPOCH[cohort[i]]
         else:
           most = max(done[i] - 1, 0)
@@ -59,7 +59,7 @@ def test_stragglers_have_the_bits_that_they_always_had(work, fraction, policy):
 
 
 def test_stragglers_by_epochs_are_uniform_over_all_but_the_last():
-  """FedProx: 90 % of ten clients do 1 to 9 of 10 epochs, the tenth all."""
+  """FedProx has nine of ten clients with 1 to 9 of 10 epochs, one with all."""
   planner = make(
     sizes=[20] * 10,
     epochs=10,
@@ -70,24 +70,24 @@ def test_stragglers_by_epochs_are_uniform_over_all_but_the_last():
   seen = []
   for t in range(1, 501):
     _, completed = planner.work(t)
-    assert (completed % 10 == 0).all()  # Ten minibatches an epoch.
+    assert (completed % 10 == 0).all()  # An epoch has ten minibatches.
     assert (completed < 100).sum() == 9
     seen += (completed[completed < 100] // 10).tolist()
   counts = np.bincount(seen, minlength=10)[1:]
   expected = len(seen) / 9
-  # Chi-square, eight degrees of freedom: passes 35 once in 30,000 seeds.
+  # Chi-square with eight degrees of freedom exceeds 35 once in 30,000 seeds.
   assert ((counts - expected) ** 2 / expected).sum() < 35
 
 
-def test_stragglers_by_epochs_need_two():
+def test_stragglers_by_epochs_need_two_epochs():
   own = Participation(straggler_fraction=0.5, straggler_work='epochs')
   with pytest.raises(InputError, match='epochs = 1: must be at least 2 with'):
     make(participation=own, epochs=1)
-  nobody = Participation(straggler_work='epochs')
-  assert make(participation=nobody, epochs=1).work(1)[1].sum() == 13
+  no_stragglers = Participation(straggler_work='epochs')
+  assert make(participation=no_stragglers, epochs=1).work(1)[1].sum() == 13
 
 
-# What a rule is given.
+# Arguments of a rule.
 
 
 def everything(rng, work):
@@ -96,7 +96,7 @@ def everything(rng, work):
 
 
 def random_epochs(rng, work):
-  """E_k of FedNova (Wang et al. 2020): from 1 to E, each as often."""
+  """Draws E_k of FedNova (Wang et al. 2020), uniform from 1 to E."""
   return rng.integers(1, work.epochs + 1, len(work.clients)) * (
     work.updates_per_epoch
   )
@@ -107,10 +107,10 @@ def test_all_the_work_is_the_default():
   for t in (1, 2, 3):
     for array, other in zip(own(t), default(t), strict=True):
       np.testing.assert_array_equal(array, other)
-    assert own.account(t) == default.account(t)
+    assert own.cost(t) == default.cost(t)
 
 
-def test_a_rule_knows_the_clients_and_their_work():
+def test_a_rule_receives_the_clients_and_their_work():
   seen = []
 
   def rule(rng, work):
@@ -141,7 +141,7 @@ def test_random_epochs_do_not_depend_on_the_layout():
 
 @pytest.mark.parametrize('policy', ['keep', 'drop'])
 def test_a_deadline_holds_for_every_rule(policy):
-  """At 2 examples a second, 10 seconds are enough for 20 of 3 n_k examples."""
+  """At 2 examples per second, 10 seconds have 20 of 3 n_k examples."""
   clock = fa.schedule.draw_clock(
     6, examples_per_second=2.0, deadline=10.0, seed=0
   )
@@ -151,7 +151,7 @@ def test_a_deadline_holds_for_every_rule(policy):
     )
   )
   cohort, completed = planner.work(1)
-  # Of 7 examples two epochs and three minibatches of the third; of 9 two
+  # Of 7 examples, two epochs and three minibatches of the third; of 9, two
   # epochs and one minibatch.
   partial = {1: 2 * 4 + 3, 3: 2 * 5 + 1}
   expected = [
@@ -161,7 +161,7 @@ def test_a_deadline_holds_for_every_rule(policy):
   assert completed.tolist() == expected
 
 
-def test_who_drops_out_has_no_weight():
+def test_clients_that_drop_out_have_no_weight():
   def only_large(rng, work):
     del rng
     return np.where(work.num_examples > 3, work.updates, 0)
@@ -170,12 +170,12 @@ def test_who_drops_out_has_no_weight():
   plan = planner(1)
   assert set(plan.cohort[plan.ends[plan.ends >= 0]]) == {1, 2, 3}
   np.testing.assert_allclose(plan.share, 20 / SIZES.sum(), rtol=1e-6)
-  account = planner.account(1)
+  account = planner.cost(1)
   assert (account.drawn, account.reported) == (6, 3)
   assert (account.bytes_down, account.bytes_up) == (60, 9)
 
 
-# What a rule must return.
+# Results of a rule.
 
 
 @pytest.mark.parametrize(
@@ -184,41 +184,40 @@ def test_who_drops_out_has_no_weight():
     (lambda rng, work: -np.ones(6, int), 'completes -1 minibatches; must be'),
     (
       lambda rng, work: work.updates + (work.clients == 3),
-      'client 3 completes 16 minibatches; must be in [0, 15], those of its'
-      ' epochs = 3',
+      'client 3 completes 16 minibatches; must be in [0, 15] with epochs = 3',
     ),
-    (lambda rng, work: work.updates[:4], 'returns int64 of shape [4]'),
-    (lambda rng, work: 3, 'returns int64 of shape []'),
-    (lambda rng, work: work.updates / 2, 'returns float64 of shape [6]'),
-    (lambda rng, work: work.updates > 2, 'returns bool of shape [6]'),
+    (lambda rng, work: work.updates[:4], 'got int64 of shape [4]'),
+    (lambda rng, work: 3, 'got int64 of shape []'),
+    (lambda rng, work: work.updates / 2, 'got float64 of shape [6]'),
+    (lambda rng, work: work.updates > 2, 'got bool of shape [6]'),
     (lambda rng, work: [[1], [2, 3]], 'must be an array of numbers'),
     (
       lambda rng, work: np.ma.masked_equal(np.ones_like(work.clients), 1),
       'masked values, must have none',
     ),
-    (lambda rng, work: None, 'returns object of shape []'),
+    (lambda rng, work: None, 'got object of shape []'),
   ],
 )
-def test_work_that_is_refused(rule, words):
+def test_invalid_work_is_refused(rule, words):
   with pytest.raises(InputError, match=re.escape(words)) as error:
     make(rule)
   assert str(error.value).startswith('participation.completion, round 1: ')
 
 
-def test_rules_that_are_refused():
+def test_invalid_rules_are_refused():
   rng = np.random.default_rng(0)
-  with pytest.raises(InputError, match='completion: returns something else'):
+  with pytest.raises(InputError, match='completion: returns another result'):
     make(lambda own, work: random_epochs(rng, work), epochs=30)
   with pytest.raises(InputError, match='completion = .all.: must be a func'):
     make('all')
   own = Participation(completion=everything, straggler_fraction=0.5)
-  with pytest.raises(InputError, match='straggler_fraction: must be left out'):
+  with pytest.raises(InputError, match='straggler_fraction: is not supported'):
     make(participation=own)
   with pytest.raises(InputError, match="straggler_work = 'steps': must be one"):
     make(participation=Participation(straggler_work='steps'))
 
 
-# What it changes.
+# Effects of a rule.
 
 
 @pytest.mark.parametrize(
@@ -233,7 +232,7 @@ def test_rules_that_are_refused():
   ],
 )
 def test_numpy_twin(uneven_examples, participation):
-  """Three rounds; every client of the twin stops where the rule says."""
+  """Every client of the twin stops where the rule says, for three rounds."""
   x, y, parts = uneven_examples
   population = fa.build_clients(fa.Examples(x, y), parts)
   options = {
@@ -253,10 +252,8 @@ def test_numpy_twin(uneven_examples, participation):
 
 
 @pytest.mark.parametrize('layout', [{'lanes': 2}, {'examples_on': 'host'}])
-def test_a_simulation_of_random_epochs_is_the_same_in_any_layout(
-  uneven_examples, layout
-):
-  """Where clients stop early a buffer must hold examples that have no step."""
+def test_random_epochs_are_the_same_in_any_layout(uneven_examples, layout):
+  """Clients that stop early have examples in the buffer that no step reads."""
   x, y, parts = uneven_examples
   clients = fa.build_clients(fa.Examples(x, y), parts)
   params = []

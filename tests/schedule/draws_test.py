@@ -1,4 +1,4 @@
-"""An own draw: what it is given, what it must return, what it changes."""
+"""A custom draw has its arguments and effects; invalid results are refused."""
 
 import re
 
@@ -26,16 +26,14 @@ def make(draw=None, participation=None, **kwargs):
   return Planner(num_examples=SIZES, participation=own, **(defaults | kwargs))
 
 
-# The bits of the built-in draw.
+# Bits of the built-in draw.
 
 
 @pytest.mark.parametrize('away', [0.0, 0.5])
 @pytest.mark.parametrize('weights', [None, SIZES, np.array([0, 1, 0, 2, 3, 4])])
 @pytest.mark.parametrize('trace', [None, TRACE])
-def test_built_in_draws_have_the_bits_that_they_always_had(
-  away, weights, trace
-):
-  """The law once more, client by client: published runs depend on it."""
+def test_built_in_draws_have_their_published_bits(away, weights, trace):
+  """The law is repeated client by client; published results depend on it."""
   planner = make(
     participation=Participation(
       unavailable_fraction=away, sampling_weights=weights, trace=trace
@@ -61,11 +59,11 @@ def test_built_in_draws_have_the_bits_that_they_always_had(
     assert planner.cohort(t).tolist() == order[:3]
 
 
-# What a draw is given.
+# Arguments of a draw.
 
 
 def uniform(rng, context):
-  """The built-in draw, as a researcher would write it."""
+  """Draws like the default, as a researcher would write it."""
   return rng.permutation(context.num_clients)[: context.cohort_size]
 
 
@@ -75,10 +73,10 @@ def test_a_draw_has_the_generator_of_the_round():
     np.testing.assert_array_equal(own.cohort(t), built_in.cohort(t))
     for array, other in zip(own(t), built_in(t), strict=True):
       np.testing.assert_array_equal(array, other)
-    assert own.account(t) == built_in.account(t)
+    assert own.cost(t) == built_in.cost(t)
 
 
-def test_a_draw_knows_the_round_the_clients_and_the_cohort():
+def test_a_draw_receives_the_round_the_clients_and_the_cohort():
   seen = []
 
   def draw(rng, context):
@@ -106,7 +104,7 @@ def test_a_draw_cannot_change_the_clients():
 
 def test_layouts_do_not_change_who_is_drawn():
   def by_size(rng, context):
-    """Power of choice (Cho et al. 2020) by a static score, of 5 candidates."""
+    """Draws by power of choice (Cho et al. 2020) by a score, 5 candidates."""
     candidates = rng.permutation(context.num_clients)[:5]
     return candidates[np.argsort(-context.num_examples[candidates])][:3]
 
@@ -114,46 +112,46 @@ def test_layouts_do_not_change_who_is_drawn():
   for t in (3, 1, 2, 3):  # In any order.
     np.testing.assert_array_equal(one.cohort(t), four.cohort(t))
     rng = np.random.default_rng([4, 1, t])
-    # Without ties: the largest three of the five first ones of the order.
+    # Without ties, these are the largest three of the order's first five.
     largest = sorted(rng.permutation(6)[:5], key=lambda k: -SIZES[k])[:3]
     assert one.cohort(t).tolist() == largest
 
 
 @pytest.mark.parametrize('lists', [[[0], [5, 1, 3], []], [[2, 4], [4], [0]]])
 def test_a_fixed_list_may_be_shorter_than_a_cohort(lists):
-  """The plan's shapes stay; the places that are left train nothing."""
+  """The plan's shapes stay; the rest of the cohort trains nothing."""
   planner = make(lambda rng, context: lists[(context.round_number - 1) % 3])
   full = make(cohort_size=3)(1)
   for t, cohort in enumerate(lists, 1):
     plan = planner(t)
     assert set(plan.cohort[plan.ends[plan.ends >= 0]]) == set(cohort)
     np.testing.assert_allclose(plan.weight.sum(), bool(cohort), rtol=1e-6)
-    assert planner.account(t).drawn == len(cohort)
+    assert planner.cost(t).drawn == len(cohort)
     for own, other in zip(plan, full, strict=True):
       assert (own.shape, own.dtype) == (other.shape, other.dtype)
 
 
-# What a draw must return.
+# Results of a draw.
 
 
 @pytest.mark.parametrize(
   ('drawn', 'words'),
   [
-    ([0, 1, 2, 3], 'returns 4 clients; must be at most the 3 of a cohort'),
+    ([0, 1, 2, 3], 'returns 4 clients; must be at most the cohort size 3'),
     ([0, 6], 'returns client 6; must be in [0, 5]'),
     ([0, -1], 'returns client -1; must be in [0, 5]'),
     ([4, 1, 4], 'returns client 4 2 times; must return each at most once'),
     ([0.0, 1.0], 'must return client numbers [m], whole'),
-    ([[0, 1]], 'returns int64 of shape [1, 2]'),
-    (np.arange(6) < 3, 'returns bool of shape [6]'),
-    (np.uint64(3), 'returns uint64 of shape []'),
+    ([[0, 1]], 'got int64 of shape [1, 2]'),
+    (np.arange(6) < 3, 'got bool of shape [6]'),
+    (np.uint64(3), 'got uint64 of shape []'),
     ([[0], [1, 2]], 'must be an array of numbers'),
     (np.ma.masked_equal([0, 1], 1), 'has 1 masked values, must have none'),
-    (None, 'returns object of shape []'),
+    (None, 'got object of shape []'),
     (['0'], 'of shape [1]'),
   ],
 )
-def test_cohorts_that_are_refused(drawn, words):
+def test_invalid_cohorts_are_refused(drawn, words):
   with pytest.raises(InputError, match=re.escape(words)) as error:
     make(lambda rng, context: drawn)
   assert str(error.value).startswith('participation.draw, round 1: ')
@@ -166,14 +164,14 @@ def test_a_later_round_is_refused_by_its_number():
 
 
 @pytest.mark.parametrize('drawn', [[0, 2], (2, 0), np.array([5], np.uint8), []])
-def test_cohorts_that_are_taken(drawn):
+def test_valid_cohorts(drawn):
   cohort = make(lambda rng, context: drawn).cohort(1)
   assert cohort.tolist() == list(drawn) and cohort.dtype == np.int64
 
 
 def test_a_draw_that_counts_its_calls_is_refused():
   calls = iter(range(100))
-  with pytest.raises(InputError, match='participation.draw: returns something'):
+  with pytest.raises(InputError, match='participation.draw: returns another'):
     make(lambda rng, context: [next(calls) % 6])
 
 
@@ -184,7 +182,7 @@ def test_a_draw_that_counts_its_calls_is_refused():
     *(
       (
         Participation(draw=uniform, **{name: value}),
-        f'{name}: must be left out with participation.draw',
+        f'{name}: is not supported with participation.draw',
       )
       for name, value in {
         'unavailable_fraction': 0.5,
@@ -194,12 +192,12 @@ def test_a_draw_that_counts_its_calls_is_refused():
     ),
   ],
 )
-def test_draws_that_are_refused(participation, words):
+def test_invalid_draws_are_refused(participation, words):
   with pytest.raises(InputError, match=re.escape(words)):
     make(participation=participation)
 
 
-# From the outside.
+# Draws within a simulation.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Who is drawn, who comes how far, and what that costs: by law and by hand."""
+"""Sampling, partial work and their costs have their laws."""
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ def trace_of(*periods):
 
 
 def test_weighted_sampling_draws_in_proportion_and_without_replacement():
-  """Two of three clients with weights 1, 2, 5: all six orders by hand."""
+  """All six orders of two of three clients have their probabilities."""
   weights = np.array([1.0, 2.0, 5.0])
   planner = make(
     [3, 3, 3],
@@ -58,7 +58,7 @@ def test_weighted_sampling_draws_in_proportion_and_without_replacement():
   expected = share[:, None] * share / (1 - share[:, None])
   np.fill_diagonal(expected, 0)
   np.testing.assert_allclose(expected.sum(), 1)
-  # Four standard errors of a share.
+  # Four standard errors of a fraction.
   error = 4 * np.sqrt(expected.max() * (1 - expected.max()) / number)
   np.testing.assert_allclose(seen / number, expected, atol=error)
 
@@ -74,7 +74,7 @@ def test_a_weight_of_zero_is_never_drawn():
 # Traces.
 
 
-def test_a_trace_says_who_is_in_reach_and_begins_again():
+def test_a_trace_says_who_is_available_and_repeats():
   trace = trace_of((0, 1, 2), (1, 2, 3), (4, 4, 4), (0, 4, 4))
   planner = make(participation=Participation(trace=trace))
   reach = {1: {0}, 2: {0, 1}, 3: {1}, 4: {0, 4}}
@@ -87,21 +87,21 @@ def test_a_cohort_of_fewer_clients_has_a_plan_of_the_same_shapes():
   planner = make(
     participation=Participation(trace=trace), cohort_size=4, lanes=2
   )
-  whole = make(cohort_size=4, lanes=2)(1)
+  full = make(cohort_size=4, lanes=2)(1)
   for t, reports in ((1, {3}), (2, {1, 2})):
     plan = planner(t)
-    assert len(set(plan.cohort)) == 4  # Distinct: some train nothing.
+    assert len(set(plan.cohort)) == 4  # Distinct: some of them train nothing.
     ended = set(plan.cohort[plan.ends[plan.ends >= 0]])
     assert ended == reports
     np.testing.assert_allclose(plan.weight.sum(), 1, rtol=1e-6)
     np.testing.assert_allclose(
       plan.share, SIZES[list(reports)].sum() / SIZES.sum(), rtol=1e-6
     )
-    for own, other in zip(plan, whole, strict=True):
+    for own, other in zip(plan, full, strict=True):
       assert (own.shape, own.dtype) == (other.shape, other.dtype)
 
 
-def test_a_round_with_nobody_in_reach_changes_nothing(uneven_examples):
+def test_a_round_without_available_clients_changes_nothing(uneven_examples):
   x, y, parts = uneven_examples
   population = fa.build_clients(fa.Examples(x, y), parts)
   trace = trace_of((0, 2, 2), (1, 2, 2), (2, 4, 4))
@@ -123,7 +123,7 @@ def test_a_round_with_nobody_in_reach_changes_nothing(uneven_examples):
     jax.tree.leaves((states[2].params, states[2].server)),
     strict=True,
   ):
-    np.testing.assert_array_equal(own, other)  # Momentum does not roll on.
+    np.testing.assert_array_equal(own, other)  # Momentum is not applied.
   assert rounds.distance(states[3].params, states[2].params) > 1e-3
   assert [int(state.round) for state in states] == [1, 2, 3, 4]
 
@@ -132,7 +132,7 @@ def test_a_round_with_nobody_in_reach_changes_nothing(uneven_examples):
 
 
 @pytest.mark.parametrize('fraction', [0.0, 0.4, 1.0])
-def test_so_many_stragglers_stop_before_their_end(fraction):
+def test_stragglers_stop_before_their_end(fraction):
   sizes = [20] * 10
   planner = make(sizes, Participation(straggler_fraction=fraction))
   updates = 3 * 10
@@ -140,7 +140,7 @@ def test_so_many_stragglers_stop_before_their_end(fraction):
   for t in range(1, 200):
     cohort, completed = planner.work(t)
     late = completed < updates
-    assert late.sum() == int(fraction * 10)  # Of ten, a whole number.
+    assert late.sum() == int(fraction * 10)  # An integer for ten clients.
     assert (completed[~late] == updates).all()
     seen += completed[late].tolist()
     assert len(set(cohort)) == 10
@@ -151,7 +151,7 @@ def test_so_many_stragglers_stop_before_their_end(fraction):
 
 
 @pytest.mark.parametrize(('cohort', 'fraction'), [(1, 0.9), (3, 0.25)])
-def test_so_many_stragglers_on_average_of_small_cohorts(cohort, fraction):
+def test_stragglers_of_small_cohorts_have_their_mean_number(cohort, fraction):
   planner = make(
     [20] * 5,
     Participation(straggler_fraction=fraction),
@@ -162,7 +162,7 @@ def test_so_many_stragglers_on_average_of_small_cohorts(cohort, fraction):
   assert set(late) <= {int(fraction * cohort), int(fraction * cohort) + 1}
 
 
-def test_a_straggler_with_one_update_has_done_none():
+def test_a_straggler_with_one_update_has_completed_none():
   planner = make(
     participation=Participation(straggler_fraction=1.0), epochs=1, batch_size=0
   )
@@ -170,7 +170,7 @@ def test_a_straggler_with_one_update_has_done_none():
   assert (planner(1).ends == -1).all()
 
 
-def test_stragglers_are_kept_or_dropped_as_asked():
+def test_partial_work_of_stragglers_is_used_or_dropped():
   keep = make(participation=Participation(straggler_fraction=0.6))
   drop = make(
     participation=Participation(straggler_fraction=0.6, stragglers='drop')
@@ -206,7 +206,7 @@ def test_lanes_do_not_change_who_is_late():
 def test_numpy_twin_with_stragglers(
   uneven_examples, stragglers, batch_size, micro_batch
 ):
-  """Three rounds; every client of the twin stops where the plan says."""
+  """Every client of the twin stops where the plan says, for three rounds."""
   x, y, parts = uneven_examples
   population = fa.build_clients(fa.Examples(x, y), parts)
   participation = Participation(straggler_fraction=0.5, stragglers=stragglers)
@@ -240,8 +240,8 @@ def test_numpy_twin_with_stragglers(
   rounds.assert_close(got, params, 2e-6)
 
 
-def test_scaffold_counts_the_updates_that_were_done(uneven_examples):
-  """Option II divides by eta times the updates: those of the partial work."""
+def test_scaffold_divides_by_the_completed_updates(uneven_examples):
+  """Option II must divide by eta times the updates of the partial work."""
   x, y, parts = uneven_examples
   population = fa.build_clients(fa.Examples(x, y), parts)
   eta = rounds.LEARNING_RATE
@@ -265,7 +265,7 @@ def test_scaffold_counts_the_updates_that_were_done(uneven_examples):
       eta,
     )
     for name in params:
-      # c_i - c + (x - y_i) / (K eta), with c_i = c = 0; nothing of nobody.
+      # c_i - c + (x - y_i) / (K eta), with c_i = c = 0; 0 without updates.
       control = (params[name] - local[name]) / (max(done, 1) * eta)
       np.testing.assert_allclose(kept[name][k], control, rtol=0, atol=2e-5)
 
@@ -274,7 +274,7 @@ def test_scaffold_counts_the_updates_that_were_done(uneven_examples):
 
 
 def walk(planner, t):
-  """Seconds and minibatches of every client, one minibatch after another."""
+  """Computes seconds and minibatches of every client, batch by batch."""
   clock = planner.participation.clock
   found = {}
   for k in planner.cohort(t):
@@ -324,13 +324,13 @@ def test_clock_minibatch_by_minibatch(deadline, stragglers, batch_size):
         expected = 0
       assert done == expected
     late_ones += late
-    account = planner.account(t)
+    account = planner.cost(t)
     reports = completed > 0
     assert account.drawn == 5 and account.reported == reports.sum()
     assert account.bytes_down == 5 * 700
     assert account.bytes_up == reports.sum() * 300
-    # The server waits for all the work of the slowest, or until the deadline.
-    slowest = max(whole for *_, whole in found.values())
+    # The server waits for all the slowest client's work, or until the deadline.
+    slowest = max(work for *_, work in found.values())
     assert account.seconds == pytest.approx(
       min(slowest, deadline) if deadline else slowest
     )
@@ -338,7 +338,7 @@ def test_clock_minibatch_by_minibatch(deadline, stragglers, batch_size):
   assert bool(late_ones) == (0 < deadline < 50)
 
 
-def test_a_deadline_that_just_suffices_makes_nobody_late():
+def test_a_deadline_that_just_suffices_makes_no_client_late():
   rng = np.random.default_rng(0)
   for _ in range(300):
     size, speed = int(rng.integers(1, 500)), float(rng.uniform(0.1, 99))
@@ -353,19 +353,19 @@ def test_a_deadline_that_just_suffices_makes_nobody_late():
 
 
 @pytest.mark.parametrize('stragglers', ['keep', 'drop'])
-def test_stragglers_by_chance_make_no_round_shorter(stragglers):
+def test_random_stragglers_make_no_round_shorter(stragglers):
   clock = draw_clock(5, examples_per_second=2.0, seed=0)
-  alone = make(participation=Participation(clock=clock)).account(1)
+  alone = make(participation=Participation(clock=clock)).cost(1)
   late = make(
     participation=Participation(
       clock=clock, straggler_fraction=1.0, stragglers=stragglers
     )
-  ).account(1)
+  ).cost(1)
   assert alone.seconds == late.seconds == 3 * 9 / 2
 
 
-def test_without_a_clock_there_is_no_time():
-  account = make(bytes_down=10, bytes_up=4).account(1)
+def test_without_a_clock_there_are_no_seconds():
+  account = make(bytes_down=10, bytes_up=4).cost(1)
   assert account == (5, 5, 50, 20, None)
 
 
@@ -382,7 +382,7 @@ def test_traffic_of_the_algorithms():
   momentum = optax.sgd(1.0, momentum=0.9)
   for algorithm, down, up in (
     (fa.fedavg(sgd, optax.sgd(1.0)), model, model),
-    (fa.fedavg(sgd, momentum), model, model),  # The server's own business.
+    (fa.fedavg(sgd, momentum), model, model),  # Server state is not sent.
     (fa.fedprox(0.1, sgd, momentum), model, model),
     (fa.scaffold(0.1, 1.0), 2 * model, 2 * model),
     (fa.clip_delta(fa.fedavg(sgd, momentum), 1.0), model, model),
@@ -401,7 +401,7 @@ def test_traffic_of_the_algorithms():
   assert traffic(coded, params, 'everybody') == (model, model, True)
 
 
-# What is refused.
+# Refusals.
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_traffic_of_the_algorithms():
     ),
     (
       Participation(trace=trace_of((5, 1, 1))),
-      'clients 5 to 5; there are 0 to 4',
+      r'clients 5 to 5; must be in \[0, 4\]',
     ),
     (
       Participation(

@@ -1,4 +1,4 @@
-"""The rules about sampling, order, batches and packing, without JAX."""
+"""Rules of sampling, order, batches and packing are tested without JAX."""
 
 from hypothesis import given
 from hypothesis import settings
@@ -23,7 +23,7 @@ from fedavg_jax.schedule.sampling import cohort_size
     (100, 0.1, 10),
     (100, 0.29, 29),  # 0.29 * 100 < 29 in floating point.
     (100, 1.0, 100),
-    (1146, 0.1, 114),  # 114.6 is cut.
+    (1146, 0.1, 114),  # 114.6 is rounded down.
     (3, 0.1, 1),
     (1, 1.0, 1),
   ],
@@ -47,7 +47,7 @@ def make(sizes, **kwargs):
   return Planner(num_examples=np.array(sizes), **(defaults | kwargs))
 
 
-def test_cohorts_have_no_client_twice_and_differ():
+def test_cohorts_have_no_duplicates_and_differ():
   planner = make([3] * 50, cohort_size=20)
   cohorts = [planner.cohort(t) for t in range(1, 30)]
   for cohort in cohorts:
@@ -59,10 +59,11 @@ def test_cohorts_have_no_client_twice_and_differ():
 
 
 def test_cohorts_are_uniform():
-  """Each pair of clients meets equally often: chi-square over 45 pairs.
+  """All 45 pairs of clients are equally frequent, by a chi-square test.
 
-  2,000 cohorts of 3 in 10 clients hold 6,000 pairs, 133.3 of each; the
-  statistic has about 44 degrees of freedom and passes 90 once in 20,000 seeds.
+  2,000 cohorts of 3 in 10 clients have 6,000 pairs, 133.3 of each; the
+  statistic has about 44 degrees of freedom and exceeds 90 once in 20,000 seeds.
+
   """
   planner = make([1] * 10, cohort_size=3)
   met = np.zeros((10, 10))
@@ -75,22 +76,22 @@ def test_cohorts_are_uniform():
   assert np.diag(met).sum() == 6000
 
 
-def test_unavailable_clients_stay_out():
-  """With none away the same round draws others: those away are passed over."""
+def test_unavailable_clients_are_not_drawn():
+  """Without unavailable clients, the same round has other clients."""
   planner = make(
     [1] * 10,
     cohort_size=4,
     participation=Participation(unavailable_fraction=0.6),
   )
   everyone = make([1] * 10, cohort_size=10)
-  for t in range(20):  # Away are the first six of the round's own order.
+  for t in range(20):  # The first six of the round's order are unavailable.
     assert set(planner.cohort(t)).isdisjoint(everyone.cohort(t)[:6])
   seen = set()
   for t in range(100):
     cohort = planner.cohort(t)
     assert len(set(cohort)) == 4
     seen |= set(cohort)
-  assert seen == set(range(10))  # Anew in every round.
+  assert seen == set(range(10))  # Different ones in every round.
 
 
 def test_shuffle():
@@ -105,7 +106,7 @@ def test_shuffle():
 
 
 def read_back(planner, plan):
-  """What every client reads according to the arrays: {client: minibatches}."""
+  """Reads from the arrays what each client trains on: {client: minibatches}."""
   read = {}
   per_device = planner.lanes // planner.num_devices
   for lane in range(planner.lanes):
@@ -120,7 +121,7 @@ def read_back(planner, plan):
         assert plan.begins[lane, s + 1] < 0
         assert plan.weight[lane, s] == 0
         continue
-      assert i == now  # Who ends here began where the one before ended.
+      assert i == now  # The lane's previous event started client i.
       now = plan.begins[lane, s + 1]
       batches, parts = [], []
       for step in range(t, times[s + 1]):
@@ -137,7 +138,7 @@ def read_back(planner, plan):
     assert now < 0
     assert (plan.count[lane, t:] == 0).all()  # Idle to the end.
     assert (plan.ends[lane, events:] == -1).all()
-    # Nobody is left out when the device goes on with fewer lanes.
+    # No client is lost when the device continues with fewer lanes.
     for w, fewer in enumerate(planner.widths[1:]):
       if lane % per_device >= fewer:
         done = plan.until[device, w]
@@ -146,7 +147,7 @@ def read_back(planner, plan):
 
 
 def stepped(plan):
-  """Steps of each device with each number of lanes, by the arrays, [D, W]."""
+  """Returns the steps of each device at each number of lanes, [D, W]."""
   ends = []
   for event, until in zip(plan.event, plan.until, strict=True):
     assert (np.diff(until, prepend=0) >= 0).all()
@@ -159,7 +160,7 @@ def layout(planner):
 
 
 def weights(plan):
-  """{client: its weight in the mean}."""
+  """Returns {client: its weight in the mean}."""
   ended = plan.ends >= 0
   assert plan.weight[~ended].sum() == 0
   clients = plan.cohort[plan.ends[ended]]
@@ -177,7 +178,7 @@ def weights(plan):
   shuffle=st.sampled_from(SHUFFLES),
   data=st.data(),
 )
-def test_a_plan_reads_what_it_should(
+def test_a_plan_reads_the_right_examples(
   sizes,
   epochs,
   batch_size,
@@ -221,7 +222,7 @@ def test_a_plan_reads_what_it_should(
       {int(k): sizes[k] / total for k in cohort}, rel=1e-6
     )
     assert plan.share == pytest.approx(total / sum(sizes), rel=1e-6)
-    # Steps are of nearly equal parts, and as few as can be.
+    # A minibatch has nearly equal parts, as few as possible.
     if planner.accumulates:
       assert planner.step_examples <= micro_batch
       assert -(-planner.batch_examples // planner.step_examples) == -(
@@ -253,7 +254,7 @@ def test_packing(steps, lanes):
 
 
 def longest_first(steps, lanes):
-  """Loads of Graham's rule, which packing must never do worse than."""
+  """Returns the loads of Graham's rule, which packing must never exceed."""
   loads = [0] * lanes
   for n in sorted(steps, reverse=True):
     loads[loads.index(min(loads))] += n
@@ -263,7 +264,7 @@ def longest_first(steps, lanes):
 @pytest.mark.parametrize('lanes', [2, 4, 8])
 @pytest.mark.parametrize('spread', [0.1, 0.5, 1.0])
 def test_makespan_is_within_a_hundredth_of_its_bound(lanes, spread):
-  """Natural sizes, five or more clients a lane, mean of 50 cohorts."""
+  """Sizes are realistic; five or more clients per lane, mean of 50 cohorts."""
   rng = np.random.default_rng(0)
   sizes = 10 + rng.lognormal(5, spread, 2000).astype(int)
   planner = make(sizes, cohort_size=6 * lanes, batch_size=1, lanes=lanes)
@@ -276,8 +277,8 @@ def test_makespan_is_within_a_hundredth_of_its_bound(lanes, spread):
   assert 1 <= np.mean(ratios) < 1.01
 
 
-def test_going_on_with_fewer_lanes_wastes_less():
-  """A long client beside short ones: eight lanes are idle to its end."""
+def test_continuing_with_fewer_lanes_wastes_less():
+  """A long client and short ones leave eight lanes idle until its end."""
   sizes = [100] + [10] * 16
   wide = make(sizes, batch_size=1, lanes=9)
   narrow = make(sizes, batch_size=1, lanes=9, widths=(9, 1))
@@ -287,7 +288,7 @@ def test_going_on_with_fewer_lanes_wastes_less():
   assert narrow(1).until.tolist() == [[2, 3]]
 
 
-def test_uniform_weights_leave_out_who_has_no_examples():
+def test_uniform_weights_are_zero_without_examples():
   planner = make([4, 0, 1, 7], weighting='uniform')
   plan = planner(1)
   assert weights(plan) == pytest.approx({0: 1 / 3, 2: 1 / 3, 3: 1 / 3})
@@ -355,8 +356,8 @@ def test_a_fraction_outside_its_range_is_refused(fraction):
     cohort_size(10, fraction)
 
 
-def test_a_batch_larger_than_every_client_is_no_larger_than_the_largest():
-  """B = 10**6, as some write infinity, costs what B = infinity costs."""
+def test_batches_are_no_larger_than_the_largest_client():
+  """A batch size of 10**6, which some use for infinity, costs the same."""
   huge, infinite = make([3, 7], batch_size=10**6), make([3, 7], batch_size=0)
   assert huge.step_examples == infinite.step_examples == 7
   for a, b in zip(huge(1), infinite(1), strict=True):

@@ -1,4 +1,4 @@
-"""What several tests use, and the programs that they start."""
+"""Holds helpers of several tests, and the programs that tests start."""
 
 from collections.abc import Iterable
 import pathlib

@@ -1,4 +1,4 @@
-"""Commands by the dozen, from one process that has imported them once."""
+"""Runs many commands as forks of a process that imports modules once."""
 
 from collections.abc import Sequence
 import json
@@ -12,13 +12,14 @@ from tests.testing import PROGRAMS
 
 
 class Outcome(NamedTuple):
-  """How a command has ended.
+  """Holds the outcome of a command.
 
   Attributes:
     code: the exit code.
-    out: what is on stdout.
-    err: what is on stderr.
+    out: the standard output.
+    err: the standard error.
     jax: whether JAX was imported.
+
   """
 
   code: int
@@ -50,7 +51,7 @@ class CommandServer:
     )
 
   def run(self, folder, *args, module='fedavg_jax', reader=True) -> Outcome:
-    """Runs `python -m MODULE ARGS` in a folder."""
+    """Executes `python -m MODULE ARGS` in a folder."""
     self._number += 1
     own = self._folder / f'{self._number}'
     own.mkdir()

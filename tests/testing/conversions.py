@@ -1,4 +1,4 @@
-"""Conversions in this process, and refusals that leave nothing behind."""
+"""Converts in this process, and checks that refusals leave no files."""
 
 import re
 
@@ -11,7 +11,7 @@ from fedavg_jax.data import stored_writer
 
 
 def convert(kind, path, out, **options):
-  """Does what the command does, in this process."""
+  """Converts like the command, in this process."""
   source = sources.open_source(kind, str(path))
   stored_writer.write(
     out,

@@ -1,4 +1,4 @@
-"""Convolutions as plain loops, and small models that contain some."""
+"""Computes convolutions in plain loops, and makes small models with some."""
 
 from flax import linen as nn
 import jax
@@ -9,13 +9,17 @@ import fedavg_jax as fa
 
 
 def conv(x, kernel, padding, strides=(1, 1)):
-  """Loops over everything, float64.
+  """Computes a convolution in loops, in float64.
 
   Args:
-    x: [B, H, W, C].
-    kernel: [h, w, C, O].
-    padding: before and after, of rows and of columns; none is negative.
-    strides: of rows and of columns.
+    x: images [B, H, W, C].
+    kernel: weights [h, w, C, O].
+    padding: (before, after) of rows and of columns, none negative.
+    strides: (rows, columns).
+
+  Returns:
+    Images [B, H', W', O].
+
   """
   x = np.pad(np.float64(x), ((0, 0), *padding, (0, 0)))
   (h, w, _, o), (s, t) = kernel.shape, strides
@@ -29,17 +33,18 @@ def conv(x, kernel, padding, strides=(1, 1)):
 
 
 def conv_gradients(x, kernel, g, padding, strides=(1, 1)):
-  """Gradients of sum(g * conv): every output gives to all that it was made of.
+  """Computes the gradients of sum(g * conv) in loops, in float64.
 
   Args:
-    x: [B, H, W, C].
-    kernel: [h, w, C, O].
-    g: like the output.
-    padding: as of `conv`.
-    strides: as of `conv`.
+    x: images [B, H, W, C].
+    kernel: weights [h, w, C, O].
+    g: a cotangent of the output's shape.
+    padding: (before, after) of rows and of columns, none negative.
+    strides: (rows, columns).
 
   Returns:
-    Those of x and of the kernel, float64.
+    The gradients of x and of the kernel.
+
   """
   padded = np.pad(np.float64(x), ((0, 0), *padding, (0, 0)))
   dx, dkernel = np.zeros_like(padded), np.zeros(kernel.shape)
@@ -55,7 +60,7 @@ def conv_gradients(x, kernel, g, padding, strides=(1, 1)):
 
 
 class Net(nn.Module):
-  """Two convolutions with a maximum behind each; 3 classes."""
+  """Has two convolutions, each with a max pool after it, and 3 classes."""
 
   groups: int = 1
 
@@ -69,7 +74,7 @@ class Net(nn.Module):
 
 
 def model(**options) -> fa.Model:
-  """The network, for images of 8 x 8 x 1 of bytes."""
+  """Makes the model of the network, for images of 8 x 8 x 1 bytes."""
   net = Net(**options)
 
   def init(key):
@@ -82,7 +87,7 @@ def model(**options) -> fa.Model:
 
 
 def examples() -> tuple[fa.Examples, list[np.ndarray]]:
-  """23 images for the network, and their uneven division among 4 clients."""
+  """Returns 23 images for the network, and their division among 4 clients."""
   rng = np.random.default_rng(0)
   x = rng.integers(0, 256, (23, 8, 8, 1)).astype(np.uint8)
   y = rng.integers(0, 3, 23).astype(np.int32)

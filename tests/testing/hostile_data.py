@@ -1,7 +1,8 @@
-"""Data that a run is handed by mistake, as `hostile_inputs` has its cases.
+"""Defines cases of invalid data, like those of `hostile_inputs`.
 
-What is ambiguous, tampered with, of another kind or would never end; each is
-one line that names what, where and the rule.
+The data are ambiguous, changed, of another kind or endless; each case is one
+line that names what, where and the rule.
+
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ Prepare = Callable[[pathlib.Path], object]
 
 
 def _first(**changes: Any) -> Callable[[dict], object]:
-  """Changes the only user of a file of LEAF's."""
+  """Changes the only user of one of LEAF's files."""
   return lambda tree: tree['user_data']['a'].update(changes)
 
 
@@ -36,7 +37,7 @@ def _twice(folder: pathlib.Path) -> None:
 
 
 def _spelt_twice(folder: pathlib.Path) -> None:
-  """A user of two files, whose names look alike."""
+  """Makes two users in two files, whose names look alike."""
   leaf(lambda tree: None).prepare(folder)
   path = folder / 'leaf' / 'train' / 'all.json'
   for name, user in (('b', 'é'), ('c', 'e\u0301')):
@@ -51,7 +52,7 @@ def _leaf_key_twice(folder: pathlib.Path) -> None:
 
 
 def _named(dataset: str, prepare: Prepare, *words: str) -> Case:
-  """A folder `in` that a person has filled."""
+  """Makes a case with a folder `in`, which `prepare` fills."""
 
   def make(folder: pathlib.Path) -> None:
     (folder / 'in').mkdir()
@@ -64,7 +65,7 @@ def _named(dataset: str, prepare: Prepare, *words: str) -> Case:
 
 
 def _write(**contents: str | bytes) -> Prepare:
-  """Writes files by name, in which `_` is a point."""
+  """Writes files by name, in which `_` is a dot."""
 
   def write(folder: pathlib.Path) -> None:
     for name, content in contents.items():
@@ -102,7 +103,7 @@ def _trace(content: str | bytes, *words: str) -> Case:
 
 
 def _federation(folder: pathlib.Path) -> None:
-  """Three clients of two images each."""
+  """Writes a federation of three clients of two images each."""
   y = np.array([0, 1], np.int32)
   clients = [Examples(np.full((2, 4, 4, 1), k, np.uint8), y) for k in range(3)]
   options: Any = {'num_classes': 2, 'max_value': 255.0, 'source': {}}
@@ -110,7 +111,7 @@ def _federation(folder: pathlib.Path) -> None:
 
 
 def stored(change: Prepare, *words: str) -> Case:
-  """A federation on disk that somebody has changed."""
+  """Makes a case of a federation on disk that was changed."""
 
   def prepare(folder: pathlib.Path) -> None:
     _federation(folder)
@@ -122,7 +123,7 @@ def stored(change: Prepare, *words: str) -> Case:
 
 
 def tampered(change: Callable[[dict], object], *words: str) -> Case:
-  """A federation whose description somebody has edited."""
+  """Makes a case of a federation whose description was changed."""
 
   def edit(folder: pathlib.Path) -> None:
     path = folder / 'federation.json'
@@ -163,7 +164,7 @@ USERS = {
     [*_LEAF], ["'\\xe9' and 'e\\u0301' are one name"], _spelt_twice
   ),
   'a key twice': Case(
-    [*_LEAF], ['all.json', "the key 'y' occurs twice"], _leaf_key_twice
+    [*_LEAF], ['all.json', "duplicate key 'y'"], _leaf_key_twice
   ),
   'no pixels': leaf(_first(x=[[], []]), "user 'a'", 'the shape [2, 0]'),
   'single numbers': leaf(_first(x=[1, 0.5]), "user 'a'", 'the shape [2]'),
@@ -172,7 +173,9 @@ USERS = {
     _first(y=[0, 2**31]), "user 'a'", '0 to 2147483648'
   ),
   'half a label': leaf(_first(y=[0, 0.5]), "user 'a'", '0.5 at row 1'),
-  'a label of text': leaf(_first(y=['0', '1']), "user 'a'", 'y holds str'),
+  'a label of text': leaf(
+    _first(y=['0', '1']), "user 'a'", 'y: expected whole numbers, got str'
+  ),
   'another shape': leaf(
     _first(x=[[0.5] * 9] * 2), "user 'a'", '(3, 3, 1)', 'test/ (2, 2, 1)'
   ),
@@ -192,7 +195,7 @@ TEXTS = {
     prepare=lambda folder: (folder / 'text').write_bytes(b'\xff\xfea'),
   ),
   'a pipe': texts('words', '')._replace(
-    words=['text: must be a file'],
+    words=['text: is not a regular file'],
     prepare=lambda folder: os.mkfifo(folder / 'text'),
   ),
   'an author twice': _named(
@@ -207,7 +210,7 @@ TEXTS = {
     'shakespeare', _book_twice, '100-0.txt and pg100.zip are the same plays'
   ),
   'hidden files alone': _named(
-    'words', _write(_ann_txt='to be', Thumbs_db='x'), 'holds no AUTHOR.txt'
+    'words', _write(_ann_txt='to be', Thumbs_db='x'), 'has no AUTHOR.txt'
   ),
 }
 
@@ -220,7 +223,7 @@ TRACES = {
   'a spreadsheet': _trace(b'PK\3\4\0\0\xff', 'cannot be read'),
   'a quote without end': _trace('client,first,last\n"0,1,2\n', 'whole numbers'),
   'a pipe': _trace('')._replace(
-    words=['trace.csv: must be a file'],
+    words=['trace.csv: is not a regular file'],
     prepare=lambda folder: os.mkfifo(folder / 'trace.csv'),
   ),
   'the home of nobody': key(
@@ -229,7 +232,9 @@ TRACES = {
 }
 
 FEDERATIONS = {
-  'a pipe': stored(_pipe('federation.json'), 'federation.json: must be a file'),
+  'a pipe': stored(
+    _pipe('federation.json'), 'federation.json: is not a regular file'
+  ),
   'a list': stored(_written('federation.json', b'[]'), 'federation.json'),
   'too deep': stored(
     _written('federation.json', b'[' * 99_999), 'federation.json'
@@ -238,7 +243,7 @@ FEDERATIONS = {
   'a key twice': stored(
     _written('federation.json', b'{"format": 1, "format": 2}'),
     'federation.json',
-    "'format' occurs twice",
+    "duplicate key 'format'",
   ),
   'shards of text': tampered(
     lambda f: f.update(shards='all'), "shards = 'all'"
@@ -259,7 +264,7 @@ FEDERATIONS = {
   'labels of one': tampered(_shard(labels=[1]), 'labels = [1]'),
   'a test of nothing': tampered(lambda f: f.update(test=None), 'test = None'),
   'an array is a pipe': stored(
-    _pipe('clients-00000-x.npy'), 'clients-00000-x.npy: must be a file'
+    _pipe('clients-00000-x.npy'), 'clients-00000-x.npy: is not a regular file'
   ),
   'sizes below 0': stored(
     lambda folder: np.save(
@@ -269,7 +274,7 @@ FEDERATIONS = {
   ),
   'a file': Case(
     ['--config.dataset=stored', '--config.data_dir=f'],
-    ['federation.json', 'is not of a federation'],
+    ['federation.json', 'does not describe a federation'],
     lambda folder: (folder / 'f').write_text('mine'),
   ),
   'one folder too high': Case(

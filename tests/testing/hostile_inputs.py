@@ -1,8 +1,9 @@
-"""What people type and hand over by mistake, as data: name -> Case.
+"""Defines cases of invalid inputs of a run: name -> Case.
 
-Each has to end with one line on stderr that holds the words, an exit code that
-is not zero, and the file system as it was. `{run}` is the folder of an
-interrupted run, `{data}` one with four files in the shapes of MNIST's.
+Each has to end with one line on stderr that contains the words, an exit code
+that is not zero, and an unchanged file system. `run` is the folder of an
+interrupted run, `data` one with four files in the shapes of MNIST's.
+
 """
 
 from collections.abc import Callable
@@ -22,14 +23,15 @@ LABELS = 't10k-labels-idx1-ubyte'
 
 
 class Case(NamedTuple):
-  """A command and what must be told.
+  """Holds a command and what its error must say.
 
   Attributes:
-    args: after `python -m fedavg_jax.main`; `--config` and `--workdir` are
-      those of a good run where they are not among them.
-    words: that the line must hold.
-    prepare: changes the folder that the command runs in, before.
+    args: the flags of `python -m fedavg_jax.main`; `--config` and `--workdir`
+      are valid ones unless given here.
+    words: parts of the error's line.
+    prepare: a function that changes the command's folder before it runs.
     code: the exit code.
+
   """
 
   args: list[str]
@@ -39,12 +41,12 @@ class Case(NamedTuple):
 
 
 def key(name: str, value: str, *words: str) -> Case:
-  """A value that breaks the rule of its key."""
+  """Makes a case of a value that breaks the rule of its key."""
   return Case([f'--config.{name}={value}'], [name, *words])
 
 
 def config_file(content: str | bytes, *words: str) -> Case:
-  """A config file of a person's own."""
+  """Makes a case of a user's config file."""
 
   def prepare(folder):
     data = content.encode() if isinstance(content, str) else content
@@ -54,12 +56,12 @@ def config_file(content: str | bytes, *words: str) -> Case:
 
 
 def data_file(name: str, change: Callable[[bytes], bytes], *words: str) -> Case:
-  """A damaged file among those of MNIST."""
+  """Makes a case of a damaged file of MNIST."""
 
   def prepare(folder):
     path = folder / 'data' / name
     content = change(path.read_bytes())
-    path.unlink()  # It may be a link to one that others use.
+    path.unlink()  # It may be a link to a shared file.
     path.write_bytes(content)
 
   return Case(
@@ -70,7 +72,7 @@ def data_file(name: str, change: Callable[[bytes], bytes], *words: str) -> Case:
 
 
 def cifar(content: bytes, *words: str) -> Case:
-  """A first file of CIFAR-10 that holds something else."""
+  """Makes a case of invalid files of CIFAR-10."""
   return Case(
     ['--config.dataset=cifar10', '--config.data_dir=data'],
     ['data_batch_1.bin', *words],
@@ -82,7 +84,7 @@ def cifar(content: bytes, *words: str) -> Case:
 
 
 def texts(dataset: str, content: str, *words: str) -> Case:
-  """A text that is no data set."""
+  """Makes a case of an invalid text."""
   return Case(
     [
       f'--config.dataset={dataset}',
@@ -97,7 +99,7 @@ def texts(dataset: str, content: str, *words: str) -> Case:
 
 
 def leaf(change: Callable[[dict], object], *words: str) -> Case:
-  """A folder of LEAF's whose training file is changed."""
+  """Makes a case of LEAF's folder with a changed training file."""
 
   def prepare(folder):
     own = {'x': [[0.0] * 4] * 2, 'y': [0, 1]}
@@ -114,7 +116,7 @@ def leaf(change: Callable[[dict], object], *words: str) -> Case:
 
 
 def idx(array: np.ndarray) -> bytes:
-  """An IDX file."""
+  """Returns the bytes of an IDX file."""
   header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes()
   return header + array.astype(np.uint8).tobytes()
 
@@ -125,7 +127,7 @@ def run_folder(
   args: tuple[str, ...] = (),
   code: int = 2,
 ) -> Case:
-  """The folder of an interrupted run, changed meanwhile."""
+  """Makes a case of an interrupted run whose folder was changed."""
 
   def prepare(folder):
     change(folder / 'run')
@@ -146,18 +148,18 @@ def _pickle_checkpoints(run: pathlib.Path) -> None:
 
 
 def _checkpoints_of(value):
-  """Whole checkpoints, of another model."""
+  """Replaces the checkpoints by valid ones of another model."""
 
   def change(run):
     from fedavg_jax.runs import checkpoint
 
     seal = json.loads(
-      next((run / 'checkpoints').glob('*/told/metadata')).read_text()
+      next((run / 'checkpoints').glob('*/metadata/metadata')).read_text()
     )
     shutil.rmtree(run / 'checkpoints')
     checkpoints = checkpoint.Checkpoints(run, keep=3)
-    told = {name: seal[name] for name in ('round', 'lanes', 'metrics')}
-    checkpoints.save(seal['round'], {'params': value}, told, None)
+    metadata = {name: seal[name] for name in ('round', 'lanes', 'metrics')}
+    checkpoints.save(seal['round'], {'params': value}, metadata, None)
     checkpoints.close()
 
   return change
@@ -198,7 +200,7 @@ def get_config():
 
 
 def changed_config(change: str, *words: str) -> Case:
-  """The quickstart, changed by a line of Python."""
+  """Makes a case of the quickstart, changed by a line of Python."""
   path = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
   return config_file(_GOOD.format(path=str(path), change=change), *words)
 
@@ -280,13 +282,13 @@ KEYS = {
       *('--config.partition=pathological', '--config.classes_per_client=1'),
       *('--config.num_clients=9', '--config.client_fraction=0'),
     ],
-    ['classes_per_client = 1', 'to nobody'],
+    ['classes_per_client = 1', 'without a client'],
   ),
   'class_assignment': key('class_assignment', 'x', 'x', 'first_deterministic'),
   'sizes': key('sizes', 'cubic', 'cubic', 'linear'),
   'sizes of others': Case(
     ['--config.partition=iid', '--config.sizes=700,800'],
-    ['sizes: 2 of them', 'num_clients = 50'],
+    ['sizes: has 2 numbers', 'num_clients = 50'],
   ),
   'sizes that do not add up': Case(
     [
@@ -300,7 +302,7 @@ KEYS = {
       *('--config.partition=iid', '--config.sizes=1500,0'),
       '--config.num_clients=2',
     ],
-    ['sizes: one is 0'],
+    ['sizes: has 0; must be at least 1'],
   ),
   'size_skew': key('size_skew', '-1', '-1.0'),
   'holdout': key('holdout_fraction', '1', '1.0', '[0, 1)'),
@@ -329,7 +331,7 @@ KEYS = {
   'no trace': key('availability_trace', 'no.csv', 'no.csv', 'cannot be read'),
   'trace of others': Case(
     ['--config.availability_trace=trace.csv'],
-    ['trace.csv', 'line 2', 'client 50', '0 to 49'],
+    ['trace.csv', 'line 2', 'client = 50', '[0, 49]'],
     lambda folder: (folder / 'trace.csv').write_text(
       'client,first,last\n50,1,9\n'
     ),
@@ -439,11 +441,11 @@ DATA = {
   ),
   'of another data set': Case(
     ['--config.dataset=fashion_mnist', '--config.data_dir=data'],
-    ['not the labels of fashion_mnist'],
+    ['does not have the labels of fashion_mnist'],
   ),
   'empty': data_file(IDX, lambda c: b'', 'not an IDX file'),
   'header cut': data_file(IDX, lambda c: c[:6], 'not an IDX file'),
-  'cut': data_file(IDX, lambda c: c[:-1], 'less than'),
+  'cut': data_file(IDX, lambda c: c[:-1], 'fewer than'),
   'too long': data_file(IDX, lambda c: c + b'x', 'more than'),
   'text': data_file(IDX, lambda c: b'<html>404</html>' * 9, 'not an IDX'),
   'a pickle': data_file(
@@ -452,7 +454,7 @@ DATA = {
   'type': data_file(IDX, lambda c: b'\0\0\x0d' + c[3:], 'not an IDX file'),
   'rank': data_file(IDX, lambda c: c[:3] + b'\x02' + c[4:], 'not an IDX file'),
   'promises too much': data_file(
-    IDX, lambda c: c[:4] + b'\xff' * 12 + c[16:], 'has shape (4294967295'
+    IDX, lambda c: c[:4] + b'\xff' * 12 + c[16:], 'got (4294967295'
   ),
   'gzip cut': data_file(
     IDX, lambda c: gzip.compress(c[:9999], 1)[:-9], 'cannot be read'
@@ -463,7 +465,7 @@ DATA = {
     'cannot be read',
   ),
   'shape': data_file(
-    IDX, lambda c: idx(np.zeros((7, 28, 28))), 'has shape (7, 28, 28)'
+    IDX, lambda c: idx(np.zeros((7, 28, 28))), 'got (7, 28, 28)'
   ),
   'label': data_file(LABELS, lambda c: c[:-1] + b'\x0a', 'label 10'),
   'cifar10 in a folder without it': Case(
@@ -472,7 +474,7 @@ DATA = {
   ),
   'cifar10 of another size': cifar(b'\0' * 3072, '3,072 bytes', '3,073'),
   'cifar10 empty': cifar(b'', '0 bytes'),
-  'cifar10 with few images': cifar(b'\0' * 3073, '1 images', '10,000'),
+  'cifar10 with few images': cifar(b'\0' * 3073, '10,000 images', 'got 1'),
   'cifar10 with a label': cifar(b'\x0b' * 3073, 'label 11 at image 0'),
   'cifar10 as a tar': cifar(
     gzip.compress(b'tar' * 999), 'data_batch_1.bin', '2,997 bytes'
@@ -480,7 +482,7 @@ DATA = {
   'a gzip bomb': data_file(
     IDX, lambda c: gzip.compress(c[:16] + bytes(47_040_000)), '200 times'
   ),
-  'labels cut': data_file(LABELS, lambda c: c[:-1], 'less than'),
+  'labels cut': data_file(LABELS, lambda c: c[:-1], 'fewer than'),
 }
 
 RUNS = {
@@ -660,7 +662,7 @@ FEDERATIONS = {
   'no json lines': texts('words', 'ann says', 'line 1', 'author', 'text'),
   'no text': Case(
     ['--config.dataset=words', '--config.data_dir=nowhere'],
-    ['nowhere', 'no such file'],
+    ['nowhere', 'does not exist'],
   ),
   'leaf lengths': leaf(
     lambda tree: tree['user_data']['a']['y'].append(1),
@@ -675,7 +677,7 @@ FEDERATIONS = {
     '1 num_samples',
   ),
   'no leaf': Case(
-    ['--config.dataset=leaf', '--config.data_dir=.'], ['train/ holds no json']
+    ['--config.dataset=leaf', '--config.data_dir=.'], ['train/ has no json']
   ),
   'model of sequences': key('model', 'char_lstm', '2nn', 'images of digits'),
   'crop of small images': key('augmentation', 'tutorial', '24 x 24', 'digits'),

@@ -1,4 +1,4 @@
-"""Files in the shapes of MNIST's, of random pixels."""
+"""Makes files in the shapes of MNIST's, with random pixels."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def idx_bytes(array):
 
 
 def make_files(folder, name):
-  """Four files in a data set's shapes: its labels shuffled, random pixels."""
+  """Makes a data set's four files: its labels shuffled, random pixels."""
   rng = np.random.default_rng(0)
   for file, shape in FILES.items():
     array = rng.integers(0, 256, shape)

@@ -1,4 +1,4 @@
-"""A small network with BatchNorm, and a few clients for it."""
+"""Makes a small network with BatchNorm, and a few clients for it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 import fedavg_jax as fa
 
-SIZES = (5, 1, 3)  # With B = 2 short last batches, and a client of one example.
+SIZES = (5, 1, 3)  # With B = 2: short minibatches, and a client of one.
 MOMENTUM, EPSILON = 0.9, 1e-5
 CLASSES, FEATURES, HIDDEN = 3, 8, 4
 
@@ -46,7 +46,7 @@ def apply(variables, x):
 
 
 def train(variables, batch, context):
-  """BatchNorm over the rows that are real."""
+  """Applies BatchNorm with the statistics of the unmasked rows."""
   del context
   params, state = variables
   h = batch.x @ params['dense']
@@ -59,12 +59,12 @@ def train(variables, batch, context):
 
 
 def model(state_of):
-  """Makes it, with the statistics of whom `fa.Model` says."""
+  """Makes the model, with `fa.Model`'s option `state_of`."""
   return fa.Model('normalised', init, apply, train=train, state_of=state_of)
 
 
 def federation(**options):
-  """Three clients, of whom two are drawn in a round."""
+  """Makes three clients, of which a round draws two."""
   rng = np.random.default_rng(4)
   examples = fa.Examples(
     rng.normal(size=(9, FEATURES)).astype(np.float32),

@@ -1,4 +1,4 @@
-"""Modules of a person's own, which a config names."""
+"""Writes user-defined modules that a config can name."""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,7 +12,7 @@ import pytest
 
 @contextlib.contextmanager
 def importable(folder: pathlib.Path, text: str) -> Iterator[str]:
-  """Writes a module that is imported anew; gives its name."""
+  """Writes a module that is imported anew; yields its name."""
   name = f'mine_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}'
   (folder / f'{name}.py').write_text(text)
   with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The code of a page."""
+"""Reads Python code from a page."""
 
 import pathlib
 import re

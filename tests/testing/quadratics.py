@@ -1,4 +1,4 @@
-"""Federations whose rounds have a closed form: losses (w - c_k)^2 / 2."""
+"""Builds federations with rounds in closed form: losses (w - c_k)^2 / 2."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +9,14 @@ SIZES, CENTRES = (2, 6, 3, 1), (0.0, 2.0, 4.0, 6.0)
 
 
 def build(algorithm, *, client_fraction=1.0, sizes=SIZES, **options):
-  """Builds one of four clients, of n_k updates each in a round.
+  """Builds a simulation of four clients with n_k updates per round.
 
   Args:
-    algorithm: any.
-    client_fraction: C.
-    sizes: n_k of the clients.
-    **options: of `fa.Federation`.
+    algorithm: the algorithm.
+    client_fraction: the fraction C of clients in a round.
+    sizes: the clients' numbers of updates n_k.
+    **options: other options of `fa.Federation`.
+
   """
   y = np.repeat(np.float32(CENTRES), sizes)
   parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
@@ -45,7 +46,7 @@ def models(algorithm, *, rounds, **options):
     [
       float(record.state.params['w'])
       for record in fa.simulate(
-        simulation, rounds=rounds, wanted=lambda number: True
+        simulation, rounds=rounds, needs_state=lambda number: True
       )
     ]
   )

@@ -1,4 +1,4 @@
-"""What clients and the server of a round know, made by hand."""
+"""Makes contexts and results of clients and servers by hand."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ def context(params, server=(), state=(), number=1) -> fa.ClientContext:
 
 
 def of_client(delta, *, server=(), state=(), num_updates=1) -> fa.ClientResult:
-  """Makes the end of client 0, whose global model is zero."""
+  """Makes the result of client 0, whose global model is zero."""
   zero = jax.tree.map(np.zeros_like, delta)
   return fa.ClientResult(
     delta=delta,
@@ -34,7 +34,7 @@ def of_client(delta, *, server=(), state=(), num_updates=1) -> fa.ClientResult:
 
 
 def server_context(share=1.0) -> fa.ServerContext:
-  """Makes what the server knows of a round of one client."""
+  """Makes the server's context of a round of one client."""
   return fa.ServerContext(
     round=np.int32(1),
     key=jax.random.key(0),

@@ -1,4 +1,4 @@
-"""Functions of a kernel and of images, rewritten and as they are written."""
+"""Compares functions of a kernel and images with their rewritten forms."""
 
 import functools
 
@@ -24,7 +24,7 @@ def conv(x, kernel=KERNEL):
 
 
 def check_the_same(function, *args, rewritten=True):
-  """Values and all gradients, for one client and for several under `vmap`."""
+  """Compares values and all gradients, of one client and under `vmap`."""
   fast = rewriting.fast_function(function)
   assert ('custom_vjp_call' in str(jax.make_jaxpr(fast)(*args))) == rewritten
 
@@ -55,7 +55,7 @@ def check_the_same(function, *args, rewritten=True):
 
 
 def lowered(function, *args):
-  """What XLA gets of values and gradients of several clients."""
+  """Returns the program of values and gradients of several clients."""
 
   def one(*args):
     return jax.value_and_grad(lambda *a: jnp.sum(function(*a)))(*args)

@@ -1,4 +1,4 @@
-"""The engine with the twin's network, round by round."""
+"""Trains the twin's network in rounds of the engine."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ CLASSES = 4
 
 
 def apply(params, x):
-  """The twin's network, in JAX, on raw pixels."""
+  """Computes the twin's network in JAX, on raw pixels."""
   x = x.astype(jnp.float32).reshape(x.shape[0], -1) / 255
   h = jax.nn.relu(x @ params['w1'] + params['b1'][None])
   return h @ params['w2'] + params['b2'][None]
@@ -35,7 +35,12 @@ def of_loss(loss_fn):
 def make_engine(
   population, *, loss=loss_fn, algorithm=None, on_nan='stop', **planner_kwargs
 ):
-  """Everything to run rounds: (round_fn, states, data, planner)."""
+  """Makes everything to run rounds.
+
+  Returns:
+    The function of a round, the states, the data and the planner.
+
+  """
   kwargs = {'lanes': 1, 'num_devices': 1, 'seed': 3} | planner_kwargs
   planner = Planner(num_examples=population.num_examples, **kwargs)
   mesh = compiled_round.lane_mesh(jax.devices()[: planner.num_devices])
@@ -65,18 +70,18 @@ def fedavg(client=None, server=None):
 
 
 def run_states(population, rounds=1, **kwargs):
-  """Server state, client states and metrics after some rounds."""
+  """Returns server state, client states and metrics after some rounds."""
   round_fn, states, data, planner = make_engine(population, **kwargs)
-  told = []
+  all_metrics = []
   for number in range(1, rounds + 1):
     *states, metrics = round_fn(*states, data, planner(number))
-    told.append(jax.device_get(metrics))
-  return (*jax.device_get(states), told)
+    all_metrics.append(jax.device_get(metrics))
+  return (*jax.device_get(states), all_metrics)
 
 
 def run(population, **kwargs):
-  state, _, told = run_states(population, **kwargs)
-  return state.params, told
+  state, _, all_metrics = run_states(population, **kwargs)
+  return state.params, all_metrics
 
 
 def assert_close(a, b, tolerance):

@@ -1,4 +1,4 @@
-"""Configs with changes, and what runs leave in their folders."""
+"""Loads configs with changes, and reads the folders of runs."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ def png_size(path):
 
 
 def signal_after(monkeypatch, number, signum):
-  """Sends this process a signal once a round has been told."""
+  """Sends this process a signal after a round's record."""
   simulate = recorder.simulate
 
   def interrupted(*args, **kwargs):

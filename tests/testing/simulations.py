@@ -1,4 +1,4 @@
-"""Small simulations of the twin's network, in memory or on disk."""
+"""Builds small simulations of the twin's network, in memory or on disk."""
 
 import dataclasses
 import time
@@ -29,7 +29,7 @@ def noise(key, x):
 
 
 def mapped(clients, folder):
-  """The same clients, their arrays on disk alone."""
+  """Returns the same clients with their arrays on disk alone."""
   for name in ('x', 'y'):
     np.save(folder / f'{name}.npy', getattr(clients, name))
   return clients._replace(
@@ -39,7 +39,7 @@ def mapped(clients, folder):
 
 
 def build_simulation(own, clients, test, *, algorithm, sweep=None, **options):
-  """Builds a simulation, or a sweep, of options of all three kinds at once."""
+  """Builds a simulation or a sweep from options of all three kinds."""
 
   def some(kind):
     names = {field.name for field in dataclasses.fields(kind)}
@@ -71,7 +71,7 @@ def build(clients, own, **changes):
 
 
 class Watched:
-  """An array that remembers which rows were read, and may be slow."""
+  """Records which rows of an array are read, and may be slow."""
 
   def __init__(self, array, seconds=0.0):
     self.array, self.read, self.seconds = array, set(), seconds

@@ -1,6 +1,7 @@
-"""Algorithm 1 once more, in plain NumPy: own network, own gradient, own loops.
+"""Computes Algorithm 1 in plain NumPy: network, gradient and loops.
 
-It shares nothing with the package but the plan's words for who reads what.
+It shares nothing with the package except the plan of who reads what.
+
 """
 
 import itertools
@@ -9,7 +10,7 @@ import numpy as np
 
 
 def init(rng, inputs, hidden, classes):
-  """A network of one hidden layer, float64."""
+  """Makes a network of one hidden layer, in float64."""
   return {
     'w1': rng.normal(size=(inputs, hidden)) * 0.5,
     'b1': rng.normal(size=hidden) * 0.1,
@@ -19,7 +20,7 @@ def init(rng, inputs, hidden, classes):
 
 
 def losses_and_gradient(params, x, y):
-  """Cross entropy of every example, and the gradient of their mean."""
+  """Returns the cross entropy of every example, and their mean's gradient."""
   h = x @ params['w1'] + params['b1']
   a = np.where(h > 0, h, 0.0)
   logits = a @ params['w2'] + params['b2']
@@ -41,9 +42,19 @@ def losses_and_gradient(params, x, y):
 
 
 def client_update(params, x, y, batches, learning_rate, adjust=None):
-  """w <- w - eta * gradient, for every batch. Returns w and all losses.
+  """Applies w <- w - eta * gradient for every minibatch.
 
-  `adjust(gradient, w)` may return another direction.
+  Args:
+    params: the weights w.
+    x: inputs [n, ...].
+    y: labels [n].
+    batches: positions of the examples of each minibatch.
+    learning_rate: the rate eta.
+    adjust: a function (gradient, w) -> the direction to use instead.
+
+  Returns:
+    The weights after the last minibatch, and the losses of all examples.
+
   """
   params = dict(params)
   read = []
@@ -58,7 +69,7 @@ def client_update(params, x, y, batches, learning_rate, adjust=None):
 
 
 def batches_of(planner, round_number, client):
-  """A client's minibatches in a round, as positions of its own examples."""
+  """Returns a client's minibatches in a round, as positions of its examples."""
   size = planner.batch_size or int(planner.num_examples[client])
   return [
     order[start : start + size]
@@ -68,7 +79,7 @@ def batches_of(planner, round_number, client):
 
 
 def deltas(params, x, y, parts, planner, round_number, learning_rate):
-  """{client: (local model - global one)} of plain FedAvg's cohort."""
+  """Returns {client: local - global model} of plain FedAvg's cohort."""
   found = {}
   for k in planner.cohort(round_number):
     local, _ = client_update(
@@ -83,7 +94,7 @@ def deltas(params, x, y, parts, planner, round_number, learning_rate):
 
 
 def mean(trees, weights):
-  """Weighted mean of {client: {name: array}}."""
+  """Returns the weighted mean of {client: {name: array}}."""
   total = sum(weights[k] for k in trees)
   names = next(iter(trees.values()))
   return {
@@ -93,7 +104,7 @@ def mean(trees, weights):
 
 
 def federated_round(params, x, y, parts, cohort, batches_of, learning_rate):
-  """The mean of the cohort's models, weighted by their numbers of examples."""
+  """Returns the cohort's weighted mean model, and the mean loss."""
   total = sum(len(parts[k]) for k in cohort)
   new = {name: np.zeros_like(value) for name, value in params.items()}
   read = []
@@ -108,7 +119,7 @@ def federated_round(params, x, y, parts, cohort, batches_of, learning_rate):
 
 
 def rounds_of_work(planner, params, x, y, parts, *, rounds, learning_rate):
-  """The model after rounds in which each client stops where the plan says."""
+  """Returns the model after rounds whose clients stop where the plan says."""
   for t in range(1, rounds + 1):
     cohort, completed = planner.work(t)
     done = dict(zip(cohort, completed, strict=True))

@@ -5,7 +5,7 @@ from torch import nn
 import torch.nn.functional as F
 
 
-class ConvNet(nn.Module):
+class MnistCNN(nn.Module):
   """Defines the paper's CNN; 1,663,370 parameters."""
 
   def __init__(self):
@@ -58,7 +58,7 @@ def logistic_regression() -> nn.Module:
 
 
 MODELS = {
-  'cnn': ConvNet,
+  'cnn': MnistCNN,
   '2nn': two_hidden_layers,
   'lr': logistic_regression,
   'simple_cnn': SimpleCnn,

@@ -41,7 +41,7 @@ def feddyn(
 
   At a fixed point the gradients of all clients sum to zero for any number of
   local epochs. The paper's means are uniform (`weighting='uniform'`) and its
-  share is |P| / m; with weights, h is the weighted mean of all h_i.
+  share is `|P| / m`; with weights, h is the weighted mean of all h_i.
 
   Args:
     alpha: the weight of the regulariser, in (0, 1e30]; the paper tunes it in

@@ -31,7 +31,7 @@ def fedexp(
       {1e-3, ..., 10}.
 
   Returns:
-    The algorithm; a client sends (delta_i, |delta_i|^2) and has no state.
+    The algorithm; a client sends `(delta_i, |delta_i|^2)` and has no state.
 
   Raises:
     InputError: epsilon is out of range.

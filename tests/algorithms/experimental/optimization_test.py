@@ -1,4 +1,4 @@
-"""FedNova, FedDyn, FedExP and q-FedAvg against their equations in NumPy."""
+"""FedNova, FedDyn, FedExP and q-FedAvg follow their equations in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ LAYOUTS = [(2, 2), (1, 1), (8, 2)]
 
 
 class World:
-  """Uneven clients, the minibatches that each reads, and the first model."""
+  """Holds uneven clients, their minibatches, and the initial model."""
 
   def __init__(self, x, y, parts):
     self.pixels, self.y, self.parts = x, y, parts
@@ -73,7 +73,7 @@ def close(got, expected, tolerance=1e-5):
 
 
 def combine(trees, weights):
-  """The sum of weights[k] * trees[k]."""
+  """Returns the sum of weights[k] * trees[k]."""
   return {
     n: sum(weights[k] * tree[n] for k, tree in trees.items())
     for n in next(iter(trees.values()))
@@ -124,7 +124,7 @@ def test_fednova(world, rho, mu, lanes, num_devices):
 
 
 def test_fednova_of_equal_work_is_fedavg(world):
-  """Whole batches: every client takes as many steps, whatever its size."""
+  """Whole batches give every client as many steps, whatever its size."""
   client = optax.sgd(ETA, momentum=0.9)
   found, plain = (
     world.engine(make(client, optax.sgd(1.0)), batch_size=0)[0].params
@@ -185,7 +185,7 @@ def test_feddyn(world, weighting, lanes, num_devices):
 
 
 def test_feddyn_reaches_the_optimum_where_fedavg_does_not():
-  """Two of four clients per round; the optimum is the mean of the centres."""
+  """Each round has two of four clients; the optimum is the centres' mean."""
   even = (3, 3, 3, 3)
   dyn, plain = (
     quadratics.models(own, client_fraction=0.5, rounds=400, sizes=even)[-50:]
@@ -233,7 +233,7 @@ def test_fedexp_extrapolates_opposed_deltas_and_leaves_equal_ones():
   np.testing.assert_array_equal(moved([[3, 1], [3, 1]]), [3, 1])
   # The mean of the squares is 6, that of the deltas (2, 0): 6 / 8 is below 1.
   np.testing.assert_array_equal(moved([[3, 1], [1, -1]]), [2, 0])
-  # 5, and (1, 0): 5 / 2 times as far.
+  # The mean of the squares is 5, that of the deltas (1, 0): a rate of 5 / 2.
   np.testing.assert_allclose(moved([[3, 0], [-1, 0]]), [2.5, 0], rtol=1e-5)
 
 
@@ -279,7 +279,7 @@ def test_qfedavg(world, q, lanes, num_devices):
 
 
 def test_qfedavg_pulls_towards_the_worst_client():
-  """The point of quadratics moves to the middle of the extreme centres."""
+  """The fixed point is pulled to the middle of the extreme centres."""
   even = (3, 3, 3, 3)
   centres = np.array(quadratics.CENTRES)
 

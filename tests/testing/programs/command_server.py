@@ -1,10 +1,11 @@
-"""Is the command again and again: every case of its input is a fork of it.
+"""Runs commands, each as a fork of this process.
 
 command_server.py MODULE ...
 
 Imports the modules once, for all forks. A case is a line of JSON; the answer is
 a line with the exit code. Each fork has its own arguments, folder and files,
-and writes down whether JAX is imported at its end.
+and records whether JAX is imported at its end.
+
 """
 
 import importlib
@@ -17,7 +18,7 @@ import warnings
 
 
 def run_case(case) -> int:
-  """Runs a case in this process. Returns the exit code."""
+  """Executes a case in this process; returns the exit code."""
   os.chdir(case['folder'])
   mode = os.O_RDWR | os.O_CREAT
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -43,7 +44,7 @@ def run_case(case) -> int:
   try:
     sys.stdout.flush()
   except OSError:
-    traceback.print_exc()  # As Python does at its end.
+    traceback.print_exc()  # Python does so at its end.
     code = 120
   with open(case['jax'], 'w') as file:
     json.dump('jax' in sys.modules, file)

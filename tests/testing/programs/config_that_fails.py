@@ -1,4 +1,4 @@
-"""The quickstart, whose plan fails on process 1."""
+"""Makes a quickstart whose plan fails on process 1."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command, whose disk somebody else fills after round 4."""
+"""Runs the command while another process fills the disk after round 4."""
 
 import sys
 

@@ -13,9 +13,9 @@ for module in [fedavg_jax.__name__] + [
   for m in pkgutil.walk_packages(fedavg_jax.__path__[:1], 'fedavg_jax.')
   if 'ended' not in m.name
 ]:
-  told = doctest.testmod(importlib.import_module(module))
-  failed += told.failed
-  if told.attempted:
+  results = doctest.testmod(importlib.import_module(module))
+  failed += results.failed
+  if results.attempted:
     found.add(module.split('.')[-1])
 needed = {
   'fedavg_jax',

@@ -1,4 +1,4 @@
-"""Leaves rounds before their end, in three ways, and ends."""
+"""Abandons rounds before their end, in three ways, and ends."""
 
 import fedavg_jax as fa
 from tests.testing import simulations

@@ -1,8 +1,9 @@
-"""Everything that several processes share: process 0 writes the models.
+"""Trains what several processes share; process 0 writes the models.
 
 several_processes.py NUMBER INDEX PORT OUT
 
-Run with whatever devices there are, 4 in all, so that lanes are the same.
+All numbers of processes have 4 devices in all, so that lanes are the same.
+
 """
 
 import sys
@@ -37,7 +38,7 @@ class Watched(simulations.Watched):
     return len(self.array)
 
   def __getitem__(self, rows):
-    if rows.start is None:  # As the test set.
+    if rows.start is None:  # The test set.
       return self.array[rows]
     read.append(len(range(rows.start, rows.stop)))
     return super().__getitem__(rows)
@@ -63,13 +64,13 @@ for name, changes in {
   leaves = jax.tree.leaves((records[-1].state, records[-1].client_states))
   for j, leaf in enumerate(leaves):
     models[f'{name} {j}'] = np.asarray(leaf)
-  models[f'{name} told'] = np.array(
+  models[f'{name} metrics'] = np.array(
     [[r.train_loss or 0, r.test_accuracy, r.test_loss] for r in records]
   )
-held = fa.build_clients(fa.Examples(x, y), parts)
+held_out = fa.build_clients(fa.Examples(x, y), parts)
 tests = client_evaluation.build_client_tests(
   simulations.build(clients, own),
-  held,
+  held_out,
   finetune=optax.sgd(0.1),
   epochs=1,
 )(records[0].state)

@@ -1,4 +1,4 @@
-"""Takes the folder of a run, and is killed while it has it."""
+"""Locks the folder of a run, and is killed while it has it."""
 
 import os
 import pathlib

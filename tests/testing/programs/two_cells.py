@@ -1,4 +1,4 @@
-"""Two cells of a table on digits, as a module that can be run by itself."""
+"""Defines two cells of a table on digits, and runs them as a script."""
 
 from experiments.paper import cells
 from experiments.paper import tables

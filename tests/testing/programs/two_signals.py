@@ -1,4 +1,4 @@
-"""A loop that does not ask: the second signal is the system's."""
+"""Runs a loop that never checks for signals: the second one ends it."""
 
 import signal
 import time
@@ -8,7 +8,7 @@ from fedavg_jax.runs import signals
 with signals.stop_on_signals() as stop:
   assert not stop()
   signal.raise_signal(signal.SIGTERM)
-  signal.raise_signal(signal.SIGTERM)  # The same wish.
+  signal.raise_signal(signal.SIGTERM)  # The same request.
   assert stop() and stop.signum == signal.SIGTERM
   time.sleep(1.1)
   signal.raise_signal(signal.SIGINT)
