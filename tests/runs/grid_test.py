@@ -644,7 +644,7 @@ def test_compare_command(swept, repository, tmp_path):
     ([folders[0], folders[0] + '/', '--picture=x.png'], 'duplicate value'),
     ([folders[0], 'nowhere', '--picture=x.png'], 'nowhere/config.json'),
     ([folders[0], '--target=2', '--picture=x.png'], '--target 2.0'),
-    (['--picture=x.png'], 'name the folders'),
+    (['--picture=x.png'], 'give the folders'),
     ([folders[0], '--picture=x'], '--picture x: must end with .png'),
     (['broken', '--picture=x.png'], 'line 2 is not a round'),
     ([folders[0], '--picture=no/x.png'], 'folder no does not exist'),

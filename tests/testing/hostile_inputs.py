@@ -568,12 +568,12 @@ RUNS = {
   ),
   'config.json without digest': run_folder(
     _edit_json('config.json', lambda c: c.pop('data_sha256')),
-    'SHA-256 was None',
+    'SHA-256 expected None',
   ),
   'config.json of other data': run_folder(
     _edit_json('config.json', lambda c: c.update(data_sha256='0' * 64)),
     'data of its clients',
-    'SHA-256 was 000000000000',
+    'SHA-256 expected 000000000000',
   ),
   'metrics gone': run_folder(
     lambda run: (run / 'metrics.jsonl').unlink(), 'metrics.jsonl: does not'
