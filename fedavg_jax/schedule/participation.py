@@ -99,8 +99,8 @@ class Participation:
       or not np.any(weights)
     ):
       raise InputError(
-        f'sampling_weights: must be {num_clients} finite numbers of at least 0, one'
-        ' for each client, not all 0'
+        f'sampling_weights: must be {num_clients} finite numbers of at least 0,'
+        ' one for each client, not all 0'
       )
     if self.trace is not None:
       check_trace(self.trace, num_clients)
