@@ -128,6 +128,24 @@ CASES = {
     trace(np.array([-1]), *[np.array([1])] * 2),
     'trace: has clients -1 to -1; must be in',
   ),
+  'trace of lists': (
+    trace([0], [1], [2]),
+    'trace: client, first and last must be arrays of NumPy',
+  ),
+  'sizes as a number': (inner_dirichlet(sizes=5), 'sizes = 5: must be whole'),
+  'few labels of a number': (few_labels(sizes=5), 'sizes = 5: must be whole'),
+  'speeds in words': (
+    planner(
+      participation=fa.Participation(
+        clock=fa.schedule.Clock(
+          examples_per_second=np.array(['fast', 'slow']),
+          bytes_down_per_second=np.ones(2),
+          bytes_up_per_second=np.ones(2),
+        )
+      )
+    ),
+    'clock.examples_per_second: must be 2 numbers above 0',
+  ),
   'trace backwards': (
     trace(np.array([0]), np.array([3]), np.array([2])),
     'each period must have 1 <= first <= last',

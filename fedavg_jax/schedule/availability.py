@@ -132,9 +132,9 @@ def _period(
 
 def check_trace(trace: Trace, num_clients: int) -> None:
   """Raises InputError unless a trace has valid periods of K clients."""
-  columns = [
-    np.asarray(column) for column in (trace.client, trace.first, trace.last)
-  ]
+  columns = [trace.client, trace.first, trace.last]
+  if not all(isinstance(column, np.ndarray) for column in columns):
+    raise InputError('trace: client, first and last must be arrays of NumPy')
   if len({column.shape for column in columns}) > 1 or columns[0].ndim != 1:
     raise InputError('trace: client, first and last must have one shape, [P]')
   if not columns[0].size or any(

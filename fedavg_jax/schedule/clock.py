@@ -118,7 +118,11 @@ def check_clock(clock: Clock, num_clients: int) -> None:
     'bytes_up_per_second',
   ):
     speeds = getattr(clock, name)
-    if np.shape(speeds) != (num_clients,) or not np.min(speeds) > 0:
+    if (
+      np.shape(speeds) != (num_clients,)
+      or np.asarray(speeds).dtype.kind not in 'iuf'
+      or not np.min(speeds) > 0
+    ):
       raise InputError(
         f'clock.{name}: must be {num_clients} numbers above 0, one for each'
         ' client'

@@ -101,12 +101,9 @@ class Sampler:
     self.participation.check(number)
     unavailable = self.participation.unavailable_fraction
     available = number - num_unavailable(number, unavailable)
+    if not (self.num_examples > 0).any():
+      raise InputError('num_examples: are all 0; a client must have examples')
     for name, holds, rule in (
-      (
-        'num_examples',
-        (self.num_examples > 0).any(),
-        'some client must have examples',
-      ),
       (
         'cohort_size',
         1 <= self.cohort_size <= available,

@@ -170,7 +170,7 @@ def inner_dirichlet(
   """
   labels = exact.class_numbers(labels, 'labels')
   rules.check_seed(seed)
-  sizes = check_sizes(sizes, len(labels), len(sizes))
+  sizes = check_sizes(sizes, len(labels))
   rng = np.random.default_rng(seed)
   by_class = rows_by_class(labels, rng)
   concentrations = _check_alpha(alpha, 'the number of labels', len(by_class))

@@ -17,16 +17,24 @@ def check_clients(num_examples: int, num_clients: int) -> None:
 
 
 def check_sizes(
-  sizes, num_examples: int, num_clients: int, *, rest: bool = False
+  sizes,
+  num_examples: int,
+  num_clients: int | None = None,
+  *,
+  rest: bool = False,
 ) -> np.ndarray:
   """Returns sizes [K] as an array; raises InputError unless they add up to n.
 
   With `rest` they may add up to less; some examples are then in no part.
   """
   sizes = np.asarray(sizes)
-  if not sizes.size or not np.issubdtype(sizes.dtype, np.integer):
+  if (
+    sizes.ndim != 1
+    or not sizes.size
+    or not np.issubdtype(sizes.dtype, np.integer)
+  ):
     raise InputError(f'sizes = {sizes}: must be whole numbers, at least one')
-  if len(sizes) != num_clients:
+  if num_clients is not None and len(sizes) != num_clients:
     raise InputError(
       f'sizes: has {len(sizes)} numbers; must have one for each of'
       f' num_clients = {num_clients}'

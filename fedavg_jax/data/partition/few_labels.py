@@ -69,7 +69,7 @@ def few_labels(
   """
   labels = exact.class_numbers(labels, 'labels')
   rules.check_seed(seed)
-  sizes = check_sizes(sizes, len(labels), len(sizes), rest=True)
+  sizes = check_sizes(sizes, len(labels), rest=True)
   choices.check_choice(
     'class_assignment', assignment, choices.CLASS_ASSIGNMENTS
   )
