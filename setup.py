@@ -1,6 +1,6 @@
 """Puts the configs into the package; all else of it is in pyproject.toml.
 
-They stand beside the package in the repository, where a person finds them, and
+They are next to the package in the repository, where users find them, and
 inside it where it is installed: fedavg_jax/configs.
 """
 

@@ -32,9 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
   # cnn, cnn_torch, cifar_cnn, char_lstm, word_lstm.
   config.model = '2nn'
 
-  # Computation of convolutions: 'auto' ('canonical' on CPU, else 'patches') |
-  # 'canonical' (plain NHWC forms) | 'patches' (one batched matrix product) |
-  # 'lax' (XLA's convolution).
+  # Computation of convolutions: 'auto' ('canonical' on CPU, 'lax' on TPU,
+  # 'patches' on GPU) | 'canonical' (plain NHWC forms) | 'patches' (one batched
+  # matrix product) | 'lax' (XLA's convolution).
   config.convolution = 'auto'
 
   # dtype of matrix products and convolutions: 'float32' | 'bfloat16' (weights

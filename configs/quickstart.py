@@ -1,11 +1,12 @@
-"""Handwritten digits, divided by label: learns in seconds, needs no download.
+"""Trains on handwritten digits divided by label, in seconds, without download.
 
-1,500 real digits of 8 x 8 pixels that scikit-learn ships, 50 clients that know
-about two digits each, a cohort of 25 a round.
+The data are 1,500 real digits of 8 x 8 pixels that come with scikit-learn. Each
+of 50 clients has about two of the ten digits; a cohort has 25 clients.
 
 python -m fedavg_jax.main --config configs/quickstart.py
 
-Ends between 0.97 and 0.98 after 200 rounds, in 4 s on two CPU cores.
+The accuracy after 200 rounds is between 0.97 and 0.98, after 4 s on two CPU
+cores.
 """
 
 import ml_collections
@@ -14,9 +15,9 @@ import fedavg_jax as fa
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the setting."""
+  """Returns the config."""
   config = fa.default_config()
-  config.dataset = 'digits'  # They come with scikit-learn.
+  config.dataset = 'digits'  # It comes with scikit-learn.
   config.model = '2nn'
   config.partition = 'shards'  # By label: two shards give about two labels.
   config.num_clients = 50  # K

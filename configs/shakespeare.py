@@ -1,8 +1,9 @@
-"""Shakespeare by character, Table 2, E = 5, B = 10, C = 0.1, to 54 %.
+"""Trains on Shakespeare by character to 54 %: Table 2, E = 5, B = 10, C = 0.1.
 
-One client for every role of a play with two lines at least; the last fifth of
-its lines is the test. The paper needs 41 rounds by role and 192 with the same
-lines dealt out evenly. A round takes about 50 s on two CPU cores, a test 10 s.
+Each role of a play with at least two lines is a client, and the last fifth of
+its lines is its part of the test set. The paper needs 41 rounds by role, and
+192 with the same lines divided evenly. A round takes about 50 s on two CPU
+cores, a test 10 s.
 
 python -m fedavg_jax.main --config configs/shakespeare.py \
   --config.data_dir=100-0.zip
@@ -16,9 +17,9 @@ import fedavg_jax as fa
 
 
 def get_config(partition: str = 'natural') -> ml_collections.ConfigDict:
-  """Returns the setting; `partition` is 'natural' or 'iid'."""
+  """Returns the config; `partition` is 'natural' or 'iid'."""
   if partition not in ('natural', 'iid'):
-    raise ValueError(f':{partition} is not a federation; use :natural or :iid')
+    raise ValueError(f':{partition} is not a partition; use :natural or :iid')
   config = fa.default_config()
   config.dataset = 'shakespeare'
   config.model = 'char_lstm'

@@ -64,7 +64,7 @@ def repository() -> pathlib.Path:
 def clone() -> pathlib.Path:
   """Returns the repository with its history; skips without a git clone."""
   if not (REPOSITORY / '.git').exists():
-    pytest.skip('this is no git clone')
+    pytest.skip('this is not a git clone')
   return REPOSITORY
 
 

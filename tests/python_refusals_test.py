@@ -124,20 +124,41 @@ CASES = {
   'clock deadline': (clock(deadline=-1.0), 'deadline = -1.0'),
   'clock of nobody': (clock(num_clients=0), 'num_clients = 0'),
   'clock seed': (clock(seed=-1), 'seed = -1'),
-  'trace of another': (trace(np.array([-1]), *[np.array([1])] * 2), 'names'),
+  'trace of another': (
+    trace(np.array([-1]), *[np.array([1])] * 2),
+    'trace: has clients -1 to -1; must be in',
+  ),
+  'trace of lists': (
+    trace([0], [1], [2]),
+    'trace: client, first and last must be arrays of NumPy',
+  ),
+  'sizes as a number': (inner_dirichlet(sizes=5), 'sizes = 5: must be whole'),
+  'few labels of a number': (few_labels(sizes=5), 'sizes = 5: must be whole'),
+  'speeds in words': (
+    planner(
+      participation=fa.Participation(
+        clock=fa.schedule.Clock(
+          examples_per_second=np.array(['fast', 'slow']),
+          bytes_down_per_second=np.ones(2),
+          bytes_up_per_second=np.ones(2),
+        )
+      )
+    ),
+    'clock.examples_per_second: must be 2 numbers above 0',
+  ),
   'trace backwards': (
     trace(np.array([0]), np.array([3]), np.array([2])),
-    'not end before',
+    'each period must have 1 <= first <= last',
   ),
   'trace before round 1': (
     trace(np.array([0]), np.array([0]), np.array([2])),
-    'must begin in round 1',
+    'each period must have 1 <= first <= last',
   ),
   'trace of parts': (
     trace(np.array([0, 1]), np.array([1]), np.array([2])),
     'must have one shape',
   ),
-  'trace of nothing': (trace(*[np.zeros(0, int)] * 3), 'one period at least'),
+  'trace of nothing': (trace(*[np.zeros(0, int)] * 3), 'at least one period'),
   'trace of halves': (trace(*[np.array([1.5])] * 3), 'whole numbers'),
   'plan seed': (planner(seed=2**32), 'seed = 4294967296: must be in'),
   'plan half an epoch': (planner(epochs=0.5), 'epochs = 0.5: must be a whole'),

@@ -163,21 +163,30 @@ def host_loops(thunks: str) -> int:
 
 
 def sources() -> str:
-  """Returns the SHA-256 of the code that determines the compiled call.
+  """Returns the SHA-256 of the code that decides the compiled call.
 
-  Comments, docstrings and line breaks do not change it.
+  Docstrings, lines of comments and white space do not count, nor does the
+  version of Python.
   """
   digest = hashlib.sha256()
   package = pathlib.Path(fa.__file__).parent
   for folder in _SOURCES:
-    for path in sorted((package / folder).glob('*.py')):
-      tree = ast.parse(path.read_text(encoding='utf-8'))
-      for node in ast.walk(tree):
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
-          node.body = node.body[1:]
-      digest.update(f'{path.name}\n{ast.dump(tree)}\n'.encode())
+    for path in sorted((package / folder).rglob('*.py')):
+      code = ''.join(_code(path.read_text(encoding='utf-8')).split())
+      digest.update(f'{path.name} {code}\n'.encode())
   return digest.hexdigest()
+
+
+def _code(text: str) -> str:
+  """Returns a module without its docstrings and its lines of comments."""
+  lines = text.splitlines()
+  for node in ast.walk(ast.parse(text)):
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+      first = node.body[0]
+      for number in range(first.lineno - 1, first.end_lineno or first.lineno):
+        lines[number] = ''
+  return '\n'.join(own for own in lines if not own.lstrip().startswith('#'))
 
 
 def measure(target: str, name: str, dump: pathlib.Path) -> dict[str, Any]:

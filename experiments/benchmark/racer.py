@@ -51,7 +51,7 @@ class Racer:
     Raises:
       ChildProcessError: the process has ended without an answer.
     """
-    self._errors = tempfile.TemporaryFile('w+')
+    self._errors = tempfile.TemporaryFile('w+', encoding='utf-8')
     self._process = subprocess.Popen(
       [str(part) for part in command],
       stdin=subprocess.PIPE,

@@ -149,7 +149,9 @@ def run(
         if stopping() or not store.wanted(cell, seed, rates):
           continue
         say(f'{cell.describe()} seed={seed}')
-        sweeps.run(cell, rates, seed, store, data=args.data, stopping=stopping)
+        sweeps.run(
+          cell, rates, seed, store, data=args.data, should_stop=stopping
+        )
         if best := store.best(cell, seed):
           say(f'  {_outcome(best)}')
   if stop():

@@ -36,7 +36,7 @@ def run(
   store: results.Results,
   *,
   data: str,
-  stopping: Callable[[], bool],
+  should_stop: Callable[[], bool],
 ) -> bool:
   """Trains a cell with the missing learning rates and appends a row for each.
 
@@ -52,7 +52,7 @@ def run(
     store: the file to append to; checkpoints of an unfinished sweep are in a
       folder next to it.
     data: the folder of the data sets.
-    stopping: a function that returns whether to save and return.
+    should_stop: a function that returns whether to save and return.
 
   Returns:
     Whether the sweep is finished; if not, the same call resumes it.
@@ -83,7 +83,7 @@ def run(
       folder = parts / f'{name}-{_digest(rates)}'
       folder.mkdir(exist_ok=True)
       with contextlib.closing(checkpoint.Checkpoints(folder, keep=1)) as saved:
-        rows = _run(cell, rates, seed, store, saved, data, stopping)
+        rows = _run(cell, rates, seed, store, saved, data, should_stop)
       if rows is None:
         return False
       store.append(rows)
@@ -93,7 +93,7 @@ def run(
 
 
 def _run(
-  cell, learning_rates, seed, store, saved, data, stopping
+  cell, learning_rates, seed, store, saved, data, should_stop
 ) -> list[dict[str, Any]] | None:
   """Returns the rows, or None if the sweep was stopped before its end."""
   dataset = cells.load(cell.dataset, data)
@@ -127,7 +127,7 @@ def _run(
     rounds=cell.rounds,
     eval_every=cell.eval_every,
     start=start,
-    should_stop=stopping,
+    should_stop=should_stop,
   ):
     tracked['round'] = record.round
     tracked['seconds'] += record.seconds

@@ -42,7 +42,7 @@ from fedavg_jax.runs import provenance
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _MOST_SECONDS = 300
 # The message of a conversion that was killed after its last file was written.
-_OVER = 'holds a federation already'
+_OVER = 'already has a federation'
 
 
 class Stage:

@@ -45,7 +45,9 @@ def sample(pid: int, log: pathlib.Path) -> dict[str, Any]:
     pid: the id of the process.
     log: the file of its output.
   """
-  status = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
+  status = (
+    pathlib.Path(f'/proc/{pid}/status').read_text(encoding='utf-8').splitlines()
+  )
   fields = dict(line.split(':', 1) for line in status)
   return {
     'resident_mib': int(fields['VmRSS'].split()[0]) / 1024,
@@ -66,7 +68,7 @@ def watch_process(
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
     log, metrics = folder / 'log', folder / 'run' / 'metrics.jsonl'
-    with open(log, 'w') as out:
+    with open(log, 'w', encoding='utf-8') as out:
       process = subprocess.Popen(
         [
           *(sys.executable, '-m', 'fedavg_jax.main', '--config', str(_CONFIG)),

@@ -1,1 +1,1 @@
-"""The commands."""
+"""Defines the command `fedavg-jax` and its subcommands."""

@@ -1,8 +1,7 @@
-"""Flags, exit codes, and one line for what can be mended: of every command.
+"""Defines what all commands share: flags, exit codes and one-line errors.
 
-Exit codes: 2 for what was asked, 1 for what the machine could not do, 3 for
-training that left the finite numbers; as shells have it for signals, 130 for
-Ctrl-C and 143 for SIGTERM.
+The exit code is 2 for invalid input, 1 for a failure of the machine, 3 for
+training that diverged, and as in shells 130 for Ctrl-C and 143 for SIGTERM.
 """
 
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from fedavg_jax.runs.progress import drop
 from fedavg_jax.runs.progress import show
 
 _FAILED, _BAD_INPUT, _DIVERGED, _SIGNAL = 1, 2, 3, 128
-# As JAX says it of a variable of the environment, when it is imported.
+# JAX's message, at its import, about an invalid environment variable.
 _FLAG_OF_JAX = re.compile(r'Invalid value "(.*)" for JAX flag (\w+)')
 _HELP = ('-h', '-help', '--help', '--helpshort', '--helpfull')
 
@@ -45,16 +44,19 @@ def define_config() -> None:
   config_flags.DEFINE_config_file(
     'config',
     None,
-    'File of a setting, FILE.py or FILE.py:ARG. One that comes with the package'
-    ' is named in its place by a first word, NAME or NAME:ARG.',
+    'Config file, FILE.py or FILE.py:ARG. A first word NAME or NAME:ARG selects'
+    ' a config of the package instead.',
   )
 
 
 def read_config() -> tuple[ml_collections.ConfigDict, str]:
-  """The config that --config names, and a name made of the file's.
+  """Returns the config that --config names, and a name for the run.
+
+  Returns:
+    The config, and the file's stem with the argument: 'mnist_2nn_noniid'.
 
   Raises:
-    InputError: there is none.
+    InputError: --config is missing, or its file defines no ConfigDict.
   """
   flag: Any = flags.FLAGS['config']
   if not flag.present or not flag.config_filename:
@@ -70,63 +72,76 @@ def read_config() -> tuple[ml_collections.ConfigDict, str]:
 def _missing() -> str:
   known = ', '.join(package_configs.names())
   return (
-    f'--config is missing: name a file, or as the first word one of {known}'
+    f'--config is missing: give a file, or as the first word one of {known}'
   )
 
 
 def _check_file(source: str) -> None:
-  """Raises InputError where --config names no file."""
+  """Raises InputError unless --config names a regular file."""
   path = pathlib.Path(source.split(':')[0])
   if path.is_file():
     return
   if path.exists():
-    raise InputError(f'--config {source}: must be a file')
+    raise InputError(f'--config {source}: is not a regular file')
   hint = ''
   if path.stem in package_configs.names():
     hint = (
-      f"; the package's own is the first word {path.stem}, without --config"
+      '; the config of the package is selected by the first word'
+      f' {path.stem}, without --config'
     )
-  raise InputError(f'--config {source}: there is no such file{hint}')
+  raise InputError(f'--config {source}: no such file{hint}')
 
 
 def read_path(flag: str, default: str | os.PathLike) -> pathlib.Path:
-  """The path that a flag names.
+  """Returns the path that a flag names, with `~` expanded.
+
+  Args:
+    flag: the name of the flag.
+    default: the path where the flag was not given.
 
   Raises:
-    InputError: it is empty.
+    InputError: the flag is empty.
   """
   value = flags.FLAGS[flag].value
   if value == '':
-    raise InputError(f'--{flag} is empty: name a new one')
-  # Unlike Path.expanduser, leaves the home of nobody as it is.
+    raise InputError(f'--{flag} is empty: must be a path')
+  # Unlike Path.expanduser, this leaves the home of an unknown user as it is.
   return pathlib.Path(os.path.expanduser(value or default))
 
 
 def new_file(flag: str, default: str) -> pathlib.Path:
-  """The path that a flag names, of a PNG that is not there yet.
+  """Returns the path that a flag names, of a PNG that does not exist yet.
+
+  Args:
+    flag: the name of the flag.
+    default: the path where the flag was not given.
 
   Raises:
-    InputError: it is empty, or there, or no PNG.
+    InputError: the path is empty, exists already, does not end with .png, or
+      its folder does not exist.
   """
   path = read_path(flag, default)
   if path.suffix != '.png':
     raise InputError(f'--{flag} {path}: must end with .png')
   if os.path.lexists(path):
     raise InputError(
-      f'--{flag} {path}: exists already; choose a new path, existing files'
+      f'--{flag} {path}: exists already; choose a new path; existing files'
       ' are never overwritten'
     )
   if not path.parent.is_dir():
-    raise InputError(f'--{flag} {path}: there is no folder {path.parent}')
+    raise InputError(
+      f'--{flag} {path}: the folder {path.parent} does not exist'
+    )
   return path
 
 
 def run(body: Callable[[], None], argv: Sequence[str]) -> int:
-  """Runs what a command does. Returns the exit code.
+  """Executes the body of a command; returns the exit code.
 
   Args:
-    body: what may raise whatever `core.errors` has, or the machine.
-    argv: what is left of the command line, its name first.
+    body: a function that may raise the errors of `core.errors`, and those of
+      the machine.
+    argv: the command line without its flags, the command's name first.
   """
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Silence the INFO lines of orbax.
@@ -138,14 +153,14 @@ def run(body: Callable[[], None], argv: Sequence[str]) -> int:
     traceback.print_exc()
     code = _FAILED
   if code and _is_distributed():
-    # The others would be waited for, who may be waiting for this process.
+    # A normal exit would wait for the others, which may wait for this process.
     sys.stdout.flush()
     os._exit(code)
   return code
 
 
 def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
-  """Exit code of what a command does; what a user can fix is one line."""
+  """Executes the body; returns the exit code. An error is one line."""
   try:
     if len(argv) > 1:
       raise InputError(_stray(argv[1]))
@@ -168,12 +183,12 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
     code = _fail(_SIGNAL + error.signum, f'interrupted: {error}')
     _leave()
     sys.stdout.flush()
-    # Python would wait for the queued rounds, which nobody needs any more.
+    # A normal exit would wait for the queued rounds, which are not needed.
     os._exit(code)
   except Exception as error:
     if wrong := _FLAG_OF_JAX.match(str(error)):
       return _fail(
-        _BAD_INPUT, f'{wrong[2].upper()} = {wrong[1]}: JAX knows no such value'
+        _BAD_INPUT, f'{wrong[2].upper()} = {wrong[1]}: JAX rejects this value'
       )
     if not isinstance(error, _machine_errors()):
       raise
@@ -185,16 +200,17 @@ def _outcome(body: Callable[[], None], argv: Sequence[str]) -> int:
 
 
 def _stray(word: str) -> str:
-  """What is wrong with a word that is no flag."""
+  """Returns the error message for a word that is not a flag."""
   if 'config' in flags.FLAGS and not flags.FLAGS['config'].present:
-    return f'{word}: the name of a config must stand before every flag'
+    return f'{word}: the name of a config must come before all flags'
   return f'{word}: not a flag; flags begin with --'
 
 
 def define_flags(module: types.ModuleType) -> None:
-  """Defines the flags of a command; a missing --flagfile is a line.
+  """Defines the flags of a command; exits with one line on an error.
 
-  The flag --config reads the command line where it is defined.
+  The definition of --config reads the command line already, so that a missing
+  --flagfile is an error here.
   """
   try:
     module.define_flags()
@@ -203,23 +219,24 @@ def define_flags(module: types.ModuleType) -> None:
 
 
 def parse_flags(argv: Sequence[str], module: types.ModuleType) -> Sequence[str]:
-  """Parses flags; what is wrong with them, or with a config file, is a line.
+  """Parses the flags; exits with one line if they or a config are invalid.
 
   Args:
-    argv: name of the command, and what stands behind it.
-    module: of the command, whose flags are defined. Where it takes --config, a
-      first word that is no flag is the same: run NAME is run --config FILE.
+    argv: the name of the command, and the words after it.
+    module: the module of the command, whose flags are defined. If it takes
+      --config, a first word that is not a flag names a config: `run NAME` is
+      `run --config FILE`.
 
   Returns:
-    What is left of argv.
+    argv without the flags.
   """
   for number, name in ((1, 'stdout'), (2, 'stderr')):
     if getattr(sys, name) is None:
-      # Closed by who has started us: no file of ours may take its number.
+      # The caller has closed it; another open file must not get its number.
       os.dup2(os.open(os.devnull, os.O_WRONLY), number)
       setattr(sys, name, os.fdopen(number, 'w'))
   for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):  # A name may have any letters.
+    if isinstance(stream, io.TextIOWrapper):  # Names may have any characters.
       stream.reconfigure(errors='backslashreplace')
   logging.set_verbosity(logging.ERROR)  # An error is one line.
   if any(word in _HELP for word in _before_dashes(argv)):
@@ -234,58 +251,59 @@ def parse_flags(argv: Sequence[str], module: types.ModuleType) -> Sequence[str]:
   except InputError as error:
     sys.exit(fail(error))
   except flags.Error as error:
-    # An error inside get_config() arrives with its traceback: keep the end.
+    # An error inside get_config() contains its traceback: keep the last part.
     traced = re.split(r'^Traceback .*\n(?:  .*\n)+', str(error), flags=re.M)
     if len(traced) == 1:
       sys.exit(fail(_flag_error(error)))
     text = traced[-1]
     if 'get_config() takes 0 positional' in text:
-      text = 'takes no argument: leave out the : and what is behind it'
+      text = 'takes no argument: leave out the : and the word after it'
     sys.exit(fail(f'--config {_named(argv)}: {text}'))
   except SystemExit as error:
     frames = traceback.extract_tb(error.__traceback__)
     if not any('config_flags' in frame.filename for frame in frames):
-      raise  # As --help ends.
+      raise  # This is how --help ends.
     message = f'--config {_named(argv)}: exits ({error.code})'
     sys.exit(fail(message))
-  except Exception as error:  # An unknown key; or a person's own file.
+  except Exception as error:  # An unknown key, or an error in the user's file.
     text = str(error)
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     kind = type(error).__name__
     if 'ml_collections' in where and kind in ('AttributeError', 'KeyError'):
-      # ml_collections quotes the text of a KeyError inside another error.
-      kind = 'no such key'
-      text = text[1:-1].replace("\\'", "'").replace('\\n', ' ')
+      # ml_collections quotes the text of a KeyError inside another error, and
+      # appends its suggestion without a full stop.
+      kind = 'unknown key'
+      text = text[1:-1].replace("\\'", "'").replace('\\n', '. ')
     sys.exit(fail(f'--config {_named(argv)}: {kind}: {text}'))
 
 
 def _flag_error(error: flags.Error) -> str:
-  """What absl says about a flag."""
+  """Returns the message for an invalid flag."""
   name = getattr(error, 'flagname', '')
   if name.startswith('config.') and 'config' in flags.FLAGS:
     if not flags.FLAGS['config'].present:
-      return f'--{name}: the name of a config must stand before its keys'
+      return f'--{name}: the name of a config must come before its keys'
   return str(error).removeprefix('ERROR:: ')
 
 
 def _with_config(argv: Sequence[str]) -> Sequence[str]:
-  """The arguments with --config FILE in the place of a first word."""
+  """Returns the arguments with --config FILE instead of a first word."""
   if 'config' not in flags.FLAGS or len(argv) < 2 or argv[1].startswith('-'):
     return argv
   found = package_configs.find(argv[1])
   for word in _before_dashes(argv):
     if word.startswith('-') and word.lstrip('-').partition('=')[0] == 'config':
-      raise InputError(f'{word}: there is a config already, {argv[1]}')
+      raise InputError(f'{word}: a config is given already, {argv[1]}')
   return [argv[0], f'--config={found}', *argv[2:]]
 
 
 def _before_dashes(argv: Sequence[str]) -> Sequence[str]:
-  """The arguments up to a `--`, behind which no word is a flag."""
+  """Returns the arguments up to a `--`, after which no word is a flag."""
   return argv[1 : argv.index('--') if '--' in argv else None]
 
 
 def _help(module: types.ModuleType) -> str:
-  """What a command does, and its flags."""
+  """Returns the help of a command: its purpose, flags and options."""
   text = (module.__doc__ or '').strip()
   known = flags.FLAGS.flags_by_module_dict()
   for name in (__name__, module.__name__):
@@ -303,13 +321,13 @@ def _help(module: types.ModuleType) -> str:
 
 
 def _is_distributed() -> bool:
-  """Whether this process is one of several; not without JAX."""
+  """Returns whether this process is one of several, without importing JAX."""
   jax = sys.modules.get('jax')
   return jax is not None and jax.distributed.is_initialized()
 
 
 def _leave() -> None:
-  """Waits for the other processes, where there are some."""
+  """Leaves the other processes of the run, if it has any."""
   if _is_distributed():
     from fedavg_jax.engine import processes  # Imports JAX.
 
@@ -317,13 +335,13 @@ def _leave() -> None:
 
 
 def _machine_errors() -> tuple[type[Exception], ...]:
-  """What is raised where memory ends or a device fails."""
+  """Returns the errors of exhausted memory and of failed devices."""
   jax = sys.modules.get('jax')
   return (MemoryError, *([jax.errors.JaxRuntimeError] if jax else []))
 
 
 def _named(argv: Sequence[str]) -> str | None:
-  """The file that --config names, if it does, before it is a flag's value."""
+  """Returns the word after --config, before it is parsed; None without one."""
   for flag, following in itertools.pairwise([*_before_dashes(argv), '']):
     name, equals, value = flag.lstrip('-').partition('=')
     if name == 'config' and flag.startswith('-'):
@@ -332,7 +350,7 @@ def _named(argv: Sequence[str]) -> str | None:
 
 
 def print_all(text: str) -> int:
-  """Prints what was asked for. Returns the exit code."""
+  """Prints the output of a command; returns the exit code."""
   try:
     show(text)
   except OSError as error:
@@ -341,12 +359,12 @@ def print_all(text: str) -> int:
 
 
 def fail(message: object) -> int:
-  """Prints a line about bad input. Returns the exit code."""
+  """Prints a line about invalid input; returns the exit code."""
   return _fail(_BAD_INPUT, message)
 
 
 def interrupted() -> int:
-  """Prints a line about Ctrl-C. Returns the exit code."""
+  """Prints a line about Ctrl-C; returns the exit code."""
   return _fail(_SIGNAL + signal.SIGINT, 'interrupted')
 
 
@@ -354,6 +372,6 @@ def _fail(code: int, message: object) -> int:
   line = f'error: {" ".join(str(message).split())}'
   try:
     print(line, file=sys.stderr, flush=True)
-  except OSError:  # The exit code is all that is left to say it.
+  except OSError:  # Only the exit code can still report the error.
     drop(sys.stderr)
   return code

@@ -1,4 +1,4 @@
-"""Puts finished runs beside each other: a table, and their curves.
+"""Compares finished runs in a table and in a picture of their curves.
 
 fedavg-jax compare outputs/fedavg outputs/fedprox --target 0.95
 """
@@ -25,9 +25,14 @@ from fedavg_jax.runs.progress import show
 def define_flags() -> None:
   """Defines the flags of the command."""
   flags.DEFINE_float(
-    'target', 0.0, 'Test accuracy, or other first metric, to count rounds to.'
+    'target',
+    0.0,
+    'Test accuracy, or value of another first metric, to which rounds are'
+    ' counted.',
   )
-  flags.DEFINE_string('picture', None, 'PNG to draw, default compare.png.')
+  flags.DEFINE_string(
+    'picture', None, 'PNG file to write; default compare.png.'
+  )
 
 
 def _run(folders: Sequence[str]) -> None:
@@ -35,12 +40,12 @@ def _run(folders: Sequence[str]) -> None:
   if not math.isfinite(target):
     raise InputError(f'--target {target}: must be finite')
   if not folders:
-    raise InputError('name the folders of the runs to compare')
+    raise InputError('give the folders of the runs to compare')
   path = command.new_file('picture', 'compare.png')
   names = [folder.rstrip('/') for folder in folders]
   for name in names:
     if names.count(name) > 1:
-      raise InputError(f'{name}: named twice')
+      raise InputError(f'{name}: duplicate value')
   runs = [read_run(pathlib.Path(name)) for name in names]
   check_same_data(runs)
   measure = runs[0].measure
@@ -48,9 +53,9 @@ def _run(folders: Sequence[str]) -> None:
   show(table([row(run, target) for run in runs], target, measure))
   with atomic_write_new(path) as part:
     draw(part, {run.name: [run] for run in runs}, target)
-  say(f'{path} is drawn')
+  say(f'Saved {path}')
 
 
 def main(argv: Sequence[str]) -> int:
-  """Compares the folders that stand behind the flags."""
+  """Compares the given folders; returns the exit code."""
   return command.run(lambda: _run(argv[1:]), argv[:1])

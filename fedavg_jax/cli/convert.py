@@ -1,4 +1,4 @@
-"""Writes a federation to disk, for populations that fit in no memory.
+"""Writes a federation to disk, for populations larger than memory.
 
 fedavg-jax convert --source leaf --path data/femnist --out FOLDER
 fedavg-jax convert --source words --path posts.jsonl --out FOLDER
@@ -7,21 +7,21 @@ fedavg-jax convert --source arrays --path clients.npz --out FOLDER
 fedavg-jax convert --source generator --path module:function ...
 fedavg-jax convert --verify FOLDER
 
-Sources are, beside the data sets with natural clients (leaf, shakespeare,
-words, mnist_writers) as `dataset` and `data_dir` of a config name them (of
-which all but leaf are read into memory first):
+Sources are the data sets with natural clients, leaf, shakespeare, words and
+mnist_writers, whose paths are those of `data_dir` in a config (all but leaf are
+read into memory first), and:
 
-* images: train/CLIENT/LABEL/ANY.png (or .jpg, ...), all of one size and mode,
-  and test/LABEL/ANY.png; of 1 or 8 bits, or 16 bits of grey.
-* arrays: an .npz, or a folder of .npy files, with x, y, client (whose each row
-  is, whole numbers), x_test and y_test.
-* generator: a function of yours, first -> (x [n, ...], y [n]) of client number
-  `first`, then of the one after it, and so on; the same ones whenever it is
-  called. Client -1 is the test set: function(-1) gives it first.
+* images: train/CLIENT/LABEL/ANY.png (or .jpg, ...), test/LABEL/ANY.png, all of
+  one size and mode, with 1 or 8 bits per channel, or 16 bits of grey.
+* arrays: an .npz file, or a folder of .npy files, with x, y, client (an integer
+  for each example), x_test and y_test.
+* generator: your function, first -> iterator of (x [n, ...], y [n]), which
+  yields client number `first`, then the next one, and so on, and the same
+  clients at every call. function(-1) yields the test set first, as client -1.
 
-The same command resumes where an earlier one was ended, once the source has
-proved to be the one of what was written. The folder says which number each
-class (federation.json) and each client (clients-*-names.json) has.
+The same command resumes an interrupted conversion, after it has checked that
+the source has not changed. The number of each class is in federation.json, that
+of each client in clients-*-names.json.
 
 A config then reads it with `dataset = 'stored'`, `data_dir = FOLDER`,
 `partition = 'natural'` and, to keep it out of memory, `examples_on = 'host'`.
@@ -44,36 +44,42 @@ from fedavg_jax.data.sources import SOURCES
 from fedavg_jax.data.sources import open_source
 from fedavg_jax.runs.progress import say
 
-_SECONDS_BETWEEN_LINES = 30.0  # Where a bar cannot be drawn.
+_SECONDS_BETWEEN_LINES = 30.0  # Used where there is no progress bar.
 
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  flags.DEFINE_enum('source', None, SOURCES, 'Kind of what is read.')
-  flags.DEFINE_string('path', None, 'What is read.')
-  flags.DEFINE_string('out', '', 'New folder, or that of a command that ended.')
+  flags.DEFINE_enum('source', None, SOURCES, 'Kind of the source.')
   flags.DEFINE_string(
-    'verify', None, 'Folder to read again and compare with its checksums.'
+    'path', None, 'Path of the source; a generator is MODULE:FUNCTION.'
+  )
+  flags.DEFINE_string(
+    'out',
+    '',
+    'New folder, or that of an interrupted conversion, which resumes.',
+  )
+  flags.DEFINE_string(
+    'verify', None, 'Folder whose files are compared with their checksums.'
   )
   flags.DEFINE_integer(
     'shard_mib',
     stored_writer.SHARD_BYTES >> 20,
-    'Size of a shard.',
+    'Size of a shard in MiB.',
     lower_bound=1,
   )
 
 
 def main(argv: Sequence[str]) -> int:
-  """Converts, or verifies. Returns the exit code."""
+  """Converts or verifies a federation; returns the exit code."""
   return command.run(_run, argv)
 
 
 def _run() -> None:
   if flags.FLAGS.verify == '':
-    raise InputError('--verify is empty: name the folder of a federation')
+    raise InputError('--verify is empty: must be the folder of a federation')
   if flags.FLAGS.verify is not None:
     number = stored.verify(command.read_path('verify', ''))
-    say(f'{flags.FLAGS.verify}: all {number} files are what was written')
+    say(f'{flags.FLAGS.verify}: the checksums of all {number} files match')
     return
   for flag in ('source', 'path', 'out'):
     if not flags.FLAGS[flag].value:
@@ -83,7 +89,7 @@ def _run() -> None:
   source = open_source(kind, path)
   if kind != 'generator':
     path = str(pathlib.Path(os.path.expanduser(path)).resolve())
-  said_at = time.monotonic()
+  printed_at = time.monotonic()
   with tqdm(
     total=source.num_clients or None,
     unit=' clients',
@@ -92,11 +98,12 @@ def _run() -> None:
   ) as bar:
 
     def wrote(clients: int, size: int) -> None:
-      nonlocal said_at
+      nonlocal printed_at
       bar.set_postfix_str(f'{size / 2**30:.2f} GiB', refresh=False)
       bar.update(clients - bar.n)
-      if bar.disable and time.monotonic() - said_at > _SECONDS_BETWEEN_LINES:
-        said_at = time.monotonic()
+      silent = time.monotonic() - printed_at
+      if bar.disable and silent > _SECONDS_BETWEEN_LINES:
+        printed_at = time.monotonic()
         say(f'{clients:,} clients, {size / 2**30:.2f} GiB')
 
     stored_writer.write(
@@ -111,9 +118,9 @@ def _run() -> None:
       shard_bytes=flags.FLAGS.shard_mib << 20,
       wrote=wrote,
     )
-  own = stored.read(out)
-  size = own.clients.x.nbytes + own.clients.y.nbytes
+  clients = stored.read(out).clients
+  size = clients.x.nbytes + clients.y.nbytes
   say(
-    f'{out}: {own.clients.num_clients:,} clients, {len(own.clients.y):,}'
+    f'{out}: {clients.num_clients:,} clients, {len(clients.y):,}'
     f' examples, {size / 2**30:.2f} GiB'
   )

@@ -1,9 +1,9 @@
-"""The command `fedavg-jax`: one word names what to do, the rest is its own.
+"""Dispatches `fedavg-jax COMMAND ...` to the module of the command.
 
 fedavg-jax run quickstart
 python -m fedavg_jax run quickstart
 
-Only the module of the command that is asked for is imported.
+Only the module of the given command is imported.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from fedavg_jax.core.suggest import did_you_mean
 
 COMMANDS = {
   'run': 'train the federation that a config describes',
-  'sweep': 'run a grid of settings with several seeds: a table, a picture',
-  'compare': 'put finished runs beside each other: a table, their curves',
-  'partition': 'show what the clients of a config hold',
-  'convert': 'write a federation to disk, for populations beyond memory',
+  'sweep': 'run a grid of settings with several seeds each',
+  'compare': 'compare finished runs in a table and a picture',
+  'partition': 'show the examples per client and label of a config',
+  'convert': 'write a federation to disk, for populations larger than memory',
   'config': 'list, show or copy the configs that come with the package',
 }
 
 
 def main() -> None:
-  """Runs the command that the arguments of this process name, and ends it."""
+  """Executes the command in the arguments of this process, then exits."""
   name, *arguments = sys.argv[1:] or ['--help']
   if name == 'help' and arguments:
     name, arguments = arguments[0], ['--help']
@@ -42,11 +42,11 @@ def main() -> None:
 
 
 def start(name: str, arguments: Sequence[str]) -> None:
-  """Runs a command and ends the process.
+  """Executes a command, then exits.
 
   Args:
     name: one of `COMMANDS`.
-    arguments: what stands behind it.
+    arguments: the words after it.
   """
   try:
     module = importlib.import_module(f'fedavg_jax.cli.{name}')
@@ -56,12 +56,12 @@ def start(name: str, arguments: Sequence[str]) -> None:
       return command.parse_flags(argv, module)
 
     app.run(module.main, argv=[name, *arguments], flags_parser=parse)
-  except KeyboardInterrupt:  # Before the command has begun its work.
+  except KeyboardInterrupt:  # It came before `command.run` handles it.
     sys.exit(command.interrupted())
 
 
 def ended(name: str) -> None:
-  """Says what has come in the place of `python -m fedavg_jax.NAME`."""
+  """Exits with the command that replaces `python -m fedavg_jax.NAME`."""
   sys.exit(
     command.fail(
       f'python -m fedavg_jax.{name} is now fedavg-jax {name}, or python -m'
@@ -71,10 +71,10 @@ def ended(name: str) -> None:
 
 
 def _unknown(name: str) -> str:
-  """What is wrong with a first word that is no command."""
+  """Returns the error message for a first word that is not a command."""
   known = ', '.join(COMMANDS)
   if name.startswith('-'):
-    return f'{name}: a command must stand before every flag: one of {known}'
+    return f'{name}: a command must come before all flags: one of {known}'
   hint = did_you_mean(name, COMMANDS)
   return f'command {name or repr(name)}: must be one of {known}{hint}'
 
@@ -87,7 +87,7 @@ def _usage() -> str:
       '',
       *rows,
       '',
-      'fedavg-jax COMMAND --help shows the flags of a command,',
-      'fedavg-jax --version the version.',
+      'fedavg-jax COMMAND --help prints the flags of a command,',
+      'fedavg-jax --version prints the version.',
     ]
   )

@@ -1,4 +1,4 @@
-"""The configs that come with the package, by their names."""
+"""Finds the configs that come with the package, by their names."""
 
 import os
 import pathlib
@@ -10,15 +10,15 @@ _PACKAGE = pathlib.Path(__file__).parent.parent
 
 
 def names() -> list[str]:
-  """The names of the configs that come with the package, in order."""
+  """Returns the sorted names of the configs that come with the package."""
   return sorted(path.stem for path in _folder().glob('*.py'))
 
 
 def path(name: str) -> pathlib.Path:
-  """The file of a config that comes with the package.
+  """Returns the file of a config that comes with the package.
 
   Raises:
-    InputError: there is none of this name.
+    InputError: the package has no config of this name.
   """
   if name not in names():
     raise InputError(f'config {name or repr(name)}: must be {_one_of(name)}')
@@ -26,21 +26,21 @@ def path(name: str) -> pathlib.Path:
 
 
 def find(source: str) -> str:
-  """The file of a config that a person names.
+  """Returns the file of the config that the user selects.
 
   Args:
-    source: NAME of a config of the package, or the path of a file; either may
-      have an argument behind it, as in `mnist_2nn:noniid`.
+    source: the NAME of a config of the package, or the path of a file; either
+      may be followed by an argument, as in `mnist_2nn:noniid`.
 
   Returns:
-    The path, with the argument.
+    The path, followed by the argument.
 
   Raises:
-    InputError: it is neither.
+    InputError: the source is neither, or its argument is empty.
   """
   name, colon, argument = source.partition(':')
   if colon and not argument:
-    raise InputError(f'config {source}: there must be an argument behind the :')
+    raise InputError(f'config {source}: needs an argument after the :')
   if name.endswith('.py') or os.sep in name:
     return source
   if name not in names():
@@ -56,7 +56,7 @@ def _one_of(name: str) -> str:
 
 
 def _folder() -> pathlib.Path:
-  """Inside the package where it is installed, else beside it in a clone."""
+  """Returns the folder in an installed package, or next to it in a clone."""
   inside = _PACKAGE / 'configs'
   return (
     inside

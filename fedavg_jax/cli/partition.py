@@ -1,4 +1,4 @@
-"""Shows what the clients of a config hold, in numbers and as a picture.
+"""Shows the examples per client and label of a config, in text and a picture.
 
 fedavg-jax partition quickstart
 fedavg-jax partition quickstart --picture dirichlet.png
@@ -25,11 +25,11 @@ from fedavg_jax.runs.progress import show
 def define_flags() -> None:
   """Defines the flags of the command."""
   command.define_config()
-  flags.DEFINE_string('picture', None, 'PNG to draw, default partition.png.')
+  flags.DEFINE_string('picture', None, 'PNG to write; default partition.png.')
 
 
 def main(argv: Sequence[str]) -> int:
-  """Shows a population. Returns the exit code."""
+  """Shows the clients of a config; returns the exit code."""
   return command.run(_run, argv)
 
 
@@ -47,4 +47,4 @@ def _run() -> None:
     plots.draw_partition(
       part, title=title, counts=counts, num_clients=len(counts)
     )
-  say(f'{path} is drawn')
+  say(f'Saved {path}')

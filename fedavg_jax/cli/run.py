@@ -19,7 +19,7 @@ from fedavg_jax.runs import targets
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import default_workdir
 
-# They import JAX, which neither help nor most of what is wrong has to wait for.
+# They import JAX; help and most errors need not wait for that.
 with epy.lazy_imports():
   from fedavg_jax.engine import processes
   from fedavg_jax.runs import distributed
@@ -32,39 +32,44 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'workdir',
     None,
-    'New folder for results, or that of an interrupted run, which resumes;'
-    ' default outputs/<date>/<time>_...',
+    'New folder for the results, or that of an interrupted run, which resumes;'
+    ' default outputs/<date>/<time>_<config>.',
   )
   flags.DEFINE_enum(
     'resume',
     'auto',
     ['auto', 'extend'],
-    'auto: resumes with the config it began with. extend: with more rounds.',
+    "'auto' resumes a run with the config that it started with, 'extend' with"
+    ' more rounds.',
   )
   flags.DEFINE_bool(
     'distributed',
     False,
-    'Is one of several processes, on one host or many. SLURM, Open MPI,'
-    ' Kubernetes or a TPU pod set the flags below, elsewhere give them.',
+    'Whether this is one of several processes, on one or more hosts. SLURM,'
+    ' Open MPI, Kubernetes or a TPU pod set the flags below; elsewhere give'
+    ' them.',
   )
   flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT on which process 0 listens.'
+    'coordinator', None, 'HOST:PORT at which process 0 listens.'
   )
-  flags.DEFINE_integer('num_processes', None, 'Of the run.')
-  flags.DEFINE_integer('process_id', None, 'This one, from 0.')
+  flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+  flags.DEFINE_integer('process_id', None, 'Index of this process, from 0.')
   flags.DEFINE_integer(
-    'connect_seconds', 300, 'To wait for the others.', lower_bound=1
+    'connect_seconds',
+    300,
+    'Seconds to wait for the other processes.',
+    lower_bound=1,
   )
   flags.DEFINE_integer(
     'heartbeat_seconds',
     30,
-    'Of silence after which another process counts as dead.',
+    'Seconds without a sign of life after which a process counts as dead.',
     lower_bound=1,
   )
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs one setting. Returns the exit code."""
+  """Trains the federation of a config; returns the exit code."""
   if flags.FLAGS.distributed and not supervisor.is_child():
     return supervisor.run()
   return command.run(_run, argv)
@@ -73,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 def _run() -> None:
   config, name = command.read_config()
   workdir = command.read_path('workdir', default_workdir(name))
-  run_config.read(config)  # What is wrong with it needs no other process.
+  run_config.read(config)  # Its errors need no other process.
   _connect()
   try:
     summary = train.train(
@@ -87,15 +92,15 @@ def _run() -> None:
       raise
     raise PeerLostError(
       'another process has ended, or a device failed'
-      f' ({" ".join(str(error).split())[:150]}); the same command resumes from'
-      ' the last checkpoint'
+      f' ({" ".join(str(error).split())[:150]}); rerun the same command to'
+      ' resume from the last checkpoint'
     ) from error
   if not processes.is_primary():
     return
   measure = targets.from_json(summary, 'validation')
   validated = f'best_{measure.key}' in summary
   best = summary[f'best_{measure.key if validated else f"test_{measure.name}"}']
-  # None where it was interrupted, or is not finite.
+  # None if the run was interrupted, or the result is not finite.
   test = summary.get(f'final_test_{measure.name}')
   say(
     f'{summary["status"]} after {summary["rounds"]} rounds:'
@@ -105,13 +110,13 @@ def _run() -> None:
   )
   if summary.get('skipped_clients'):
     say(
-      f'{summary["skipped_clients"]} times a client was left out, whose numbers'
-      ' were not finite'
+      f'dropped {summary["skipped_clients"]} client updates with non-finite'
+      ' values'
     )
 
 
 def _connect() -> None:
-  """Joins the other processes, where there are to be some."""
+  """Joins the other processes of a distributed run."""
   if flags.FLAGS.distributed:
     supervisor.live_with_parent()
     distributed.connect(

@@ -1,14 +1,14 @@
-"""Runs a grid of settings, each with several seeds: a table and a picture.
+"""Runs a grid of settings with several seeds each; writes a table, a picture.
 
 fedavg-jax sweep quickstart --seeds 3 --workdir outputs/grid
   --grid client.learning_rate=0.03,0.1,0.3 --grid client.epochs=1,5
 
-Values that hold commas stand between semicolons: --grid "sizes=equal;600,900".
-Settings that differ only in numbers such as the learning rate are trained
-together, in the same compiled calls; the others in turn. Every run is a folder
-of its own, as `fedavg-jax run` leaves one. The same command resumes where it
-was stopped; with further values or seeds it runs what is missing, and the table
-has all of them.
+Values that contain commas are separated by semicolons:
+--grid "sizes=equal;600,900". Settings that differ only in numbers such as the
+learning rate are trained together, in the same compiled calls; others in turn.
+Every run has its own folder, like those of `fedavg-jax run`. The same command
+resumes an interrupted sweep; with further values or seeds it runs those that
+are missing, and the table lists all of them.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ with epy.lazy_imports():  # It imports JAX.
 
 
 def _parse(texts: Sequence[str]) -> dict[str, list[str]]:
-  """'key=a,b' of every --grid."""
+  """Returns key -> values of all --grid flags, each 'key=a,b'."""
   grid: dict[str, list[str]] = {}
   for text in texts:
     key, equals, values = text.partition('=')
@@ -34,7 +34,7 @@ def _parse(texts: Sequence[str]) -> dict[str, list[str]]:
     if not equals or not all(separated):
       raise InputError(f'--grid {text}: must be key=value,value,...')
     if key in grid:
-      raise InputError(f'--grid {key}: named twice')
+      raise InputError(f'--grid {key}: duplicate key')
     grid[key] = separated
   return grid
 
@@ -42,17 +42,20 @@ def _parse(texts: Sequence[str]) -> dict[str, list[str]]:
 def define_flags() -> None:
   """Defines the flags of the command."""
   command.define_config()
-  flags.DEFINE_multi_string('grid', None, 'key=value,value; once per key.')
-  flags.DEFINE_integer('seeds', 1, 'Seeds of each setting.')
+  flags.DEFINE_multi_string(
+    'grid', None, 'An option and its values, key=value,value; once per option.'
+  )
+  flags.DEFINE_integer('seeds', 1, 'Number of seeds per setting.')
   flags.DEFINE_string(
     'workdir',
     None,
-    'New folder, or that of a sweep, which resumes; default outputs/...',
+    'New folder, or that of an interrupted sweep, which resumes; default'
+    ' outputs/<date>/<time>_<config>_sweep.',
   )
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the sweep that the flags describe. Returns the exit code."""
+  """Executes the sweep that the flags describe; returns the exit code."""
   return command.run(_run, argv)
 
 

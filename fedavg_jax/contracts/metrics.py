@@ -341,6 +341,9 @@ def num_labels(batch: Batch) -> jax.Array:
   Integers [B, T, ...] count unless they are `NO_LABEL`; targets of any other
   dtype or shape count as one label per example.
 
+  Args:
+    batch: the rows, masked ones included.
+
   >>> import jax.numpy as jnp
   >>> import fedavg_jax as fa
   >>> y = jnp.array([[3, 1], [2, -1]])

@@ -1,4 +1,4 @@
-"""Reads files into arrays, and divides them among clients. NumPy only."""
+"""Reads files into arrays, and partitions them into clients. NumPy only."""
 
 from etils import epy as _epy
 

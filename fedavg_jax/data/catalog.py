@@ -1,4 +1,6 @@
-"""Files and packages to arrays. NumPy only; heavy imports happen on use.
+"""Loads data sets from files and packages by name.
+
+NumPy only; heavy packages are imported when they are used.
 
 * `digits`: 1,797 real handwritten digits of 8 x 8 that scikit-learn ships.
 * `mnist`, `fashion_mnist`: the four original IDX files, from a folder or
@@ -32,25 +34,39 @@ from fedavg_jax.data.natural import load_words
 
 
 def load_dataset(name: str, data_dir: str = '') -> Dataset:
-  """Loads a data set.
+  """Loads a data set by name.
+
+  * MNIST, Fashion-MNIST and CIFAR-10 need a folder with their original files,
+    gzipped or not. Without a folder they are downloaded through
+    tensorflow-datasets to `tfds_dir()`.
+  * `mnist_writers` needs a folder with MNIST's files and QMNIST's
+    `qmnist-train-labels-idx2-int` (Yadav and Bottou 2019).
+  * `leaf` needs a folder with json in train/ and test/ (Caldas et al. 2018).
+  * `shakespeare` needs Project Gutenberg's eBook 100, as a file or in a folder,
+    or a folder of plays.
+  * `words` needs a folder or file of `texts.read_authors`.
+  * `stored` needs a folder that `fedavg-jax convert` has written.
+  * `digits` needs nothing.
 
   Args:
     name: one of `choices.DATASETS`.
-    data_dir: what holds it; where it is empty, the data set's folder in
-      $FEDAVG_DATA, such as mnist/, if there is one. For MNIST, Fashion-MNIST
-      and CIFAR-10 a folder with their original files, gzipped or not; empty,
-      and nothing in $FEDAVG_DATA, gets them through
-      tensorflow-datasets (kept in `tfds_dir()`). `mnist_writers`: a folder with
-      MNIST's files and QMNIST's `qmnist-train-labels-idx2-int`. `leaf`: a
-      folder with json in train/ and test/. `shakespeare`: Project Gutenberg's
-      eBook 100, a file or a folder with it, or a folder of plays. `words`: as
-      `texts.read_authors` takes it. `digits` needs none.
+    data_dir: the folder or file with the data. Where it is empty, the data
+      set's folder in $FEDAVG_DATA, such as mnist/, is used if it exists.
 
   Raises:
-    InputError: another name, or a file that is missing, cut short or wrong.
+    InputError: the name is unknown, or a file is missing, cut short or wrong.
+
+  >>> import tempfile
+  >>> import fedavg_jax as fa
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   for name in ('ann.txt', 'bob.txt'):
+  ...     _ = (pathlib.Path(folder) / name).write_text('to be or not')
+  ...   data = fa.load_dataset('words', folder)
+  >>> data.train.x.shape, data.client_names  # Ann trains, Bob is tested.
+  ((1, 10), ('ann',))
   """
   choices.check_choice('dataset', name, choices.DATASETS)
-  # Unlike Path.expanduser, leaves the home of nobody as it is.
+  # Unlike Path.expanduser, this does not fail for an unknown user.
   folder = pathlib.Path(os.path.expanduser(data_dir)) if data_dir else None
   if folder is None:
     folder = shared_folder(name)
@@ -62,8 +78,8 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
     return load_cifar10(folder)
   if folder is None or not folder.exists():
     raise InputError(
-      f'data_dir = {data_dir!r}: must name what holds {name}; there is no such'
-      ' file or folder, and $FEDAVG_DATA has none'
+      f'data_dir = {data_dir!r}: must be a file or folder with {name}; it does'
+      ' not exist, and $FEDAVG_DATA has none'
     )
   return {
     'leaf': load_leaf,
@@ -74,16 +90,16 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
 
 
 def _stored(folder: pathlib.Path) -> Dataset:
-  """A federation on disk; its clients are opened, not read."""
-  own = stored.read(folder)
+  """Opens a federation on disk; its clients' examples are not read."""
+  found = stored.read(folder)
   return Dataset(
     'stored',
-    train=Examples(own.clients.x, own.clients.y),
-    test=own.test,
-    num_classes=own.num_classes,
-    max_value=own.max_value,
-    padding=own.padding,
-    clients=own.clients,
-    statistics=own.statistics,
-    sha256=own.sha256,
+    train=Examples(found.clients.x, found.clients.y),
+    test=found.test,
+    num_classes=found.num_classes,
+    max_value=found.max_value,
+    padding=found.padding,
+    clients=found.clients,
+    statistics=found.statistics,
+    sha256=found.sha256,
   )

@@ -1,11 +1,11 @@
-"""Where data are that a config does not say, and what it probably meant."""
+"""Finds data sets in $FEDAVG_DATA, and suggests folders for error messages."""
 
 import os
 import pathlib
 
 from fedavg_jax.core.errors import InputError
 
-# Folders of a data set in $FEDAVG_DATA, the first that exists.
+# Names of a data set's folder in $FEDAVG_DATA; the first that exists is used.
 _FOLDERS = {
   'mnist': ('mnist', 'MNIST'),
   'fashion_mnist': ('fashion_mnist', 'FashionMNIST'),
@@ -14,18 +14,18 @@ _FOLDERS = {
   'shakespeare': ('shakespeare',),
   'words': ('words',),
 }
-# By which a folder is known to hold the data, where others may have its name.
+# A file that the folder must contain, because the name alone is ambiguous.
 _SIGNS = {'cifar10': 'data_batch_1.bin'}
 
 
 def shared_folder(name: str) -> pathlib.Path | None:
-  """Returns where $FEDAVG_DATA has a data set, None where it has not.
+  """Returns the folder of a data set in $FEDAVG_DATA, or None.
 
-  MNIST by writer is $FEDAVG_DATA itself, where mnist/ and qmnist_writers/ lie
-  side by side.
+  That of MNIST by writer is $FEDAVG_DATA itself, which has both mnist/ and
+  qmnist_writers/.
 
   Raises:
-    InputError: the variable names no folder.
+    InputError: the variable is not a directory.
   """
   home = os.environ.get('FEDAVG_DATA')
   if not home or name not in (*_FOLDERS, 'mnist_writers'):
@@ -33,8 +33,8 @@ def shared_folder(name: str) -> pathlib.Path | None:
   folder = pathlib.Path(os.path.expanduser(home))
   if not folder.is_dir():
     raise InputError(
-      f'FEDAVG_DATA = {home!r}: must name a folder of data sets, or be unset;'
-      ' there is no such folder'
+      f'FEDAVG_DATA = {home!r}: is not a directory; must be a folder of data'
+      ' sets, or unset'
     )
   if name == 'mnist_writers':
     return folder if (folder / 'qmnist_writers').is_dir() else None
@@ -42,7 +42,7 @@ def shared_folder(name: str) -> pathlib.Path | None:
 
 
 def did_you_mean(folder: pathlib.Path | None, name: str) -> str:
-  """Returns a hint where a folder holds the one of a data set, else nothing."""
+  """Returns a hint if a folder contains that of a data set, else ''."""
   found = _within(folder, name) if folder else None
   return f'; did you mean {found}?' if found else ''
 

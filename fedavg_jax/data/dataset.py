@@ -1,4 +1,4 @@
-"""A data set in memory, or opened on disk."""
+"""Defines a data set, which is in memory or on disk."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,23 +10,35 @@ from fedavg_jax.core.client_data import Examples
 
 
 class Dataset(NamedTuple):
-  """A supervised data set of images, or of sequences of tokens.
+  """Holds a supervised data set of images, or of sequences of tokens.
+
+  >>> import fedavg_jax as fa
+  >>> x, y = np.zeros((6, 4, 4, 1), np.uint8), np.arange(6, dtype=np.int32) % 3
+  >>> data = fa.Dataset(
+  ...   'mine', fa.Examples(x[:4], y[:4]), fa.Examples(x[4:], y[4:]),
+  ...   num_classes=3, max_value=255.0)
+  >>> data.input_shape, len(data.train.y), len(data.test.y)
+  ((4, 4, 1), 4, 2)
 
   Attributes:
-    name: one of `choices.DATASETS`.
-    train: x [n, H, W, C] uint8, y [n] int32; of sequences x [n, T] int32 and
-      y [n, T] int32, the token that follows, `losses.NO_LABEL` for none.
-    test: the same of the test set.
-    num_classes: labels are 0 .. num_classes - 1; 1 where they are no classes.
+    name: the name, one of `choices.DATASETS` or a custom one.
+    train: the training set, x [n, H, W, C] uint8 and y [n] int32; of sequences
+      x [n, T] int32 and y [n, T] int32, the next token at each position, or
+      `losses.NO_LABEL`.
+    test: the test set, in the same form.
+    num_classes: the number of labels, 0 .. num_classes - 1; 1 if targets are
+      not classes.
     max_value: the largest value that a pixel can have.
-    owners: [n] int32, whose each training example is where the data have
+    owners: [n] int32, the client of each training example if the data have
       natural clients 0 .. K - 1, else None.
-    padding: token behind the end of a sequence, None where all are full.
-    clients: natural clients of a federation on disk, whose `train` is theirs.
-    statistics: mean and standard deviation of all its pixels, in [0, 1].
-    sha256: of all its files, in hexadecimal.
-    client_names: of the natural clients, in their order; () where unknown.
-    classes: names of the labels, in their order; () where unknown.
+    padding: the token behind the end of a sequence; None if all are full.
+    clients: natural clients of a federation on disk, whose examples are
+      `train`; None in memory.
+    statistics: mean and standard deviation of all training pixels, scaled to
+      [0, 1], if they are already known.
+    sha256: the SHA-256 of a federation on disk, in hexadecimal; '' in memory.
+    client_names: names of the natural clients, in their order; () if unknown.
+    classes: names of the labels, in their order; () if unknown.
   """
 
   name: str
@@ -44,11 +56,11 @@ class Dataset(NamedTuple):
 
   @property
   def input_shape(self) -> tuple[int, ...]:
-    """Shape of one example."""
+    """Returns the shape of one example."""
     return self.train.x.shape[1:]
 
   def pixel_statistics(self) -> tuple[float, float]:
-    """Mean and standard deviation of all training pixels, scaled to [0, 1]."""
+    """Returns mean and standard deviation of the training pixels in [0, 1]."""
     if self.statistics is not None:
       return self.statistics
     if self.train.x.dtype != np.uint8:
@@ -62,7 +74,7 @@ class Dataset(NamedTuple):
 
 
 def in_memory(dataset: Dataset) -> Dataset:
-  """A data set whose clients are on disk, read into memory: as all others."""
+  """Reads a data set whose clients are on disk into memory."""
   if dataset.clients is None:
     return dataset
   sizes = dataset.clients.num_examples
@@ -74,6 +86,6 @@ def in_memory(dataset: Dataset) -> Dataset:
 
 
 def number_owners(parts: Sequence[Examples]) -> np.ndarray:
-  """Client i for each example of part i."""
+  """Returns the owners of joined parts: client i for each example of part i."""
   sizes = [len(part.y) for part in parts]
   return np.repeat(np.arange(len(parts), dtype=np.int32), sizes)

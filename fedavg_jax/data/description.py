@@ -1,7 +1,6 @@
-"""What federation.json says: typed, and checked before anything is believed.
+"""Parses federation.json into checked types, or raises InputError.
 
-A file is copied, edited and cut; whatever stands in it, the answer is these
-types or one line.
+A file may have been edited or cut short, so no value is used unchecked.
 """
 
 from collections.abc import Callable
@@ -26,13 +25,13 @@ _INPUTS, _LABELS, _SIZES = ('|u1', '<i4', '<f4'), ('<i4',), ('<i8',)
 
 
 class FileInfo(NamedTuple):
-  """An .npy file, or one of JSON.
+  """Describes an .npy file, or one of JSON.
 
   Attributes:
-    shape: of the array; of JSON the number of its entries alone.
-    dtype: as .npy names it; 'json' of JSON.
-    bytes: of the file.
-    sha256: of the file, in hexadecimal.
+    shape: the shape of the array; of JSON, the number of entries.
+    dtype: the dtype in .npy's notation, or 'json'.
+    bytes: the size of the file.
+    sha256: the SHA-256 of the file, in hexadecimal.
   """
 
   shape: tuple[int, ...]
@@ -42,19 +41,19 @@ class FileInfo(NamedTuple):
 
 
 class Shard(NamedTuple):
-  """Some clients in a row.
+  """Describes a shard: consecutive clients, and the files with their data.
 
   Attributes:
-    x: inputs.
-    y: labels.
-    sizes: examples of each client.
-    names: of the clients; None where the source has none.
-    clients: how many.
-    given: clients that the source gave for it, empty ones included.
-    bytes: of inputs and labels.
-    sum: of all values of x.
+    x: the file of the inputs.
+    y: the file of the labels.
+    sizes: the file with the number of examples of each client.
+    names: the file of the clients' names; None if the source has none.
+    clients: the number of clients.
+    given: the number of clients read from the source, empty ones included.
+    bytes: bytes of the inputs and labels.
+    sum: the sum of all values of x.
     squares: the sum of their squares.
-    labels: the lowest and the highest.
+    labels: the lowest and the highest label.
   """
 
   x: FileInfo
@@ -69,23 +68,23 @@ class Shard(NamedTuple):
   labels: tuple[int, int]
 
   def files(self) -> Mapping[str, FileInfo]:
-    """Names the files of the shard."""
+    """Returns the files of the shard by name."""
     found = {'x': self.x, 'y': self.y, 'sizes': self.sizes}
     return found if self.names is None else found | {'names': self.names}
 
 
 class Description(NamedTuple):
-  """What a folder of a federation must hold.
+  """Describes what a folder of a federation must contain.
 
   Attributes:
-    num_classes: labels are 0 .. num_classes - 1.
+    num_classes: the number of labels, 0 .. num_classes - 1.
     max_value: the largest value that a pixel can have.
-    padding: token behind the end of a sequence, None where all are full.
-    classes: names of the labels; () where the source has none.
-    shards: of the clients.
-    test_x: inputs of the test set.
-    test_y: its labels.
-    content: the JSON of all of it, but of where it came from and of names.
+    padding: the token behind the end of a sequence; None if all are full.
+    classes: names of the labels; () if the source has none.
+    shards: the shards of the clients.
+    test_x: the file of the test set's inputs.
+    test_y: the file of its labels.
+    content: the description as JSON, without its source and all names.
   """
 
   num_classes: int
@@ -102,10 +101,10 @@ def read_description(path: pathlib.Path) -> Description:
   """Reads a federation.json.
 
   Raises:
-    InputError: it is missing, of another version, or not what was written.
+    InputError: the file is missing, of another version, or damaged.
   """
   if os.path.lexists(path) and not path.is_file():  # A pipe would never end.
-    raise InputError(f'{path}: must be a file; {AGAIN}')
+    raise InputError(f'{path}: is not a regular file; {AGAIN}')
   try:
     found = parse_json(path.read_text(encoding='utf-8'))
     if found['format'] != FORMAT:
@@ -113,20 +112,20 @@ def read_description(path: pathlib.Path) -> Description:
     version = found['version']
   except FileNotFoundError:
     raise InputError(
-      f'{path}: is missing; must be a folder that fedavg-jax convert'
+      f'{path}: is missing; must be in a folder that fedavg-jax convert'
       ' has written'
     ) from None
   except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
     reason = type(error).__name__
-    if isinstance(error, ValueError):  # Of JSON, or of UTF-8.
+    if isinstance(error, ValueError):  # Invalid JSON or UTF-8.
       reason = str(error).splitlines()[0][:100]
     raise InputError(
-      f'{path}: is not of a federation ({reason}); {AGAIN}'
+      f'{path}: does not describe a federation ({reason}); {AGAIN}'
     ) from error
   if version != VERSION:
     raise InputError(
-      f'{path}: has format version {version!r:.40}, this program reads'
-      f' {VERSION}; convert again, or take the program that wrote it'
+      f'{path}: expected format version {VERSION}, got {version!r:.40}; convert'
+      ' again, or use the program that wrote it'
     )
   try:
     return _description(found)
@@ -135,10 +134,10 @@ def read_description(path: pathlib.Path) -> Description:
 
 
 def parse_shard(found: Any) -> Shard:
-  """Reads what a journal or a federation.json says of a shard.
+  """Parses the description of a shard in a journal or a federation.json.
 
   Raises:
-    ValueError: something of it is not as it was written.
+    ValueError: a value cannot be what was written.
   """
   names = _get(found, 'names', lambda v: v is None or isinstance(v, dict), True)
   labels = _get(found, 'labels', lambda v: isinstance(v, list) and len(v) == 2)
@@ -166,7 +165,7 @@ def parse_shard(found: Any) -> Shard:
 
 
 def shard_to_json(shard: Shard) -> dict[str, Any]:
-  """Turns a shard into what `parse_shard` reads."""
+  """Returns the JSON that `parse_shard` parses."""
   found = shard._asdict()
   for name, file in shard.files().items():
     found[name] = file._asdict()
@@ -174,7 +173,7 @@ def shard_to_json(shard: Shard) -> dict[str, Any]:
 
 
 class _WrongError(ValueError):
-  """What is wrong with a value of federation.json."""
+  """Says what is wrong with a value of federation.json."""
 
 
 def _description(found: Mapping[str, Any]) -> Description:
@@ -195,14 +194,14 @@ def _description(found: Mapping[str, Any]) -> Description:
   for shard in shards:
     for one, other in ((shard.x, test_x), (shard.y, test_y)):
       if one.dtype != other.dtype or one.shape[1:] != other.shape[1:]:
-        raise _WrongError('clients and test set have other shapes or types')
+        raise _WrongError('clients and test set differ in shape or dtype')
     if shard.labels[1] >= num_classes:
       raise _WrongError(
         f'labels up to {shard.labels[1]} with num_classes = {num_classes}'
       )
   if test_x.shape[0] != test_y.shape[0]:
-    raise _WrongError('inputs and labels of the test set have other lengths')
-  # Names change nothing of what is learnt; federations without them agree.
+    raise _WrongError('inputs and labels of the test set differ in length')
+  # Names do not change a result: the content is the same without them.
   content = {
     k: v
     for k, v in found.items()
@@ -229,21 +228,21 @@ def _description(found: Mapping[str, Any]) -> Description:
 def _get(
   found: Any, key: str, holds: Callable[[Any], bool], optional: bool = False
 ) -> Any:
-  """Returns the value of a key, if it keeps its rule."""
+  """Returns the value of a key, which must satisfy its rule."""
   if not isinstance(found, dict):
     raise _WrongError(f'{found!r:.60} must be an object')
   if key not in found and not optional:
     raise _WrongError(f'{key} is missing')
   value = found.get(key)
   if not holds(value):
-    raise _WrongError(f'{key} = {value!r:.60} is not what was written')
+    raise _WrongError(f'{key} = {value!r:.60} is not a possible value')
   return value
 
 
 def _file(found: Any, key: str, dtypes: tuple[str, ...]) -> FileInfo:
-  own = _get(found, key, lambda v: isinstance(v, dict))
+  info = _get(found, key, lambda v: isinstance(v, dict))
   shape = _get(
-    own,
+    info,
     'shape',
     lambda v: (
       isinstance(v, list) and len(v) > 0 and all(map(_is_whole(1, 2**62), v))
@@ -251,9 +250,9 @@ def _file(found: Any, key: str, dtypes: tuple[str, ...]) -> FileInfo:
   )
   return FileInfo(
     shape=tuple(shape),
-    dtype=_get(own, 'dtype', lambda v: v in dtypes),
-    bytes=_get(own, 'bytes', _is_whole(1, 2**62)),
-    sha256=_get(own, 'sha256', lambda v: isinstance(v, str) and len(v) == 64),
+    dtype=_get(info, 'dtype', lambda v: v in dtypes),
+    bytes=_get(info, 'bytes', _is_whole(1, 2**62)),
+    sha256=_get(info, 'sha256', lambda v: isinstance(v, str) and len(v) == 64),
   )
 
 

@@ -12,7 +12,7 @@ from fedavg_jax.core.errors import InputError
 
 
 def tfds_dir() -> pathlib.Path:
-  """Where tensorflow-datasets keeps downloads: $TFDS_DATA_DIR/downloads."""
+  """Returns tensorflow-datasets' download folder, in $TFDS_DATA_DIR."""
   home = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   return pathlib.Path(home).expanduser() / 'downloads'
 
@@ -20,32 +20,32 @@ def tfds_dir() -> pathlib.Path:
 def download(
   name: str, files: Mapping[str, str], download_dir: pathlib.Path
 ) -> dict[str, pathlib.Path]:
-  """Gets files through tensorflow-datasets' download manager.
+  """Downloads files through tensorflow-datasets' download manager.
 
-  It verifies size and SHA-256 against what tensorflow-datasets registers. The
-  manager needs no TensorFlow, unlike the builders of these data sets, which
+  It verifies size and SHA-256 against those that tensorflow-datasets registers.
+  The manager needs no TensorFlow, unlike the builders of these data sets, which
   encode every image with it. The verified files are linked under their own
   names into download_dir/NAME, where the next start finds them without
   tensorflow-datasets.
 
   Args:
-    name: of the data set there.
+    name: the name of the data set in tensorflow-datasets.
     files: file name -> address.
-    download_dir: where downloads are kept.
+    download_dir: the folder for downloads.
 
   Returns:
     File name -> path.
 
   Raises:
-    InputError: no network, no space, or a wrong checksum.
+    InputError: there is no network or no space, or a checksum is wrong.
   """
   import requests
-  import tensorflow_datasets as tfds  # Heavy, and needed once.
+  import tensorflow_datasets as tfds  # Heavy, and needed only once.
   from tensorflow_datasets.core.download import download_manager
 
   builder: Any = tfds.builder_cls(name)
   try:
-    # The manager would try for minutes; a machine without network knows now.
+    # Without network this fails at once; the manager would retry for minutes.
     requests.head(
       min(files.values(), key=len), timeout=20, allow_redirects=True
     )
@@ -61,20 +61,20 @@ def download(
       for file in files
     }
   except (
-    OSError,  # Those of requests are OSErrors too.
+    OSError,  # The base class of requests' errors too.
     tfds.download.DownloadError,
     download_manager.NonMatchingChecksumError,
   ) as error:
     reason = f'{type(error).__name__}: {" ".join(str(error).split())}'[:160]
     raise InputError(
-      f'dataset = {name!r}: tensorflow-datasets could not get it from'
+      f'dataset = {name!r}: tensorflow-datasets could not download it from'
       f' {min(files.values(), key=len)} into {download_dir} ({reason}); put the'
-      ' original files in a folder and name it in data_dir'
+      ' original files in a folder and set data_dir to it'
     ) from error
 
 
 def _link(path: pathlib.Path, name: pathlib.Path) -> pathlib.Path:
-  """Gives a file a second name; a copy where the file system has no links."""
+  """Links a file under a second name; copies it if links are not supported."""
   name.unlink(missing_ok=True)
   try:
     os.link(path, name)
@@ -84,7 +84,7 @@ def _link(path: pathlib.Path, name: pathlib.Path) -> pathlib.Path:
 
 
 def unpack(archive: pathlib.Path, names: Sequence[str]) -> None:
-  """Copies files of an archive beside it, whatever folder they are in there."""
+  """Extracts files of an archive, from any of its folders, next to it."""
   with tarfile.open(archive) as tar:
     for member in tar:
       name = pathlib.PurePosixPath(member.name).name
@@ -92,4 +92,4 @@ def unpack(archive: pathlib.Path, names: Sequence[str]) -> None:
       if content is not None:
         part = archive.parent / f'{name}.part'
         part.write_bytes(content.read())
-        part.replace(archive.parent / name)  # Never half of it.
+        part.replace(archive.parent / name)  # Never half a file.

@@ -1,13 +1,13 @@
-"""The form in which examples of any dtype enter: exact values, a known scale.
+"""Converts examples of any dtype to exact values with a known scale.
 
 | x | becomes | largest value |
 |---|---|---|
-| uint8 | as it is | 255 |
+| uint8 | unchanged | 255 |
 | bool | uint8, 0 and 1 | 1 |
 | uint16 | float32, the same whole numbers | 65535 |
 | other integers, all in 0 .. 255 | uint8 | 255 |
 | floating point | the nearest float32 | 1 |
-| integers beside labels of their own shape | int32 tokens | |
+| integers with labels of the same shape | int32 tokens | |
 
 Everything else is refused. Images [n, H, W] get an axis of channels.
 """
@@ -24,11 +24,11 @@ from fedavg_jax.core.errors import InputError
 
 
 class Formed(NamedTuple):
-  """Examples in the types that a federation has.
+  """Holds examples in the dtypes of a federation.
 
   Attributes:
-    examples: x uint8, float32 or int32, y int32.
-    max_value: the largest value that a pixel can have; 1 of tokens.
+    examples: x uint8, float32 or int32, and y int32.
+    max_value: the largest value that a pixel can have; 1 for tokens.
   """
 
   examples: Examples
@@ -36,15 +36,16 @@ class Formed(NamedTuple):
 
 
 def form(x: Any, y: Any, name: str) -> Formed:
-  """Gives examples of any NumPy dtype the form that the table above says.
+  """Converts examples of any NumPy dtype by the table of this module.
 
   Args:
-    x: [n, ...], with at least one value each.
-    y: [n] class numbers, or beside tokens [n, T] the next ones.
-    name: what the message calls them.
+    x: [n, ...] inputs, with at least one value each.
+    y: [n] class numbers; for tokens [n, T], the next tokens [n, T].
+    name: the name of the examples in messages.
 
   Raises:
-    InputError: a value would not arrive exactly, or no rule is known for it.
+    InputError: a value cannot be converted exactly, or the table has no rule
+      for it.
 
   >>> form(np.array([[0, 200]]), [1], 'mine')[0].x
   array([[  0, 200]], dtype=uint8)
@@ -52,7 +53,7 @@ def form(x: Any, y: Any, name: str) -> Formed:
   x, y = exact.array(x, f'{name}: x'), exact.array(y, f'{name}: y')
   if x.ndim < 2 or not x[:1].size:
     raise InputError(
-      f'{name}: x has the shape {list(x.shape)}, must have rows of values,'
+      f'{name}: x has the shape {list(x.shape)}; must have rows of values,'
       ' [n, ...]'
     )
   if y.ndim and len(x) != len(y):
@@ -78,15 +79,15 @@ def _pixels(x: np.ndarray, name: str) -> tuple[np.ndarray, float]:
   if x.min() < 0 or x.max() > 255:
     raise InputError(
       f'{name} is {x.dtype} with {x.min()} to {x.max()}; integers must be in'
-      ' 0 .. 255, or uint16, or make them floating point with 1 the largest'
+      ' [0, 255] or uint16; or scale them to floating point in [0, 1]'
     )
   return x.astype(np.uint8), 255.0
 
 
 def check_scale(found: float, expected: float, name: str) -> None:
-  """Raises InputError where examples have another scale than the test set."""
+  """Raises InputError if examples have another scale than the test set."""
   if found != expected:
     raise InputError(
       f'{name}: its largest value is {found:g}, that of the test set'
-      f' {expected:g}; must have one type'
+      f' {expected:g}; must have the same dtype'
     )

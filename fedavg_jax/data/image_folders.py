@@ -1,11 +1,11 @@
-"""Images in folders, by client and label, with the values that they have.
+"""Reads images from folders by client and label, with their exact values.
 
-train/CLIENT/LABEL/ANY.png and test/LABEL/ANY.png; clients and labels are
-numbered in the natural order of their names.
+The files are train/CLIENT/LABEL/ANY.png and test/LABEL/ANY.png; clients and
+labels are numbered in the natural order of their names.
 
-An image of 1 bit becomes 0 and 255, one of 8 bits stays what it is, with as
-many channels as it has; a palette gives its colours; 16 bits of grey become
-float32 whole numbers up to 65535. Other modes are refused: a conversion would
+An image of 1 bit becomes 0 and 255; one of 8 bits is unchanged, with all its
+channels; a palette is replaced by its colours; 16 bits of grey become float32
+whole numbers up to 65535. Other modes are refused, because a conversion would
 clip or round them.
 """
 
@@ -37,9 +37,9 @@ _SUFFIXES = frozenset(
     *('.tif', '.tiff', '.webp'),
   )
 )
-# Pillow knows more, some of which start other programs.
+# Pillow supports more formats, some of which start other programs.
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'TIFF', 'WEBP')
-# Images of formats that are not read: to leave them out would be silent.
+# Images of formats that are not read; they are refused, not skipped silently.
 _OTHER_SUFFIXES = frozenset(
   (
     *('.heic', '.heif', '.avif', '.jp2', '.j2k', '.jxl', '.ppm', '.pgm'),
@@ -50,11 +50,11 @@ _OTHER_SUFFIXES = frozenset(
 
 
 class _Like(NamedTuple):
-  """What an image has, and all others must have.
+  """Holds the shape and scale of an image, which all others must have.
 
   Attributes:
-    path: of the image.
-    shape: [H, W, C].
+    path: the path of the image.
+    shape: its shape, [H, W, C].
     max_value: the largest value that a pixel can have.
   """
 
@@ -64,12 +64,12 @@ class _Like(NamedTuple):
 
 
 class ImageFolders(NamedTuple):
-  """Images that are read when they are asked for.
+  """Holds folders of images, which are read only when they are used.
 
   Attributes:
     owners: folders of the clients that have images.
     classes: names of the labels.
-    like: what all images have, as the first of the test set.
+    like: the shape and scale of all images, those of the first test image.
     test: the test set.
   """
 
@@ -79,31 +79,31 @@ class ImageFolders(NamedTuple):
   test: Examples
 
   def clients(self) -> Iterator[NamedExamples]:
-    """Reads one client after another."""
-    for own in self.owners:
-      x, y = _read(_files(own, self.classes), self.like)
-      yield NamedExamples(x, y, own.name)
+    """Reads the clients one after another."""
+    for owner in self.owners:
+      x, y = _read(_files(owner, self.classes), self.like)
+      yield NamedExamples(x, y, owner.name)
 
 
 def open_images(folder: pathlib.Path) -> ImageFolders:
   """Lists clients and classes, and reads the test set.
 
   Raises:
-    InputError: there are none, an image lies where it belongs to nobody, or
-      images of the test set differ in shape or type.
+    InputError: there are no images, one is outside the folders of the labels,
+      or images of the test set differ in shape or type.
   """
   owners = _folders(folder / 'train')
-  labels = {own.name for own in _folders(folder / 'test')}
+  labels = {path.name for path in _folders(folder / 'test')}
   for owner in owners:
-    labels |= {own.name for own in _folders(owner)}
+    labels |= {path.name for path in _folders(owner)}
   classes = sorted(labels, key=natural)
   check_names(classes, f'--path {folder}: classes')
-  check_names([own.name for own in owners], f'--path {folder}: clients')
-  owners = [own for own in owners if any(_files(own, classes))]
+  check_names([owner.name for owner in owners], f'--path {folder}: clients')
+  owners = [owner for owner in owners if any(_files(owner, classes))]
   test = list(_files(folder / 'test', classes))
   if not owners or not test:
     raise InputError(
-      f'--path {folder}: must hold train/CLIENT/LABEL/ANY.png and'
+      f'--path {folder}: must contain train/CLIENT/LABEL/ANY.png and'
       ' test/LABEL/ANY.png'
     )
   pixels, max_value = read_image(test[0][0])
@@ -112,13 +112,13 @@ def open_images(folder: pathlib.Path) -> ImageFolders:
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Lists the folders in a folder, in which an image would be nobody's."""
+  """Lists the folders in a folder that must not contain images itself."""
   found = entries(folder)
   for path in found:
     if _is_image(path) and not path.is_dir():
       raise InputError(
-        f'{path}: must lie in train/CLIENT/LABEL or test/LABEL, which say whose'
-        ' it is and what'
+        f'{path}: must be in train/CLIENT/LABEL or test/LABEL, which name its'
+        ' client and its label'
       )
   return [path for path in found if path.is_dir()]
 
@@ -131,13 +131,13 @@ def _files(
     for path in entries(folder / name):
       if path.is_dir():
         raise InputError(
-          f'{path}: is a folder where images are; they must lie in'
-          ' train/CLIENT/LABEL or test/LABEL itself'
+          f'{path}: is a folder; images must be in train/CLIENT/LABEL or'
+          ' test/LABEL'
         )
       if path.suffix.lower() in _OTHER_SUFFIXES:
         raise InputError(
           f'{path}: must be one of {", ".join(sorted(_SUFFIXES))}; convert it'
-          ' first, or take it away'
+          ' first, or remove it'
         )
       if path.suffix.lower() in _SUFFIXES:
         yield path, label
@@ -155,7 +155,7 @@ def _read(files: Iterable[tuple[pathlib.Path, int]], like: _Like) -> Examples:
     if pixels.shape != like.shape or largest != like.max_value:
       raise InputError(
         f'{path}: has the shape {pixels.shape} and values up to {largest:g},'
-        f' {like.path} has {like.shape} and {like.max_value:g}; must be one'
+        f' {like.path} has {like.shape} and {like.max_value:g}; must be equal'
       )
     x.append(pixels)
     y.append(label)
@@ -166,13 +166,14 @@ def read_image(path: pathlib.Path) -> tuple[np.ndarray, float]:
   """Reads an image, [H, W, C] uint8 or float32, and its largest value.
 
   Raises:
-    InputError: it cannot be read, or some of its values would not arrive as
-      they are.
+    InputError: it cannot be read, or some of its values cannot be converted
+      exactly.
   """
-  from PIL import Image  # Used here alone.
+  from PIL import Image  # Only this function needs it.
 
   if not path.is_file():
-    raise InputError(f'{path}: must be a file')  # A pipe would never end.
+    # A pipe would never end.
+    raise InputError(f'{path}: is not a regular file')
   try:
     with _one_line():
       warnings.simplefilter('error', Image.DecompressionBombWarning)
@@ -180,7 +181,7 @@ def read_image(path: pathlib.Path) -> tuple[np.ndarray, float]:
         pixels, max_value = _pixels(path, image)
   except (InputError, MemoryError):
     raise
-  except Exception as error:  # Whatever a damaged file makes Pillow raise.
+  except Exception as error:  # A damaged file can make Pillow raise anything.
     if is_of_machine(error):
       raise
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -192,14 +193,14 @@ def read_image(path: pathlib.Path) -> tuple[np.ndarray, float]:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-  """Keeps Pillow and its libraries from saying what our line will say.
+  """Silences Pillow and its libraries, so that an error is one line.
 
-  Pillow warns and logs; libtiff, which it reads TIFF with, writes of damaged
-  files straight to the process's stderr.
+  Pillow warns and logs; libtiff, with which it reads TIFF, writes errors of
+  damaged files directly to the process's stderr.
   """
   log = logging.getLogger('PIL')
   level, stderr = log.level, -1
-  with contextlib.suppress(OSError):  # Where it is closed there is none.
+  with contextlib.suppress(OSError):  # The process may have closed its stderr.
     stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -218,11 +219,11 @@ def _one_line() -> Iterator[None]:
 
 def _pixels(path: pathlib.Path, image: Any) -> tuple[np.ndarray, float]:
   mode, wide = image.mode, _is_wide(image) and image.mode not in ('I', 'F')
-  # The further pictures of an MPO are the camera's previews of the first.
+  # Further frames of an MPO are the camera's previews of the first.
   if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1:
-    raise InputError(f'{path}: has {image.n_frames} frames, must have one')
+    raise InputError(f'{path}: has {image.n_frames} frames; must have one')
   grey = mode in ('I;16', 'I;16L', 'I;16B', 'I;16N')
-  if grey or (mode == 'I' and image.format == 'PNG'):  # As Pillow 10 has it.
+  if grey or (mode == 'I' and image.format == 'PNG'):  # 'I' in Pillow 10.
     return np.asarray(image).astype(np.float32), 65535.0
   if wide or mode not in ('1', 'L', 'LA', 'RGB', 'RGBA', 'P', 'PA'):
     raise InputError(
@@ -237,9 +238,9 @@ def _pixels(path: pathlib.Path, image: Any) -> tuple[np.ndarray, float]:
 
 
 def _is_wide(image: Any) -> bool:
-  """Tells whether Pillow would cut 16 bits, or stretch 5, to 8.
+  """Returns whether Pillow would cut 16 bits, or stretch 5 bits, to 8.
 
-  What a file holds is the first argument of its decoder, such as RGB;16B.
+  The first argument of the decoder is the file's own mode, such as RGB;16B.
   """
   for tile in image.tile:
     args = tile[-1]

@@ -1,4 +1,4 @@
-"""Images from their original files: MNIST and its kin, CIFAR-10, digits."""
+"""Loads image data sets: MNIST, Fashion-MNIST, CIFAR-10 and digits."""
 
 import pathlib
 from typing import Any
@@ -20,7 +20,7 @@ _CIFAR_TRAIN = [f'data_batch_{i}.bin' for i in range(1, 6)]
 _CIFAR_FILES = (*_CIFAR_TRAIN, 'test_batch.bin')
 _WRITERS = 'qmnist-train-labels-idx2-int'
 
-# Part of an example's split, whether images or labels, rank, number of rows.
+# (split, images x or labels y) -> file name, rank, number of rows.
 _IDX_FILES = {
   ('train', 'x'): ('train-images-idx3-ubyte', 3, 60_000),
   ('train', 'y'): ('train-labels-idx1-ubyte', 1, 60_000),
@@ -28,7 +28,7 @@ _IDX_FILES = {
   ('test', 'y'): ('t10k-labels-idx1-ubyte', 1, 10_000),
 }
 
-# Training examples of each label: tells one data set's files from another's.
+# Training examples of each label, which differ between the data sets.
 _LABELS = {
   'mnist': [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
   'fashion_mnist': [6000] * 10,
@@ -36,10 +36,14 @@ _LABELS = {
 
 
 def load_mnist(name: str, folder: pathlib.Path | None) -> Dataset:
-  """MNIST and what has its four files."""
+  """Loads MNIST, Fashion-MNIST, or MNIST by writer.
+
+  Raises:
+    InputError: a file is missing or wrong, or cannot be downloaded.
+  """
   files = 'mnist' if name == 'mnist_writers' else name
   paths = _find_idx_files(folder or tfds_dir() / files)
-  if folder and name == 'mnist_writers':  # They may lie side by side.
+  if folder and name == 'mnist_writers':  # MNIST may be in its own folder.
     paths = _find_idx_files(folder / files) | paths
   missing = [key for key in _IDX_FILES if key not in paths]
   if missing and folder:
@@ -62,7 +66,7 @@ def load_mnist(name: str, folder: pathlib.Path | None) -> Dataset:
 def _writers(
   folder: pathlib.Path | None, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Ids of the writers, in their order, and whose every training digit is."""
+  """Reads QMNIST writers: sorted ids [K], and the owner of each digit [n]."""
   places = [folder, folder / 'qmnist_writers'] if folder else []
   found = [
     path
@@ -73,12 +77,12 @@ def _writers(
   if not found:
     raise InputError(
       f'data_dir = {str(folder or "")!r}: {_WRITERS}[.gz] is missing; put'
-      " QMNIST's file beside MNIST's four"
+      " QMNIST's file next to MNIST's four"
     )
   digits, writers = readers.read_qmnist_writers(found[0])
   if not np.array_equal(digits, labels):
     raise InputError(
-      f"{found[0]}: its labels are not those of MNIST's training digits;"
+      f"{found[0]}: labels are not those of MNIST's training digits;"
       f' {readers.GET_ANEW}'
     )
   ids, owners = np.unique(writers, return_inverse=True)
@@ -90,8 +94,8 @@ def _find_idx_files(
 ) -> dict[tuple[str, str], pathlib.Path]:
   """Finds those of the four IDX files that a folder has.
 
-  As NAME or NAME.gz; as Kaggle's archives have them, with a dot before idx and
-  in folders of their own; and in raw/, where torchvision puts them.
+  It accepts NAME and NAME.gz; the names of Kaggle's archives, with a dot before
+  idx and each file in a folder of its name; and torchvision's folder raw/.
   """
   found = {}
   for key, (stem, _, _) in _IDX_FILES.items():
@@ -111,13 +115,13 @@ def _from_idx(name, paths) -> Dataset:
     array = readers.read_idx(paths[key], (rows, 28, 28)[:rank])
     if rank == 1 and array.max() > 9:
       raise InputError(
-        f'{paths[key]}: has a label {array.max()}, {name} has 0 to 9;'
+        f'{paths[key]}: has label {array.max()}; must be in [0, 9];'
         f' {readers.GET_ANEW}'
       )
     if key == ('train', 'y') and np.bincount(array).tolist() != _LABELS[name]:
       raise InputError(
-        f'{paths[key]}: not the labels of {name}; name the data set that is in'
-        ' this folder, or the folder that has this one'
+        f'{paths[key]}: does not have the labels of {name}; set dataset to the'
+        ' one in this folder, or data_dir to the folder of this one'
       )
     arrays[key] = array
   train, test = (
@@ -128,7 +132,11 @@ def _from_idx(name, paths) -> Dataset:
 
 
 def load_cifar10(folder: pathlib.Path | None) -> Dataset:
-  """50,000 and 10,000 images of 32 x 32 in colour, in the files' order."""
+  """Loads CIFAR-10: 50,000 and 10,000 colour images of 32 x 32, in file order.
+
+  Raises:
+    InputError: a file is missing or wrong, or cannot be downloaded.
+  """
   place = folder or tfds_dir() / 'cifar10'
   if not folder and not all((place / name).is_file() for name in _CIFAR_FILES):
     (archive,) = download('cifar10', _addresses('cifar10'), tfds_dir()).values()
@@ -137,14 +145,14 @@ def load_cifar10(folder: pathlib.Path | None) -> Dataset:
   for name in _CIFAR_FILES:
     if not (place / name).is_file():
       raise InputError(
-        f'data_dir = {str(folder or "")!r}: {name} is missing; must name the'
-        ' folder cifar-10-batches-bin, with its six files, or be empty to'
+        f'data_dir = {str(folder or "")!r}: {name} is missing; must be the'
+        ' folder cifar-10-batches-bin, with its six files, or empty to'
         f' download them{did_you_mean(folder, "cifar10")}'
       )
     x, y = readers.read_cifar10(place / name)
     if len(y) != 10_000:
       raise InputError(
-        f'{place / name}: holds {len(y):,} images, must hold 10,000;'
+        f'{place / name}: expected 10,000 images, got {len(y):,};'
         f' {readers.GET_ANEW}'
       )
     parts.append(Examples(x, y))
@@ -155,8 +163,8 @@ def load_cifar10(folder: pathlib.Path | None) -> Dataset:
 
 
 def load_digits() -> Dataset:
-  """Digits 0 to 9, shuffled once with a fixed seed: 1,500 train, 297 test."""
-  from sklearn import datasets  # Takes a second; used here alone.
+  """Loads 1,500 training and 297 test digits, shuffled with a fixed seed."""
+  from sklearn import datasets  # The import takes a second.
 
   bunch: Any = datasets.load_digits()
   order = np.random.default_rng(0).permutation(len(bunch.target))
@@ -172,7 +180,7 @@ def load_digits() -> Dataset:
 
 
 def _addresses(name: str) -> dict[str, str]:
-  """File name -> address of an image data set's files."""
+  """Returns file name -> address for an image data set."""
   import tensorflow_datasets as tfds
 
   builder: Any = tfds.builder_cls(name)

@@ -1,6 +1,6 @@
-"""LEAF's json by user, a file at a time or all at once.
+"""Reads LEAF's json by user, one file after another or all into memory.
 
-A user is one client, however many files of a split name it.
+A user is one client, however many files of a split contain it.
 """
 
 from collections import Counter
@@ -22,10 +22,10 @@ from fedavg_jax.data.shard_writer import NamedExamples
 
 
 def files_of(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
-  """Lists the json of a split, 'train' or 'test', in natural order.
+  """Lists the json files of a split, 'train' or 'test', in natural order.
 
   Raises:
-    InputError: there is none.
+    InputError: there are none, or two have one name.
   """
   files = [
     path
@@ -34,10 +34,10 @@ def files_of(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
   ]
   if not files:
     raise InputError(
-      f'data_dir = {str(folder)!r}: {split}/ holds no json; must be a folder'
-      " of LEAF's, with train/ and test/"
+      f'data_dir = {str(folder)!r}: {split}/ has no json; must be a folder of'
+      ' LEAF, with train/ and test/'
     )
-  # Their users would be one client each, with every example twice.
+  # The users of such copies would have every example twice.
   stems = [re.sub(r'\.json(\.gz)?$', '', p.name, flags=re.I) for p in files]
   names = [path.name for path in files]
   check_names(stems, f'data_dir = {str(folder)!r}: files of {split}/', names)
@@ -45,9 +45,9 @@ def files_of(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 
 def with_channels(x: np.ndarray) -> np.ndarray:
-  """Gives LEAF's inputs [n, ...] the form of images [n, H, W, C]."""
+  """Reshapes LEAF's inputs [n, ...] to images [n, H, W, C]."""
   shape = x.shape[1:]
-  if len(shape) == 1:  # Rows of pixels, most often of a square image.
+  if len(shape) == 1:  # Flat pixels, usually of a square image.
     side = int(np.sqrt(shape[0]))
     shape = (side, side) if side**2 == shape[0] else (shape[0], 1)
   if len(shape) == 2:
@@ -56,13 +56,13 @@ def with_channels(x: np.ndarray) -> np.ndarray:
 
 
 def read_clients(folder: pathlib.Path) -> Iterator[NamedExamples]:
-  """Reads the users of train/, in the order in which files name them first.
+  """Reads the users of train/, in the order of their first appearance.
 
-  A user that is in several files is read from all of them at its first; no more
-  than one file and such users are in memory at once.
+  A user in several files is read from all of them at its first; only one file
+  and such users are in memory at once.
 
   Raises:
-    InputError: as `readers.read_leaf`; or two names are one.
+    InputError: a file is missing or wrong, or two names are one.
   """
   files = files_of(folder, 'train')
   counts = Counter(
@@ -74,26 +74,26 @@ def read_clients(folder: pathlib.Path) -> Iterator[NamedExamples]:
   several = {name for name, count in counts.items() if count > 1}
   gathered = _gather(files, several)
   for file in files:
-    for name, own in readers.read_leaf(file).items():
+    for name, user in readers.read_leaf(file).items():
       if name in several:
         if name not in gathered:
-          continue  # At an earlier file.
-        own = gathered.pop(name)
-      yield NamedExamples(with_channels(own.x), own.y, name)
+          continue  # It was read at an earlier file.
+        user = gathered.pop(name)
+      yield NamedExamples(with_channels(user.x), user.y, name)
 
 
 def _gather(files: list[pathlib.Path], names: set[str]) -> dict[str, Examples]:
-  """Reads some users from all files."""
+  """Reads some users from all files and joins each user's examples."""
   parts: dict[str, list[Examples]] = {name: [] for name in names}
   for file in files if names else ():
-    for name, own in readers.read_leaf(file).items():
-      if name in names and len(own.y):
-        parts[name].append(own)
+    for name, user in readers.read_leaf(file).items():
+      if name in names and len(user.y):
+        parts[name].append(user)
   empty = Examples(np.zeros((0, 1), np.float32), np.zeros(0, np.int32))
-  shapes = {own.x.shape[1:] for some in parts.values() for own in some}
+  shapes = {user.x.shape[1:] for some in parts.values() for user in some}
   if len(shapes) > 1:
     raise InputError(
-      f'{files[0].parent}: inputs have shapes {sorted(shapes)}, must be one'
+      f'{files[0].parent}: inputs have shapes {sorted(shapes)}; must be equal'
     )
   return {
     name: client_data.join(some) if some else empty
@@ -108,12 +108,12 @@ def read_test(folder: pathlib.Path) -> Examples:
     InputError: there are none, or their shapes differ.
   """
   parts = [
-    own
+    user
     for file in files_of(folder, 'test')
-    for own in readers.read_leaf(file).values()
-    if len(own.y)
+    for user in readers.read_leaf(file).values()
+    if len(user.y)
   ]
-  if len({own.x.shape[1:] for own in parts}) != 1:
+  if len({user.x.shape[1:] for user in parts}) != 1:
     raise InputError(
       f'data_dir = {str(folder)!r}: test/ must have examples, of one shape'
     )
@@ -122,21 +122,25 @@ def read_test(folder: pathlib.Path) -> Examples:
 
 
 def load_leaf(folder: pathlib.Path) -> Dataset:
-  """Loads LEAF's users as clients: those with training examples."""
-  files_of(folder, 'train')  # Of two that are missing the first is named.
+  """Loads LEAF's users with training examples as clients.
+
+  Raises:
+    InputError: a file is missing or wrong, or shapes differ.
+  """
+  files_of(folder, 'train')  # If both are missing, the error is about train/.
   test = read_test(folder)
-  train = [own for own in read_clients(folder) if len(own.y)]
+  train = [user for user in read_clients(folder) if len(user.y)]
   if not train:
     raise InputError(
       f'data_dir = {str(folder)!r}: train/ must have examples, as test/ has'
     )
-  for own in train:
-    if own.x.shape[1:] != test.x.shape[1:]:
+  for user in train:
+    if user.x.shape[1:] != test.x.shape[1:]:
       raise InputError(
-        f'data_dir = {str(folder)!r}: user {own.name!r:.80} of train/ has the'
-        f' shape {own.x.shape[1:]}, test/ {test.x.shape[1:]}; must be one'
+        f'data_dir = {str(folder)!r}: user {user.name!r:.80} of train/ has the'
+        f' shape {user.x.shape[1:]}, test/ {test.x.shape[1:]}; must be equal'
       )
-  examples = [Examples(own.x, own.y) for own in train]
+  examples = [Examples(user.x, user.y) for user in train]
   joined = client_data.join(examples)
   return Dataset(
     'leaf',
@@ -145,5 +149,5 @@ def load_leaf(folder: pathlib.Path) -> Dataset:
     num_classes=int(max(joined.y.max(), test.y.max())) + 1,
     max_value=1.0,
     owners=number_owners(examples),
-    client_names=tuple(own.name for own in train),
+    client_names=tuple(user.name for user in train),
   )

@@ -1,4 +1,4 @@
-"""Texts with natural clients: roles of plays, authors."""
+"""Loads texts with natural clients: roles of plays, or authors."""
 
 import pathlib
 
@@ -12,14 +12,18 @@ from fedavg_jax.data import texts
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.data.dataset import number_owners
 
-# Unrolled time steps, words of the vocabulary and most words of an author, all
-# of McMahan et al. 2017; every tenth author is kept for the test.
+# McMahan et al. 2017: unrolled time steps, words of the vocabulary and the most
+# words of an author. Every tenth author is in the test set.
 _LINE, _PHRASE = 80, 10
 _VOCABULARY, _MOST_WORDS, _TEST_AUTHORS = 10_000, 5000, 10
 
 
 def load_shakespeare(path: pathlib.Path) -> Dataset:
-  """Lines of the roles of plays that have two at least."""
+  """Loads the lines of plays; roles with at least two lines are the clients.
+
+  Raises:
+    InputError: a file is missing or wrong, or no role has two lines.
+  """
   roles = {
     (title, role): lines
     for title, play in _plays(path).items()
@@ -46,7 +50,11 @@ def load_shakespeare(path: pathlib.Path) -> Dataset:
 
 
 def _plays(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
-  """The plays of the eBook, or of a folder with one in each file."""
+  """Reads the plays of the eBook, or of a folder with one play per file.
+
+  Returns:
+    Title -> role -> its lines.
+  """
   if path.is_file():
     return texts.read_complete_works(path)
   files = [
@@ -55,16 +63,16 @@ def _plays(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
     for file in entries(path)
     if file.suffix.lower() == suffix
   ]
-  whole = [
+  ebooks = [
     file for file in files if file.stem.lower() in ('100-0', 'pg100', '100')
   ]
-  if len(whole) > 1:
+  if len(ebooks) > 1:
     raise InputError(
-      f'data_dir = {str(path)!r}: {whole[0].name} and {whole[1].name} are the'
+      f'data_dir = {str(path)!r}: {ebooks[0].name} and {ebooks[1].name} are the'
       ' same plays; name one of them'
     )
-  if whole:
-    return texts.read_complete_works(whole[0])
+  if ebooks:
+    return texts.read_complete_works(ebooks[0])
   names = [file.name for file in files]
   check_names([file.stem for file in files], f'{path}: plays', names)
   plays, poems = {}, []
@@ -77,16 +85,20 @@ def _plays(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
     raise poems[0]
   if not plays:
     raise InputError(
-      f'data_dir = {str(path)!r}: holds neither 100-0.txt nor 100-0.zip of'
+      f'data_dir = {str(path)!r}: has neither 100-0.txt nor 100-0.zip of'
       ' Project Gutenberg nor plays, NAME.txt'
     )
   for error in poems:
-    logging.info('left out: %s', error)
+    logging.info('Skipped: %s', error)
   return plays
 
 
 def load_words(path: pathlib.Path) -> Dataset:
-  """Words of authors; every tenth in alphabetical order is tested on."""
+  """Loads the words of authors; every tenth by name is in the test set.
+
+  Raises:
+    InputError: a file is missing or wrong, or there are too few words.
+  """
   authors = {
     name: words[:_MOST_WORDS]
     for name, words in texts.read_authors(path).items()
@@ -103,11 +115,13 @@ def load_words(path: pathlib.Path) -> Dataset:
     name: texts.encode_words(words, tokens, _PHRASE)
     for name, words in train.items()
   }
-  encoded = {name: own for name, own in encoded.items() if len(own.y)}
+  encoded = {name: part for name, part in encoded.items() if len(part.y)}
   tested = [texts.encode_words(words, tokens, _PHRASE) for words in test]
-  parts = [list(encoded.values()), [own for own in tested if len(own.y)]]
+  parts = [list(encoded.values()), [part for part in tested if len(part.y)]]
   if not all(parts):
-    raise InputError(f'{path}: must have two authors of two words at least')
+    raise InputError(
+      f'{path}: must have at least two authors with at least two words each'
+    )
   return Dataset(
     'words',
     *map(client_data.join, parts),

@@ -1,4 +1,4 @@
-"""The files of a shard: clients in a row, written and named by SHA-256."""
+"""Writes the files of a shard of consecutive clients, with their SHA-256."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from fedavg_jax.data.description import Shard
 from fedavg_jax.data.stored import sha256_of
 from fedavg_jax.data.stored import shard_name
 
-_AT_A_TIME = 2**22  # Values that are converted to be added up.
+_AT_A_TIME = 2**22  # Values that are converted at once for the sums.
 
 
 class NamedExamples(NamedTuple):
-  """A client's examples, and who it is.
+  """Holds a client's examples and its name.
 
   Attributes:
     x: [n, ...] inputs.
     y: [n] or [n, T] labels.
-    name: of the client in its source.
+    name: the name of the client in its source.
   """
 
   x: np.ndarray
@@ -47,15 +47,15 @@ def write_shard(
   given: int,
   check: Callable[[], None],
 ) -> Shard:
-  """Writes one shard; returns what stands of it in federation.json.
+  """Writes one shard; returns its description for federation.json.
 
   Args:
-    folder: of the federation.
-    number: of the shard.
-    part: its clients, one at least.
-    given: clients that the source gave for it, empty ones included.
-    check: raises InputError where the folder is not ours any more; called
-      before each file.
+    folder: the folder of the federation.
+    number: the number of the shard, counted from 0.
+    part: its clients, at least one.
+    given: the number of clients read from the source, empty ones included.
+    check: a function, called before each file, that raises InputError if
+      another process has replaced the folder.
   """
   contents = contents_of(part)
   files = {}
@@ -66,7 +66,7 @@ def write_shard(
 
 
 def expected_shard(part: Sequence[Client], given: int) -> Shard:
-  """Says what `write_shard` would, and writes nothing."""
+  """Returns the description that `write_shard` would, and writes nothing."""
   contents = contents_of(part)
   files = {name: content_info(content) for name, content in contents.items()}
   return _shard(part, given, contents, files)
@@ -95,11 +95,11 @@ def _shard(
 
 
 def contents_of(part: Sequence[Client]) -> dict[str, Any]:
-  """Puts clients together: what the files of their shard hold, by name."""
-  own = client_data.join([Examples(client.x, client.y) for client in part])
+  """Joins clients; returns the content of their shard's files by name."""
+  joined = client_data.join([Examples(client.x, client.y) for client in part])
   found: dict[str, Any] = {
-    'x': own.x,
-    'y': own.y,
+    'x': joined.x,
+    'y': joined.y,
     'sizes': np.array([len(client.y) for client in part], np.int64),
   }
   if isinstance(part[0], NamedExamples):
@@ -108,7 +108,7 @@ def contents_of(part: Sequence[Client]) -> dict[str, Any]:
 
 
 def _moments(x: np.ndarray) -> tuple[float, float]:
-  """Sums of all values and of their squares, exact of whole numbers."""
+  """Sums all values and their squares, exactly for integers."""
   total, squares, values = 0, 0, x.reshape(-1)
   for first in range(0, len(values), _AT_A_TIME):
     some = values[first : first + _AT_A_TIME]
@@ -118,7 +118,7 @@ def _moments(x: np.ndarray) -> tuple[float, float]:
 
 
 def write_file(path: pathlib.Path, content: Any) -> FileInfo:
-  """Writes an array, or names; returns what `open_shard` expects."""
+  """Writes an array, or names; returns the info that `open_shard` expects."""
   with atomic_write(path) as part:
     with open(part, 'wb') as file:
       _save(file, content)
@@ -128,7 +128,7 @@ def write_file(path: pathlib.Path, content: Any) -> FileInfo:
 
 
 def content_info(content: Any) -> FileInfo:
-  """Says what `write_file` would, and writes nothing."""
+  """Returns the info that `write_file` would, and writes nothing."""
   file = _Hash()
   _save(file, content)
   return _info(content, file.bytes, file.hexdigest())
@@ -150,7 +150,7 @@ def _save(file: Any, content: Any) -> None:
 
 
 class _Hash:
-  """A file that only takes length and SHA-256 of what is written."""
+  """Counts and hashes what is written to it, and stores nothing."""
 
   def __init__(self):
     self._sha256 = hashlib.sha256()

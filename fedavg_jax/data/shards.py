@@ -1,4 +1,4 @@
-"""Arrays whose rows are spread over several .npy files."""
+"""Reads arrays whose rows are spread over several .npy files."""
 
 import bisect
 from collections.abc import Iterator
@@ -21,51 +21,51 @@ from fedavg_jax.data.description import FileInfo
 
 
 class Shards(RowsOnDisk):
-  """Rows of several .npy files in a row, read whenever they are asked for.
+  """Concatenates the rows of several .npy files, and reads them on access.
 
   Attributes:
-    shape: [n, ...] of all together.
-    dtype: of all.
-    nbytes: of all.
+    shape: the shape of the concatenated array, [n, ...].
+    dtype: its dtype.
+    nbytes: its size in bytes.
   """
 
   def __init__(
     self, files: Sequence['ShardFile'], limits: tuple[int, int] | None = None
   ):
-    """Opens nothing.
+    """Stores where the files are, and opens none.
 
     Args:
-      files: from `open_shard`.
-      limits: the lowest and the highest value in them, where they are known.
+      files: the results of `open_shard`.
+      limits: the lowest and the highest value in them, if these are known.
     """
     self._files = [(str(file.path), file.offset) for file in files]
     self._ends = list(itertools.accumulate(file.shape[0] for file in files))
     self.shape = (self._ends[-1], *files[0].shape[1:])
     self.dtype = files[0].dtype
     self.nbytes = math.prod(self.shape) * self.dtype.itemsize
-    self._row = math.prod(self.shape[1:])  # Values in it.
+    self._row = math.prod(self.shape[1:])  # Values of a row.
     self._limits = limits
 
   def min(self) -> int:
-    """The lowest value, without reading."""
+    """Returns the lowest value without reading; ValueError if unknown."""
     return (self._limits or _unknown())[0]
 
   def max(self) -> int:
-    """The highest value, without reading."""
+    """Returns the highest value without reading; ValueError if unknown."""
     return (self._limits or _unknown())[1]
 
   def __getitem__(self, rows: slice) -> np.ndarray:
-    """Reads rows first:stop."""
+    """Reads rows first:stop; IndexError for another step."""
     first, stop, step = rows.indices(len(self))
     if step != 1:
-      raise IndexError('Shards are read in rows that follow each other')
+      raise IndexError('rows must be a slice with step 1')
     values = np.empty(max(stop - first, 0) * self._row, self.dtype)
     done = 0
     for path, offset, count in self._where(first, stop):
       read = np.fromfile(path, self.dtype, count, offset=offset)
       if read.size < count:
         raise InputError(f'{path}: was cut short while it was read; {AGAIN}')
-      if count == values.size:  # Nearly always: no copy.
+      if count == values.size:  # Nearly always one file has all rows: no copy.
         values = read
       else:
         values[done : done + count] = read
@@ -73,7 +73,7 @@ class Shards(RowsOnDisk):
     return values.reshape(-1, *self.shape[1:])
 
   def expect(self, first: int, stop: int) -> None:
-    """Tells the system, where it listens, that rows will be read soon."""
+    """Advises the operating system, if it can, to read rows ahead."""
     if not hasattr(os, 'posix_fadvise'):
       return
     for path, offset, count in self._where(first, stop):
@@ -85,7 +85,7 @@ class Shards(RowsOnDisk):
         os.close(file)
 
   def _where(self, first: int, stop: int) -> Iterator[tuple[str, int, int]]:
-    """Files that rows are in, where in bytes, and how many values there."""
+    """Yields the file, the offset in bytes and the number of values of rows."""
     i = bisect.bisect_right(self._ends, first)
     while first < stop:
       path, offset = self._files[i]
@@ -99,13 +99,20 @@ class Shards(RowsOnDisk):
       first, i = until, i + 1
 
   def __array__(self, dtype: Any = None, copy: bool | None = None):
-    """Reads all."""
+    """Reads all rows."""
     del copy
     return np.asarray(self[:], dtype)
 
 
 class ShardFile(NamedTuple):
-  """An .npy file: where its values begin, in bytes, and what they are."""
+  """Describes an .npy file.
+
+  Attributes:
+    path: the file.
+    offset: the byte at which its values begin.
+    shape: the shape of the array.
+    dtype: its dtype.
+  """
 
   path: pathlib.Path
   offset: int
@@ -114,7 +121,7 @@ class ShardFile(NamedTuple):
 
 
 def check_size(path: pathlib.Path, expected: FileInfo) -> None:
-  """Raises InputError where a file has another length, or is none."""
+  """Raises InputError unless a file is regular and has the expected size."""
   try:
     status = path.stat()
   except FileNotFoundError:
@@ -122,37 +129,41 @@ def check_size(path: pathlib.Path, expected: FileInfo) -> None:
   except OSError as error:
     raise InputError(f'{path}: cannot be read ({error.strerror})') from error
   if not stat.S_ISREG(status.st_mode):  # A pipe would never end.
-    raise InputError(f'{path}: must be a file; {AGAIN}')
+    raise InputError(f'{path}: is not a regular file; {AGAIN}')
   if status.st_size != expected.bytes:
     raise InputError(
-      f'{path}: has {status.st_size:,} bytes, must have {expected.bytes:,};'
+      f'{path}: expected {expected.bytes:,} bytes, got {status.st_size:,};'
       f' {AGAIN}'
     )
 
 
 def open_shard(path: pathlib.Path, expected: FileInfo) -> ShardFile:
-  """Looks at an array, which must be what was written, as its length tells."""
+  """Reads the header of a file, and checks it and the file's size.
+
+  Raises:
+    InputError: the file is missing or differs from what was written.
+  """
   check_size(path, expected)
   try:
     with open(path, 'rb') as file:
       version = np.lib.format.read_magic(file)
       if version != (1, 0):
-        raise ValueError(f'a version {version} of .npy')
+        raise ValueError(f'version {version} of .npy')
       shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
       offset = file.tell()
-  # Of a damaged header, which NumPy reads as Python.
+  # NumPy parses the header as Python, so a damaged one raises Python's errors.
   except (OSError, ValueError, SyntaxError, tokenize.TokenError) as error:
     reason = str(error).splitlines()[0][:100]
     raise InputError(f'{path}: cannot be read ({reason})') from error
   if by_columns or (shape, dtype.str) != (expected.shape, expected.dtype):
     raise InputError(
-      f'{path}: is {dtype} {shape}, must be {expected.dtype}'
-      f' {expected.shape}; {AGAIN}'
+      f'{path}: expected {expected.dtype} {expected.shape}, got {dtype}'
+      f' {shape}; {AGAIN}'
     )
   if offset + math.prod(shape) * dtype.itemsize != expected.bytes:
-    raise InputError(f'{path}: is shorter than its own header says; {AGAIN}')
+    raise InputError(f'{path}: does not have the size in its header; {AGAIN}')
   return ShardFile(path, offset, shape, dtype)
 
 
 def _unknown() -> tuple[int, int]:
-  raise ValueError('the limits of these values are not known without reading')
+  raise ValueError('limits of these values are unknown without reading them')

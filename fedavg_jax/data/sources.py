@@ -1,4 +1,4 @@
-"""Where the clients of a federation on disk come from."""
+"""Opens the sources of a conversion: clients that are read one by one."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -33,16 +33,17 @@ SOURCES = (
 
 
 class Source(NamedTuple):
-  """Clients that are read one after another, once.
+  """Holds clients that are read one after another, once.
 
   Attributes:
-    clients: gives the examples of each.
-    num_clients: 0 where that is not known before.
+    clients: an iterator over the examples of each client.
+    num_clients: the number of clients, 0 if it is not known in advance.
     test: the central test set.
-    num_classes: labels are 0 .. num_classes - 1; None for those that there are.
-    max_value: of a pixel.
-    padding: of sequences.
-    classes: names of the labels; () where they have none.
+    num_classes: the number of labels, 0 .. num_classes - 1; None to derive it
+      from the labels.
+    max_value: the largest value that a pixel can have.
+    padding: the token behind the end of a sequence, if there is one.
+    classes: names of the labels; () if they have none.
   """
 
   clients: Iterator[Client]
@@ -55,19 +56,23 @@ class Source(NamedTuple):
 
 
 def open_source(kind: str, path: str) -> Source:
-  """Opens what is to be converted.
+  """Opens the source of a conversion.
+
+  Args:
+    kind: one of `SOURCES`.
+    path: the file or folder, or module:function of a generator.
 
   Raises:
-    InputError: another kind, or a file that is missing or wrong.
+    InputError: the kind is unknown, or a file is missing or wrong.
   """
   if kind not in SOURCES:
     raise InputError(f'--source {kind}: must be one of {", ".join(SOURCES)}')
   if kind == 'generator':
     return _generator(path)
-  # Unlike Path.expanduser, leaves the home of nobody as it is.
+  # Unlike Path.expanduser, this does not fail for an unknown user.
   place = pathlib.Path(os.path.expanduser(path))
   if not place.exists():
-    raise InputError(f'--path {path}: there is no such file or folder')
+    raise InputError(f'--path {path}: does not exist')
   if kind == 'images':
     return _images(place)
   if kind == 'arrays':
@@ -78,14 +83,14 @@ def open_source(kind: str, path: str) -> Source:
 
 
 def _dataset(dataset: Dataset) -> Source:
-  """Takes a data set that fits into memory by its natural clients."""
+  """Opens a data set in memory, by its natural clients."""
   assert dataset.owners is not None
-  own = client_data.build_clients(
+  clients = client_data.build_clients(
     dataset.train, partition.by_owner(dataset.owners)
   )
   return Source(
-    clients=_rows(own, dataset.client_names),
-    num_clients=own.num_clients,
+    clients=_rows(clients, dataset.client_names),
+    num_clients=clients.num_clients,
     test=dataset.test,
     num_classes=dataset.num_classes,
     max_value=dataset.max_value,
@@ -94,15 +99,17 @@ def _dataset(dataset: Dataset) -> Source:
   )
 
 
-def _rows(own: client_data.Clients, names: Sequence[str]) -> Iterator[Client]:
-  for k in range(own.num_clients):
-    mine = slice(*own.offsets[k : k + 2])
-    client = Examples(own.x[mine], own.y[mine])
+def _rows(
+  clients: client_data.Clients, names: Sequence[str]
+) -> Iterator[Client]:
+  for k in range(clients.num_clients):
+    rows = slice(*clients.offsets[k : k + 2])
+    client = Examples(clients.x[rows], clients.y[rows])
     yield NamedExamples(*client, names[k]) if names else client
 
 
 def _leaf(folder: pathlib.Path) -> Source:
-  """Reads LEAF's users a file of json at a time."""
+  """Opens LEAF's users, reading one file of json at a time."""
   test = leaf.read_test(folder)
   return Source(
     clients=leaf.read_clients(folder),
@@ -114,35 +121,35 @@ def _leaf(folder: pathlib.Path) -> Source:
 
 
 def _arrays(path: pathlib.Path) -> Source:
-  own = array_files.open_arrays(path)
+  arrays = array_files.open_arrays(path)
   return Source(
-    clients=own.clients(),
-    num_clients=len(own.begins),
-    test=own.test,
+    clients=arrays.clients(),
+    num_clients=len(arrays.begins),
+    test=arrays.test,
     num_classes=None,
-    max_value=own.max_value,
+    max_value=arrays.max_value,
   )
 
 
 def _images(folder: pathlib.Path) -> Source:
-  own = image_folders.open_images(folder)
+  images = image_folders.open_images(folder)
   return Source(
-    clients=own.clients(),
-    num_clients=len(own.owners),
-    test=own.test,
-    num_classes=len(own.classes),
-    max_value=own.like.max_value,
-    classes=own.classes,
+    clients=images.clients(),
+    num_clients=len(images.owners),
+    test=images.test,
+    num_classes=len(images.classes),
+    max_value=images.like.max_value,
+    classes=images.classes,
   )
 
 
 def _generator(path: str) -> Source:
-  """Takes clients that a function of the user makes."""
+  """Opens the clients that a user-defined function generates."""
   function = references.load(path, f'--path {path}')
   pairs = _pairs(function, path, -1)
   (number, x, y) = next(pairs, (None, None, None))
   if number is None:
-    raise InputError(f'--path {path}: gives nothing for -1, the test set')
+    raise InputError(f'--path {path}: yields nothing for -1, the test set')
   test = forms.form(x, y, f'--path {path}: test set, client -1')
 
   def clients() -> Iterator[Examples]:
@@ -151,9 +158,9 @@ def _generator(path: str) -> Source:
       if not len(y) and not x.size:
         yield Examples(np.zeros((0, *test.examples.x.shape[1:])), np.zeros(0))
         continue
-      own = forms.form(x, y, where)
-      forms.check_scale(own.max_value, test.max_value, where)
-      yield own.examples
+      formed = forms.form(x, y, where)
+      forms.check_scale(formed.max_value, test.max_value, where)
+      yield formed.examples
 
   return Source(
     clients=clients(),
@@ -167,19 +174,19 @@ def _generator(path: str) -> Source:
 def _pairs(
   function: Callable[[int], Any], path: str, first: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-  """Calls a person's function; gives the number, x and y of each client."""
+  """Calls a user-defined function; yields number, x and y of each client."""
   k = first
   try:
-    for own in function(first):
-      if not isinstance(own, (tuple, list)) or len(own) != 2:
+    for pair in function(first):
+      if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise InputError(
-          f'--path {path}: client {k} is {type(own).__name__}, must be a pair'
-          ' of arrays, (x, y)'
+          f'--path {path}: client {k}: expected a pair of arrays, (x, y), got'
+          f' {type(pair).__name__}'
         )
       where = f'--path {path}: client {k}'
       x, y = (
-        exact.array(own[0], f'{where}: x'),
-        exact.array(own[1], f'{where}: y'),
+        exact.array(pair[0], f'{where}: x'),
+        exact.array(pair[1], f'{where}: y'),
       )
       if not y.ndim:
         raise InputError(f'{where}: y must be an array, [n]')
@@ -187,7 +194,7 @@ def _pairs(
       k += 1
   except (InputError, MemoryError, GeneratorExit):
     raise
-  except (Exception, SystemExit) as error:  # Of a person's own code, anything.
+  except (Exception, SystemExit) as error:  # User code may raise anything.
     if is_of_machine(error):
       raise
     raise InputError(

@@ -1,4 +1,4 @@
-"""What the clients of a population hold, in numbers."""
+"""Summarizes how examples and labels are distributed over clients."""
 
 import numpy as np
 
@@ -9,12 +9,15 @@ from fedavg_jax.data import partition
 
 
 def label_counts(clients: Clients, num_classes: int) -> np.ndarray:
-  """Examples of each label at each client; all count as one without labels.
+  """Counts the examples of each label at each client.
+
+  Sequences and targets of arbitrary numbers have no labels; all their examples
+  count as one.
 
   Args:
-    clients: the population; without labels are sequences, and targets that are
-      any numbers.
-    num_classes: labels are 0 .. num_classes - 1; at most 1 is none.
+    clients: the population.
+    num_classes: the number of labels, 0 .. num_classes - 1; at most 1 for data
+      without labels.
 
   Returns:
     [K, classes], or [K, 1] without labels.
@@ -29,7 +32,7 @@ def label_counts(clients: Clients, num_classes: int) -> np.ndarray:
 
 
 def describe(counts: np.ndarray) -> list[str]:
-  """What the clients hold, one line of text for each property.
+  """Describes the clients' examples in lines of text, one per property.
 
   Args:
     counts: [K, classes], from `label_counts`.
@@ -38,17 +41,17 @@ def describe(counts: np.ndarray) -> list[str]:
   lines = [
     f'clients              {len(sizes):,}',
     f'training examples    {sizes.sum():,}',
-    f'a client has         {_spread(sizes)}',
+    f'examples per client  {_spread(sizes)}',
   ]
   if counts.shape[1] > 1:
     shares = counts / np.maximum(sizes, 1)[:, None]
     everybody = counts.sum(axis=0) / sizes.sum()
-    # Half the sum of differences: 0 where a client's mix is that of all, and
-    # how much of it would have to change.
+    # Total variation: the fraction of a client's examples that would have to
+    # change their label to get the mix of all clients.
     distance = np.abs(shares - everybody).sum(axis=1) / 2
     lines += [
-      f'labels of a client   {_spread((counts > 0).sum(axis=1))}',
-      'mix of labels        differs from that of all by'
+      f'labels per client    {_spread((counts > 0).sum(axis=1))}',
+      'label mix            differs from that of all clients by'
       f' {np.average(distance, weights=sizes):.2f} (total variation; 0 is IID)',
     ]
   return lines
@@ -57,7 +60,6 @@ def describe(counts: np.ndarray) -> list[str]:
 def _spread(values: np.ndarray) -> str:
   few, median, many = np.quantile(values, (0.1, 0.5, 0.9))
   return (
-    f'{values.min():,} at least, {median:,.4g} in the middle,'
-    f' {values.max():,} at most; mean {values.mean():,.4g}, 80 % of them'
-    f' {few:,.4g} to {many:,.4g}'
+    f'min {values.min():,}, median {median:,.4g}, max {values.max():,};'
+    f' mean {values.mean():,.4g}, 80 % from {few:,.4g} to {many:,.4g}'
   )

@@ -1,11 +1,11 @@
-"""A federation on disk, for populations that fit in no memory.
+"""Opens federations on disk, for populations larger than the memory.
 
-A folder holds shards of whole clients, `clients-00000-x.npy`, `...-y.npy` and
-`...-sizes.npy`, where the source names them `...-names.json`, the test set in
-`test-x.npy` and `test-y.npy`, and `federation.json` with what they must be and
-the names of the classes. The arrays are plain .npy: NumPy reads
-a client's rows with one seek and one read straight into an array, without
-decoding a record at a time, and any other program can read them too.
+A folder has shards of complete clients, `clients-00000-x.npy`, `...-y.npy` and
+`...-sizes.npy`, and `...-names.json` if the source names them; the test set in
+`test-x.npy` and `test-y.npy`; and `federation.json`, which describes these
+files and names the classes. The arrays are plain .npy: NumPy reads a client's
+rows with one seek and one read straight into an array, without decoding single
+records, and any other program can read them too.
 
 `fedavg-jax convert` writes such folders.
 """
@@ -37,16 +37,16 @@ FILE, JOURNAL, LOCK = 'federation.json', 'conversion.jsonl', '.lock'
 
 
 class Stored(NamedTuple):
-  """What a folder holds.
+  """Holds an open federation.
 
   Attributes:
-    clients: whose arrays are `Shards`.
+    clients: the clients, whose arrays are `Shards`.
     test: the test set, in memory.
-    num_classes: labels are 0 .. num_classes - 1.
+    num_classes: the number of labels, 0 .. num_classes - 1.
     max_value: the largest value that a pixel can have.
-    padding: token behind the end of a sequence, None where all are full.
+    padding: the token behind the end of a sequence; None if all are full.
     statistics: mean and standard deviation of all pixels, scaled to [0, 1].
-    sha256: of what must be in the files, in hexadecimal.
+    sha256: the SHA-256 of the description of the files, in hexadecimal.
   """
 
   clients: Clients
@@ -59,22 +59,22 @@ class Stored(NamedTuple):
 
 
 def read(folder: pathlib.Path) -> Stored:
-  """Opens a federation; of its clients only how many examples each has is read.
+  """Opens a federation; reads the clients' sizes, but not their examples.
 
   Raises:
-    InputError: a file is missing, cut short, of another version or not what
-      was written, as far as its length tells; `verify` reads all.
+    InputError: a file is missing, of another version, or its header or length
+      is not the one that was written; `verify` compares the content too.
   """
   found = describe(folder)
   opened: dict[str, list[ShardFile]] = {'x': [], 'y': [], 'sizes': []}
   for number, shard in enumerate(found.shards):
     files = shard.files()
-    for name, own in opened.items():
-      own.append(open_shard(folder / shard_name(number, name), files[name]))
+    for name, parts in opened.items():
+      parts.append(open_shard(folder / shard_name(number, name), files[name]))
   sizes = np.asarray(Shards(opened['sizes']))
   if sizes.min() < 1:
     raise InputError(
-      f'{folder}: a client has {sizes.min()} examples, must have one at least;'
+      f'{folder}: a client has {sizes.min()} examples; must have at least one;'
       f' {AGAIN}'
     )
   x: Any = Shards(opened['x'])
@@ -82,7 +82,7 @@ def read(folder: pathlib.Path) -> Stored:
   if not len(x) == len(y) == sizes.sum():
     raise InputError(
       f'{folder / FILE}: {len(x)} inputs, {len(y)} labels and clients of'
-      f' {sizes.sum()} examples; must be as many; {AGAIN}'
+      f' {sizes.sum()} examples; must be equal; {AGAIN}'
     )
   count = len(x) * math.prod(x.shape[1:]) * found.max_value
   mean = sum(shard.sum for shard in found.shards) / count
@@ -100,16 +100,16 @@ def read(folder: pathlib.Path) -> Stored:
     max_value=found.max_value,
     padding=found.padding,
     statistics=(mean, max(variance, 0.0) ** 0.5),
-    # Of the content, wherever it was made of.
+    # The same content has the same hash, whatever its source.
     sha256=hashlib.sha256(found.content.encode()).hexdigest(),
   )
 
 
 def verify(folder: pathlib.Path) -> int:
-  """Reads every file and compares its SHA-256. Returns how many there are.
+  """Compares the SHA-256 of every file; returns the number of files.
 
   Raises:
-    InputError: names the first one that is not what was written.
+    InputError: a file is not what was written; the message names the first one.
   """
   found = describe(folder)
   expected = {
@@ -124,10 +124,15 @@ def verify(folder: pathlib.Path) -> int:
 
 
 def describe(folder: pathlib.Path) -> Description:
-  """Reads what a folder must hold; of a conversion that has ended."""
+  """Reads the description of a folder whose conversion has finished.
+
+  Raises:
+    InputError: the conversion has not finished, or the description is wrong.
+  """
   if (folder / JOURNAL).exists() and not (folder / FILE).exists():
     raise InputError(
-      f'{folder}: its conversion has not ended; the same command resumes it'
+      f'{folder}: conversion has not finished; rerun the same command to resume'
+      ' it'
     )
   return read_description(folder / FILE)
 
@@ -136,7 +141,7 @@ def client_names(folder: pathlib.Path) -> list[str]:
   """Reads the names of all clients, in their order.
 
   Returns:
-    A name per client; nothing where the source had none.
+    A name per client; an empty list if the source had none.
 
   Raises:
     InputError: a file is missing or not what was written.
@@ -158,23 +163,23 @@ def _check_sha256(path: pathlib.Path, expected: FileInfo) -> None:
     open_shard(path, expected)
   if (found := sha256_of(path)) != expected.sha256:
     raise InputError(
-      f'{path}: its SHA-256 is {found[:12]}..., was {expected.sha256[:12]}...'
-      f' when it was written; {AGAIN}'
+      f'{path}: checksum mismatch: expected SHA-256 {expected.sha256[:12]}...,'
+      f' got {found[:12]}...; {AGAIN}'
     )
 
 
 def sha256_of(path: pathlib.Path) -> str:
-  """SHA-256 of a file, in hexadecimal."""
+  """Returns the SHA-256 of a file, in hexadecimal."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def shard_name(number: int, name: str) -> str:
-  """The file of a shard: of an array, x, y or sizes, or of the names."""
+  """Returns the name of a shard's file of x, y, sizes or names."""
   return f'clients-{number:05}-{name}.{"json" if name == "names" else "npy"}'
 
 
 def label_range(shards: Sequence[Shard]) -> tuple[int, int]:
-  """The lowest and the highest label."""
+  """Returns the lowest and the highest label of some shards."""
   lowest, highest = zip(*(shard.labels for shard in shards), strict=True)
   return min(lowest), max(highest)

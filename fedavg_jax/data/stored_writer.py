@@ -1,8 +1,8 @@
-"""Writes a federation to disk, shard by shard, and resumes where it ended.
+"""Writes a federation to disk, shard by shard, and resumes if interrupted.
 
-What is killed, or finds the disk full, resumes with the same call: first the
-source proves to be the one of all that was written. What fails on its data
-leaves nothing.
+A conversion that was killed, or found the disk full, resumes with the same
+call, which first verifies that the source has not changed. A conversion that
+fails because of its data leaves nothing behind.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ from fedavg_jax.data.stored import shard_name
 
 SHARD_BYTES = 2**28
 _TEST_FILES = ('test-x.npy', 'test-y.npy')
-# What a conversion writes, by name; other files in its folder are a person's.
+# The files that a conversion writes; all others in its folder are the user's.
 _OURS = re.compile(
   r'(\.part\.)?(clients-\d{5,}-((x|y|sizes)\.npy|names\.json)|test-[xy]\.npy'
   rf'|{re.escape(FILE)}|{re.escape(JOURNAL)})'
@@ -56,14 +56,14 @@ _OURS = re.compile(
 
 
 class _Made(NamedTuple):
-  """A folder that this call writes to.
+  """Holds the folder that this call writes to.
 
   Attributes:
-    held: its lock file, which must stay the one of the path.
-    new: how many folders this call has made, of it and those above it.
+    lock: its lock file, which must stay the one at this path.
+    new: the number of folders, this one and its parents, that this call made.
   """
 
-  held: HeldFile
+  lock: HeldFile
   new: int
 
 
@@ -80,26 +80,28 @@ def write(
   shard_bytes: int = SHARD_BYTES,
   wrote: Callable[[int, int], None] = lambda clients, size: None,
 ) -> None:
-  """Writes a federation, or resumes one where an earlier call was ended.
+  """Writes a federation, or resumes one whose call was interrupted.
 
   Args:
-    folder: a new one, or that of such a call.
-    clients: examples of one after another, the same ones whenever a call
-      resumes. Clients without any are left out.
+    folder: a new folder, or that of the interrupted call.
+    clients: the examples of each client, the same ones whenever a call resumes;
+      clients without examples are skipped.
     test: the central test set.
-    num_classes: as in `Stored`, like the next two; None for the labels, and of
-      sequences the tokens, that there are.
-    max_value: of a pixel.
-    padding: of sequences.
+    num_classes: the number of labels, 0 .. num_classes - 1; None to derive it
+      from the labels, and for sequences from the tokens.
+    max_value: the largest value that a pixel can have.
+    padding: the token behind the end of a sequence; None if all are full.
     classes: names of the labels, in their order.
-    source: JSON, what the clients come from; the same where a call resumes.
-    shard_bytes: after which a shard ends.
-    wrote: called after each shard with all clients and bytes so far.
+    source: the origin of the clients, as JSON; the same whenever a call
+      resumes.
+    shard_bytes: the bytes of examples after which a shard ends.
+    wrote: a function, called after each shard with the numbers of clients and
+      bytes so far.
 
   Raises:
-    InputError: the folder has something else in it, or was replaced; or
-      examples are not those of one federation, and then nothing is left of it;
-      or the source is not the one of what was written, which stays.
+    InputError: the folder has other content, or was replaced; or examples do
+      not form one federation, and then all files are removed; or the source has
+      changed since an earlier call, whose files remain.
   """
   _check('the test set', test, num_classes)
   begin = {
@@ -116,10 +118,10 @@ def write(
   begin = json.loads(json.dumps(begin))
   with _alone(folder) as made:
     shards, new = _written(folder, begin)
-    # Who has begun the conversion has made the folders.
+    # The call that started the conversion made the folders.
     made = made._replace(new=made.new if new is None else new)
     given = iter(clients)
-    _prove(folder, shards, given)
+    _check_source(folder, shards, given)
     _cut_torn_line(folder / JOURNAL)
     try:
       _write_shards(folder, made, begin, shards, given, test, wrote)
@@ -130,7 +132,7 @@ def write(
 
 
 def _cut_torn_line(journal: pathlib.Path) -> None:
-  """Removes the part of a line that a killed call has left."""
+  """Removes the incomplete line that a killed call has left."""
   if not journal.exists():
     return
   content = journal.read_bytes()
@@ -141,17 +143,17 @@ def _cut_torn_line(journal: pathlib.Path) -> None:
 
 
 def _write_shards(folder, made, begin, shards, given, test, wrote) -> None:
-  """Writes the shards that are missing, and a line of the journal for each."""
+  """Writes the missing shards, and a line of the journal for each."""
   clients = sum(shard.given for shard in shards)
   size = sum(shard.bytes for shard in shards)
-  made.held.check()
+  made.lock.check()
   with open(folder / JOURNAL, 'a', encoding='utf-8') as journal:
     if not (folder / JOURNAL).stat().st_size:
       _line(journal, begin | {'folders_made': made.new})
     known = begin['num_classes']
     alike = _checked(given, test, known, clients)
     for part, number in _parts(alike, begin['shard_bytes']):
-      check = made.held.check
+      check = made.lock.check
       shard = write_shard(folder, len(shards), part, number, check)
       check()
       _sync(folder)
@@ -160,14 +162,14 @@ def _write_shards(folder, made, begin, shards, given, test, wrote) -> None:
       clients, size = clients + number, size + shard.bytes
       wrote(clients, size)
   if not shards:
-    raise InputError(f'{folder}: there is no client with an example')
+    raise InputError(f'{folder}: no client has examples')
 
 
 def _write_end(folder, made, begin, shards, test) -> None:
-  """Writes the test set and, last of all, federation.json."""
+  """Writes the test set and, as the last file, federation.json."""
   tests = {}
   for name, file, array in zip('xy', _TEST_FILES, test, strict=True):
-    made.held.check()
+    made.lock.check()
     tests[name] = write_file(folder / file, array)._asdict()
   found = begin | {
     'shards': list(map(shard_to_json, shards)),
@@ -178,7 +180,7 @@ def _write_end(folder, made, begin, shards, test) -> None:
     highest = max(highest, _highest_token(folder, found, shards, test))
   if begin['num_classes'] is None:
     found['num_classes'] = highest + 1
-  made.held.check()
+  made.lock.check()
   with (
     atomic_write(folder / FILE) as path,
     open(path, 'w', encoding='utf-8') as file,
@@ -190,90 +192,92 @@ def _write_end(folder, made, begin, shards, test) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[_Made]:
-  """Makes the folder, and sees that no other process writes to it."""
+  """Makes the folder, and locks it against other processes."""
   parents = [folder, *folder.parents]
   new = sum(1 for _ in itertools.takewhile(lambda p: not p.exists(), parents))
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except (FileExistsError, NotADirectoryError):
-    raise InputError(f'{folder}: must be a folder, is a file') from None
+    raise InputError(f'{folder}: is not a directory') from None
   try:
     with filelock.FileLock(folder / LOCK, timeout=0):
-      held = HeldFile(folder / LOCK, str(folder))
+      lock = HeldFile(folder / LOCK, str(folder))
       names = {path.name for path in folder.iterdir()} - {LOCK}
       try:
         if FILE in names:
           raise InputError(
-            f'{folder}: holds a federation already; choose a new path, existing'
+            f'{folder}: already has a federation; choose a new path; existing'
             ' files are never overwritten'
           )
         if names and JOURNAL not in names:
           raise InputError(f'{folder}: is not empty; choose a new path')
-        yield _Made(held, new)
+        yield _Made(lock, new)
       finally:
         with contextlib.suppress(InputError):
-          held.check()  # What is another's stays.
+          lock.check()  # The lock of another process must stay.
           (folder / LOCK).unlink(missing_ok=True)
-        held.close()
+        lock.close()
       return
   except filelock.Timeout:
-    raise InputError(f'{folder}: another process writes to it') from None
+    raise InputError(f'{folder}: is in use by another process') from None
 
 
 def _undo(folder: pathlib.Path, made: _Made) -> None:
-  """Removes all that a conversion which failed on its data has written."""
+  """Removes all files of a conversion that failed because of its data."""
   try:
-    made.held.check()
+    made.lock.check()
   except InputError:
-    return  # The folder is another's.
+    return  # The folder belongs to another process now.
   for path in folder.iterdir():
     if _OURS.fullmatch(path.name):
       path.unlink()
   (folder / LOCK).unlink(missing_ok=True)
   for path in [folder, *folder.parents][: made.new]:
-    with contextlib.suppress(OSError):  # Somebody else has put something there.
+    with contextlib.suppress(OSError):  # It has other files.
       path.rmdir()
 
 
-def _prove(
+def _check_source(
   folder: pathlib.Path, shards: Sequence[Shard], given: Iterator[Client]
 ) -> None:
-  """Reads the source of all shards again, which must be what was written."""
+  """Raises InputError unless the source still has the clients of all shards."""
   for number, shard in enumerate(shards):
     for name, file in shard.files().items():
       path = folder / shard_name(number, name)
       if sha256_of(path) != file.sha256:
         raise InputError(f'{path}: is not what was written; choose a new path')
     part = [
-      own for own in itertools.islice(given, shard.given) if len(own.y) > 0
+      client
+      for client in itertools.islice(given, shard.given)
+      if len(client.y) > 0
     ]
     found = None
     if len(part) == shard.clients:
-      with contextlib.suppress(ValueError):  # They do not even fit each other.
+      with contextlib.suppress(ValueError):  # Their shapes may even differ.
         found = expected_shard(part, shard.given)
     if found != shard:
       first = sum(shard.given for shard in shards[:number])
       raise InputError(
         f'{folder}: clients {first} to {first + shard.given - 1} of the source'
-        ' are not those that were converted: it has changed; choose a new path,'
-        ' or put it back'
+        ' have changed since they were converted; choose a new path, or restore'
+        ' the source'
       )
 
 
 def _written(
   folder: pathlib.Path, begin: dict[str, Any]
 ) -> tuple[list[Shard], int | None]:
-  """Reads which shards an earlier call has finished in the folder.
+  """Reads the journal of an earlier call in the folder.
 
   Returns:
-    The shards, and how many folders that call has made; None where none of
-    its journal stands.
+    The finished shards, and the number of folders that the call made, None if
+    there is no journal.
   """
   journal = folder / JOURNAL
   if not os.path.lexists(journal):
     return [], None
   if not journal.is_file():  # A pipe would never end.
-    raise InputError(f'{journal}: must be a file; choose a new path')
+    raise InputError(f'{journal}: is not a regular file; choose a new path')
   content = journal.read_bytes()
   complete = content[: content.rfind(b'\n') + 1]
   try:
@@ -290,8 +294,7 @@ def _written(
     differ = [key for key in begin if known.get(key) != begin[key]]
     what = ', '.join(differ) or 'journal'
     raise InputError(
-      f'{folder}: a conversion with another {what} has begun here; choose a new'
-      ' path'
+      f'{folder}: has a conversion with another {what}; choose a new path'
     )
   for number, shard in enumerate(shards):
     for name, file in shard.files().items():
@@ -309,33 +312,38 @@ def _checked(
   num_classes: int | None,
   first: int,
 ) -> Iterator[Client]:
-  """Looks at each client before it is written; all must be as the test set."""
-  for number, own in enumerate(given, first):
-    if len(own.y) or len(own.x):
+  """Yields the clients; raises InputError if one differs from the test set."""
+  for number, client in enumerate(given, first):
+    if len(client.y) or len(client.x):
       what = f'client {number}'
-      if isinstance(own, NamedExamples):
-        what += f' ({own.name!r:.80})'
-      _check(what, Examples(own.x, own.y), num_classes)
-      if _kind(own) != _kind(test):
+      if isinstance(client, NamedExamples):
+        what += f' ({client.name!r:.80})'
+      _check(what, Examples(client.x, client.y), num_classes)
+      if _kind(client) != _kind(test):
         raise InputError(
-          f'{what}: has examples {_kind(own)}, the test set {_kind(test)}; must'
-          ' be of one shape and type'
+          f'{what}: has examples {_kind(client)}, the test set {_kind(test)};'
+          ' must have the same shape and dtype'
         )
-    yield own
+    yield client
 
 
 def _parts(
   clients: Iterable[Client], shard_bytes: int
 ) -> Iterator[tuple[list[Client], int]]:
-  """Shards of about so many bytes; how many clients were given for each."""
+  """Groups clients into shards of about `shard_bytes`.
+
+  Yields:
+    The clients of a shard, and the number of clients read for it, empty ones
+    included.
+  """
   part: list[Client] = []
   size, given = 0, 0
-  for own in clients:
+  for client in clients:
     given += 1
-    if not len(own.y):
+    if not len(client.y):
       continue
-    part.append(own)
-    size += own.x.nbytes + own.y.nbytes
+    part.append(client)
+    size += client.x.nbytes + client.y.nbytes
     if size >= shard_bytes:
       yield part, given
       part, size, given = [], 0, 0
@@ -343,41 +351,41 @@ def _parts(
     yield part, given
 
 
-def _check(what: str, own: Examples, num_classes: int | None) -> None:
-  """Raises InputError for values that would silently spoil what is learnt."""
-  if trees.is_tree(own.x) or trees.is_tree(own.y):
+def _check(what: str, examples: Examples, num_classes: int | None) -> None:
+  """Raises InputError for examples that would silently spoil the training."""
+  x, y = examples
+  if trees.is_tree(x) or trees.is_tree(y):
     raise InputError(
       f'{what}: is a tree of arrays; must be one array of inputs and one of'
       ' labels on disk'
     )
-  if len(own.x) != len(own.y) or not len(own.y):
-    raise InputError(f'{what}: {len(own.x)} inputs, but {len(own.y)} labels')
-  if not own.x[0].size:
+  if len(x) != len(y) or not len(y):
+    raise InputError(f'{what}: {len(x)} inputs, but {len(y)} labels')
+  if not x[0].size:
     raise InputError(
-      f'{what}: inputs have the shape {list(own.x.shape[1:])}, no value'
+      f'{what}: inputs have the shape {list(x.shape[1:])}; must have a value'
     )
-  least = 0 if own.y.ndim == 1 else NO_LABEL
-  if own.y.dtype != np.int32 or own.x.dtype not in (
+  least = 0 if y.ndim == 1 else NO_LABEL
+  if y.dtype != np.int32 or x.dtype not in (
     np.uint8,
     np.int32,
     np.float32,
   ):
     raise InputError(
-      f'{what}: x is {own.x.dtype} and y {own.y.dtype}; x must be uint8, int32'
+      f'{what}: x is {x.dtype} and y {y.dtype}; x must be uint8, int32'
       ' or float32, and y int32'
     )
   most = (num_classes or 2**31 - 1) - 1
-  if own.y.min() < least or own.y.max() > most:
+  if y.min() < least or y.max() > most:
     raise InputError(
-      f'{what}: labels are {own.y.min()} to {own.y.max()}, must lie in {least}'
-      f' .. {most}'
+      f'{what}: labels are {y.min()} to {y.max()}; must be in [{least}, {most}]'
     )
-  if own.x.dtype == np.float32 and not np.isfinite(own.x).all():
-    raise InputError(f'{what}: some inputs are not finite')
+  if x.dtype == np.float32 and not np.isfinite(x).all():
+    raise InputError(f'{what}: inputs must be finite')
 
 
 def _highest_token(folder, found, shards, test) -> int:
-  """Raises InputError for tokens that a model would not know."""
+  """Returns the highest token; raises InputError if one is out of range."""
   inputs = [
     np.load(folder / shard_name(number, 'x'), mmap_mode='r')
     for number in range(len(shards))
@@ -387,14 +395,14 @@ def _highest_token(folder, found, shards, test) -> int:
   most = (found['num_classes'] or 2**31 - 1) - 1
   if lowest < 0 or highest > most:
     raise InputError(
-      f'{folder}: tokens are {lowest} to {highest}, must lie in 0 .. {most}, as'
-      ' labels do'
+      f'{folder}: tokens are {lowest} to {highest}; must be in [0, {most}], the'
+      ' range of labels'
     )
   return highest
 
 
 def _sync(folder: pathlib.Path) -> None:
-  """Makes sure of the names of the files in a folder, where that is needed."""
+  """Flushes the names of a folder's files to disk, if the system can."""
   if hasattr(os, 'O_DIRECTORY'):
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -409,5 +417,6 @@ def _line(journal, content) -> None:
   os.fsync(journal.fileno())
 
 
-def _kind(own: Client) -> str:
-  return f'{own.x.dtype}{[*own.x.shape[1:]]}, labels {[*own.y.shape[1:]]}'
+def _kind(examples: Client) -> str:
+  x, y = examples.x, examples.y
+  return f'{x.dtype}{[*x.shape[1:]]}, labels {[*y.shape[1:]]}'

@@ -1,7 +1,7 @@
-"""Plays and authors: who says what, and that as arrays of tokens.
+"""Parses plays and texts by author, and encodes them as arrays of tokens.
 
-NumPy only. Characters are bytes, as in McMahan et al. 2017; words are those
-that authors use most.
+NumPy only. Characters are bytes, as in McMahan et al. 2017; the vocabulary has
+the most frequent words.
 """
 
 from collections import Counter
@@ -27,70 +27,81 @@ from fedavg_jax.core.folders import entries
 from fedavg_jax.core.folders import is_data
 from fedavg_jax.data import readers
 
-# 256 bytes, the end of a line, and what lies behind it.
+# Tokens 0 to 255 are bytes; then come the end of a line and the padding.
 END, PADDING, NUM_CHARACTERS = 256, 257, 258
-# What old and new editions of a text write differently.
+# Characters that old and new editions of a text write differently.
 _PLAIN = str.maketrans(
   {'‘': "'", '’': "'", '“': '"', '”': '"', '—': '--', '–': '-', '\xa0': ' '}
 )
 _HEADING = re.compile(r'(ACT|SCENE)\b[ IVXLC:]*$')
 _HEADINGS = re.compile(r'(ACT|SCENE|Scene|Act) [IVXLC\d]+\b')
-# A name: capitalised words, few of them, of which the first may be a title.
+# A name is one to five capitalised words, of which the first may be a title.
 _TITLE = r'(?:\d\. |MRS\. |ST\. |Mrs\. )?'
 _NAME = rf"({_TITLE}[A-Z][\w'&-]*(?: (?:[A-Z][\w'&-]*|of|the|de|and)){{0,4}})\."
 _CAPITALS = rf"({_TITLE}[A-Z][A-Z'&-]*(?: [A-Z][A-Z'&-]*){{0,4}})\."
-# Directions that stand in no brackets: a line of their own, or behind a speech.
+# Directions without brackets, on a separate line or after a speech.
 _DIRECTION = re.compile(r'(Re-?[Ee]nter|Enter|Exit|Exeunt|Flourish|Alarums?)\b')
 _LEAVES = re.compile(r'(?:\s{2,}|(?<=[.!?;,-])\s)(?:Exit|Exeunt|Enter)\b.*$')
 
 
 class _Style(NamedTuple):
-  """How an edition prints speeches.
+  """Describes how an edition prints speeches.
 
   Attributes:
-    begin: a name, and what is said behind it on the same line.
-    further: a further line of the speech.
+    begin: the pattern of a name and the speech's first words on the same line.
+    further: the pattern of a further line of the speech.
   """
 
   begin: re.Pattern[str]
   further: re.Pattern[str]
 
 
-# The editions that make up the eBook differ from play to play.
+# The eBook prints different plays in different styles.
 _STYLES = (
   _Style(re.compile(rf'  {_NAME} +(\S.*)'), re.compile(r'    (.*)')),
   _Style(re.compile(rf'{_CAPITALS} +(\S.*)'), re.compile(r' +(.*)')),
   _Style(re.compile(rf' *{_CAPITALS}()\s*$'), re.compile(r'(.*)')),
 )
-# With fewer speeches a work is a poem.
+# A work with fewer speeches is a poem.
 _FEWEST_SPEECHES = 100
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 UNKNOWN = 0  # The token of all words that are not in the vocabulary.
 
 
 def read_complete_works(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
-  """Reads Project Gutenberg's eBook 100, the text file or its zip archive.
+  r"""Reads Project Gutenberg's eBook 100, the complete works of Shakespeare.
 
-  Works are separated by the titles of its contents. Every play follows one of
-  three ways to print speeches, the one that fits most often; works without
-  speeches are poems and left out. Stage directions in brackets are nobody's,
-  and so is who enters and leaves; other directions stay in the speech.
+  Works are separated by the titles in its table of contents. Every play is
+  parsed by the one of three styles of printing speeches that matches most
+  often; works without speeches are poems and are skipped. Stage directions in
+  brackets, entrances and exits are dropped; other directions remain in the
+  speech.
 
   Args:
-    path: of the file.
+    path: the text file or its zip archive.
 
   Returns:
-    Title -> role -> its lines, in the order they are spoken.
+    Title -> role -> its lines, in the order in which they are spoken.
 
   Raises:
     InputError: the file cannot be read, has no contents, or no role speaks.
+
+  >>> import tempfile
+  >>> import fedavg_jax as fa
+  >>> book = 'Contents\n\nA PLAY\n\nA PLAY\n\n' + 'ANN. To be.\n' * 100
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = pathlib.Path(folder) / '100-0.txt'
+  ...   _ = path.write_text(book)
+  ...   plays = fa.data.read_complete_works(path)
+  >>> [(title, list(play), len(play['ANN'])) for title, play in plays.items()]
+  [('A PLAY', ['ANN'], 100)]
   """
   lines = text.split_lines(_text(path).translate(_PLAIN))
   plays = {}
-  for title, own in _works(path, lines):
-    style = max(_STYLES, key=lambda style: _speeches(style, own))
-    if _speeches(style, own) >= _FEWEST_SPEECHES:
-      plays[title] = _roles(style, own)
+  for title, work in _works(path, lines):
+    style = max(_STYLES, key=lambda style: _speeches(style, work))
+    if _speeches(style, work) >= _FEWEST_SPEECHES:
+      plays[title] = _roles(style, work)
   if not plays:
     raise InputError(
       f'{path}: no role speaks; must be the complete works, with speeches'
@@ -100,7 +111,7 @@ def read_complete_works(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
 
 
 def _works(path, lines) -> Iterable[tuple[str, list[str]]]:
-  """(title, lines) of every work that the contents name."""
+  """Yields title and lines of every work in the table of contents."""
 
   def plain(line):
     return line.strip().rstrip(':').upper()
@@ -108,7 +119,7 @@ def _works(path, lines) -> Iterable[tuple[str, list[str]]]:
   titles: list[str] = []
   contents = [i for i, line in enumerate(lines) if plain(line) == 'CONTENTS']
   number = contents[0] + 1 if contents else len(lines)
-  # Until the first work begins.
+  # The contents end where the first work begins with its title.
   while number < len(lines) and plain(lines[number]) not in titles:
     if title := plain(lines[number]):
       titles.append(title)
@@ -136,14 +147,14 @@ def _speeches(style: _Style, lines: Sequence[str]) -> int:
 
 
 def _roles(style: _Style, lines: Sequence[str]) -> dict[str, list[str]]:
-  """What every role of a play says."""
+  """Returns role -> its lines for a play."""
   roles: dict[str, list[str]] = {}
   role, direction, skips = '', False, False
   for line in lines:
-    amid = direction  # This line began inside a stage direction.
+    amid = direction  # The line begins inside a stage direction.
     line, direction = _outside_brackets(line, direction)
     plain = line.strip()
-    if not plain:  # It may also be a direction amid a speech.
+    if not plain:  # A direction may also interrupt a speech.
       skips = False
       continue
     if not amid and (speech := style.begin.match(line)):
@@ -154,7 +165,7 @@ def _roles(style: _Style, lines: Sequence[str]) -> dict[str, list[str]]:
       continue
     if role.startswith(('ACT ', 'SCENE ')) or _HEADINGS.match(plain):
       role = ''
-    # Where all lines begin at the margin, those below it belong to it.
+    # Where all lines begin at the margin, those below a direction belong to it.
     skips = skips or _DIRECTION.match(plain) is not None
     said = _LEAVES.sub('', said).strip()
     if role and said and not skips:
@@ -164,26 +175,34 @@ def _roles(style: _Style, lines: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_play(path: pathlib.Path) -> dict[str, list[str]]:
-  """Reads a play: the lines of every role, in the order they are spoken.
+  r"""Reads a plain-text play.
 
-  The format of the plain-text plays (one file each): a cast, which ends with a
-  line that begins with SCENE and a tab; then speeches, `NAME<tab>line`, their
-  further lines behind a tab. A long name begins on a line of its own. What
-  stands in brackets is a stage direction; headings of acts and scenes and the
-  play's own title are nobody's.
+  In this format a cast ends with a line that begins with SCENE and a tab. Then
+  come speeches, `NAME<tab>line`, whose further lines begin with a tab. A long
+  name begins on a separate line. Stage directions in brackets, headings of acts
+  and scenes and the title of the play are dropped.
 
   Args:
-    path: the file, UTF-8.
+    path: the text file or its zip archive.
 
   Returns:
-    Role -> its lines.
+    Role -> its lines, in the order in which they are spoken.
 
   Raises:
-    InputError: the file cannot be read, is no text or has no roles.
+    InputError: the file cannot be read, is not text, or has no roles.
+
+  >>> import tempfile
+  >>> import fedavg_jax as fa
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = pathlib.Path(folder) / 'play.txt'
+  ...   _ = path.write_text('SCENE\tRome\nANN\tTo be\n\tor not.\nBOB\tAy.\n')
+  ...   roles = fa.data.read_play(path)
+  >>> roles
+  {'ANN': ['To be', 'or not.'], 'BOB': ['Ay.']}
   """
   lines = text.split_lines(_text(path))
   title = next((line.strip() for line in lines if line.strip()), '')
-  nobodys = (title, 'INDUCTION', 'PROLOGUE', 'EPILOGUE')
+  headings = (title, 'INDUCTION', 'PROLOGUE', 'EPILOGUE')
   begin = next(
     (i for i, line in enumerate(lines) if line.startswith('SCENE\t')), None
   )
@@ -196,13 +215,13 @@ def read_play(path: pathlib.Path) -> dict[str, list[str]]:
       continue
     if before.strip() and not direction:
       role, name = f'{name} {before.strip(" :")}'.strip(), ''
-    if _HEADING.match(role):  # Scene and place.
+    if _HEADING.match(role):  # A heading with the scene and its place.
       role = ''
       continue
-    # Directions may span several lines, and stand amid what is spoken.
+    # Directions may span several lines, and interrupt a speech.
     kept, direction = _outside_brackets(spoken, direction)
     kept = kept.strip()
-    if kept and role and kept not in nobodys and not _HEADING.match(kept):
+    if kept and role and kept not in headings and not _HEADING.match(kept):
       roles.setdefault(role, []).append(kept)
   if not roles:
     raise InputError(
@@ -213,24 +232,25 @@ def read_play(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def split_lines(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-  """A role's training and test lines: the last fifth, at least one, is test.
+  """Splits a role's lines into training and test lines.
 
-  McMahan et al. 2017, section 3; as cut as in the authors' script, which LEAF
-  keeps.
+  The last fifth, rounded down but at least one line, is for the test (McMahan
+  et al. 2017, section 3), as in the authors' script, which LEAF contains.
   """
   tested = max(int(0.2 * len(lines)), 1)
   return list(lines[:-tested]), list(lines[-tested:])
 
 
 def encode_lines(lines: Iterable[str], length: int) -> Examples:
-  """Lines as bytes: after each one the next, after the last the end.
+  """Encodes lines as bytes; each byte's label is the next one, or `END`.
 
   Args:
-    lines: none of them empty.
-    length: T; a longer line becomes several examples.
+    lines: the lines, none of them empty.
+    length: T, the tokens of a sequence; a longer line becomes several.
 
   Returns:
-    x [n, T] int32, `PADDING` behind a line; y [n, T] int32, `NO_LABEL` there.
+    x [n, T] int32, with `PADDING` behind a line; y [n, T] int32, with
+    `NO_LABEL` there.
   """
   rows_x, rows_y = [], []
   for line in lines:
@@ -248,18 +268,27 @@ def encode_lines(lines: Iterable[str], length: int) -> Examples:
 
 
 def read_authors(path: pathlib.Path) -> dict[str, list[str]]:
-  """Reads texts by author: the words of each, in their order, in lower case.
+  """Reads the words of each author's text, in lower case.
 
   Args:
-    path: a folder with a file NAME.txt for every author, or a file of JSON
-      lines, each an object with the strings `author` and `text`, any number of
-      them for an author.
+    path: a folder with a file NAME.txt for every author; or a file of JSON
+      lines, each an object with the strings `author` and `text`, with any
+      number of lines per author.
 
   Returns:
-    Author -> words, authors in alphabetical order.
+    Author -> words in their order, with authors in alphabetical order.
 
   Raises:
-    InputError: a file cannot be read, is something else, or has no words.
+    InputError: a file cannot be read, has another format, or has no words.
+
+  >>> import tempfile
+  >>> import fedavg_jax as fa
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = pathlib.Path(folder) / 'posts.jsonl'
+  ...   _ = path.write_text('{"author": "ann", "text": "To be, or not"}')
+  ...   authors = fa.data.read_authors(path)
+  >>> authors
+  {'ann': ['to', 'be', 'or', 'not']}
   """
   texts: dict[str, list[str]] = {}
   if path.is_dir():
@@ -268,7 +297,7 @@ def read_authors(path: pathlib.Path) -> dict[str, list[str]]:
     check_names([file.stem for file in files], f'{path}: authors', names)
     texts = {file.stem: [_text(file)] for file in files}
     if not texts:
-      raise InputError(f'{path}: holds no AUTHOR.txt')
+      raise InputError(f'{path}: has no AUTHOR.txt')
   else:
     for number, line in enumerate(text.split_lines(_text(path)), 1):
       if not line.strip():
@@ -281,11 +310,11 @@ def read_authors(path: pathlib.Path) -> dict[str, list[str]]:
       except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError(
           f'{path}: line {number} must be a JSON object with the strings author'
-          ' and text, each once'
+          ' and text, once each'
         ) from None
       texts.setdefault(author, []).append(said)
     if not texts:
-      raise InputError(f'{path}: holds no line')
+      raise InputError(f'{path}: has no lines')
   check_names(list(texts), f'{path}: authors')
   words = {}
   for author in sorted(texts):
@@ -297,11 +326,13 @@ def read_authors(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def vocabulary(texts: Iterable[Sequence[str]], size: int) -> dict[str, int]:
-  """The most frequent words and their tokens, from 1; 0 is `UNKNOWN`.
+  """Returns word -> token for the most frequent words.
+
+  Tokens count from 1, the most frequent word first; 0 is `UNKNOWN`.
 
   Args:
-    texts: words of the training authors.
-    size: of the vocabulary, `UNKNOWN` included.
+    texts: the words of each training author.
+    size: the size of the vocabulary, `UNKNOWN` included.
   """
   counts = Counter(word for words in texts for word in words)
   frequent = sorted(counts, key=lambda word: (-counts[word], word))
@@ -311,18 +342,19 @@ def vocabulary(texts: Iterable[Sequence[str]], size: int) -> dict[str, int]:
 def encode_words(
   words: Sequence[str], tokens: Mapping[str, int], length: int
 ) -> Examples:
-  """Words in sequences of T, and after each one the next.
+  """Encodes words in sequences of T; each word's label is the next one.
 
-  A next word that is not in the vocabulary is neither learnt nor counted.
+  A next word that is not in the vocabulary gets `NO_LABEL`, so it is neither
+  trained on nor counted.
 
   Args:
-    words: of an author.
-    tokens: from `vocabulary`.
-    length: T.
+    words: the words of an author.
+    tokens: word -> token, from `vocabulary`.
+    length: T, the words of a sequence.
 
   Returns:
-    x [n, T] int32, y [n, T] int32; behind the end `UNKNOWN` and `NO_LABEL`. A
-    single word has nothing to predict: n is 0.
+    x [n, T] int32 and y [n, T] int32, padded with `UNKNOWN` and `NO_LABEL`. A
+    single word has no next one, so n is 0.
   """
   said = np.array([tokens.get(word, UNKNOWN) for word in words], np.int32)
   n = -(-(len(said) - 1) // length)
@@ -334,7 +366,7 @@ def encode_words(
 
 
 def _outside_brackets(line: str, inside: bool) -> tuple[str, bool]:
-  """What of a line is in no brackets, and whether one is still open."""
+  """Returns a line without what is in brackets, and whether one is open."""
   kept = []
   for piece in re.split(r'([\[\]])', line):
     if piece in '[]' and piece:
@@ -345,12 +377,12 @@ def _outside_brackets(line: str, inside: bool) -> tuple[str, bool]:
 
 
 def _text(path: pathlib.Path) -> str:
-  """A text file, or the only one of a zip archive."""
+  """Reads a text file, or the only file of a zip archive."""
   content = readers.read_bytes(path)
   try:
     if content[:4] in (b'PK\3\4', b'PK\5\6'):
       with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        # What systems put into archives beside the file is nobody's.
+        # Operating systems add files of their own to archives.
         (name,) = [
           name
           for name in archive.namelist()
@@ -369,13 +401,13 @@ def _text(path: pathlib.Path) -> str:
       f'{path}: must be text in UTF-8, or begin with a byte order mark'
       f' ({reason})'
     ) from error
-  # Of a damaged archive; RuntimeError of one with a password.
+  # Errors of a damaged archive; RuntimeError is that of an encrypted one.
   except (
     *(ValueError, OSError, EOFError, LookupError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
   ) as e:
     raise InputError(
-      f'{path}: not an archive of one file ({e}); {readers.GET_ANEW}'
+      f'{path}: is not an archive of one file ({e}); {readers.GET_ANEW}'
     ) from e
   except RuntimeError as error:
     raise InputError(f'{path}: cannot be unpacked ({error})') from error

@@ -113,6 +113,9 @@ class RoundMetrics(NamedTuple):
 def lane_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
   """Returns a mesh of the devices with one axis, 'lanes'.
 
+  Args:
+    devices: the devices of the mesh, at least one.
+
   >>> import jax
   >>> import fedavg_jax as fa
   >>> dict(fa.engine.lane_mesh(jax.devices()[:1]).shape)

@@ -108,7 +108,9 @@ def _free_host_bytes() -> int | None:
   Counts file caches as available, and respects a container's limit.
   """
   try:
-    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
+    lines = (
+      pathlib.Path('/proc/meminfo').read_text(encoding='utf-8').splitlines()
+    )
   except OSError:
     return None
   sizes = dict(line.split(':') for line in lines)

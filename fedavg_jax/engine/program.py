@@ -56,7 +56,7 @@ class Program(NamedTuple):
     platform: the kind of the devices, as in `jax.Device.platform`.
     rounds_per_call: R.
     counts_bytes: True if the bytes of messages depend on their values.
-    gpu_graphs: as in `Execution`.
+    gpu_graphs: the attribute of `Execution`.
   """
 
   task: Task

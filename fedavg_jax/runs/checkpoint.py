@@ -33,7 +33,7 @@ FOLDER = 'checkpoints'
 BEST = 'best'
 _SCORE, _SAVED_AS = 'score', 'saved_as'
 _SCORE_BEFORE = 'test_accuracy'  # _SCORE in earlier versions.
-_METADATA = 'told'  # The name on disk since the first version.
+_METADATA = 'metadata'  # The name of an item of a checkpoint.
 # Errors of a file that cannot be read now, which does not mean damage.
 _UNREADABLE = frozenset(
   (
@@ -228,7 +228,7 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
 
   >>> import tempfile
   >>> import fedavg_jax as fa
-  >>> with tempfile.TemporaryDirectory() as workdir:  # In the place of a run.
+  >>> with tempfile.TemporaryDirectory() as workdir:  # Instead of a run.
   ...   checkpoints = Checkpoints(pathlib.Path(workdir), keep=1)
   ...   tree = {'params': {'dense': {'kernel': np.zeros((3, 2))}}}
   ...   checkpoints.save(1, tree, metadata={}, score=None)

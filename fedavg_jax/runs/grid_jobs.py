@@ -270,7 +270,7 @@ def next_group(jobs: Sequence[Job], workdir: pathlib.Path) -> list[Job]:
 def _keys(path: pathlib.Path) -> list[Any]:
   """Reads the keys of the runs of a group that was started."""
   try:
-    keys = json.loads(path.read_text())
+    keys = json.loads(path.read_text(encoding='utf-8'))
     if not isinstance(keys, list):
       raise ValueError('must be a list')
   except (OSError, ValueError, RecursionError) as error:

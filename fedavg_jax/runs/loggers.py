@@ -132,7 +132,7 @@ def _wandb_id(path: pathlib.Path) -> str:
   A resumed run has the same id, even if its folder was moved; two folders never
   share one, even with equal names on other machines.
   """
-  if path.is_file() and (found := path.read_text().strip()):
+  if path.is_file() and (found := path.read_text(encoding='utf-8').strip()):
     return found
   path.parent.mkdir(exist_ok=True)
   made = secrets.token_hex(8)

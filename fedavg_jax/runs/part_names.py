@@ -1,4 +1,4 @@
-"""The parts of a config that may be functions of a person's own, by name."""
+"""Lists the parts of a config that may be user-defined functions."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ from fedavg_jax.runs import metric_words
 if TYPE_CHECKING:
   from fedavg_jax.runs.run_config import RunConfig
 
-# Each of which takes its own options of `config.options`.
+# Each takes its arguments from `config.options`.
 OWN_PARTS = ('dataset', 'model', 'algorithm', 'loss', 'metrics')
 
 

@@ -1,4 +1,4 @@
-"""The pictures of runs. matplotlib is imported when one is drawn."""
+"""Draws the pictures of runs; matplotlib is imported when one is drawn."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 from fedavg_jax.runs.targets import Measure
 
-# That a picture of a population shows.
+# The most clients that a picture of a partition shows.
 MOST_CLIENTS = 5000
 _MEASURE, _LOSS, _TARGET = '#1f5f99', '#b8541a', '#666666'
 
@@ -24,15 +24,15 @@ def draw_curves(
   target: float,
   loss: str,
 ) -> None:
-  """Draws what a run is judged by and both losses against rounds.
+  """Draws a run's measure, and its train and test losses, against rounds.
 
   Args:
-    path: of the new PNG.
-    title: what was run.
+    path: the path of the new PNG.
+    title: a description of the run.
     records: the lines of metrics.jsonl.
-    measure: that the run is judged by.
-    target: drawn as a line, unless 0.
-    loss: what it is called.
+    measure: the measure of the run.
+    target: the value to mark with a line; 0 is none.
+    loss: the label of the loss axis.
   """
   figure = new_figure(8, 6)
   top, bottom = figure.subplots(2, 1, sharex=True)
@@ -84,14 +84,14 @@ def draw_clients(
   tests: Any,
   measure: Measure,
 ) -> None:
-  """Draws how clients fare: over the rounds, and all of them at the end.
+  """Draws the clients' tests: quantiles over rounds, their final distribution.
 
   Args:
-    path: of the new PNG.
-    title: what was run.
+    path: the path of the new PNG.
+    title: a description of the run.
     records: the lines of metrics.jsonl.
     tests: the last `client_evaluation.ClientTests`.
-    measure: that the run is judged by.
+    measure: the measure of the run.
   """
   figure = new_figure(8, 7)
   top, bottom = figure.subplots(2, 1)
@@ -103,7 +103,7 @@ def draw_clients(
     rows = [r for r in records if f'{key}_p50' in r]
     if results is None or not rows:
       continue
-    what = 'global model' if name == 'client' else 'after training on its own'
+    what = 'global model' if name == 'client' else 'after fine-tuning'
     rounds = [r['round'] for r in rows]
     top.fill_between(
       rounds,
@@ -130,11 +130,11 @@ def draw_clients(
       label=what,
     )
   top.set_xlabel('communication round')
-  top.set_ylabel(f"{measure.name} on a client's own")
+  top.set_ylabel(f'{measure.name} on held-out examples')
   bottom.set_xlabel(
-    f"{measure.name} on a client's own held-out examples, at the end"
+    f"{measure.name} on a client's held-out examples, at the end"
   )
-  bottom.set_ylabel('share of clients at or below')
+  bottom.set_ylabel('fraction of clients at or below')
   bottom.set_ylim(0, 1.02)
   top.legend(loc='lower right')
   bottom.legend(loc='upper left')
@@ -152,15 +152,16 @@ def draw_comparison(
   measure: Measure,
   target: float,
 ) -> None:
-  """Draws the tests of several runs, a panel for each thing to spend.
+  """Draws the tests of several runs, with one panel per cost.
 
   Args:
-    path: of the new PNG.
-    curves: name -> curves, each with 'value' and all keys of `axes`, [T]; of
-      several the mean is drawn, over a band from the lowest to the highest.
-    axes: key -> what it is called.
-    measure: that all are judged by.
-    target: drawn as a line, unless 0.
+    path: the path of the new PNG.
+    curves: name -> curves, each with 'value' and all keys of `axes`, [T]; if
+      there are several, their mean is drawn over a band from the lowest to the
+      highest.
+    axes: key of a cost -> the label of its axis.
+    measure: the measure of all runs.
+    target: the value to mark with a line; 0 is none.
   """
   from matplotlib.ticker import EngFormatter
 
@@ -170,16 +171,16 @@ def draw_comparison(
   panels = np.atleast_1d(figure.subplots(1, len(axes), sharey=True))
   colors = _colors(len(curves))
   for panel, (key, label) in zip(panels, axes.items(), strict=True):
-    for i, (name, own) in enumerate(curves.items()):
+    for i, (name, repeats) in enumerate(curves.items()):
       style = ('-', '--', ':', '-.')[i // 10 % 4]
-      if len(own) == 1:
-        x, middle = own[0][key], own[0]['value']
-      else:  # As far as all of them have come.
-        ends = min(curve[key][-1] for curve in own)
-        x = np.unique(np.concatenate([curve[key] for curve in own]))
+      if len(repeats) == 1:
+        x, middle = repeats[0][key], repeats[0]['value']
+      else:  # The mean ends with the shortest curve.
+        ends = min(curve[key][-1] for curve in repeats)
+        x = np.unique(np.concatenate([curve[key] for curve in repeats]))
         x = x[x <= ends]
         each = np.stack(
-          [np.interp(x, curve[key], curve['value']) for curve in own]
+          [np.interp(x, curve[key], curve['value']) for curve in repeats]
         )
         middle = each.mean(axis=0)
         panel.fill_between(
@@ -200,7 +201,7 @@ def draw_comparison(
   panels[0].set_ylabel(f'{measure.on} {measure.name}')
   if (
     0 < target <= 1 and not measure.lower_is_better
-  ):  # How they come there is what matters.
+  ):  # Show the approach to the target.
     panels[0].set_ylim(max(target - 0.3, 0.0), min(target + 0.1, 1.002))
   figure.legend(
     *panels[0].get_legend_handles_labels(),
@@ -214,15 +215,16 @@ def draw_comparison(
 def draw_partition(
   path: pathlib.Path, *, title: str, counts: np.ndarray, num_clients: int
 ) -> None:
-  """Draws how many examples of each label each client holds, and their mix.
+  """Draws the number and the fraction of examples per client and label.
 
-  Of more clients than `MOST_CLIENTS` the first ones.
+  Only the first `MOST_CLIENTS` clients are drawn.
 
   Args:
-    path: of the new PNG.
-    title: what was divided.
-    counts: [K, classes], from `statistics.label_counts`, of the first ones.
-    num_clients: that there are.
+    path: the path of the new PNG.
+    title: a description of the partition.
+    counts: the output of `statistics.label_counts` for at least the clients
+      that are drawn, [clients, classes].
+    num_clients: the number of all clients.
   """
   counts = counts[:MOST_CLIENTS]
   if len(counts) < num_clients:
@@ -251,7 +253,7 @@ def draw_partition(
   bars.set_ylim(0, tops[:, -1].max() * 1.02)
   bars.set_ylabel('training examples')
   bars.set_title(title)
-  if 1 < num_classes <= 20:  # Of more there is no room for, nor enough colours.
+  if 1 < num_classes <= 20:  # A longer legend has no room.
     bars.legend(
       title='label', loc='center left', bbox_to_anchor=(1, 0.5), reverse=True
     )
@@ -267,13 +269,15 @@ def draw_partition(
     )
     heat.set_ylabel('label')
     heat.yaxis.get_major_locator().set_params(integer=True)
-    figure.colorbar(image, ax=heat, label="share of a client's", pad=0.01)
+    figure.colorbar(
+      image, ax=heat, label="fraction of the client's examples", pad=0.01
+    )
   heat.set_xlabel('client')
   figure.savefig(path, dpi=120)
 
 
 def new_figure(width: float, height: float) -> Any:
-  """An empty figure of so many inches, without a window."""
+  """Returns an empty figure without a window; its size is in inches."""
   _import_matplotlib()
   from matplotlib.figure import Figure  # No pyplot: no global state, no window.
 
@@ -281,7 +285,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def _import_matplotlib() -> Any:
-  """Imports it whatever MPLBACKEND names: no window of ours is opened."""
+  """Imports matplotlib even if MPLBACKEND is invalid; it opens no window."""
   backend = ''
   if 'matplotlib' not in sys.modules:
     backend = os.environ.pop('MPLBACKEND', '')
@@ -289,7 +293,9 @@ def _import_matplotlib() -> Any:
 
   if backend:
     os.environ['MPLBACKEND'] = backend
-    with contextlib.suppress(ValueError):  # As it does itself, of a good one.
+    with contextlib.suppress(
+      ValueError
+    ):  # Set a valid one, as matplotlib does.
       matplotlib.rcParams['backend'] = backend
   return matplotlib
 
@@ -299,7 +305,7 @@ def _colors(number: int):
 
 
 def _focus(axes, values: list[float], target: float) -> None:
-  """Shows the end of the climb of a share where that is what matters."""
+  """Limits the axis to the last part of the climb for values near 1."""
   best = max(target, *values)
   if 0.9 <= best <= 1:
     low = 0.95 if best >= 0.985 else 0.9 if target else 0.0

@@ -1,4 +1,4 @@
-"""The clients that a config describes, and what they hold. NumPy only."""
+"""Builds the clients that a config describes; uses NumPy only."""
 
 import dataclasses
 from typing import NamedTuple
@@ -20,19 +20,19 @@ from fedavg_jax.schedule import availability
 from fedavg_jax.schedule import clock as clock_lib
 from fedavg_jax.schedule.participation import Participation
 
-# These look at labels; a sequence has many.
+# These partitions need one label per example; a sequence has many.
 _BY_LABEL = (
   *('shards', 'dirichlet', 'inner_dirichlet', 'pathological', 'few_labels'),
 )
 
 
 class Population(NamedTuple):
-  """What the clients hold.
+  """Holds the examples of all clients, by their use.
 
   Attributes:
-    clients: what each trains on.
-    held: what each holds out, to be tested on.
-    validation: what all have given for choosing; None where nothing is chosen.
+    clients: the training examples of each client.
+    held: the held-out examples of each client, for its own tests.
+    validation: the validation set, pooled from all clients; None without one.
   """
 
   clients: Clients
@@ -41,10 +41,10 @@ class Population(NamedTuple):
 
 
 def build_population(cfg: RunConfig, dataset: Dataset) -> Population:
-  """Returns what every client of a config trains on, and what is taken out.
+  """Returns the examples of every client of a config, by their use.
 
   Raises:
-    InputError: as `divide`, or nothing is left to validate on.
+    InputError: as for `divide`, or the validation set is empty.
   """
   taken_out = cfg.holdout_fraction or cfg.validation_fraction
   if dataset.clients is not None and cfg.partition == 'natural':
@@ -58,16 +58,16 @@ def build_population(cfg: RunConfig, dataset: Dataset) -> Population:
   dataset = in_memory(dataset)
   parts, validation = divide(cfg, dataset), None
   if cfg.validation_fraction:
-    parts, given = partition.hold_out(
+    parts, moved = partition.hold_out(
       parts, fraction=cfg.validation_fraction, seed=cfg.seed
     )
-    rows = np.concatenate(given)
+    rows = np.concatenate(moved)
     if not rows.size:
       raise InputError(
-        f'validation_fraction = {cfg.validation_fraction}: leaves nothing to'
-        ' validate on; clients have too few examples'
+        f'validation_fraction = {cfg.validation_fraction}: the validation set'
+        ' is empty; clients have too few examples'
       )
-    validation = Examples(*(trees.take(own, rows) for own in dataset.train))
+    validation = Examples(*(trees.take(a, rows) for a in dataset.train))
   parts, held = partition.hold_out(
     parts, fraction=cfg.holdout_fraction, seed=cfg.seed
   )
@@ -79,11 +79,14 @@ def build_population(cfg: RunConfig, dataset: Dataset) -> Population:
 
 
 def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
-  """The partition that a checked config names: indices of training examples.
+  """Returns the partition of a checked config: indices of training examples.
+
+  Returns:
+    One array of indices per client, [n_k].
 
   Raises:
-    InputError: the data have no such clients, or a value breaks a rule that
-      depends on the data.
+    InputError: the data set has no natural clients, or a value breaks a rule
+      that depends on the data.
   """
   labels, owners, seed = dataset.train.y, dataset.owners, cfg.seed
   natural = [] if owners is None else partition.by_owner(owners)
@@ -92,17 +95,17 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
   if not number:
     raise InputError(
       f'num_clients = 0: {dataset.name} has no natural clients; must be at'
-      " least 1, and partition another one than 'natural'"
+      " least 1, with another partition than 'natural'"
     )
   if kind in _BY_LABEL and (trees.is_tree(labels) or labels.ndim > 1):
     raise InputError(
-      f'partition = {kind!r}: goes by label, the examples of {dataset.name}'
-      " have more than one each; must be 'iid' or 'natural'"
+      f'partition = {kind!r}: needs one label per example; {dataset.name} has'
+      " several; must be 'iid' or 'natural'"
     )
   if kind in _BY_LABEL and not exact.are_whole(labels):
     raise InputError(
-      f'partition = {kind!r}: goes by label, {dataset.name} has other'
-      " numbers; must be 'iid' or 'natural'"
+      f'partition = {kind!r}: needs integer labels; those of {dataset.name}'
+      " are not; must be 'iid' or 'natural'"
     )
   if kind == 'natural':
     return natural
@@ -156,7 +159,7 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
 
 
 def partition_name(cfg: RunConfig) -> str:
-  """A partition as one says it, such as 'dirichlet 0.5'."""
+  """Returns a short description of a partition, such as 'dirichlet 0.5'."""
   kind = cfg.partition
   numbers = {
     'shards': 'shards_per_client',
@@ -175,14 +178,14 @@ def partition_name(cfg: RunConfig) -> str:
 def build_participation(
   cfg: RunConfig, num_examples: np.ndarray
 ) -> Participation:
-  """Who takes part, as a checked config says.
+  """Returns the rules of participation of a checked config.
 
   Args:
     cfg: the config.
-    num_examples: [K] of every client.
+    num_examples: the number of examples of each client, [K].
 
   Raises:
-    InputError: a trace that cannot be read, or names other clients.
+    InputError: the trace cannot be read, or names unknown clients.
   """
   clock, trace = cfg.clock, cfg.availability_trace
   return Participation(

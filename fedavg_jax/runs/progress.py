@@ -1,4 +1,4 @@
-"""What a person watches: a bar on a terminal, plain lines elsewhere."""
+"""Shows progress: a bar on a terminal, plain lines elsewhere."""
 
 import os
 import sys
@@ -11,32 +11,32 @@ from tqdm import tqdm
 
 from fedavg_jax.runs.targets import Measure
 
-# However long a run, its log stays short.
+# These keep the log of a long run short.
 _SECONDS_BETWEEN_LINES, _MOST_LINES = 5.0, 500
 _LONG_RUN_SECONDS = 60.0
 
 
 def say(text: str) -> None:
-  """Prints a line about work, which continues where that cannot be written."""
+  """Prints a line; if that fails, logs a warning and lets the work continue."""
   try:
     show(text)
   except OSError as error:
     logging.warning(
-      'standard output cannot be written (%s): what follows is not shown',
+      'standard output cannot be written (%s): further lines are not shown',
       error.strerror,
     )
 
 
 def show(text: str) -> None:
-  """Prints what a command was asked for.
+  """Prints the output of a command.
 
   Raises:
-    OSError: it cannot be written; a reader that has left has had enough.
+    OSError: the output cannot be written; a closed pipe is not an error.
   """
   try:
     try:
       print(text, flush=True)
-    except UnicodeEncodeError:  # Of a name, on a terminal of plain ASCII.
+    except UnicodeEncodeError:  # A name may not fit an ASCII terminal.
       print(text.encode('ascii', 'backslashreplace').decode(), flush=True)
   except OSError as error:
     drop(sys.stdout)
@@ -45,13 +45,13 @@ def show(text: str) -> None:
 
 
 def drop(stream: TextIO) -> None:
-  """Writes a stream that has failed to nowhere, or its end fails again."""
-  with open(os.devnull, 'w') as nobody:
-    os.dup2(nobody.fileno(), stream.fileno())
+  """Redirects a failed stream to os.devnull, so that its close succeeds."""
+  with open(os.devnull, 'w', encoding='utf-8') as devnull:
+    os.dup2(devnull.fileno(), stream.fileno())
 
 
 class Progress:
-  """Shows rounds as they end. Says how long a long run will take."""
+  """Shows finished rounds, and how long a long run will take."""
 
   def __init__(
     self,
@@ -61,23 +61,23 @@ class Progress:
     may_end_sooner: bool,
     measure: Measure = Measure(),  # noqa: B008 (it is frozen)
   ):
-    """Begins to show.
+    """Opens the bar where there is a terminal.
 
     Args:
-      rounds: of the whole run.
-      done: rounds of an earlier process.
-      may_end_sooner: whether the rounds are but the most there can be.
-      measure: that the run is judged by.
+      rounds: the number of rounds of the entire run.
+      done: the number of rounds that an earlier process has finished.
+      may_end_sooner: whether a target may end the run before its last round.
+      measure: the measure of the run.
     """
     self._rounds = rounds
     self._done = done
     self._may_end_sooner = may_end_sooner
-    self._seconds = 0.0  # Of all rounds so far.
+    self._seconds = 0.0  # The sum over all rounds so far.
     self._last_line = time.monotonic()
     self._last_number = done
     self._measure = measure
-    self._value: float | None = None  # Of the last test.
-    self._told_duration = False
+    self._value: float | None = None  # The measure at the last test.
+    self._estimated = False
     self._bar = None
     if sys.stdout.isatty():
       self._bar = tqdm(
@@ -85,7 +85,7 @@ class Progress:
       )
 
   def update(self, record: dict[str, Any]) -> None:
-    """Takes a record of metrics.jsonl; the first one is round 0."""
+    """Shows a line of metrics.jsonl; the first one is that of round 0."""
     number = record['round']
     self._seconds += record['seconds']
     if (value := self._measure.of(record)) is not None:
@@ -99,7 +99,7 @@ class Progress:
     self._expect(number)
 
   def close(self) -> None:
-    """Leaves the last state of the bar on the terminal."""
+    """Closes the bar, whose last state stays on the terminal."""
     if self._bar is not None:
       self._bar.close()
 
@@ -129,25 +129,25 @@ class Progress:
     say(text)
 
   def _expect(self, number) -> None:
-    """Once, after three rounds."""
+    """Prints the expected duration of a long run, once, after three rounds."""
     mine, left = number - self._done, self._rounds - self._done
-    if self._told_duration or mine < min(3, left):
+    if self._estimated or mine < min(3, left):
       return
-    self._told_duration = True
+    self._estimated = True
     seconds = self._seconds / max(mine, 1)
     total = seconds * left
     if total > _LONG_RUN_SECONDS:
       text = (
-        f'{seconds:.2g} s a round: all {left} rounds take about'
+        f'{seconds:.2g} s per round: all {left} rounds take about'
         f' {duration(total)}'
       )
       if self._may_end_sooner:
-        text += '; the target, once reached, ends it sooner'
+        text += '; reaching the target ends the run sooner'
       tqdm.write(text) if self._bar is not None else say(text)
 
 
 def duration(seconds: float) -> str:
-  """A duration as one says it.
+  """Formats a duration in its natural unit.
 
   >>> duration(40), duration(720), duration(19_800)
   ('40 s', '12 min', '5.5 h')

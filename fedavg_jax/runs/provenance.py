@@ -1,4 +1,4 @@
-"""What stands beside every number: versions, device, code and data."""
+"""Records the provenance of results: versions, device, code and data."""
 
 from collections.abc import Sequence
 import contextlib
@@ -31,12 +31,12 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
 def environment() -> dict[str, Any]:
-  """Versions and device, to stand beside every number."""
+  """Returns the versions and the device, to be saved with results."""
   device = jax.devices()[0]
   return {
     'python': platform.python_version(),
     'versions': {
-      # Of the code that runs, whatever is installed.
+      # The version of the running code, even if another one is installed.
       'fedavg_jax': fedavg_jax.__version__,
       **{name: version(name) for name in _PACKAGES},
     },
@@ -51,11 +51,11 @@ def environment() -> dict[str, Any]:
 
 
 def code_sha256() -> str:
-  """SHA-256 of this package's modules, in hexadecimal."""
+  """Returns the SHA-256 of this package's modules, in hexadecimal."""
   package, sha = pathlib.Path(__file__).parent.parent, hashlib.sha256()
   for path in sorted(package.rglob('*.py')):
     if path.parent == package / 'configs':
-      continue  # A wheel has them inside, a clone beside the package.
+      continue  # A wheel has them inside, a clone next to the package.
     content = path.read_bytes()
     sha.update(f'{path.relative_to(package)} {len(content)} '.encode())
     sha.update(content)
@@ -63,8 +63,11 @@ def code_sha256() -> str:
 
 
 def _processor() -> str:
-  """The CPU's model, where Linux has it."""
-  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
+  """Returns the model of the CPU, as Linux reports it where available."""
+  with (
+    contextlib.suppress(OSError),
+    open('/proc/cpuinfo', encoding='utf-8') as file,
+  ):
     for line in file:
       if line.startswith('model name'):
         return line.partition(':')[2].strip()
@@ -72,7 +75,7 @@ def _processor() -> str:
 
 
 def version(name: str) -> str:
-  """Returns the version of an installed package, or that it is not there."""
+  """Returns the version of a package, or 'not installed'."""
   try:
     return metadata.version(name)
   except metadata.PackageNotFoundError:
@@ -80,7 +83,7 @@ def version(name: str) -> str:
 
 
 def to_begin(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
-  """config.json of a run that begins here and now."""
+  """Returns the content of config.json for a run that starts here and now."""
   clients = prepared.clients
   test = trees.arrays(tuple(prepared.dataset.test))
   trace = population.build_participation(cfg, clients.num_examples).trace
@@ -96,8 +99,8 @@ def to_begin(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
 
 def _own_code(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
-  """Returns what a person's own files and objects are, where there are some."""
-  own = {'own_code_sha256': own_parts.code_sha256(cfg)}
+  """Returns the SHA-256 of user-defined files and objects, if there are any."""
+  hashes = {'own_code_sha256': own_parts.code_sha256(cfg)}
   from_python = [
     part
     for part in ('model', 'loss', 'metrics', 'algorithm')
@@ -111,12 +114,12 @@ def _own_code(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
       clients,
       sampling.cohort_size(clients.num_clients, cfg.client_fraction),
     )
-    own['from_python_sha256'] = {part: found[part] for part in from_python}
-  return {name: sha256 for name, sha256 in own.items() if sha256}
+    hashes['from_python_sha256'] = {part: found[part] for part in from_python}
+  return {name: sha256 for name, sha256 in hashes.items() if sha256}
 
 
 def _content(prepared: Prepared) -> Sequence[Any]:
-  """Arrays that differ where clients do; those on disk have their SHA-256."""
+  """Returns arrays that identify the clients' data, or their stored SHA-256."""
   clients = prepared.clients
   if prepared.dataset.clients is clients:
     sha256 = bytes.fromhex(prepared.dataset.sha256)

@@ -1,4 +1,4 @@
-"""The folder of a run from Python, from which the same call continues it."""
+"""Saves a run from Python in a folder, from which the same call resumes it."""
 
 import contextlib
 import pathlib
@@ -26,31 +26,32 @@ from fedavg_jax.runs.snapshots import from_tree
 from fedavg_jax.runs.snapshots import put
 from fedavg_jax.runs.snapshots import shapes
 
-# In config.json: what a run from Python is made of.
+# Key in config.json: the components and settings of a run from Python.
 FROM_PYTHON = 'from_python'
 _SECONDS = 60.0  # Between two checkpoints.
 _KEEP = 2
 
 
 class PythonFolder(contextlib.AbstractContextManager):
-  """The folder of a run from Python, until its `with` ends.
+  """Manages the folder of a run from Python, until its `with` ends.
 
   Attributes:
-    result: what an earlier call has left, None where the run begins.
+    result: the result that an earlier call has saved, None for a new run.
   """
 
   def __init__(
     self, path: str | pathlib.Path, simulation: Simulation, keep_best: bool
   ):
-    """Takes the folder, and makes it where there is none.
+    """Locks the folder, after creating it if it does not exist.
 
     Args:
-      path: of a new folder, or of one that an earlier call has left.
-      simulation: that is run.
-      keep_best: whether the best model is saved beside the last one.
+      path: the path of a new folder, or of one from an earlier call.
+      simulation: the simulation to run.
+      keep_best: whether the best model is saved in addition to the last one.
 
     Raises:
-      InputError: it is another run's, in use, or cannot be written.
+      InputError: the folder belongs to another run, is in use, or cannot be
+        written.
     """
     if processes.is_distributed():
       raise InputError(
@@ -59,23 +60,23 @@ class PythonFolder(contextlib.AbstractContextManager):
     self._simulation = simulation
     self.result: Result | None = None
     with contextlib.ExitStack() as stack:
-      own = self._own = stack.enter_context(
+      folder = self._folder = stack.enter_context(
         Workdir(pathlib.Path(path), key='folder')
       )
       now = made_of(simulation, keep_best=keep_best)
       saved = None
-      if own.began is not None:
-        before = own.began.get(FROM_PYTHON)
-        check_same(before, now, own.path)
-        saved = newest_intact(own)
-        if before != now:  # Other versions: the next call compares with these.
-          own.config(own.began | {FROM_PYTHON: now})
+      if folder.began is not None:
+        before = folder.began.get(FROM_PYTHON)
+        check_same(before, now, folder.path)
+        saved = newest_intact(folder)
+        if before != now:  # Versions differ: the next call compares with these.
+          folder.config(folder.began | {FROM_PYTHON: now})
       else:
         states = jax.eval_shape(simulation.init)
-        own.begin(room=checkpoint.bytes_needed(states, _KEEP + 2))
-        own.config({FROM_PYTHON: now})
-      own.open_metrics()
-      checkpoints = checkpoint.Checkpoints(own.path, keep=_KEEP)
+        folder.begin(room=checkpoint.bytes_needed(states, _KEEP + 2))
+        folder.config({FROM_PYTHON: now})
+      folder.open_metrics()
+      checkpoints = checkpoint.Checkpoints(folder.path, keep=_KEEP)
       stack.callback(checkpoints.close)
       if saved is not None:
         self._continue(saved)
@@ -83,8 +84,8 @@ class PythonFolder(contextlib.AbstractContextManager):
         checkpoints,
         seconds=_SECONDS,
         saved_round=saved.metadata['round'] if saved else None,
-        before=own.sync,
-        after=own.mark_saved,
+        before=folder.sync,
+        after=folder.mark_saved,
       )
       self._open = stack.pop_all()
 
@@ -93,34 +94,34 @@ class PythonFolder(contextlib.AbstractContextManager):
       self._snapshots.save()
 
   def due(self) -> bool:
-    """Tells whether it is time for a checkpoint."""
+    """Returns whether it is time for a checkpoint."""
     return self._snapshots.due()
 
   def take(
     self, record: Record, row: dict[str, Any], best: Best | None
   ) -> None:
-    """Writes the row of a round, and a checkpoint where one is due.
+    """Writes the row of a round, and a checkpoint if one is due.
 
     Args:
-      record: of the round.
-      row: of the history.
-      best: the best model so far, None where none is kept.
+      record: the record of the round.
+      row: the row of the history.
+      best: the best model so far, None if none is kept.
     """
-    before = self._own.seal()
-    self._own.line(row)
+    before = self._folder.seal()
+    self._folder.line(row)
     if record.state is None or record.client_states is None:
       return
-    snapshot = snapshot_of(record, before, self._own.seal())
+    snapshot = snapshot_of(record, before, self._folder.seal())
     if best is not None:
-      own, found = snapshot.beside, [best.round, best.value]
+      metadata, found = snapshot.beside, [best.round, best.value]
       snapshot = snapshot._replace(
-        beside=lambda: own() | {checkpoint.BEST: found},
+        beside=lambda: metadata() | {checkpoint.BEST: found},
         more={checkpoint.BEST: _to_tree(best.variables)},
       )
     self._snapshots.hold(snapshot)
 
   def _continue(self, saved: checkpoint.Checkpoint) -> None:
-    """Makes the result of what an earlier call has left."""
+    """Restores the result that an earlier call has saved."""
     simulation = self._simulation
     states = simulation.host_states() if simulation.host_states else None
     like = shapes(simulation, states, saved.metadata.get('clients', 0))
@@ -132,11 +133,11 @@ class PythonFolder(contextlib.AbstractContextManager):
     if found:
       best = Best(*found, variables=join(**tree[checkpoint.BEST]))
     self.result = Result(
-      simulation, history(self._own.lines()), state, client_states, best
+      simulation, history(self._folder.lines()), state, client_states, best
     )
 
 
 def _to_tree(variables: Any) -> dict[str, Any]:
-  """Returns a model as a checkpoint has it."""
+  """Returns a model in the form of a checkpoint."""
   params, state = split(variables)
   return {'params': params, 'state': state}

@@ -1,4 +1,4 @@
-"""A run from Python: one call runs it, saves it and resumes it."""
+"""Defines `fa.run`, which runs, saves and resumes a run from Python."""
 
 from collections.abc import Callable
 import contextlib
@@ -47,51 +47,68 @@ def run(
   progress: bool = False,
   folder: str | pathlib.Path | None = None,
 ) -> Result:
-  """Runs a federation and returns all that it gave.
+  """Trains a federation; returns its history, states and models.
+
+  The rounds are those of McMahan et al. (2017), Algorithm 1, with the algorithm
+  of the simulation.
+
+  >>> import fedavg_jax as fa
+  >>> import optax
+  >>> data = fa.load_dataset('digits')
+  >>> parts = fa.partition.iid(1500, num_clients=30, seed=0)
+  >>> simulation = fa.build_simulation(
+  ...     fa.build_model('2nn', data),
+  ...     fa.Federation(fa.build_clients(data.train, parts), data.test,
+  ...                   client_fraction=0.1, epochs=1, batch_size=10),
+  ...     fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)))
+  >>> result = fa.run(simulation, rounds=2)
+  >>> result['round'].tolist(), result['examples'].tolist()
+  ([0, 1, 2], [0, 150, 150])
 
   Args:
-    simulation: from `build_simulation` or `build_sweep`.
-    rounds: of the whole run, those before `start` included.
-    eval_every: rounds from one test to the next; the last one is tested too.
-    target: of the first metric, which ends the run; 0 is none.
-    start: continues from a result, or from server state and client states, of
-      this simulation or of one with the same model and algorithm.
-    on_round: called with the `Record` of every round, its states included; what
-      returns True ends the run. Every round is then a call of its own.
-    keep_best: keeps the model of the best test, those before `start` included
-      where their run kept it; every tested round then ends a call.
-    progress: shows a bar, in a notebook or on a terminal.
-    folder: where the run is saved, every minute, at its end and at an error,
-      Ctrl-C or SIGTERM. The same call continues what is there, to the same
-      bits; it is refused where examples, model, algorithm or a setting differ.
+    simulation: the output of `build_simulation` or `build_sweep`.
+    rounds: the number of rounds of the entire run, including those before
+      `start`.
+    eval_every: the number of rounds between two tests; the last round is tested
+      too.
+    target: the value of the first metric that ends the run; 0 is none.
+    start: a result to continue from, or server state and client states, of this
+      simulation or of one with the same model and algorithm.
+    on_round: a function of the `Record` of every round, with its states; if it
+      returns True, the run ends. Every round is then a separate compiled call.
+    keep_best: whether to keep the model of the best test, which may be that of
+      `start` if its run kept one; every tested round then ends a compiled call.
+    progress: whether to show a progress bar, in a notebook or on a terminal.
+    folder: a folder in which the run is saved every minute, at its end and at
+      an error, Ctrl-C or SIGTERM. The same call resumes from it to the same
+      bits, and is an error if examples, model, algorithm or a setting differ.
 
   Returns:
     A `Result`, with the history from round 0 on.
 
   Raises:
-    InputError: a value breaks its rule, or the folder is another run's.
-    DivergedError: the loss or the model is not finite any more.
-    InterruptedRunError: SIGTERM, where a folder has saved what was done.
+    InputError: a value breaks its rule, or the folder belongs to another run.
+    DivergedError: the loss or the model became NaN or infinite.
+    InterruptedRunError: SIGTERM arrived; the folder has the finished rounds.
+    KeyboardInterrupt: Ctrl-C was pressed.
   """
   check_rounds(simulation, rounds, eval_every, target)
   _check_arguments(simulation, on_round, keep_best, folder)
   with contextlib.ExitStack() as stack:
-    kept, stop = None, Stop()
+    saved, stop = None, Stop()
     if folder is not None:
       if start is not None:
-        raise InputError('start: must be left out where a folder has the run')
+        raise InputError('start: must be None with a folder, which has the run')
       stop = stack.enter_context(stop_on_signals(raises=True))
-      kept = stack.enter_context(PythonFolder(folder, simulation, keep_best))
-      start = kept.result
-    following = _Following(
-      simulation, start, keep_best, same_run=kept is not None
-    )
-    if following.round > rounds:
+      saved = stack.enter_context(PythonFolder(folder, simulation, keep_best))
+      start = saved.result
+    tracked = _Tracker(simulation, start, keep_best, same_run=saved is not None)
+    if tracked.round > rounds:
       raise InputError(
-        f'rounds = {rounds}: must be at least {following.round}, those that are'
-        ' done'
+        f'rounds = {rounds}: must be at least {tracked.round}, the number of'
+        ' finished rounds'
       )
-    bar = _bar(rounds, following.round) if progress else None
+    bar = _bar(rounds, tracked.round) if progress else None
     if bar is not None:
       stack.callback(bar.close)
     for record in simulate(
@@ -99,35 +116,35 @@ def run(
       rounds=rounds,
       eval_every=eval_every,
       target=target,
-      start=following.start,
+      start=tracked.start,
       needs_state=lambda number: (
         on_round is not None
         or (keep_best and (number % eval_every == 0 or number == rounds))
       ),
-      state_requested=kept.due if kept else lambda: False,
+      state_requested=saved.due if saved else lambda: False,
       should_stop=stop,
     ):
-      row = following.take(record)
-      if kept is not None:
-        kept.take(record, row, following.best)
+      row = tracked.take(record)
+      if saved is not None:
+        saved.take(record, row, tracked.best)
       if bar is not None:
         _show(bar, record)
       if not np.any(record.finite):
         raise DivergedError(f'round {record.round}: {DIVERGED}')
       if on_round is not None and on_round(record):
         break
-  _check_end(stop, following.round, folder)
-  return following.result()
+  _check_end(stop, tracked.round, folder)
+  return tracked.result()
 
 
 def _check_arguments(
   simulation: Simulation, on_round: Any, keep_best: Any, folder: Any
 ) -> None:
-  """Raises InputError where an argument of `run` is of another kind."""
+  """Raises InputError if an argument of `run` has a wrong type."""
   if not isinstance(keep_best, bool):
     raise InputError(f'keep_best = {keep_best!r}: must be True or False')
   if keep_best and simulation.sweep is not None:
-    raise InputError('keep_best = True: must be False in a sweep')
+    raise InputError('keep_best = True: is not supported with a sweep')
   if on_round is not None and not callable(on_round):
     raise InputError(
       f'on_round: is {type(on_round).__name__}, must be a function of a Record'
@@ -139,29 +156,29 @@ def _check_arguments(
       f'folder: is {type(folder).__name__}, must be the path of a folder'
     )
   if folder == '':
-    raise InputError("folder = '': must name a folder")
+    raise InputError("folder = '': must be the path of a folder")
 
 
 def _check_end(
   stop: Stop, number: int, folder: str | pathlib.Path | None
 ) -> None:
-  """Raises what a signal means, once all that was done is saved."""
+  """Raises the error of a signal, once all finished rounds are saved."""
   if stop.signum == signal.SIGINT:
     raise KeyboardInterrupt
   if stop():
     raise InterruptedRunError(
       f'round {number} is saved; the same call with folder={str(folder)!r}'
-      ' continues it',
+      ' resumes from there',
       signum=stop.signum,
     )
 
 
-class _Following:
-  """What a run has given so far.
+class _Tracker:
+  """Tracks the history, the last states and the best model of a run.
 
   Attributes:
-    start: what its first call begins with, None for round 0.
-    best: the model of the best test, None where none was tested or kept.
+    start: the states that its first call starts from, None for round 0.
+    best: the model of the best test, None if none was tested or kept.
   """
 
   def __init__(
@@ -189,21 +206,21 @@ class _Following:
     if same_run:
       self.best = before
     elif keep_best and start is not None:
-      # Tested here: it may have been by another metric, or on other examples.
-      own = Best(self.round, 0.0, start[0].variables)
-      for model in filter(None, (before, own)):
+      # The earlier test may have used another metric, or other examples.
+      last = Best(self.round, 0.0, start[0].variables)
+      for model in filter(None, (before, last)):
         variables = place(model.variables, simulation)
         self._hold_best(model.round, variables, simulation.evaluate(variables))
 
   @property
   def round(self) -> int:
-    """The last round whose state is here."""
+    """Returns the last round whose state is available."""
     if self._reached is None:
       return 0
     return int(np.max(jax.device_get(self._reached[0].round)))
 
   def take(self, record: Record) -> dict[str, Any]:
-    """Adds a round; returns its row of the history."""
+    """Adds a round and returns its row of the history."""
     row = {name: getattr(record, name) for name in _NAMES}
     if self._simulation.sweep is not None:
       row['finite'] = record.finite
@@ -218,12 +235,12 @@ class _Following:
   def _hold_best(
     self, number: int, variables: Any, test: dict[str, Any]
   ) -> None:
-    """Takes a model that is better than the best one so far.
+    """Keeps a model if it is better than the best one so far.
 
     Args:
-      number: of the round that it is after.
-      variables: of the model.
-      test: its results.
+      number: the round after which the model was tested.
+      variables: the variables of the model.
+      test: name -> result of its test.
     """
     name, value = next(iter(test.items()))
     lower = self._simulation.task.metrics[0].lower_is_better
@@ -234,7 +251,7 @@ class _Following:
       self.best = Best(number, value, jax.device_get(variables))
 
   def result(self) -> Result:
-    """Returns what the run gave."""
+    """Returns the result of the run."""
     assert self._reached is not None
     state, client_states = self._reached
     return Result(
@@ -243,33 +260,33 @@ class _Following:
 
 
 def _check_start(start: Any, simulation: Simulation) -> None:
-  """Raises InputError where a run cannot start from something."""
+  """Raises InputError if a simulation cannot start from the given states."""
   if (
     not isinstance(start, tuple)
     or len(start) != 2
     or not isinstance(start[0], ServerState)
   ):
     raise InputError(
-      f'start: is {type(start).__name__}, must be a result of `run`, or server'
-      ' state and client states'
+      f'start: is {type(start).__name__}, must be a result of `run`, or a pair'
+      ' of server state and client states'
     )
-  state, kept = jax.eval_shape(simulation.init)
-  parts = [('the server has', start[0], state)]
+  server, clients = jax.eval_shape(simulation.init)
+  parts = [('server state', start[0], server)]
   if simulation.host_states is None or not isinstance(start[1], ClientStates):
-    parts.append(('the clients keep', start[1], kept))
-  for what, found, wanted in parts:
-    for there, here in itertools.zip_longest(
-      _form(found), _form(wanted), fillvalue='nothing'
+    parts.append(('client states', start[1], clients))
+  for what, found, like in parts:
+    for got, expected in itertools.zip_longest(
+      _form(found), _form(like), fillvalue='nothing'
     ):
-      if there != here:
+      if got != expected:
         raise InputError(
-          f'start: {what} {there} where this simulation has {here}; must be of'
-          ' the same model and algorithm'
+          f'start: {what}: expected {expected}, got {got}; must be of the same'
+          ' model and algorithm'
         )
 
 
 def _form(tree: Any) -> list[str]:
-  """Returns the leaves of a tree with their types and shapes."""
+  """Returns the paths, dtypes and shapes of the leaves of a tree."""
   return [
     f'{jax.tree_util.keystr(path)} {jnp.result_type(leaf)}{[*np.shape(leaf)]}'
     for path, leaf in jax.tree.leaves_with_path(tree)
@@ -277,15 +294,15 @@ def _form(tree: Any) -> list[str]:
 
 
 def _bar(rounds: int, done: int) -> Any:
-  """Returns a bar, of widgets in a notebook that has them."""
+  """Returns a progress bar, with widgets in a notebook that has them."""
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Without widgets it is text.
+    warnings.simplefilter('ignore')  # Without widgets, the bar is text.
     from tqdm.auto import tqdm
   return tqdm(total=rounds, initial=done, unit='round')
 
 
 def _show(bar: Any, record: Record) -> None:
-  """Moves a bar to a round."""
+  """Moves a progress bar to a round."""
   if record.test:
     name, value = next(iter(record.test.items()))
     bar.set_postfix({f'test {name}': np.round(value, 4)}, refresh=False)

@@ -1,4 +1,4 @@
-"""Runs the rounds and writes what they give, however they end."""
+"""Runs the rounds and writes their results, even if they fail."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -31,18 +31,19 @@ from fedavg_jax.runs.targets import Measure
 
 
 class Run(NamedTuple):
-  """What the rounds of a run are made of, on every process.
+  """Holds the components of a run, on every process.
 
   Attributes:
-    cfg: checked.
-    simulation: compiled.
-    client_tests: server state -> tests, None where there are none.
-    last_test: variables -> results on a test set that was not used before,
-      None where every test has used it.
-    start: of a run that resumes.
-    host_states: of clients, where they stay on the host.
-    stopping: whether a signal has asked for an end.
-    measure: that the run is judged by.
+    cfg: the checked config.
+    simulation: the compiled simulation.
+    client_tests: a function of the server state that tests the model on every
+      client's held-out examples, None if there are no such tests.
+    last_test: a function of the variables that tests them on the test set, None
+      if every evaluation uses the test set.
+    start: the server state and the client states of a run that resumes.
+    host_states: the states of the clients if they stay on the host, else None.
+    stopping: a function that returns whether a signal has requested a stop.
+    measure: the measure of the run.
   """
 
   cfg: RunConfig
@@ -55,12 +56,12 @@ class Run(NamedTuple):
   measure: Measure
 
   def saves(self, number: int) -> bool:
-    """Whether a checkpoint is due after a round, by its number."""
+    """Returns whether a checkpoint is due after a round, by its number."""
     every = self.cfg.checkpoint.rounds
     return bool(every and number and number % every == 0)
 
   def tests(self, number: int) -> bool:
-    """Whether the clients' own tests are due after a round."""
+    """Returns whether the tests on held-out examples are due after a round."""
     return self.client_tests is not None and (
       number % self.cfg.client_eval_every == 0 or number == self.cfg.rounds
     )
@@ -68,14 +69,15 @@ class Run(NamedTuple):
   def rounds(
     self, looking: Callable[[], bool]
   ) -> Iterator[tuple[Record | None, client_evaluation.ClientTests | None]]:
-    """Runs until an end; every process does the same.
+    """Yields the rounds until the run ends; every process does the same.
 
     Args:
-      looking: as in `simulate`.
+      looking: the argument of `simulate` of this name.
 
     Yields:
-      A record, None if an earlier process has had the last one but was killed
-      before its files; and the clients' tests of it.
+      A record, and the clients' tests after it, None without them. The record
+      is None if an earlier process finished the last round, but was killed
+      before it wrote all files.
     """
     cfg, record = self.cfg, None
     for record in simulate(
@@ -100,14 +102,14 @@ class Run(NamedTuple):
 
 
 def follow_rounds(run: Run) -> dict[str, Any]:
-  """Runs until an end, beside process 0, which writes the files."""
+  """Computes the rounds on a process other than 0, which writes the files."""
   for _ in run.rounds(lambda: False):
     pass
   return {}
 
 
 def record_rounds(run: Run, folder: Workdir) -> dict[str, Any]:
-  """Runs until an end; however it ends, what was done is written.
+  """Computes the rounds and writes their results, even if one fails.
 
   Returns:
     The content of summary.json.
@@ -120,28 +122,28 @@ def record_rounds(run: Run, folder: Workdir) -> dict[str, Any]:
 
 
 class Recorder:
-  """Writes what the rounds of a run give into its folder.
+  """Writes the results of the rounds into the folder of the run.
 
   Attributes:
     snapshots: the states to resume from.
-    ended: whether the last round has come, and nothing has failed.
-    summary: the content of summary.json, once all is written.
+    ended: whether the rounds ended without an error.
+    summary: the content of summary.json, once everything is written.
   """
 
   def __init__(self, run: Run, folder: Workdir):
     """Opens the files of a run.
 
     Args:
-      run: what the rounds are made of.
-      folder: of the run, begun.
+      run: the components of the run.
+      folder: the folder of the run, with a config.json.
     """
     cfg = run.cfg
     done = None if run.start is None else int(run.start[0].round)
     self._run, self._folder = run, folder
-    self._tests: client_evaluation.ClientTests | None = None  # The last ones.
+    self._tests: client_evaluation.ClientTests | None = None  # The latest.
     self._finite, self._lanes = True, run.simulation.planner.lanes
     self.ended, self.summary = False, {}
-    folder.open_metrics()  # From here on the folder must stay this one.
+    folder.open_metrics()  # From now on the folder must not be replaced.
     with contextlib.ExitStack() as stack:
       checkpoints = checkpoint.Checkpoints(
         folder.path, keep=cfg.checkpoint.keep
@@ -152,7 +154,7 @@ class Recorder:
         seconds=60 * cfg.checkpoint.minutes,
         rounds=cfg.checkpoint.rounds,
         saved_round=done,
-        before=folder.sync,  # Never behind a checkpoint that has sealed it.
+        before=folder.sync,  # A checkpoint never has more lines than the disk.
         after=folder.mark_saved,
       )
       self._loggers = loggers.open_loggers(
@@ -178,11 +180,11 @@ class Recorder:
   def take(
     self, record: Record | None, tests: client_evaluation.ClientTests | None
   ) -> None:
-    """Writes the line of a round, and a checkpoint where one is due.
+    """Writes the line of a round, and a checkpoint if one is due.
 
     Args:
-      record: as `Run.rounds` yields it.
-      tests: of the clients, None where there were none.
+      record: the record that `Run.rounds` yields.
+      tests: the clients' tests, None without them.
     """
     self._tests = tests or self._tests
     if record is None:
@@ -208,7 +210,7 @@ class Recorder:
     self.snapshots.hold(snapshot)
 
   def __exit__(self, *raised: object) -> None:
-    """Saves what is held and writes what stands beside the lines."""
+    """Saves the last snapshot, then writes tables, pictures and summary."""
     self._progress.close()
     with self._open:
       self.snapshots.save()
@@ -216,7 +218,7 @@ class Recorder:
       self._write(lines)
 
   def _write(self, lines: list[dict[str, Any]]) -> None:
-    """Writes tables and pictures, the summary last."""
+    """Writes tables and pictures, and the summary last."""
     cfg, simulation, folder = self._run.cfg, self._run.simulation, self._folder
     if (tests := self._tests) is not None:
       with folder.replacing('clients.csv') as path:
@@ -245,7 +247,7 @@ class Recorder:
     )
 
   def _last_state(self) -> compiled_round.ServerState:
-    """Returns the last state, the saved one where no round was left to do."""
+    """Returns the last state: the saved one if no round was left."""
     if (held := self.snapshots.held) is not None:
       return held.state
     assert self._run.start is not None
@@ -255,14 +257,14 @@ class Recorder:
 def snapshot_of(
   record: Record, before: dict[str, Any], after: dict[str, Any]
 ) -> Snapshot:
-  """Returns what can be saved of a record that has its states.
+  """Returns the snapshot of a record that has its states.
 
-  A round that is not finite leaves everything as it was before it.
+  A round with non-finite values leaves the states of the round before it.
 
   Args:
-    record: of a round.
-    before: seal of metrics.jsonl up to the round before.
-    after: seal up to this one.
+    record: the record of a round.
+    before: the seal of metrics.jsonl up to the round before.
+    after: the seal up to this round.
   """
   assert record.state is not None
   number, seal = record.round, after
@@ -280,14 +282,14 @@ def snapshot_of(
 def _beside(
   number: int, record: Record, seal: dict[str, Any]
 ) -> dict[str, Any]:
-  """Returns what a checkpoint of a run holds beside its arrays.
+  """Returns the JSON that a checkpoint holds in addition to its arrays.
 
   Args:
-    number: of the round that it is after.
-    record: of that round, or of the one behind it that was not finite.
-    seal: of metrics.jsonl up to the round.
+    number: the round after which the checkpoint is saved.
+    record: the record of that round, or of the non-finite one after it.
+    seal: the seal of metrics.jsonl up to the round.
   """
-  found = {'round': number, 'lanes': record.lanes, 'metrics': seal}
+  metadata = {'round': number, 'lanes': record.lanes, 'metrics': seal}
   if isinstance(record.client_states, ClientStates):
-    found['clients'] = len(record.client_states.clients)
-  return found
+    metadata['clients'] = len(record.client_states.clients)
+  return metadata

@@ -1,4 +1,4 @@
-"""What a run from Python gives: its history, its models, where it continues."""
+"""Defines the result of a run from Python: history, models and states."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
 from fedavg_jax.runs.snapshots import are_stored
 
-# Examples at a time: enough to be fast, few enough to bound memory.
+# The examples per call: enough to be fast, few enough to bound memory.
 _BATCH = 256
 
 
 class Best(NamedTuple):
-  """The model whose test was the best of a run.
+  """Holds the model whose test was the best of a run.
 
   Attributes:
-    round: after which it was tested, the first of equal ones.
-    value: of the first metric.
-    variables: its parameters, or `Variables` with its state too, on the host.
+    round: the round after which it was tested, the first of equal ones.
+    value: the value of the first metric.
+    variables: the parameters, or `Variables` with a state too, on the host.
   """
 
   round: int
@@ -40,21 +40,37 @@ class Best(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result(Mapping[str, np.ndarray]):
-  """What a run from Python gave; as a mapping it is the history.
+  """Holds the result of a run from Python; as a mapping it is the history.
 
-  The history has an entry per round, round 0 included, under 'round',
-  'train_loss', 'examples', 'seconds' and 'test_<name>' of each test's results,
-  such as 'test_accuracy'; NaN where there was none. Of a sweep [R, G], but for
-  round and seconds, and with 'finite', which tells where a value diverged. A
-  run that starts from states has the rounds behind them.
+  The history has one entry per round, from round 0 on, under 'round',
+  'train_loss', 'examples', 'seconds' and 'test_<name>' for each metric, such as
+  'test_accuracy'; NaN where there is none. In a sweep of G values, the columns
+  other than 'round' and 'seconds' have a second axis, [R + 1, G], and 'finite'
+  is False where a value has diverged. A run that starts from states has only
+  the rounds after them.
+
+  >>> import fedavg_jax as fa
+  >>> import optax
+  >>> data = fa.load_dataset('digits')
+  >>> parts = fa.partition.iid(1500, num_clients=30, seed=0)
+  >>> simulation = fa.build_simulation(
+  ...     fa.build_model('2nn', data),
+  ...     fa.Federation(fa.build_clients(data.train, parts), data.test,
+  ...                   client_fraction=0.1, epochs=1, batch_size=10),
+  ...     fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)))
+  >>> result = fa.run(simulation, rounds=1, keep_best=True)
+  >>> result['test_accuracy'].shape, result.predict(data.test.x[:3]).shape
+  ((2,), (3, 10))
+  >>> len(fa.run(simulation, rounds=2, start=result)['round'])
+  3
 
   Attributes:
-    simulation: that was run.
-    history: name -> [R + 1] of numbers, see `history`.
-    state: of the server after the last round.
-    client_states: what all clients keep after it. A run that starts from here
-      takes them along: a second one cannot.
-    best: the model of the best test; None unless it was asked for.
+    simulation: the simulation that was run.
+    history: name -> column of numbers, [R + 1]; see `history`.
+    state: the server state after the last round.
+    client_states: the client states after the last round. They are moved to a
+      run that starts from this result; a second run cannot start from it.
+    best: the model of the best test, None without keep_best=True.
   """
 
   simulation: Simulation = dataclasses.field(repr=False)
@@ -65,7 +81,7 @@ class Result(Mapping[str, np.ndarray]):
   _changes: int = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self):
-    # States on the host are changed in their place by whoever continues.
+    # A run that continues changes states on the host in place.
     changes = getattr(self.client_states, 'changes', 0)
     object.__setattr__(self, '_changes', changes)
 
@@ -73,41 +89,42 @@ class Result(Mapping[str, np.ndarray]):
     """Returns server state and client states to continue from.
 
     Raises:
-      InputError: another run has taken the client states along.
+      InputError: another run has started from this result already.
     """
     if not are_stored(self.client_states, self._changes):
       raise InputError(
-        'start: another run has taken along what its clients keep; start from'
+        'start: another run has continued from its client states; start from'
         ' the result of that run, or save runs in folders'
       )
     return self.state, self.client_states
 
   @property
   def variables(self) -> Any:
-    """The final model as `Model.apply` takes it, on the host."""
+    """Returns the final model on the host, as `Model.apply` takes it."""
     return jax.device_get(self.state.variables)
 
   @property
   def params(self) -> Any:
-    """The final parameters, on the host; of a sweep with a leading axis [G]."""
+    """Returns the final parameters on the host; a sweep adds an axis [G]."""
     return split(self.variables)[0]
 
   def predict(self, x: Any, *, best: bool = False) -> Any:
-    """Runs the final model on examples.
+    """Applies the final model to examples.
 
     Args:
-      x: [n, ...], in the form and on the scale of the clients' examples.
-      best: takes the best model in its place.
+      x: the examples, [n, ...], in the form and on the scale of the clients'.
+      best: whether to apply the best model instead.
 
     Returns:
-      What the model makes of them, on the host: [n, classes] of logits for a
-      classifier, whose classes are `argmax(axis=-1)`.
+      The outputs of the model, on the host: for a classifier the logits,
+      [n, classes], whose `argmax(axis=-1)` are the predicted classes.
 
     Raises:
-      InputError: it was a sweep, x does not fit, or no best model was kept.
+      InputError: the run was a sweep, x does not fit, or no best model was
+        kept.
     """
     if self.simulation.sweep is not None:
-      raise InputError('predict: a sweep has a model per value; run one value')
+      raise InputError('predict: is not supported with a sweep; run one value')
     if best and self.best is None:
       raise InputError('best = True: needs a run with keep_best=True')
     variables = self.best.variables if best and self.best else self.variables
@@ -115,9 +132,9 @@ class Result(Mapping[str, np.ndarray]):
     test = jax.tree.map(lambda array: array[0], self.simulation.test.x)
     examples.check_alike(test, x, 'x', 'the test set')
     if not trees.num_rows(x):
-      raise InputError('x: holds no example, must hold at least one')
+      raise InputError('x: must have at least one example')
     apply = jax.jit(self.simulation.task.model.apply)
-    # One size for all, so that it compiles once.
+    # One batch size for all, so that the model is compiled once.
     number = trees.num_rows(x)
     rows = np.minimum(np.arange(-(-number // _BATCH) * _BATCH), number - 1)
     platform = self.simulation.mesh.devices.flat[0].platform
@@ -139,7 +156,7 @@ class Result(Mapping[str, np.ndarray]):
 
 
 def history(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-  """Returns the columns of rows; what a row lacks, and null of JSON, is NaN.
+  """Returns the columns of rows; missing values and JSON's null are NaN.
 
   >>> history([{'round': 0}, {'round': 1, 'test_loss': [0.5, None]}])
   {'round': array([0, 1]), 'test_loss': array([[nan, nan],
@@ -155,7 +172,7 @@ def history(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _number(value: Any) -> Any:
-  """Returns a number, or an array of them, of JSON."""
+  """Turns a number or a list of JSON into a number or an array."""
   if isinstance(value, list):
     return np.array([_number(one) for one in value])
   return np.nan if value is None else value

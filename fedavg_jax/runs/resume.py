@@ -1,4 +1,4 @@
-"""What a run resumes from: its checkpoint, its lines, its machine."""
+"""Checks that a run can resume, and from which checkpoint."""
 
 import contextlib
 import pathlib
@@ -13,7 +13,7 @@ from fedavg_jax.runs import own_code
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import Workdir
 
-# In config.json, what must be the same for the same bits.
+# Keys in config.json that must be equal for the same bits.
 _SAME_BITS = (
   *('versions', 'machine', 'processor'),
   *('platform', 'device', 'num_devices', 'num_processes'),
@@ -23,15 +23,15 @@ _SAME_BITS = (
 def newest(
   folder: Workdir, now: dict[str, Any]
 ) -> checkpoint.Checkpoint | None:
-  """Returns the checkpoint that a run resumes from, None to begin again.
+  """Returns the checkpoint that a run resumes from, None to start again.
 
   Args:
-    folder: of the run.
-    now: config.json of a run that would begin here and now.
+    folder: the folder of the run.
+    now: the config.json of a run that would start here and now.
 
   Raises:
-    InputError: the data are others, all checkpoints are damaged or gone, or
-      metrics.jsonl is not what the checkpoint has seen.
+    InputError: the data or the code differ, all checkpoints are damaged or
+      missing, or metrics.jsonl differs from that of the checkpoint.
   """
   assert folder.began is not None
   check_data(folder.began.get('data_sha256'), now['data_sha256'], folder.path)
@@ -42,56 +42,57 @@ def newest(
   if saved is not None:
     say(f'{folder.path}: resumes after round {saved.metadata["round"]}')
   else:
-    say(f'{folder.path}: ended before its first checkpoint, begins again')
+    say(f'{folder.path}: ended before its first checkpoint, starts again')
   return saved
 
 
 def newest_intact(folder: Workdir) -> checkpoint.Checkpoint | None:
-  """Returns the newest checkpoint of a run, None where it has had none.
+  """Returns the newest intact checkpoint of a run, None if it has saved none.
 
   Raises:
-    InputError: all are damaged or gone, or metrics.jsonl is not what the
-      checkpoint has seen.
+    InputError: all checkpoints are damaged or missing, or metrics.jsonl differs
+      from that of the checkpoint.
   """
   with contextlib.closing(
-    checkpoint.Checkpoints(folder.path, keep=1)  # It saves none.
+    checkpoint.Checkpoints(folder.path, keep=1)  # It only reads.
   ) as checkpoints:
     saved = checkpoints.newest()
   if saved is not None:
     folder.check_metrics(saved.metadata['metrics'])
   elif folder.has_saved():
     raise InputError(
-      f'{folder.path / checkpoint.FOLDER}: the checkpoints are gone; put them'
-      ' back, or name a new workdir'
+      f'{folder.path / checkpoint.FOLDER}: the checkpoints are missing; restore'
+      ' them, or choose a new workdir'
     )
   return saved
 
 
 def check_data(before: Any, now: str, path: pathlib.Path) -> None:
-  """Raises InputError where the SHA-256 of the clients' data is another."""
+  """Raises InputError if the SHA-256 of the clients' data has changed."""
   if before != now:
     raise InputError(
-      f'workdir = {path}: the data of its clients, or their division, are not'
-      f' those it began with: SHA-256 was {str(before)[:12]}..., is'
-      f' {now[:12]}...; bring the files back, or name a new workdir'
+      f'workdir = {path}: the data of its clients, or their partition, have'
+      f' changed: SHA-256 expected {str(before)[:12]}..., got {now[:12]}...;'
+      ' restore the files, or choose a new workdir'
     )
 
 
 def check_numerics(before: Any, now: dict[str, Any]) -> None:
-  """Raises InputError where JAX is set to compute something else."""
+  """Raises InputError if a setting of JAX that affects results has changed."""
   before = before if isinstance(before, dict) else {}
   for name, value in now.items():
     if before.get(name, value) != value:
       raise InputError(
-        f'{name} = {value!r}: was {before[name]!r} when the run began, and'
-        ' decides what is computed; set it back, or choose a new workdir'
+        f'{name} = {value!r}: was {before[name]!r} when the run started, and'
+        ' changes what is computed; set it back, or choose a new workdir'
       )
 
 
 def check_from_python(began: dict[str, Any], now: dict[str, Any]) -> None:
-  """Raises InputError where what was given from Python is made otherwise.
+  """Raises InputError if objects given from Python compute something else.
 
-  Not with other versions of Python or of packages, which have other functions.
+  Nothing is compared after a change of Python or of packages, with which the
+  same functions may be other programs.
   """
   if any(began.get(name) != now[name] for name in ('python', 'versions')):
     return
@@ -114,23 +115,26 @@ def continued(
   A run records every machine that it was on: `resumed` lists the later ones.
 
   Args:
-    began: what config.json holds.
-    now: config.json of a run that would begin here and now.
-    saved: that the run resumes from.
+    began: the content of config.json.
+    now: the config.json of a run that would start here and now.
+    saved: the checkpoint that the run resumes from, None to start again.
+
+  Raises:
+    InputError: `resumed` in config.json is not a list of machines.
   """
   resumed = began.get('resumed', [])
   if not isinstance(resumed, list) or not all(
     isinstance(machine, dict) for machine in resumed
   ):
-    raise InputError('config.json: resumed must list the machines of the run')
+    raise InputError('config.json: resumed must be a list of objects')
   last = [began, *resumed][-1]
   changed = [key for key in _SAME_BITS if last.get(key) != now[key]]
   continued = began | {'config': now['config']}
   if changed:
     number = saved.metadata['round'] if saved else 0
     logging.warning(
-      'not the device or the versions (%s) that trained round %d: the same up'
-      ' to rounding, not to the bit',
+      'the device or the versions (%s) differ from those of round %d: results'
+      ' are equal up to rounding, not to the bit',
       ', '.join(changed),
       number,
     )

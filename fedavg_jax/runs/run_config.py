@@ -44,8 +44,7 @@ _SIZES = Rule(
   lambda value: (
     value in choices.SIZE_LAWS or bool(_NUMBERS.fullmatch(str(value)))
   ),
-  f'must be one of {", ".join(choices.SIZE_LAWS)}, or whole numbers with commas'
-  ' between them',
+  f'must be one of {", ".join(choices.SIZE_LAWS)}, or comma-separated integers',
   choices.SIZE_LAWS,
 )
 _YES_OR_NO = ANYTHING
@@ -53,11 +52,12 @@ _YES_OR_NO = ANYTHING
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Options):
-  """Holds all settings of a run.
+  """Holds all settings of a run, which `configs/default.py` describes.
 
-  >>> config = RunConfig(rounds=20, client=ClientConfig(epochs=1))
-  >>> config.client.epochs, config.client.batch_size
-  (1, 10)
+  >>> import fedavg_jax as fa
+  >>> config = fa.RunConfig(rounds=20, client_fraction=0.1)
+  >>> config.rounds, config.client.epochs, config.client.batch_size
+  (20, 5, 10)
 
   Raises:
     InputError: a value breaks its rule, or two values contradict each other.
@@ -94,9 +94,9 @@ class RunConfig(Options):
   convolution: str = option(
     'auto',
     one_of(choices.CONVOLUTIONS),
-    "Computation of convolutions: 'auto' ('canonical' on CPU, else 'patches') |"
-    " 'canonical' (plain NHWC forms) | 'patches' (one batched matrix product) |"
-    " 'lax' (XLA's convolution).",
+    "Computation of convolutions: 'auto' ('canonical' on CPU, 'lax' on TPU,"
+    " 'patches' on GPU) | 'canonical' (plain NHWC forms) | 'patches' (one"
+    " batched matrix product) | 'lax' (XLA's convolution).",
   )
   precision: str = option(
     'float32',
@@ -421,10 +421,11 @@ def default_config() -> Any:
   Returns:
     An `ml_collections.ConfigDict`, locked: setting an unknown key is an error.
 
-  >>> config = default_config()
-  >>> config.client.learning_rate = 0.05
-  >>> config.rounds
-  200
+  >>> import fedavg_jax as fa
+  >>> config = fa.default_config()
+  >>> config.client.epochs = 1
+  >>> config.rounds, config.client.epochs
+  (200, 1)
   """
   import ml_collections
 

@@ -1,9 +1,10 @@
-"""The folder of a run: one process at a time, nothing half written.
+"""Manages the folder of a run: one process at a time, only atomic writes.
 
-`config.json` comes first; a folder without it is not a run's and is left alone.
-What is replaced is written beside and renamed. `metrics.jsonl` only grows; a
-checkpoint seals it with its length and SHA-256, so that a resumed run knows
-where to resume and that nobody has changed what was before.
+`config.json` is written first; a folder without it does not belong to a run and
+is not changed. Other files are written under a temporary name and renamed.
+`metrics.jsonl` only grows; a checkpoint seals it with its length and SHA-256,
+so that a resumed run can cut off later lines and detect changes of earlier
+ones.
 """
 
 from collections.abc import Iterator
@@ -35,18 +36,18 @@ _CONFIG, _METRICS, _SUMMARY, _LOCK = (
 )
 
 
-# Of config.json; a folder of another one is refused.
+# The format of config.json; folders of other formats are refused.
 FORMAT = 2
-# In config.json, once there was a checkpoint: then none is no new beginning.
+# Key in config.json after the first checkpoint: a run without one is damaged.
 _SAVED = 'saved'
 
 
 def check_format(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  """Raises InputError where a file is not of this version's folders.
+  """Raises InputError unless a file has the format of this version.
 
   Args:
-    path: of the file.
-    content: what it holds.
+    path: the path of the file.
+    content: the JSON object in it.
   """
   if (found := content.get('format', 1)) != FORMAT:
     raise InputError(
@@ -56,7 +57,7 @@ def check_format(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def default_workdir(name: str) -> pathlib.Path:
-  """outputs/<date>/<time>_<config>, numbered where that is taken."""
+  """Returns outputs/<date>/<time>_<name>, with a number if that exists."""
   now = datetime.datetime.now()
   folder = pathlib.Path('outputs') / now.strftime('%Y-%m-%d')
   stem = f'{now:%H-%M-%S}_{name}'
@@ -67,45 +68,45 @@ def default_workdir(name: str) -> pathlib.Path:
 
 
 class Workdir:
-  """A folder of this process alone, until `close` or the end of the process.
+  """Locks a folder for this process until `close`, or the process's end.
 
   Attributes:
-    path: the folder.
-    began: what its config.json holds, None where no run has begun in it.
+    path: the path of the folder.
+    began: the content of its config.json, None if no run has started in it.
   """
 
   def __init__(self, path: pathlib.Path, *, key: str = 'workdir'):
-    """Takes a folder that exists; `begin` makes one that does not.
+    """Locks a folder that exists; `begin` creates one that does not.
 
     Args:
-      path: of the folder.
-      key: by which messages name it.
+      path: the path of the folder.
+      key: the name of the path in messages.
 
     Raises:
-      InputError: it is not a run's folder, it is in use by another process, or
-        it cannot be written.
+      InputError: the folder does not belong to a run, is in use by another
+        process, or cannot be written.
     """
     self.path = path
     self._named = f'{key} = {path}'
     self.began: dict[str, Any] | None = None
     self._lock: filelock.BaseFileLock | None = None
     self._held: HeldFile | None = None
-    self._began_lock = False  # Whether its file was not there before.
+    self._began_lock = False  # Whether this object created the lock file.
     self._lines: BinaryIO | None = None
-    # Of the lines of metrics.jsonl that stand.
+    # The length and SHA-256 of the valid lines of metrics.jsonl.
     self._bytes, self._sha = 0, hashlib.sha256()
     try:
-      str(path).encode()  # As orbax has to.
+      str(path).encode()  # Orbax needs this.
     except UnicodeEncodeError:
       raise InputError(
         f'{key} = {str(path)!a}: must be a name in UTF-8'
       ) from None
-    try:  # What cannot be made is known before anything is compiled.
+    try:  # An invalid path is reported before anything is compiled.
       os.lstat(path)
     except FileNotFoundError:
       return
     except (OSError, ValueError) as error:
-      raise self._unusable(error, 'made') from error
+      raise self._unusable(error, 'created') from error
     self._take()
 
   def __enter__(self) -> 'Workdir':
@@ -116,7 +117,7 @@ class Workdir:
 
   def _take(self) -> None:
     if not self.path.is_dir():
-      raise InputError(f'{self._named}: is not a folder')
+      raise InputError(f'{self._named}: is not a directory')
     self._began_lock = _LOCK not in self._names()
     lock = filelock.FileLock(self.path.resolve() / _LOCK, timeout=0)
     try:
@@ -127,7 +128,7 @@ class Workdir:
       raise self._unusable(error, 'written') from error
     self._lock = lock
     self._held = HeldFile(self.path.resolve() / _LOCK, self._named)
-    if _CONFIG in self._names():  # Another process may have been here.
+    if _CONFIG in self._names():  # Another process may have written it.
       try:
         self.began = _read_json(self.path / _CONFIG)
         check_format(self.path / _CONFIG, self.began)
@@ -136,27 +137,27 @@ class Workdir:
         raise
 
   def _names(self) -> set[str]:
-    """What is in the folder, if it is a run's or nobody's."""
+    """Returns the names in the folder if it is empty or belongs to a run."""
     try:
       names = {path.name for path in self.path.iterdir()}
     except OSError as error:
       raise self._unusable(error, 'read') from error
-    # A run that was killed at once leaves its lock, or a part of a first file.
+    # A run killed at its start leaves its lock, or a part of its first file.
     if _CONFIG not in names and names - {_LOCK, part_name(_CONFIG)}:
       raise InputError(
         f'{self._named}: exists already, and is not the folder of a run;'
-        ' choose a new path, existing files are never overwritten'
+        ' choose a new path; existing files are never overwritten'
       )
     return names
 
   def begin(self, *, room: int) -> None:
-    """Makes the folder where there is none.
+    """Creates the folder if it does not exist.
 
     Args:
-      room: bytes that must be free.
+      room: the bytes that must be free on the disk.
 
     Raises:
-      InputError: it cannot be made, or has no room.
+      InputError: the folder cannot be created, or the disk has too little room.
     """
     try:
       here = next(
@@ -164,11 +165,11 @@ class Workdir:
       )
       free = shutil.disk_usage(here).free
     except OSError as error:
-      raise self._unusable(error, 'made') from error
+      raise self._unusable(error, 'created') from error
     if free < room:
       raise InputError(
         f'{self._named}: {free / 2**20:.1f} MiB are free, a run needs'
-        f' {room / 2**20:.1f}'
+        f' {room / 2**20:.1f} MiB'
       )
     if self._lock is not None:
       return
@@ -176,25 +177,25 @@ class Workdir:
       self.path.mkdir(parents=True)
     except FileExistsError:
       raise InputError(
-        f'{self._named}: another process has made it meanwhile'
+        f'{self._named}: was created by another process'
       ) from None
     except OSError as error:
-      raise self._unusable(error, 'made') from error
+      raise self._unusable(error, 'created') from error
     self._take()
 
   def check_held(self) -> None:
-    """Raises InputError where the path has become another's folder."""
+    """Raises InputError if the folder was deleted or replaced."""
     if self._held is not None:
       self._held.check()
 
   def check_metrics(self, seal: dict[str, Any]) -> None:
-    """Makes sure that metrics.jsonl still begins as a checkpoint has seen it.
+    """Checks that metrics.jsonl begins with the lines of a checkpoint.
 
     Args:
-      seal: from `seal`.
+      seal: the output of `seal` at the checkpoint.
 
     Raises:
-      InputError: it does not.
+      InputError: the lines have changed, or are missing.
     """
     path = self.path / _METRICS
     content = b''
@@ -203,12 +204,12 @@ class Workdir:
     self._bytes, self._sha = len(content), hashlib.sha256(content)
     if self.seal() != seal:
       raise InputError(
-        f'{path}: does not begin with the {seal["bytes"]} bytes that the last'
-        ' checkpoint has seen; put them back, or name a new workdir'
+        f'{path}: does not begin with the {seal["bytes"]} bytes of the last'
+        ' checkpoint; restore them, or choose a new workdir'
       )
 
   def open_metrics(self) -> None:
-    """Opens metrics.jsonl behind the lines that stand; others are cut off."""
+    """Opens metrics.jsonl after its valid lines, and cuts off later ones."""
     self.check_held()
     path = self.path / _METRICS
     self._lines = open(path, 'r+b' if path.exists() else 'xb')
@@ -216,7 +217,7 @@ class Workdir:
     self._lines.truncate()
 
   def line(self, record: dict[str, Any]) -> None:
-    """Appends a line to metrics.jsonl; it has left Python when this returns."""
+    """Appends a line to metrics.jsonl, and flushes it."""
     assert self._lines is not None
     self.check_held()
     line = (_dumps(record) + '\n').encode()
@@ -226,35 +227,35 @@ class Workdir:
     self._sha.update(line)
 
   def seal(self) -> dict[str, Any]:
-    """Length and SHA-256 of metrics.jsonl, for a checkpoint."""
+    """Returns the length and SHA-256 of metrics.jsonl, for a checkpoint."""
     return {'bytes': self._bytes, 'sha256': self._sha.hexdigest()}
 
   def sync(self) -> None:
-    """Puts metrics.jsonl on disk, where a failing machine cannot lose it."""
+    """Syncs metrics.jsonl to disk, so that a failing machine cannot lose it."""
     assert self._lines is not None
     self.check_held()
     os.fsync(self._lines.fileno())
 
   def lines(self) -> list[dict[str, Any]]:
-    """Reads all whole lines of metrics.jsonl, once it is open.
+    """Reads all complete lines of metrics.jsonl, once it is open.
 
-    A full disk may have left a part of one behind them.
+    A full disk may have left a part of a line after them.
     """
     content = (self.path / _METRICS).read_bytes()[: self._bytes]
     return [json.loads(line) for line in content.decode().splitlines()]
 
   def config(self, content: dict[str, Any]) -> None:
-    """Writes config.json; the folder is a run's from now on."""
+    """Writes config.json, which makes the folder that of a run."""
     content = content | {'format': FORMAT}
     self._json(_CONFIG, content)
     self.began = content
 
   def has_saved(self) -> bool:
-    """Tells whether the run has had a checkpoint."""
+    """Returns whether the run has saved a checkpoint."""
     return bool(self.began and self.began.get(_SAVED))
 
   def mark_saved(self) -> None:
-    """Notes in config.json that the run has had a checkpoint."""
+    """Records in config.json that the run has saved a checkpoint."""
     assert self.began is not None
     if not self.has_saved():
       self.config(self.began | {_SAVED: True})
@@ -264,7 +265,7 @@ class Workdir:
     self._json(_SUMMARY, content)
 
   def last_summary(self) -> dict[str, Any]:
-    """What summary.json holds; nothing where it is damaged: it is made anew."""
+    """Returns the content of summary.json; {} if it is damaged or missing."""
     with contextlib.suppress(InputError):
       return _read_json(self.path / _SUMMARY)
     return {}
@@ -278,19 +279,19 @@ class Workdir:
 
   @contextlib.contextmanager
   def replacing(self, name: str) -> Iterator[pathlib.Path]:
-    """Yields a path to write to, which gets its name once it is complete."""
+    """Yields a path to write to, which is renamed once it is complete."""
     self.check_held()
     with atomic_write(self.path / name) as part:
       yield part
 
   def close(self) -> None:
-    """Closes metrics.jsonl and lets others have the folder."""
+    """Closes metrics.jsonl and unlocks the folder."""
     if self._lines is not None:
       with contextlib.suppress(OSError):  # Every line was flushed.
         self._lines.close()
     if self._lock is not None:
       if self.began is None and self._began_lock:
-        with contextlib.suppress(InputError):  # What is another's stays.
+        with contextlib.suppress(InputError):  # Keep that of a new folder.
           self.check_held()
           (self.path / _LOCK).unlink(missing_ok=True)
       self._lock.release()
@@ -308,22 +309,22 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
     raise InputError(
-      f'{path}: cannot be read ({reason}); put it back, or name a new workdir'
+      f'{path}: cannot be read ({reason}); restore it, or choose a new workdir'
     ) from error
   if not isinstance(content, dict):
-    raise InputError(f'{path}: must hold a JSON object')
+    raise InputError(f'{path}: must be a JSON object')
   return content
 
 
 def _dumps(content, indent=None) -> str:
-  """JSON without NaN, which JSON does not have: null stands for it."""
+  """Returns JSON with null for NaN and infinity, which JSON does not have."""
 
   def plain(value):
     if isinstance(value, dict):
       return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
       return [plain(v) for v in value]
-    if hasattr(value, '__array__'):  # NumPy's, JAX's.
+    if hasattr(value, '__array__'):  # An array of NumPy or JAX.
       return plain(np.asarray(value).tolist())
     if isinstance(value, float) and not math.isfinite(value):
       return None

@@ -1,7 +1,7 @@
-"""The folder of a run: real on process 0, silent on the others.
+"""Shares the folder of a run, which process 0 reads and writes, with all.
 
-All processes call each method and get the same from it; what is wrong on
-process 0 is raised on all of them. Of a single process it is the folder itself.
+All processes call each method and get the same result; an error on process 0 is
+raised on every process. In a single process, it is just the folder.
 """
 
 import contextlib
@@ -33,12 +33,14 @@ from fedavg_jax.runs.summary import draw_population
 
 
 class Left(NamedTuple):
-  """What an interrupted run has left, as all processes know it.
+  """Describes what an interrupted run has saved, on every process.
 
   Attributes:
-    lanes: to ask for, those of the run where it resumes to the same bits.
+    lanes: the number of lanes to use: that of the run if it resumes to the same
+      bits, else that of the config; 0 is automatic.
     resumes: whether there is a checkpoint.
-    num_clients: clients with states in it, where these stay on the host.
+    num_clients: the number of clients whose states it holds, if client states
+      stay on the host, else 0.
   """
 
   lanes: int
@@ -47,78 +49,79 @@ class Left(NamedTuple):
 
 
 class SharedFolder(contextlib.AbstractContextManager):
-  """The folder of a run, on every process.
+  """Manages the folder of a run, on every process.
 
   Attributes:
-    path: of the folder, as process 0 has it.
+    path: the path of the folder on process 0.
   """
 
   def __init__(
     self, workdir: str | pathlib.Path, cfg: RunConfig, *, extend: bool
   ):
-    """Takes the folder; it is made by `begin` alone.
+    """Locks the folder if it exists; only `begin` creates one.
 
     Args:
-      workdir: a new folder, or that of an interrupted run.
-      cfg: settings of the run.
-      extend: as in `train`.
+      workdir: the path of a new folder, or of that of an interrupted run.
+      cfg: the config of the run.
+      extend: the argument of `train` of this name.
 
     Raises:
-      InputError: it is another run's, or nobody's, or in use.
+      InputError: the folder belongs to another run or to none, or is in use.
     """
     self.path = pathlib.Path(processes.broadcast(str(workdir)))
     self._cfg = cfg
-    # Of process 0, as the folder will be read and written.
-    self._own = processes.on_primary(lambda: _take(self.path, cfg, extend))
+    # Process 0 alone has the folder.
+    self._folder = processes.on_primary(lambda: _take(self.path, cfg, extend))
     self._began: dict[str, Any] = {}
     self._saved: checkpoint.Checkpoint | None = None
 
   def __exit__(self, *raised: object) -> None:
-    if self._own is not None:
-      self._own.close()
+    if self._folder is not None:
+      self._folder.close()
 
   def last_summary(self) -> dict[str, Any]:
-    """Returns what summary.json holds, nothing where there is none."""
-    return processes.broadcast(self._own.last_summary() if self._own else {})
+    """Returns the content of summary.json; {} if it is damaged or missing."""
+    found = self._folder.last_summary() if self._folder else {}
+    return processes.broadcast(found)
 
   def read(self, now: dict[str, Any]) -> Left:
-    """Reads what an interrupted run has left.
+    """Reads what an interrupted run has saved.
 
     Args:
-      now: config.json of a run that would begin here and now.
+      now: the config.json of a run that would start here and now.
 
     Raises:
-      InputError: it cannot resume here.
+      InputError: the run cannot resume here.
     """
     processes.check_equal({'the data, by SHA-256,': now['data_sha256']})
     found = processes.on_primary(lambda: self._read(now))
     return Left(*processes.broadcast(found or ()))
 
   def _read(self, now: dict[str, Any]) -> Left:
-    assert self._own is not None
+    assert self._folder is not None
     self._began, lanes = now, self._cfg.lanes
-    if self._own.began is None:
+    if self._folder.began is None:
       return Left(lanes, False, 0)
-    saved = self._saved = resume.newest(self._own, now)
-    self._began, same_bits = resume.continued(self._own.began, now, saved)
+    saved = self._saved = resume.newest(self._folder, now)
+    self._began, same_bits = resume.continued(self._folder.began, now, saved)
     if saved is None:
       return Left(lanes, False, 0)
-    if same_bits and lanes == self._own.began['config'].get('lanes', 0):
-      lanes = saved.metadata['lanes']  # What memory is free may have changed.
+    if same_bits and lanes == self._folder.began['config'].get('lanes', 0):
+      lanes = saved.metadata['lanes']  # Free memory may have changed.
     return Left(lanes, True, saved.metadata.get('clients', 0))
 
   def start(
     self, simulation: Simulation, left: Left
   ) -> tuple[tuple[ServerState, Any] | None, ClientStates | None]:
-    """Returns the state that a run resumes from.
+    """Returns the states that a run resumes from.
 
     Args:
-      simulation: compiled.
-      left: of `read`.
+      simulation: the compiled simulation.
+      left: the output of `read`.
 
     Returns:
-      Server state and client states, None where the run begins; and the states
-      of clients that stay on the host, None where they do not.
+      Server state and client states, None for a new run; and the client states
+      that stay on the host, None if they are on the devices.
     """
     states = self._host_states(simulation)
     if not left.resumes:
@@ -130,7 +133,7 @@ class SharedFolder(contextlib.AbstractContextManager):
     return put(tree, simulation, states), states
 
   def _restore(self, like: Any) -> Any:
-    """Returns the tree of the checkpoint, which is then let go."""
+    """Returns the tree of the checkpoint, and frees the checkpoint."""
     assert self._saved is not None
     tree = checkpoint.restore(self._saved, like)
     self._saved = None
@@ -141,58 +144,59 @@ class SharedFolder(contextlib.AbstractContextManager):
       return None
     if self._cfg.client_states_on != 'disk':
       return simulation.host_states(None)
-    # What need not stay lies beside the run, or on other processes anywhere.
-    beside = self._own.path if self._own else tempfile.gettempdir()
-    return simulation.host_states(pathlib.Path(beside))
+    # The file is temporary; only process 0 has the folder of the run.
+    folder = self._folder.path if self._folder else tempfile.gettempdir()
+    return simulation.host_states(pathlib.Path(folder))
 
   def begin(
     self, prepared: Prepared, simulation: Simulation, left: Left
   ) -> None:
-    """Writes what the folder has before the first round.
+    """Creates the folder and writes the files that precede the first round.
 
     Raises:
-      InputError: it cannot be made, or has no room for the checkpoints.
+      InputError: the folder cannot be created, or the disk has no room for the
+        checkpoints.
     """
     room = _room(self._cfg, simulation, left)
     processes.on_primary(lambda: self._begin(prepared, room))
 
   def _begin(self, prepared: Prepared, room: int) -> None:
-    own = self._own
-    assert own is not None
-    own.begin(room=room)
-    if self._began != own.began:
-      own.config(self._began)
-    if not (own.path / 'partition.png').exists():
-      draw_population(self._cfg, prepared, own)
+    folder = self._folder
+    assert folder is not None
+    folder.begin(room=room)
+    if self._began != folder.began:
+      folder.config(self._began)
+    if not (folder.path / 'partition.png').exists():
+      draw_population(self._cfg, prepared, folder)
 
   def record(self, run: Run) -> dict[str, Any]:
-    """Runs until an end and keeps what it gives; returns the summary."""
-    own = self._own
+    """Computes the rounds and saves their results; returns the summary."""
+    folder = self._folder
     return processes.broadcast(
-      record_rounds(run, own) if own else follow_rounds(run)
+      record_rounds(run, folder) if folder else follow_rounds(run)
     )
 
 
 def _take(workdir: pathlib.Path, cfg: RunConfig, extend: bool) -> Workdir:
-  own = Workdir(workdir)
+  folder = Workdir(workdir)
   try:
-    if own.began is not None:
-      config_changes.check_same(cfg, own.began.get('config'), extend=extend)
+    if folder.began is not None:
+      config_changes.check_same(cfg, folder.began.get('config'), extend=extend)
     elif extend:
       raise InputError(f'workdir = {workdir}: contains no run to resume')
   except InputError:
-    own.close()
+    folder.close()
     raise
-  return own
+  return folder
 
 
 def _room(cfg: RunConfig, simulation: Simulation, left: Left) -> int:
   """Returns the bytes that must be free on the disk."""
-  # All that are kept, the best and a new one; on resume the others have theirs.
+  # The kept ones, the best and a new one; on resume only the new one is added.
   number = 1 if left.resumes else cfg.checkpoint.keep + 2
   room = checkpoint.bytes_needed(jax.eval_shape(simulation.init), number)
   if simulation.host_states is not None:
-    # Of those clients that can take part; once in the file.
+    # The states of all clients that can take part; the file has them once more.
     planner = simulation.planner
     most = min(planner.cohort_size * cfg.rounds, len(planner.num_examples))
     shapes = simulation.host_states().shapes(most)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks for an end, a later one takes it."""
+"""Handles SIGINT and SIGTERM: the first requests a stop, a later one exits."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,15 +9,15 @@ import time
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Some send a signal to a process and again to its group: one wish, not two.
+# Some programs signal a process and then its group, which is one request.
 _SECONDS_OF_ONE_WISH = 1.0
 
 
 class Stop:
-  """Called, tells whether a signal has asked for an end.
+  """Returns, when called, whether a signal has requested a stop.
 
   Attributes:
-    signum: the signal, 0 before there was one.
+    signum: the number of the signal, 0 before one has arrived.
   """
 
   def __init__(self):
@@ -27,25 +27,26 @@ class Stop:
     return bool(self.signum)
 
 
-_asked: list[Stop] = []  # Of the main thread, while its signals are taken.
+_active: list[Stop] = []  # That of the main thread, while it has handlers.
 
 
 @contextlib.contextmanager
 def stop_on_signals(*, raises: bool = False) -> Iterator[Stop]:
-  """Turns the first SIGINT or SIGTERM into a question that a loop may ask.
+  """Turns the first SIGINT or SIGTERM into a flag that a loop can check.
 
-  One that comes a second later ends the process at once, as the system does it.
-  Signals that the process ignores stay ignored; outside the main thread, where
-  Python takes no signals, nothing changes. Inside another one, such as the runs
-  of a sweep, it is the same question: no signal is lost between two of them.
+  One that arrives more than a second later ends the process at once, by the
+  default action of the system. Ignored signals stay ignored; outside the main
+  thread, where Python handles no signals, nothing changes. A nested context, as
+  of the runs of a sweep, yields the outer flag, so that no signal between two
+  runs is lost.
 
   Args:
-    raises: whether a second SIGINT raises KeyboardInterrupt instead, so that a
-      notebook's kernel survives it.
+    raises: whether a later signal goes to the previous handler instead; that of
+      SIGINT raises KeyboardInterrupt, which a notebook's kernel survives.
   """
   main = threading.current_thread() is threading.main_thread()
-  if main and _asked:
-    yield _asked[-1]
+  if main and _active:
+    yield _active[-1]
     return
   stop = Stop()
   before = {}
@@ -56,23 +57,23 @@ def stop_on_signals(*, raises: bool = False) -> Iterator[Stop]:
     del frame
     if not stop():
       stop.signum, first = signum, time.monotonic()
-      # Not print: the signal may have come in the middle of one. And it may
-      # have ended who reads us.
+      # Not `print`, which the signal may have interrupted. The signal may also
+      # have ended the reader of the output.
       with contextlib.suppress(OSError):
-        os.write(1, b'\nstopping after this round; once more to exit now\n')
+        os.write(1, b'\nstopping after this round; a second signal exits now\n')
     elif time.monotonic() - first > _SECONDS_OF_ONE_WISH:
       signal.signal(signum, before[signum] if raises else signal.SIG_DFL)
       signal.raise_signal(signum)
 
   if main:
-    _asked.append(stop)
-    for taken in _SIGNALS:
-      if signal.getsignal(taken) is not signal.SIG_IGN:
-        before[taken] = signal.signal(taken, handler)
+    _active.append(stop)
+    for handled in _SIGNALS:
+      if signal.getsignal(handled) is not signal.SIG_IGN:
+        before[handled] = signal.signal(handled, handler)
   try:
     yield stop
   finally:
     if main:
-      _asked.remove(stop)
-    for taken, previous in before.items():
-      signal.signal(taken, previous)
+      _active.remove(stop)
+    for handled, previous in before.items():
+      signal.signal(handled, previous)

@@ -1,8 +1,7 @@
-"""The states that a run or a sweep resumes from: held, saved when due, loaded.
+"""Saves and loads the states that a run or a sweep resumes from.
 
-Single runs, sweeps and the experiments of the paper all follow their rounds
-with one `Snapshots`, so that when to save, what to save at the end and how to
-load it stands here alone.
+Single runs, sweeps and the experiments of the paper all use `Snapshots`, so
+that only this module decides when a state is saved, and in which form.
 """
 
 from collections.abc import Callable
@@ -23,16 +22,17 @@ from fedavg_jax.runs import checkpoint
 
 
 class Snapshot(NamedTuple):
-  """The state after a round.
+  """Holds the states after a round.
 
   Attributes:
-    round: its number.
-    state: of the server.
-    client_states: of all clients, on the devices or the host.
-    beside: () -> JSON that is saved with them, called once it is.
-    score: of the model's test, larger is better; None where there was none.
-    changes: that client states on the host had seen.
-    more: that is saved with them, such as another model.
+    round: the number of the round.
+    state: the server state.
+    client_states: the states of all clients, on the devices or the host.
+    beside: a function that returns the JSON to save with them, called only when
+      they are saved.
+    score: the result of the model's test, larger is better; None without one.
+    changes: the `ClientStates.changes` at that round, 0 for other states.
+    more: further trees to save, such as another model.
   """
 
   round: int
@@ -47,18 +47,18 @@ class Snapshot(NamedTuple):
     """Writes a checkpoint.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the checkpoint cannot be written.
     """
     tree = to_tree(self.state, self.client_states) | self.more
     checkpoints.save(self.round, tree, self.beside(), self.score)
 
 
 def are_stored(client_states: Any, changes: int) -> bool:
-  """Tells whether client states have not gone into a later call.
+  """Returns whether no later call has consumed or changed client states.
 
   Args:
-    client_states: of all clients, on the devices or the host.
-    changes: that those on the host had seen.
+    client_states: the states of all clients, on the devices or the host.
+    changes: the expected `ClientStates.changes` of states on the host.
   """
   if isinstance(client_states, ClientStates):
     return client_states.changes == changes
@@ -69,14 +69,18 @@ def are_stored(client_states: Any, changes: int) -> bool:
 
 
 def of(record: Record, beside: Callable[[], dict[str, Any]]) -> Snapshot | None:
-  """Returns the snapshot of a record of a sweep, None where it has no state."""
+  """Returns the snapshot of a record of a sweep, None if it has no states."""
   if record.state is None or record.client_states is None:
     return None
   return Snapshot(record.round, record.state, record.client_states, beside)
 
 
 class Snapshots:
-  """The newest snapshot of a run, and when it is saved."""
+  """Keeps the newest snapshot of a run, and saves it when that is due.
+
+  Attributes:
+    held: the newest snapshot, None if it is not needed any more.
+  """
 
   def __init__(
     self,
@@ -88,15 +92,15 @@ class Snapshots:
     before: Callable[[], None] = lambda: None,
     after: Callable[[], None] = lambda: None,
   ):
-    """Holds nothing yet.
+    """Starts without a snapshot.
 
     Args:
-      checkpoints: where they are saved.
-      seconds: between two checkpoints, 0 saves by rounds alone.
-      rounds: between two checkpoints, 0 saves by time alone.
-      saved_round: that the run resumes from, which is saved already.
-      before: called before a checkpoint is written.
-      after: called once it is.
+      checkpoints: the checkpoints to save to.
+      seconds: the seconds between two checkpoints; 0: only `rounds` decides.
+      rounds: the rounds between two checkpoints; 0: only `seconds` decides.
+      saved_round: the round that the run resumes from, which is saved already.
+      before: a function to call before a checkpoint is written.
+      after: a function to call after a checkpoint is written.
     """
     self._checkpoints = checkpoints
     self._seconds, self._rounds = seconds, rounds
@@ -105,29 +109,29 @@ class Snapshots:
     self.held: Snapshot | None = None
 
   def due(self) -> bool:
-    """Tells whether it is time for a checkpoint, by the clock."""
+    """Returns whether `seconds` have passed since the last checkpoint."""
     since = time.monotonic() - self._saved_at
     return bool(self._seconds and since >= self._seconds)
 
   def due_at(self, number: int) -> bool:
-    """Tells whether the round of this number is to be saved."""
+    """Returns whether `rounds` makes a checkpoint due after a round."""
     return bool(self._rounds and number and number % self._rounds == 0)
 
   def hold(self, snapshot: Snapshot | None) -> None:
-    """Replaces what is held, and saves it where that is due.
+    """Replaces the newest snapshot, and saves the new one if that is due.
 
     Args:
-      snapshot: None where what is held is no longer of use.
+      snapshot: the new snapshot, None to drop the old one.
     """
     self.held = snapshot
     if snapshot and (self.due() or self.due_at(snapshot.round)):
       self.save()
 
   def save(self) -> None:
-    """Saves what is held, unless it was or is there no more.
+    """Saves the newest snapshot, unless it is saved or its states are gone.
 
     Raises:
-      OSError: it cannot be written; it is not tried again.
+      OSError: the checkpoint cannot be written; it is not tried again.
     """
     held = self.held
     if not held or held.round == self._saved_round:
@@ -144,13 +148,17 @@ class Snapshots:
 def load(
   saved: checkpoint.Checkpoint, simulation: Simulation
 ) -> tuple[ServerState, Any]:
-  """Puts what was saved on the devices of a simulation.
+  """Loads a checkpoint onto the devices of a simulation.
+
+  Args:
+    saved: the checkpoint.
+    simulation: the compiled simulation.
 
   Returns:
-    Server state and client states, as `simulate` takes them for its `start`.
+    Server state and client states, the `start` of `simulate`.
 
   Raises:
-    InputError: they are of another model or algorithm.
+    InputError: the checkpoint is that of another model or algorithm.
   """
   like = shapes(simulation, None, 0)
   return put(checkpoint.restore(saved, like), simulation, None)
@@ -159,48 +167,49 @@ def load(
 def shapes(
   simulation: Simulation, states: ClientStates | None, number: int
 ) -> Any:
-  """Returns the shapes of what a checkpoint of a simulation holds.
+  """Returns the tree of shapes and dtypes in a checkpoint of a simulation.
 
   Args:
-    simulation: compiled.
-    states: of clients that stay on the host, None where they do not.
-    number: of these clients in the checkpoint.
+    simulation: the compiled simulation.
+    states: the client states that stay on the host, None if they are on the
+      devices.
+    number: the number of clients whose host states the checkpoint holds.
   """
-  state, kept = jax.eval_shape(simulation.init)
+  state, client_states = jax.eval_shape(simulation.init)
   if states is not None:
-    kept = states.shapes(number)
-  return to_tree(state, kept)
+    client_states = states.shapes(number)
+  return to_tree(state, client_states)
 
 
 def put(
   tree: Any, simulation: Simulation, states: ClientStates | None
 ) -> tuple[ServerState, Any]:
-  """Puts what a checkpoint held where a simulation has it.
+  """Puts the tree of a checkpoint onto the devices and the host.
 
   Args:
-    tree: of `shapes`.
-    simulation: compiled.
-    states: of clients that stay on the host, which get theirs; None where they
-      are on the devices.
+    tree: the restored tree, with the structure of `shapes`.
+    simulation: the compiled simulation.
+    states: the client states on the host, which are set to those of the tree;
+      None if they are on the devices.
 
   Returns:
-    Server state and client states, as `simulate` takes them for its `start`.
+    Server state and client states, the `start` of `simulate`.
   """
-  state, kept = from_tree(tree)
+  state, client_states = from_tree(tree)
   if states is None:
-    return place((state, kept), simulation)
-  states.scatter(kept['clients'], kept['states'])
+    return place((state, client_states), simulation)
+  states.scatter(client_states['clients'], client_states['states'])
   return place(state, simulation), states
 
 
 def to_tree(state: ServerState, client_states: Any) -> Any:
-  """Returns what a checkpoint holds."""
+  """Returns the tree of a checkpoint."""
   if isinstance(client_states, ClientStates):
     client_states = client_states.saved()
   return state._asdict() | {'clients': client_states}
 
 
 def from_tree(tree: Any) -> tuple[ServerState, Any]:
-  """Returns server state and client states of what a checkpoint holds."""
+  """Returns the server state and the client states in a checkpoint's tree."""
   server = {name: tree[name] for name in ServerState._fields}
   return ServerState(**server), tree['clients']

@@ -1,4 +1,4 @@
-"""What a run came to: lines of metrics.jsonl, summary.json, curves.png."""
+"""Summarizes a run: lines of metrics.jsonl, summary.json, curves.png."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ from fedavg_jax.schedule import planning
 def draw_population(
   cfg: RunConfig, prepared: Prepared, folder: Workdir
 ) -> None:
-  """Writes partition.png, where a run has pictures."""
+  """Writes partition.png, if the config enables pictures."""
   if not cfg.pictures:
     return
   with folder.replacing('partition.png') as path:
@@ -52,17 +52,18 @@ def finish(
 ) -> dict[str, Any]:
   """Writes curves.png, then summary.json; returns the summary.
 
-  The summary comes last: a run that has one has all its files.
+  The summary is written last: a run that has one has all its files.
 
   Args:
-    cfg: settings of the run.
-    simulation: compiled.
-    folder: of the run.
-    lines: of its metrics.jsonl.
-    status: why it ended.
-    lanes: of the last round.
-    measure: that it is judged by.
-    test: tests the last model on the test set, where that was not used before.
+    cfg: the config of the run.
+    simulation: the compiled simulation.
+    folder: the folder of the run.
+    lines: the lines of its metrics.jsonl.
+    status: the reason of its end, see `end_status`.
+    lanes: the number of lanes in the last round.
+    measure: the measure of the run.
+    test: a function that tests the last model on the test set, None if every
+      evaluation used the test set.
   """
   summary = summarize(cfg, simulation, lines, status, lanes, measure)
   if test is not None:
@@ -85,7 +86,7 @@ def finish(
 def end_status(
   cfg: RunConfig, last: dict[str, Any], finite: bool, measure: Measure
 ) -> str:
-  """Why a run ended after the last line of its metrics.jsonl."""
+  """Returns why a run ended after the last line of its metrics.jsonl."""
   if not finite:
     return 'diverged'
   if measure.reached(last, cfg.ends_at):
@@ -94,12 +95,12 @@ def end_status(
 
 
 def is_over(summary: dict[str, Any], cfg: RunConfig) -> bool:
-  """Whether a run with this summary has nothing left to do."""
+  """Returns whether a run with this summary is finished."""
   measure = from_json(summary, cfg.measured_on)
   numbers = (f'final_test_{measure.name}', 'rounds_per_second')
   numbers += (f'best_{measure.key}',)
   if not all(isinstance(summary.get(key), float) for key in numbers):
-    return False  # Not ours: it is made anew.
+    return False  # A damaged summary is written again.
   status, rounds = summary.get('status'), summary.get('rounds')
   return status == 'target reached' or (
     status == 'finished' and rounds == cfg.rounds
@@ -107,7 +108,7 @@ def is_over(summary: dict[str, Any], cfg: RunConfig) -> bool:
 
 
 def describe(cfg: RunConfig) -> str:
-  """One line that names a setting, with the paper's letters."""
+  """Returns one line that describes a config, with the paper's letters."""
   local = cfg.client
   algorithm = f'{references.short(cfg.algorithm)}, '
   if cfg.algorithm == 'fedavg':
@@ -130,7 +131,7 @@ def summarize(
   lanes: int,
   measure: Measure,
 ) -> dict[str, Any]:
-  """summary.json of a run from the lines of its metrics.jsonl."""
+  """Returns summary.json of a run from the lines of its metrics.jsonl."""
   values = [measure.of(r) for r in records if measure.key in r]
   target = cfg.ends_at
   reached, on_paper_grid = measure.crossings(records, target)
@@ -154,7 +155,7 @@ def summarize(
     'updates_per_round': planner.epochs
     * (mean_examples / planner.batch_size if planner.batch_size else 1.0),
     'skipped_clients': sum(r.get('skipped', 0) for r in records),
-    # Of a sweep, one value's.
+    # The states of a sweep have the parameters of all values.
     'parameters': num_parameters(jax.eval_shape(simulation.init)[0].params)
     // len(simulation.sweep or (0,)),
     'devices': planner.num_devices,
@@ -163,14 +164,14 @@ def summarize(
 
 
 def _until(records, number: int | None) -> list[dict[str, Any]] | None:
-  """The records up to that of a round, None without one."""
+  """Returns the records up to a round, None without a round."""
   if number is None:
     return None
   return [record for record in records if record['round'] <= number]
 
 
 def _spent(suffix: str, records) -> dict[str, Any]:
-  """Sums of what rounds cost outside the device; None where there are none."""
+  """Returns the summed bytes and simulated seconds; None where unknown."""
   spent = {}
   for name in ('bytes_down', 'bytes_up', 'simulated_seconds'):
     spent[f'{name}{suffix}'] = None
@@ -178,7 +179,7 @@ def _spent(suffix: str, records) -> dict[str, Any]:
       name != 'simulated_seconds' or name in records[-1]
     ):
       values = [record.get(name, 0) for record in records]
-      # A round that takes for ever stands as null.
+      # A round of infinite duration is null in the lines.
       spent[f'{name}{suffix}'] = None if None in values else sum(values)
   return spent
 
@@ -189,9 +190,9 @@ def to_line(
   """Returns a line of metrics.jsonl.
 
   Args:
-    record: of the round.
-    planner: of the simulation.
-    measured_on: 'test', or 'validation' where the model was tested on that.
+    record: the record of the round.
+    planner: the planner of the simulation.
+    measured_on: the set of examples of the evaluation, 'test' or 'validation'.
   """
   line = {
     'round': record.round,

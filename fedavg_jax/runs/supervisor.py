@@ -1,10 +1,10 @@
-"""A parent that says in one line that one of several processes was ended.
+"""Supervises a distributed process and reports its death in one line.
 
-JAX's runtime ends a process at once, from a thread of its own and with a stack
-of C++, where another one has gone: nothing inside that process can say it in
-plainer words. So the command runs again as a child. What the child itself
-prints for people comes through a pipe; what the runtime writes goes to a log,
-which is named where the runtime has ended the child.
+When another process is gone, JAX's runtime ends a process at once, from its own
+thread and with a C++ stack trace; no code in that process can print a plainer
+message. So the command runs again as a child. The child's own messages come
+through a pipe; the output of the runtime goes to a log file, whose name is
+printed if the runtime has ended the child.
 """
 
 import os
@@ -17,12 +17,12 @@ import threading
 
 from absl import logging
 
-_CHILD = 'FEDAVG_JAX_CHILD'  # The pipe, by its number.
-_WAYS_TO_ASK = (signal.SIGINT, signal.SIGTERM)
+_CHILD = 'FEDAVG_JAX_CHILD'  # Holds the file descriptor of the pipe.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def is_child() -> bool:
-  """Tells whether this process has such a parent, whose pipe is open."""
+  """Returns whether this process is such a child, with an open pipe."""
   try:
     pipe = os.fstat(int(os.environ.get(_CHILD, '')))
   except (ValueError, OverflowError, OSError):
@@ -31,19 +31,19 @@ def is_child() -> bool:
 
 
 def live_with_parent() -> None:
-  """Prints into the parent's pipe, and ends as soon as the parent has gone."""
+  """Redirects messages to the parent's pipe, and exits when the parent dies."""
   sys.stderr = os.fdopen(int(os.environ[_CHILD]), 'w', buffering=1)
   logging.get_absl_handler().python_handler.stream = sys.stderr
 
   def wait():
-    os.read(0, 1)  # Nothing ever comes but the end.
+    os.read(0, 1)  # Only the end of the parent ends this call.
     os._exit(1)
 
   threading.Thread(target=wait, daemon=True).start()
 
 
 def run() -> int:
-  """Runs this process's command as a child. Returns the exit code."""
+  """Executes this process's command in a child; returns the exit code."""
   reading, writing = os.pipe()
   log, name = tempfile.mkstemp(prefix='fedavg_jax-', suffix='.log')
   child = subprocess.Popen(
@@ -55,30 +55,30 @@ def run() -> int:
   )
   for descriptor in (writing, log):
     os.close(descriptor)
-  for signum in _WAYS_TO_ASK:
+  for signum in _STOP_SIGNALS:
     signal.signal(signum, lambda signum, frame: child.send_signal(signum))
-  said = False
+  reported = False
   with os.fdopen(reading, errors='replace') as lines:
     for line in lines:
-      said = said or line.startswith(('error: ', 'Traceback '))
+      reported = reported or line.startswith(('error: ', 'Traceback '))
       print(line, end='', file=sys.stderr, flush=True)
   code = child.wait()
-  if code >= 0 or said or -code in _WAYS_TO_ASK:
+  if code >= 0 or reported or -code in _STOP_SIGNALS:
     os.unlink(name)
-  if code >= 0 or said:
+  if code >= 0 or reported:
     return max(code, 1) if code else 0
-  if -code in _WAYS_TO_ASK:
+  if -code in _STOP_SIGNALS:
     print(
-      f'error: interrupted by {signal.Signals(-code).name}; the same command'
-      ' continues, or begins, the run',
+      f'error: interrupted by {signal.Signals(-code).name}; rerun the same'
+      ' command to resume or start the run',
       file=sys.stderr,
     )
     return 128 - code
   print(
-    "error: JAX's runtime has ended this process: another one has ended, does"
-    ' not answer or never came (--connect_seconds), or --num_processes or'
-    ' --process_id are not as they must be; the same command resumes from the'
-    f' last checkpoint; the log of the runtime is {name}',
+    "error: JAX's runtime has ended this process: another process has ended,"
+    ' does not answer or never connected (--connect_seconds), or'
+    ' --num_processes or --process_id is wrong; rerun the same command to'
+    f' resume from the last checkpoint; the log of the runtime is {name}',
     file=sys.stderr,
   )
   return 1

@@ -1,4 +1,4 @@
-"""What a run is judged by, and rounds until it reaches a target."""
+"""Defines the measure of a run, and counts rounds until a target."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 
 class Measure(NamedTuple):
-  """What decides about a run: the first result of its first metric.
+  """Names the measure of a run, which is the first result of its first metric.
 
-  Target, best checkpoint, tables and pictures go by it.
+  It decides target, best checkpoint, tables and pictures.
 
   Attributes:
-    name: of the result.
-    lower_is_better: or higher.
-    on: 'test', or 'validation' where the model is tested on that.
+    name: the name of the result.
+    lower_is_better: whether smaller values are better.
+    on: the set of examples of the evaluation, 'test' or 'validation'.
   """
 
   name: str = 'accuracy'
@@ -24,11 +24,11 @@ class Measure(NamedTuple):
 
   @property
   def key(self) -> str:
-    """What the lines of metrics.jsonl have it under."""
+    """Returns its key in the lines of metrics.jsonl."""
     return f'{self.on}_{self.name}'
 
   def of(self, record: Mapping[str, Any]) -> float | None:
-    """Returns that of a line; None without a test, or where it is not finite.
+    """Returns its value in a line; None without a test, or if not finite.
 
     >>> Measure('loss', True, 'validation').of({'validation_loss': 0.5})
     0.5
@@ -37,15 +37,15 @@ class Measure(NamedTuple):
     return value if value is not None and math.isfinite(value) else None
 
   def score(self, value: float) -> float:
-    """Returns a number that is larger for the better."""
+    """Returns a number that is larger for better values."""
     return -value if self.lower_is_better else value
 
   def best(self, values: Sequence[float]) -> float:
-    """Returns the best of some values, NaN where there is none."""
+    """Returns the best of some values, NaN without any."""
     return max(values, key=self.score, default=math.nan)
 
   def reached(self, record: Mapping[str, Any], target: float) -> bool:
-    """Tells whether a line is at a target; 0 is none."""
+    """Returns whether a line has reached a target; 0 is none."""
     value = self.of(record)
     return (
       bool(target)
@@ -54,7 +54,7 @@ class Measure(NamedTuple):
     )
 
   def show(self, value: float) -> str:
-    """Writes a value for people: a share, or a number of any size.
+    """Formats a value: with four decimals, or five digits if lower is better.
 
     >>> Measure().show(0.5), Measure('loss', lower_is_better=True).show(1234.5)
     ('0.5000', '1234.5')
@@ -64,7 +64,12 @@ class Measure(NamedTuple):
   def crossings(
     self, records: Sequence[Mapping[str, Any]], target: float
   ) -> tuple[int | None, float | None]:
-    """Returns rounds to a target, and as the paper measures them; 0 is none."""
+    """Returns the rounds to a target, and those on the paper's grid.
+
+    Args:
+      records: the lines of metrics.jsonl.
+      target: the value to reach; 0 is none.
+    """
     if not target:
       return None, None
     tested = [r for r in records if self.of(r) is not None]
@@ -77,7 +82,7 @@ class Measure(NamedTuple):
     )
 
   def to_json(self) -> dict[str, Any]:
-    """Returns what summary.json has of it; nothing where it is the accuracy."""
+    """Returns its entry in summary.json; {} for the accuracy."""
     if self.name == 'accuracy' and not self.lower_is_better:
       return {}
     return {
@@ -89,8 +94,8 @@ def from_json(summary: Mapping[str, Any], on: str) -> Measure:
   """Returns the measure that a summary.json names.
 
   Args:
-    summary: its content.
-    on: 'test' or 'validation'.
+    summary: the content of summary.json.
+    on: the set of examples of the evaluation, 'test' or 'validation'.
   """
   found = summary.get('measure', {})
   if not isinstance(found, Mapping):
@@ -102,7 +107,7 @@ def from_json(summary: Mapping[str, Any], on: str) -> Measure:
 def rounds_to_target(
   rounds: list[int], accuracies: list[float], target: float
 ) -> int | None:
-  """First evaluated round whose accuracy is at least the target, or None."""
+  """Returns the first evaluated round at or above the target, or None."""
   for number, accuracy in zip(rounds, accuracies, strict=True):
     if accuracy >= target:
       return number
@@ -112,12 +117,13 @@ def rounds_to_target(
 def rounds_to_target_paper_grid(
   rounds: list[int], accuracies: list[float], target: float
 ) -> float | None:
-  """Rounds to the target as the paper measures them.
+  """Returns the rounds to the target as the paper measures them, or None.
 
-  It tests the model after rounds 1 .. 10, then every 10 up to 100, then every
-  100, takes the running maximum of these accuracies alone, and interpolates
-  linearly between them. None where the target was not seen there: not reached,
-  stopped before the next of these rounds, or one of them not evaluated.
+  The paper tests the model after rounds 1 .. 10, then every 10 up to 100, then
+  every 100, takes the running maximum of these accuracies alone, and
+  interpolates linearly between them. None means that the target was not
+  reached, the run stopped before the next of these rounds, or one of them was
+  not evaluated.
 
   >>> rounds_to_target_paper_grid([*range(11), 20], [0.5] * 11 + [0.7], 0.6)
   15.0
@@ -128,14 +134,14 @@ def rounds_to_target_paper_grid(
     if seen[number] >= target:
       if before == 0:
         return float(number)
-      share = (target - best) / (seen[number] - best)
-      return float(before + (number - before) * share)
+      fraction = (target - best) / (seen[number] - best)
+      return float(before + (number - before) * fraction)
     before, best = number, max(best, seen[number])
   return None
 
 
 def on_paper_grid(number: int) -> bool:
-  """Whether the paper evaluates after this round."""
+  """Returns whether the paper evaluates after this round."""
   return number <= 10 or number % (10 if number <= 100 else 100) == 0
 
 

@@ -1,7 +1,7 @@
-"""The narrative: data, clients, model, rounds, evaluation, what is kept.
+"""Runs one experiment from a config, and saves its results in a folder.
 
-`train(config, workdir)` is what `cli/run.py` calls, and `fa.train` with objects
-in the place of names; a ConfigDict ends here.
+`train` is `fa.train`, and what `cli/run.py` calls. Its steps are data, clients,
+model, rounds and evaluation; the code below it sees no ConfigDict.
 """
 
 from collections.abc import Sequence
@@ -56,55 +56,67 @@ def train(
   loss: Loss | None = None,
   metrics: Metric | Sequence[Metric] | None = None,
 ) -> dict[str, Any]:
-  """Runs the federation that a config describes and keeps what it gives.
+  """Trains the federation of a config and saves the results in a folder.
+
+  The objects after `extend` replace those that the config names. A run with
+  such objects resumes by the same call, but not by a command.
+
+  >>> import fedavg_jax as fa
+  >>> import contextlib, io, os, tempfile
+  >>> config = fa.RunConfig(rounds=2, num_clients=30, pictures=False)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   with contextlib.redirect_stdout(io.StringIO()):
+  ...     summary = fa.train(config, os.path.join(folder, 'run'))
+  >>> summary['status'], summary['rounds'], summary['parameters']
+  ('finished', 2, 55210)
 
   Args:
-    config: see `configs/default.py`.
-    workdir: a new folder, or that of an interrupted run with the same config,
-      which resumes to the same bits.
-    extend: resumes with more rounds than the run in the folder had, and lets
-      `config_changes.MACHINE_KEYS` be others.
-    dataset: in the place of that which the config names; so are the following.
-      A run that was given some resumes by the same call, and by no command.
-    model: for the data set.
-    algorithm: whose numbers are its own, such as learning rates.
-    loss: (outputs, batch) -> [B].
-    metrics: of tests; the first one decides target, best and tables.
+    config: the settings, see `configs/default.py`.
+    workdir: the path of a new folder, or of that of an interrupted run with the
+      same config, which resumes to the same bits.
+    extend: whether to resume with more rounds than the run in the folder had;
+      the options in `config_changes.MACHINE_KEYS` may then differ too.
+    dataset: the data set, in place of `config.dataset`.
+    model: the model, which must fit the data set.
+    algorithm: the algorithm, with its own numbers, such as learning rates.
+    loss: the training loss, (outputs, batch) -> [B].
+    metrics: the metrics of the evaluation; the first one decides the target,
+      the best checkpoint and tables.
 
   Returns:
     The content of summary.json.
 
   Raises:
-    InputError: bad config, data or workdir; nothing was overwritten.
-    DivergedError: the loss or the model is not finite any more.
-    InterruptedRunError: SIGINT or SIGTERM; all that was done is kept.
+    InputError: config, data or workdir is invalid; no file was overwritten.
+    DivergedError: the loss or the model became NaN or infinite.
+    InterruptedRunError: SIGINT or SIGTERM arrived; finished rounds are saved.
   """
   given = given_parts.check(dataset, model, algorithm, loss, metrics)
   cfg = given_parts.named(run_config.read(config), given)
   use_cpu_devices(cfg.cpu_devices)
   check_jax()
-  if processes.is_distributed():  # Or nobody is there to differ.
+  if processes.is_distributed():
     processes.check_equal(_same_everywhere(cfg))
   with (
     stop_on_signals() as stop,
     SharedFolder(workdir, cfg, extend=extend) as folder,
   ):
     if is_over(summary := folder.last_summary(), cfg):
-      _say(f'{folder.path}: this run is over')
+      _say(f'{folder.path}: this run is finished')
       return summary
 
-    # Data, divided among the clients, and a model; what a run has left of it.
+    # The data of the clients and the model; what an interrupted run has saved.
     prepared = processes.on_every_process(lambda: prepare(cfg, given))
     left = folder.read(to_begin(cfg, prepared))
 
-    # Optimizers, compiled round, tests of clients.
+    # The compiled round, with its optimizers, and the tests.
     simulation = build(cfg, prepared, lanes=left.lanes)
     _say(_layout(cfg, prepared, simulation))
     client_tests = build_client_tests(cfg, prepared, simulation)
     last_test = build_last_test(prepared, simulation)
     measure = build_measure(cfg, prepared, simulation)
 
-    # The folder: nothing of what is wrong above has left one.
+    # The folder; an error above has created none.
     start, states = folder.start(simulation, left)
     folder.begin(prepared, simulation, left)
     _say(f'workdir: {folder.path}')
@@ -121,28 +133,28 @@ def train(
 def _check_end(
   cfg: RunConfig, summary: dict[str, Any], workdir: pathlib.Path, signum: int
 ) -> None:
-  """Raises an error where a run has ended before its last round."""
+  """Raises an error if the run has diverged or was interrupted."""
   if summary['status'] == 'diverged':
     raise DivergedError(
       f'round {summary["rounds"]}: {DIVERGED} (they are'
       f' {cfg.client.learning_rate} and {cfg.server.learning_rate}); the'
-      f' model and metrics before it are kept in {workdir}'
+      f' model and metrics before it are saved in {workdir}'
     )
   if summary['status'] == 'interrupted':
     raise InterruptedRunError(
       f'round {summary["rounds"]} is saved; the same command with --workdir'
       f' {workdir} resumes from there',
-      signum=signum or signal.SIGTERM,  # Another process has had it.
+      signum=signum or signal.SIGTERM,  # 0: another process got the signal.
     )
 
 
 def _layout(cfg: RunConfig, prepared: Prepared, simulation: Simulation) -> str:
-  """Says what runs, and how it lies on the devices."""
+  """Describes the run and its layout on the devices."""
   planner = simulation.planner
   platform = simulation.mesh.devices.flat[0].platform
   return (
     f'{describe(cfg)}\n{planner.cohort_size} of'
-    f' {prepared.clients.num_clients} clients a round in {planner.lanes}'
+    f' {prepared.clients.num_clients} clients per round in {planner.lanes}'
     f' lane(s) on {planner.num_devices} {platform} device(s)'
     f'{processes.describe()}: {simulation.layout_reason}\ncompiled in'
     f' {simulation.compile_seconds:.1f} s'
@@ -150,13 +162,13 @@ def _layout(cfg: RunConfig, prepared: Prepared, simulation: Simulation) -> str:
 
 
 def _say(text: str) -> None:
-  """Prints a line, of several processes once."""
+  """Prints a line, on process 0 only."""
   if processes.is_primary():
     say(text)
 
 
 def _same_everywhere(cfg: RunConfig) -> dict[str, Any]:
-  """Returns what all processes must have in common, before they have data."""
+  """Returns name -> value of what must be equal on all processes, but data."""
   now = provenance.environment()
   config = {
     f'config.{key}': value

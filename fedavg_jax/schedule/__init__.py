@@ -1,4 +1,4 @@
-"""Decides who trains in a round, on what, in which order. NumPy only."""
+"""Decides which clients train in a round, and on which examples. NumPy only."""
 
 from etils import epy as _epy
 

@@ -1,9 +1,9 @@
-"""Who is drawn for a round: the contract of a draw, and the built-in one.
+"""Defines the contract of a draw of clients, and the built-in draw.
 
 A draw is one pure function, `(rng, context) -> clients`, which
 `Participation.draw` takes. NumPy only.
 
-Shape letters: K clients, M cohort at most, m clients drawn.
+Shape letters: K clients, M cohort size, m <= M clients drawn.
 """
 
 from typing import NamedTuple
@@ -17,12 +17,18 @@ from fedavg_jax.schedule.availability import Trace
 
 
 class DrawContext(NamedTuple):
-  """What a draw may know; it is the same however a federation is computed.
+  """Describes a round to a draw, independently of lanes and devices.
+
+  >>> import fedavg_jax as fa
+  >>> context = fa.schedule.DrawContext(
+  ...   round_number=1, num_examples=np.array([9, 8, 7]), cohort_size=2)
+  >>> context.num_clients
+  3
 
   Attributes:
-    round_number: from 1.
-    num_examples: [K] int64, n_k of every client; it is read-only.
-    cohort_size: M, the most clients that can be drawn.
+    round_number: the round, counted from 1.
+    num_examples: [K] int64, n_k of every client; read-only.
+    cohort_size: M, the maximum number of clients drawn.
   """
 
   round_number: int
@@ -31,20 +37,20 @@ class DrawContext(NamedTuple):
 
   @property
   def num_clients(self) -> int:
-    """K; clients are 0 to K - 1."""
+    """Returns K; clients are 0 to K - 1."""
     return len(self.num_examples)
 
 
 class Draw(Protocol):
-  """Draws the clients of a round; a plain function is one.
+  """Draws the clients of a round; a plain function does.
 
-  It must be pure: it is called more than once for a round, and for any round
-  first, because runs resume. All randomness comes from `rng`, which begins anew
-  in every round from the seed and the round alone; so lanes, devices and rounds
-  per call cannot change a cohort.
+  It must be pure: it is called more than once for a round, and its first call
+  may be for any round, because runs resume. All randomness comes from `rng`,
+  which is seeded anew in every round from the seed and the round alone, so
+  lanes, devices and rounds per call cannot change a cohort.
 
   >>> def blocks(rng, context):
-  ...   del rng  # Client 0, 1, ... M - 1 in round 1, the next M in round 2.
+  ...   del rng  # Clients 0, 1, ... M - 1 in round 1, the next M in round 2.
   ...   m = context.cohort_size
   ...   return ((context.round_number - 1) * m + np.arange(m)) % (
   ...     context.num_clients)
@@ -55,15 +61,15 @@ class Draw(Protocol):
   def __call__(
     self, rng: np.random.Generator, context: DrawContext, /
   ) -> np.ndarray:
-    """Returns [m] different whole numbers in 0 .. K - 1, with m <= M.
+    """Returns [m] distinct integers in [0, K - 1], with m <= M.
 
-    With m < M the round has fewer clients, with m = 0 it changes nothing.
+    With m < M the round has fewer clients; with m = 0 it changes nothing.
     """
     ...
 
 
 def num_unavailable(num_clients: int, unavailable_fraction: float) -> int:
-  """Clients that cannot be reached in a round, cut to a whole number."""
+  """Returns how many clients are unavailable in a round, rounded down."""
   return int(round(unavailable_fraction * num_clients, 6))
 
 
@@ -73,41 +79,43 @@ def at_random(
   weights: np.ndarray | None = None,
   trace: Trace | None = None,
 ) -> Draw:
-  """Makes the draw without replacement of clients that are in reach.
+  """Builds the draw of available clients without replacement.
 
   Args:
-    unavailable_fraction: of all clients, out of reach in a round, drawn anew.
-    weights: [K], a client is drawn in proportion to its weight among those that
-      are left, never with a weight of 0; None draws uniformly.
-    trace: when clients are in reach; None is always.
+    unavailable_fraction: the fraction of all clients that is unavailable, in
+      [0, 1), drawn anew in every round.
+    weights: [K] sampling weights; each client drawn is chosen in proportion to
+      its weight among those not yet drawn, never with a weight of 0. None draws
+      uniformly.
+    trace: the rounds in which clients are available; None is all of them.
 
   Returns:
-    A draw of M clients, or of as many as are in reach where these are fewer.
+    A draw of M clients, or of all available ones where they are fewer.
   """
 
   def draw(rng: np.random.Generator, context: DrawContext) -> np.ndarray:
     number = context.num_clients
-    away = num_unavailable(number, unavailable_fraction)
-    drawn = rng.permutation(number)[away:]
+    unavailable = num_unavailable(number, unavailable_fraction)
+    drawn = rng.permutation(number)[unavailable:]
     if trace is not None:
       drawn = drawn[trace.available(context.round_number, number)[drawn]]
     if weights is not None:
-      own = np.asarray(weights)[drawn]
-      drawn, own = drawn[own > 0], own[own > 0]
-      # Who arrives first at these rates is drawn in proportion to them, and so
-      # is the next among those that are left.
-      drawn = drawn[np.argsort(rng.exponential(size=len(drawn)) / own)]
+      rates = np.asarray(weights)[drawn]
+      drawn, rates = drawn[rates > 0], rates[rates > 0]
+      # The first arrival at these rates is a draw in proportion to them, and so
+      # is each next one among the remaining clients.
+      drawn = drawn[np.argsort(rng.exponential(size=len(drawn)) / rates)]
     return drawn[: context.cohort_size]
 
   return draw
 
 
 def check_cohort(drawn: object, context: DrawContext) -> np.ndarray:
-  """Returns what a draw has given as clients [m] int64.
+  """Returns the result of a draw as [m] int64.
 
   Raises:
-    InputError: it is of another shape or type, larger than the cohort of a
-      plan, names a client that there is not, or one twice.
+    InputError: its shape or type is wrong, it has more than M clients, or a
+      client is out of range or drawn twice.
   """
   where = f'participation.draw, round {context.round_number}'
   clients = exact.array(drawn, where)
@@ -116,12 +124,12 @@ def check_cohort(drawn: object, context: DrawContext) -> np.ndarray:
   if clients.ndim != 1 or clients.dtype.kind not in 'iu':
     raise InputError(
       f'{where}: must return client numbers [m], whole and in one dimension;'
-      f' returns {clients.dtype} of shape {list(clients.shape)}'
+      f' got {clients.dtype} of shape {list(clients.shape)}'
     )
   if len(clients) > context.cohort_size:
     raise InputError(
-      f'{where}: returns {len(clients)} clients; must be at most the'
-      f' {context.cohort_size} of a cohort'
+      f'{where}: returns {len(clients)} clients; must be at most the cohort'
+      f' size {context.cohort_size}'
     )
   outside = (clients < 0) | (clients >= context.num_clients)
   if outside.any():

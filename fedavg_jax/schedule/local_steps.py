@@ -1,4 +1,4 @@
-"""The steps of one client: its minibatches, in parts where they are large."""
+"""Splits one client's minibatches into steps, large ones into several."""
 
 from collections.abc import Iterable
 import functools
@@ -10,11 +10,21 @@ import numpy as np
 def client_steps(
   size: int, width: int, rows: int, epochs: int, completed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Start, count, batch and completes of each step of a client of `size`.
+  """Returns the steps of a client until it has completed its minibatches.
 
-  Up to and with the step that completes so many minibatches.
+  Args:
+    size: n_k, the client's examples.
+    width: examples of a minibatch.
+    rows: examples of a step, at most.
+    epochs: E.
+    completed: minibatches after which the client stops.
+
+  Returns:
+    For each step its start in the client's order of reading, its count of
+    examples, the size of its minibatch, and whether it is the minibatch's last
+    one, as in `Plan`.
   """
-  firsts = np.arange(0, size, width)[:, None]  # Of each minibatch.
+  firsts = np.arange(0, size, width)[:, None]  # One per minibatch.
   batches = np.minimum(width, size - firsts)
   inside = np.arange(0, width, rows)
   real = inside < batches  # The last minibatch may take fewer steps.
@@ -34,5 +44,5 @@ def client_steps(
 
 
 def count_steps(programs: Iterable[tuple[np.ndarray, ...]]) -> np.ndarray:
-  """Steps of each client's program, [m]."""
+  """Counts the steps of each client's program, [m]."""
   return np.array([len(start) for start, *_ in programs], np.int64)

@@ -1,4 +1,4 @@
-"""Deals the clients of a cohort to lanes, so that all lanes end together."""
+"""Assigns the clients of a cohort to lanes of about equal length."""
 
 from collections.abc import Sequence
 import heapq
@@ -7,15 +7,16 @@ import numpy as np
 
 
 def pack(steps: np.ndarray, lanes: int) -> list[list[int]]:
-  """Deals clients to lanes so that the longest lane is short.
+  """Assigns clients to lanes so that the longest lane is short.
 
-  Longest first, each to the lane with the least work; then lanes exchange
-  clients with the shortest one as long as the longer of the two gets shorter.
-  In the end no lane is idle while a client waits in another.
+  Clients are taken longest first, each by the lane with the least work. Then
+  lanes exchange clients with the shortest lane as long as this shortens the
+  longer of the two. In the result no lane is idle while a client waits in
+  another.
 
   Args:
-    steps: [M] steps of each client; clients without any are left out.
-    lanes: L.
+    steps: [M] steps of each client; clients without steps are left out.
+    lanes: L, the number of lanes.
 
   Returns:
     For every lane the positions in `steps`, in the order of training.
@@ -38,14 +39,18 @@ def pack(steps: np.ndarray, lanes: int) -> list[list[int]]:
 
 
 def _exchange(steps, packed, work) -> bool:
-  """Levels the shortest lane and the longest one that can be; False if none."""
+  """Exchanges clients of the shortest lane and the longest lane that can.
+
+  Returns:
+    Whether there was such an exchange.
+  """
   low = int(work.argmin())
-  gives = np.array([*steps[packed[low]], 0])  # A client, or none.
+  returned = np.array([*steps[packed[low]], 0])  # One client, or none.
   for high in np.argsort(-work, kind='stable'):
     gap = work[high] - work[low]
     if gap <= 1:
       return False
-    moved = steps[packed[high]][:, None] - gives
+    moved = steps[packed[high]][:, None] - returned
     moved = np.where((moved > 0) & (moved < gap), moved, 0)
     i, j = np.unravel_index(np.abs(2 * moved - gap).argmin(), moved.shape)
     if moved[i, j] == 0:
@@ -63,18 +68,19 @@ def _exchange(steps, packed, work) -> bool:
 def steps_by_width(
   steps: np.ndarray, num_devices: int, widths: Sequence[int]
 ) -> np.ndarray:
-  """Steps that each device takes with each number of lanes, [D, W].
+  """Counts the steps that each device takes at each width, [D, W].
 
-  Times `widths`, their sum is what the lanes execute, on nothing included.
+  The sum of their products with `widths` is the number of steps that the lanes
+  execute, idle ones included.
 
   Args:
     steps: [M] steps of a cohort's clients.
-    num_devices: D.
-    widths: [W], as in `Planner`.
+    num_devices: D, the number of devices.
+    widths: [W] lanes of a device that step together, as in `Planner`.
   """
   packed = pack(steps, num_devices * widths[0])
   ends = np.sort([steps[mine].sum() for mine in packed])[::-1]
   # Lane i of a device is idle after its end: `widths[w]` lanes step until the
-  # lane ends that is the first beyond the next width.
+  # end of the first lane beyond the next width.
   until = [ends.reshape(-1, num_devices)[w] for w in (*widths[1:], 0)]
   return np.diff(np.stack(until, axis=1), axis=1, prepend=0)

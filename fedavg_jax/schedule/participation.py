@@ -1,8 +1,8 @@
-"""Who takes part in a round, how far each client comes, and how long it takes.
+"""Decides who takes part in a round, and how much work each client completes.
 
-NumPy only. All of it is decided on the host, as a function of seed, round and
-client: the plan then holds fewer clients or fewer steps, and the device code
-knows of nothing.
+NumPy only. The host decides both as a function of seed, round and client; the
+plan then has fewer clients or fewer steps, and the device code needs no case
+for it.
 
 Shape letters: K clients, m clients drawn.
 """
@@ -31,31 +31,43 @@ _COMPLETION = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Participation:
-  """Who is drawn, and how much of the local work each client completes.
+  """Decides which clients are drawn, and how much work each completes.
 
-  Both are pure functions. The other attributes make the built-in ones,
-  `draws.at_random` and `completion.stragglers`; `draw` and `completion` put
-  your own in their place.
+  Both are pure functions. `draw` and `completion` are custom ones; the other
+  attributes configure the built-in ones, `draws.at_random` and
+  `completion.stragglers`. A client that has not completed a minibatch sends
+  nothing. The default draws from all clients, which complete all their work
+  (McMahan et al. 2017).
+
+  >>> import fedavg_jax as fa
+  >>> half = fa.Participation(straggler_fraction=0.5, stragglers='drop')
+  >>> planner = fa.engine.Planner(
+  ...   num_examples=np.full(8, 20), cohort_size=4, participation=half,
+  ...   epochs=1, batch_size=10, seed=0)
+  >>> cohort, completed = planner.work(1)
+  >>> len(cohort), sorted(completed.tolist())  # Of 2 minibatches each.
+  (4, [0, 0, 2, 2])
 
   Attributes:
-    unavailable_fraction: of all clients, out of reach in a round, drawn anew.
-    sampling_weights: [K], a client is drawn in proportion to its weight among
-      those that are left; None draws uniformly. A weight of 0 is never drawn.
-    trace: when clients are in reach; None is always. Where fewer are than a
-      cohort has, they are the cohort.
-    straggler_fraction: of a cohort, on average, clients drawn anew that stop
-      after some of their work, and before all of it.
-    straggler_work: what a straggler does some of, drawn uniformly: 1 to all but
-      one of its 'minibatches', or 1 to E - 1 whole 'epochs'. Of a single one it
-      has done none.
-    stragglers: 'keep' averages what clients have done that did not complete all
-      of their work, as FedProx does; 'drop' leaves them out, as FedAvg does.
-      It is so for a deadline and a rule of your own too. Nobody counts who has
-      not completed a minibatch.
-    clock: the clients' speeds; with a deadline, who is late has done what it
-      could until then. None knows no time.
-    draw: `(rng, DrawContext) -> clients [m]`, see `draws.Draw`.
-    completion: `(rng, WorkContext) -> minibatches [m]`, see
+    unavailable_fraction: the fraction of all clients that is unavailable in a
+      round, in [0, 1), drawn anew in every round.
+    sampling_weights: [K] weights; each client drawn is chosen in proportion to
+      its weight among those not yet drawn, never with a weight of 0. None draws
+      uniformly.
+    trace: the rounds in which clients are available; None is all of them. Where
+      fewer are available than a cohort has, they are the cohort.
+    straggler_fraction: the mean fraction of a cohort that stops early, in
+      [0, 1], drawn anew in every round.
+    straggler_work: the unit of a straggler's work, drawn uniformly: 1 to all
+      but one of its 'minibatches', or 1 to E - 1 complete 'epochs'. A straggler
+      with a single unit completes none.
+    stragglers: 'keep' averages the partial work of clients that stopped early,
+      as FedProx does (Li et al. 2020); 'drop' leaves these clients out, as
+      FedAvg does. Both also apply to a deadline and to a custom rule.
+    clock: the clients' speeds; a client that would miss the deadline completes
+      what it can until then. None simulates no time.
+    draw: a custom draw, `(rng, DrawContext) -> clients [m]`; see `draws.Draw`.
+    completion: a custom rule, `(rng, WorkContext) -> minibatches [m]`; see
       `completion.Completion`.
   """
 
@@ -70,7 +82,7 @@ class Participation:
   completion: Completion | None = None
 
   def check(self, num_clients: int) -> None:
-    """Raises InputError where a value breaks its rule."""
+    """Raises InputError if a value breaks its rule for K = num_clients."""
     rules.check_fraction('unavailable_fraction', self.unavailable_fraction)
     rules.check_fraction(
       'straggler_fraction', self.straggler_fraction, one=True
@@ -87,14 +99,14 @@ class Participation:
       or not np.any(weights)
     ):
       raise InputError(
-        f'sampling_weights: must be {num_clients} finite numbers from 0, one'
-        ' for each client, not all 0'
+        f'sampling_weights: must be {num_clients} finite numbers of at least 0,'
+        ' one for each client, not all 0'
       )
     if self.trace is not None:
       check_trace(self.trace, num_clients)
     if self.clock is not None:
       check_clock(self.clock, num_clients)
-    _check_own(
+    _check_custom(
       'draw',
       self.draw,
       {
@@ -103,7 +115,7 @@ class Participation:
         'trace': self.trace is not None,
       },
     )
-    _check_own(
+    _check_custom(
       'completion',
       self.completion,
       {
@@ -113,49 +125,49 @@ class Participation:
 
   @property
   def has_own_rules(self) -> bool:
-    """Whether a function of the caller decides something."""
+    """Returns whether the draw or the completion rule is custom."""
     return self.draw is not None or self.completion is not None
 
   @property
   def stragglers_by_epoch(self) -> bool:
-    """Whether some clients do some of their epochs."""
+    """Returns whether some clients complete only some of their epochs."""
     return self.straggler_fraction > 0 and self.straggler_work == 'epochs'
 
   @property
   def stops_early(self) -> bool:
-    """Whether some clients may do only a part of their work."""
+    """Returns whether some clients may complete only a part of their work."""
     deadline = self.clock is not None and self.clock.deadline > 0
     return deadline or self._completion_rule is not None
 
   def cohort(
     self, rng: np.random.Generator, context: draws.DrawContext
   ) -> np.ndarray:
-    """Returns the clients of a round, [m] different ones; m <= M.
+    """Returns the clients of a round, [m] distinct ones; m <= M.
 
     Raises:
-      InputError: the caller's draw breaks its contract.
+      InputError: a custom draw breaks its contract.
     """
     if self.draw is not None:
       return draws.check_cohort(self.draw(rng, context), context)
     return self._built_in_draw(rng, context)
 
   def completed(self, seed: int, work: WorkContext) -> np.ndarray:
-    """Returns minibatches of each client that reach the server's mean, [m].
+    """Returns the minibatches behind each client's update, [m] int64.
 
     Args:
-      seed: of the run.
-      work: what the clients could do.
+      seed: the seed of the run.
+      work: the local work of the clients.
 
     Raises:
-      InputError: the caller's completion rule breaks its contract.
+      InputError: a custom completion rule breaks its contract.
     """
     done, rule = work.in_time, self._completion_rule
     if rule is not None:
       rng = np.random.default_rng([seed, _COMPLETION, work.round_number])
-      own = rule(rng, work)
+      completed = rule(rng, work)
       if rule is self.completion:
-        own = completion_lib.check_completed(own, work)
-      done = np.minimum(own, done)
+        completed = completion_lib.check_completed(completed, work)
+      done = np.minimum(completed, done)
     if self.stragglers == 'drop':
       done = np.where(done < work.updates, 0, done)
     return done
@@ -170,7 +182,7 @@ class Participation:
 
   @functools.cached_property
   def _completion_rule(self) -> Completion | None:
-    """The rule in force; None where all do all of their work."""
+    """Returns the rule in force; None if all clients complete all work."""
     if self.completion is None and self.straggler_fraction:
       return completion_lib.stragglers(
         self.straggler_fraction, work=self.straggler_work
@@ -178,17 +190,17 @@ class Participation:
     return self.completion
 
 
-# Who takes part where nothing else is given.
+# The default: all clients can be drawn, and complete all their work.
 EVERYBODY = Participation()
 
 
-def _check_own(name: str, rule: object, others: Mapping[str, bool]) -> None:
-  """Raises InputError unless a caller's rule is a function and decides alone.
+def _check_custom(name: str, rule: object, others: Mapping[str, bool]) -> None:
+  """Raises InputError unless a custom rule is a function and the only one.
 
   Args:
-    name: of the rule.
-    rule: what was given, None for none.
-    others: names of built-in settings, and whether they are given too.
+    name: the name of the rule, 'draw' or 'completion'.
+    rule: the rule, or None.
+    others: name of each built-in setting -> whether it is set too.
   """
   if rule is None:
     return
@@ -196,7 +208,4 @@ def _check_own(name: str, rule: object, others: Mapping[str, bool]) -> None:
     raise InputError(f'participation.{name} = {rule!r}: must be a function')
   for other, given in others.items():
     if given:
-      raise InputError(
-        f'{other}: must be left out with participation.{name}, which decides'
-        ' alone'
-      )
+      raise InputError(f'{other}: is not supported with participation.{name}')

@@ -1,16 +1,17 @@
-"""The plan of a round: who trains in which lane, on which examples, when.
+"""Plans a round: which client trains in which lane, on which examples, when.
 
-NumPy only. `sampling.py` says who takes part and in which order each reads,
-`packing.py` which lane has whom; a plan writes that down. A plan is a pure
-function of (seed, round, client sizes) and of how the lanes are laid out; the
-device code follows it and knows no sampling, no shuffling and no packing. The
+NumPy only. `sampling.py` decides who takes part and in which order each client
+reads its examples, and `packing.py` assigns clients to lanes. A plan is a pure
+function of (seed, round, client sizes) and of the layout of the lanes; the
+device code follows it and contains no sampling, shuffling or packing. The
 cohort, the order of a client's examples and its batches never depend on lanes
 or devices.
 
 A *lane* is one slot of the vmapped axis. It trains one client after another,
 each from the global model. Clients are packed longest first onto the lane with
-the least work. A *step* is one minibatch of every lane, or a part of one where
-minibatches are large; an *event* is a step after which some lane ends a client.
+the least work. A *step* is one minibatch of every lane, or a part of one if
+minibatches are large; an *event* is a step after which a client of some lane
+has finished.
 
 Shape letters: K clients, M cohort, L lanes (of all devices), D devices, T steps
 at most, S events at most, N positions in the order of reading, W widths.
@@ -34,7 +35,7 @@ from fedavg_jax.schedule.sampling import Sampler
 
 
 class _Stay(NamedTuple):
-  """A client in its lane: from the step `first` on, before the step `stop`."""
+  """Holds a client's place in its lane: steps `first` to `stop` - 1."""
 
   lane: int
   first: int
@@ -44,21 +45,38 @@ class _Stay(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Planner(Sampler):
-  """Lays the rounds of a sampler out in lanes: round number -> `Plan`.
+  """Assigns the clients of a round to lanes: round number -> `Plan`.
+
+  The attributes of `Sampler` come first. All plans have the same shapes, which
+  suffice for every cohort.
+
+  >>> import fedavg_jax as fa
+  >>> planner = fa.engine.Planner(
+  ...   num_examples=np.array([3, 1, 2, 6]), cohort_size=2, epochs=1,
+  ...   batch_size=2, lanes=2, seed=0)
+  >>> plan = planner(1)
+  >>> plan.cohort.shape, plan.start.shape  # [M], [L, T].
+  ((2,), (2, 4))
+  >>> bool((plan.count > 0).sum() == planner.steps_of_round(1).sum())
+  True
 
   Attributes:
-    micro_batch: most examples of a step; a larger minibatch takes several
-      steps, of about equal parts, and one update. 0 is no limit.
-    weighting: of a client in the cohort's mean, 'examples' is n_k over the
-      cohort's sum, 'uniform' one over the cohort's clients that have any.
+    micro_batch: the most examples of a step; a larger minibatch takes several
+      steps, of about equal size, and one update. 0 is no limit.
+    weighting: a client's weight in the cohort's mean; 'examples' is n_k over
+      the cohort's sum, 'uniform' is one over the number of the cohort's clients
+      that have examples.
     lanes: L, lanes of all devices together.
-    num_devices: D, divides L.
+    num_devices: D, which divides L.
     widths: [W] lanes of a device that step together, descending from L / D. A
       device continues with fewer of them once the others are idle to the end.
-    streamed: whether rows are counted in a buffer of each device, which holds
-      the examples of its own clients alone, one after another.
-    gathers: whether `Plan.slots` counts in the states of the cohort alone, in
-      the order of `slots`.
+    streamed: whether `Plan.order` counts rows in a buffer of each device, which
+      has only the examples of the device's clients, one after another.
+    gathers: whether `Plan.slots` counts rows in the cohort's states, in the
+      order of `Sampler.slots`, instead of the states of all clients.
+
+  Raises:
+    InputError: a value breaks its rule.
   """
 
   micro_batch: int = 0
@@ -95,21 +113,21 @@ class Planner(Sampler):
 
   @functools.cached_property
   def step_examples(self) -> int:
-    """Rows of a step: a minibatch, or the most of it that a step may hold."""
+    """Returns the rows of a step: a minibatch, or its largest part."""
     parts = -(-self.batch_examples // (self.micro_batch or self.batch_examples))
     return -(-self.batch_examples // parts)
 
   @property
   def accumulates(self) -> bool:
-    """Whether some minibatches take several steps."""
+    """Returns whether some minibatches take several steps."""
     return self.step_examples < self.batch_examples
 
   def steps_of_round(self, round_number: int) -> np.ndarray:
-    """Steps that each client of a round's cohort takes, [m]."""
+    """Returns the steps that each client of a round's cohort takes, [m]."""
     return count_steps(map(self._program, *self.work(round_number)))
 
   def loads(self, round_number: int) -> list[np.ndarray]:
-    """Clients that each device trains in a round, [D] of them in lane order."""
+    """Returns the clients of each device in a round, [D] arrays by lane."""
     cohort, completed = self.work(round_number)
     lanes = self._deal(count_steps(map(self._program, cohort, completed)))
     width = self.widths[0]
@@ -147,9 +165,9 @@ class Planner(Sampler):
   def _write_steps(
     self, plan: Plan, round_number: int, cohort: np.ndarray, programs: list
   ) -> list[_Stay]:
-    """Writes what each lane reads, step by step; returns who is where."""
+    """Writes what each lane reads in each step; returns the clients' places."""
     stays, position = [], 0
-    loaded = np.zeros(self.num_devices, np.int64)  # Rows of their buffers.
+    loaded = np.zeros(self.num_devices, np.int64)  # Rows in each buffer.
     for lane, mine in enumerate(self._deal(count_steps(programs))):
       t = 0
       for i in mine:
@@ -166,8 +184,9 @@ class Planner(Sampler):
         plan.batch[lane, now] = batch
         plan.completes[lane, now] = completes
         position += rows.size
-        # A step reads on behind a short minibatch. Those losses are masked, but
-        # zero times another client's Inf would be in the gradient: own rows.
+        # A step reads beyond a short minibatch. Those losses are masked, but
+        # zero times another client's Inf would be NaN in the gradient, so the
+        # padding is a row of the same client.
         padding = self.step_examples - int(count[-1])
         plan.order[position : position + padding] = rows[0]
         position += padding
@@ -178,11 +197,11 @@ class Planner(Sampler):
   def _write_events(
     self, plan: Plan, device: int, stays: list[_Stay], shares: np.ndarray
   ) -> None:
-    """Writes when a device's clients begin and end, and what they weigh."""
+    """Writes when a device's clients begin and end, and their weights."""
     width = self.widths[0]
     times = sorted({stay.stop for stay in stays})
     plan.event[device, : len(times)] = times
-    # The longest lane is the first: as many are busy as end later.
+    # Lanes are sorted, the longest first: as many are busy as end later.
     lane_ends = (plan.count[device * width :][:width] > 0).sum(axis=1)
     for w, fewer in enumerate([*self.widths[1:], 0]):
       plan.until[device, w] = np.searchsorted(times, lane_ends[fewer], 'right')
@@ -194,7 +213,7 @@ class Planner(Sampler):
       plan.weight[lane, s] = shares[i]
 
   def _deal(self, steps: np.ndarray) -> list[list[int]]:
-    """Clients of every lane; the longest lanes come first on every device."""
+    """Assigns clients to lanes, the longest lanes first on every device."""
     packed = pack(steps, self.lanes)
     packed.sort(key=lambda mine: -steps[mine].sum())
     return [
@@ -204,14 +223,14 @@ class Planner(Sampler):
     ]
 
   def steps(self, num_examples: np.ndarray) -> np.ndarray:
-    """Steps that E epochs of clients of these sizes take."""
+    """Counts the steps that E epochs of clients of these sizes take."""
     full, rest = np.divmod(num_examples, self.batch_examples)
     per_full = -(-self.batch_examples // self.step_examples)
     return self.epochs * (full * per_full + -(-rest // self.step_examples))
 
   @functools.cached_property
   def _weights(self) -> np.ndarray:
-    """Weights of all clients, to be divided by a sum, [K]."""
+    """Returns the weights of all clients before normalization, [K]."""
     if self.weighting == 'uniform':
       return (self.num_examples > 0).astype(np.float64)
     return self.num_examples
@@ -222,28 +241,28 @@ class Planner(Sampler):
 
   @functools.cached_property
   def buffer_examples(self) -> int:
-    """Examples that one device's clients can have at most, of any cohort."""
+    """Returns the most examples that one device can have, for any cohort."""
     everybody = int(np.sort(self.num_examples)[-self.cohort_size :].sum())
     if self.participation.stops_early:
-      return everybody  # Who stops early has more examples than steps for them.
+      return everybody  # Steps are no bound for clients that stop early.
     longest, _ = self._sizes
-    steps = self.widths[0] * longest  # Of a device: each reads so many at most.
+    steps = self.widths[0] * longest  # The most that a device's lanes can take.
     return min(everybody, steps * self.step_examples // self.epochs)
 
   @functools.cached_property
   def _sizes(self) -> tuple[int, int]:
-    """T and N that are enough for the largest cohort there can be."""
+    """Returns T and N that suffice for every cohort."""
     largest = np.sort(self.num_examples)[-self.cohort_size :]
     steps = self.steps(largest)
-    # Longest first never exceeds this (Graham 1969): the lane that ends last
-    # had the least work when it took its last client, so at most the average
-    # of all the others.
+    # Packing longest first never exceeds this (Graham 1969): the lane that ends
+    # last had the least work when it took its last client, so at most the
+    # average of all the other work.
     longest = -(-(steps.sum() + (self.lanes - 1) * steps.max()) // self.lanes)
     padding = self.cohort_size * (self.step_examples - 1)
     return int(longest), int(self.epochs * largest.sum() + padding)
 
   def _empty(self) -> Plan:
-    """An idle plan, large enough for every cohort."""
+    """Returns an idle plan, large enough for every cohort."""
     longest, positions = self._sizes
     lanes, devices, events = self.lanes, self.num_devices, self.cohort_size
     return Plan(

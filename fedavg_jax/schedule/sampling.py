@@ -1,9 +1,9 @@
-"""Who takes part in a round, how far each comes, and in which order each reads.
+"""Draws a round's cohort, its clients' completed work and their reading order.
 
-NumPy only. All of it is a pure function of (seed, round, client sizes): it
-knows neither lanes nor devices. `planning.py` lays it out for them.
+NumPy only. All of it is a pure function of (seed, round, client sizes),
+independent of lanes and devices, for which `planning.py` lays it out.
 
-Shape letters: K clients, M cohort at most, m clients of a round.
+Shape letters: K clients, M cohort size, m <= M clients of a round.
 """
 
 from collections.abc import Sequence
@@ -22,21 +22,20 @@ from fedavg_jax.schedule.draws import num_unavailable
 from fedavg_jax.schedule.participation import EVERYBODY
 from fedavg_jax.schedule.participation import Participation
 
-# One independent stream of random numbers for each purpose, beside those of
-# partition/, participation.py and clock.py.
+# One independent stream of random numbers for each purpose; partition/,
+# participation.py and clock.py have others.
 _COHORT, _ORDER = 1, 2
 
 
 def cohort_size(num_clients: int, client_fraction: float) -> int:
-  """The cohort, max(int(C * K), 1); a C such as 0.29 counts as written.
+  """Returns the size of a cohort, max(int(C * K), 1).
+
+  The product is rounded to six decimals before it is truncated, because
+  0.29 * 100 is 28.999999999999996.
 
   Args:
-    num_clients: K.
+    num_clients: K, the number of clients.
     client_fraction: C in [0, 1]; 0 is one client.
-
-  Returns:
-    m. The product is rounded to six decimals before it is cut, because
-    0.29 * 100 is 28.999999999999996.
 
   >>> cohort_size(100, 0.29), cohort_size(100, 0.0)
   (29, 1)
@@ -46,15 +45,15 @@ def cohort_size(num_clients: int, client_fraction: float) -> int:
 
 
 class RoundCost(NamedTuple):
-  """What a round costs outside the device, as the clients would see it.
+  """Holds a round's communication cost and its simulated time.
 
   Attributes:
     drawn: clients that received the model.
-    reported: clients whose message is in the mean.
-    bytes_down: to the clients.
-    bytes_up: from them.
-    seconds: simulated, that all work of the slowest client takes, messages
-      there and back included, or the deadline; None without a clock.
+    reported: clients whose update is in the mean.
+    bytes_down: bytes that the clients receive.
+    bytes_up: bytes that the clients send.
+    seconds: simulated seconds of the slowest client's download, work and
+      upload, at most the deadline; None without a clock.
   """
 
   drawn: int
@@ -66,19 +65,22 @@ class RoundCost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Sampler:
-  """Draws cohorts and orders, and accounts for what a round costs.
+  """Draws cohorts and reading orders, and computes a round's cost.
 
   Attributes:
     num_examples: [K] n_k of every client.
-    cohort_size: m, clients that train in a round.
-    participation: who can be drawn, and how far each client comes.
-    epochs: E.
-    batch_size: B, 0 for all local examples in one step.
-    shuffle: 'epoch' draws a new order for every epoch, 'round' one for all
-      epochs of a round, as Algorithm 1 reads.
-    seed: of the cohorts and the orders.
-    bytes_down: that a client receives at its begin.
-    bytes_up: that it sends at its end.
+    cohort_size: M, clients that train in a round.
+    participation: the draw of clients and the work that each completes.
+    epochs: E, local epochs.
+    batch_size: B; 0 puts all local examples into one minibatch.
+    shuffle: 'epoch' draws a new order for every epoch; 'round' draws one for
+      all epochs of a round, as Algorithm 1 of McMahan et al. 2017 does.
+    seed: the seed of the cohorts and the orders.
+    bytes_down: bytes that a client receives before it trains.
+    bytes_up: bytes that a client sends after it has trained.
+
+  Raises:
+    InputError: a value breaks its rule.
   """
 
   num_examples: np.ndarray
@@ -97,18 +99,15 @@ class Sampler:
       rules.check_whole(name, getattr(self, name), int(name != 'batch_size'))
     number = len(self.num_examples)
     self.participation.check(number)
-    away = self.participation.unavailable_fraction
-    reachable = number - num_unavailable(number, away)
+    unavailable = self.participation.unavailable_fraction
+    available = number - num_unavailable(number, unavailable)
+    if not (self.num_examples > 0).any():
+      raise InputError('num_examples: are all 0; a client must have examples')
     for name, holds, rule in (
       (
-        'num_examples',
-        (self.num_examples > 0).any(),
-        'some client must have examples',
-      ),
-      (
         'cohort_size',
-        1 <= self.cohort_size <= reachable,
-        f'must be in [1, {reachable}], the clients in reach',
+        1 <= self.cohort_size <= available,
+        f'must be in [1, {available}], the available clients',
       ),
       (
         'epochs',
@@ -118,58 +117,58 @@ class Sampler:
       (
         'epochs',
         self.epochs > 1 or not self.participation.stragglers_by_epoch,
-        "must be at least 2 with straggler_work = 'epochs', of which stragglers"
-        ' do some and not all',
+        "must be at least 2 with straggler_work = 'epochs': stragglers complete"
+        ' some epochs, but not all',
       ),
     ):
       if not holds:
         raise InputError(f'{name} = {getattr(self, name)!r}: {rule}')
     choices.check_choice('shuffle', self.shuffle, choices.SHUFFLES)
     if self.participation.has_own_rules:
-      self._try_own_rules()
+      self._check_custom_rules()
 
-  def _try_own_rules(self) -> None:
-    """Raises InputError where the caller's rules fail in round 1, or change.
+  def _check_custom_rules(self) -> None:
+    """Raises InputError if a custom rule fails or is not pure in round 1.
 
-    A rule that counts its calls, or draws from another generator, would give
-    other results for other rounds per call, and after a resume.
+    With a rule that counts its calls, or draws from another generator, results
+    would depend on the rounds per call and change after a resume.
     """
     first, again = self.work(1), self.work(1)
-    for name, own, other in zip(
+    for name, result, other in zip(
       ('draw', 'completion'), first, again, strict=True
     ):
-      if not np.array_equal(own, other):
+      if not np.array_equal(result, other):
         raise InputError(
-          f'participation.{name}: returns something else when it is called'
+          f'participation.{name}: returns another result when it is called'
           ' again for round 1; must depend on its arguments alone'
         )
 
   @functools.cached_property
-  def _sizes_to_read(self) -> np.ndarray:
-    """n_k of every client, which a rule of the caller cannot change, [K]."""
+  def _readonly_sizes(self) -> np.ndarray:
+    """Returns n_k of every client as a view that rules cannot change, [K]."""
     sizes = self.num_examples.view()
     sizes.flags.writeable = False
     return sizes
 
   @functools.cached_property
   def batch_examples(self) -> int:
-    """Most examples of a minibatch: B, or the largest n_k where B is larger."""
+    """Returns the most examples of a minibatch: B, at most max(n_k)."""
     largest = int(self.num_examples.max())
     return min(self.batch_size or largest, largest)
 
   def cohort(self, round_number: int) -> np.ndarray:
-    """The clients drawn for a round, without replacement, [m], m <= M."""
+    """Returns the clients drawn for a round, without replacement, [m] int64."""
     return self.participation.cohort(
       np.random.default_rng([self.seed, _COHORT, round_number]),
-      DrawContext(round_number, self._sizes_to_read, self.cohort_size),
+      DrawContext(round_number, self._readonly_sizes, self.cohort_size),
     )
 
   def work(self, round_number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clients drawn for a round, and how far each comes.
+    """Draws a round's clients and the work that each completes.
 
     Returns:
-      cohort [m], and completed [m], the minibatches that each client's message
-      comes from; a client that completed none sends nothing.
+      cohort [m], and completed [m], the minibatches behind each client's
+      update; a client that completed none sends nothing.
     """
     cohort = self.cohort(round_number)
     updates = self._updates_of_an_epoch(cohort)
@@ -184,11 +183,11 @@ class Sampler:
     return cohort, self.participation.completed(self.seed, work)
 
   def slots(self, round_number: int) -> np.ndarray:
-    """Clients by their places in a plan, [M]; the last may train nothing."""
+    """Returns the clients of a plan's slots, [M]; the last may be idle."""
     return self._slots(self.cohort(round_number))
 
   def _slots(self, cohort) -> np.ndarray:
-    """The cohort, and others that train nothing, where it has too few."""
+    """Fills up a cohort of fewer than M with clients that do not train."""
     missing = self.cohort_size - len(cohort)
     if not missing:
       return cohort
@@ -196,7 +195,7 @@ class Sampler:
     return np.concatenate([cohort, others[:missing]])
 
   def cost(self, round_number: int) -> RoundCost:
-    """What a round costs outside the device."""
+    """Returns a round's communication cost and its simulated time."""
     cohort, completed = self.work(round_number)
     reports = completed > 0
     return RoundCost(
@@ -208,16 +207,17 @@ class Sampler:
     )
 
   def _simulated_seconds(self, cohort) -> float | None:
-    """What all work of the slowest client takes, the deadline at most.
+    """Returns the time of the slowest client's work, at most the deadline.
 
-    The server waits so long for stragglers by chance too: it does not know.
+    The server waits as long for clients that stop early by chance, because it
+    cannot know that they have stopped.
     """
     clock = self.participation.clock
     if clock is None:
       return None
     sizes = self.num_examples[cohort]
     seconds = (
-      self._seconds_under_way(cohort)
+      self._transfer_seconds(cohort)
       + self.epochs * sizes / clock.examples_per_second[cohort]
     )
     slowest = float(seconds[sizes > 0].max(initial=0.0))
@@ -227,13 +227,13 @@ class Sampler:
     return -(-self.num_examples[cohort] // self.batch_examples)
 
   def _updates_in_time(self, cohort, updates) -> np.ndarray:
-    """Of a client's minibatches, those that let its message be in time, [m]."""
+    """Returns the minibatches each client finishes before the deadline, [m]."""
     clock = self.participation.clock
     if clock is None or not clock.deadline:
       return updates
-    left = np.maximum(clock.deadline - self._seconds_under_way(cohort), 0.0)
+    left = np.maximum(clock.deadline - self._transfer_seconds(cohort), 0.0)
     sizes = self.num_examples[cohort]
-    # What is exactly enough must not be one too few by rounding.
+    # Rounding must not lose an example that is just in time.
     examples = left * clock.examples_per_second[cohort] * (1 + 1e-9)
     examples = np.minimum(examples, self.epochs * sizes).astype(np.int64)
     epochs, rest = np.divmod(examples, np.maximum(sizes, 1))
@@ -241,8 +241,8 @@ class Sampler:
       epochs * self._updates_of_an_epoch(cohort) + rest // self.batch_examples
     )
 
-  def _seconds_under_way(self, cohort) -> np.ndarray:
-    """Simulated seconds of a client's messages, there and back, [m]."""
+  def _transfer_seconds(self, cohort) -> np.ndarray:
+    """Returns simulated seconds of each client's download and upload, [m]."""
     clock = self.participation.clock
     assert clock is not None
     return (
@@ -251,7 +251,10 @@ class Sampler:
     )
 
   def epoch_orders(self, round_number: int, client: int) -> np.ndarray:
-    """The order in which a client reads its 0 .. n_k - 1 examples, [E, n_k]."""
+    """Returns the order in which a client reads its examples, [E, n_k].
+
+    Each row is a permutation of 0 .. n_k - 1.
+    """
     rng = np.random.default_rng([self.seed, _ORDER, round_number, client])
     size = int(self.num_examples[client])
     if self.shuffle == 'round':
@@ -261,10 +264,11 @@ class Sampler:
   def padded_batches(
     self, round_number: int, ids: Sequence[int] | np.ndarray
   ) -> np.ndarray:
-    """The batches of some clients for `reference.py`, [M, T, B], -1 = padding.
+    """Returns the batches of some clients, [M, T, B], with -1 as padding.
 
-    A client reads each row of `epoch_orders` in batches of B, the last one of
-    an epoch may be short; after its own batches come empty ones.
+    A client reads each row of `epoch_orders` in batches of B; the last one of
+    an epoch may be short. After the client's batches follow empty ones.
+    `reference.py` trains on them.
     """
     width = self.batch_examples
     batches = [

@@ -70,7 +70,7 @@ CASES = {
       *quickstart('--config.dataset=leaf', '--config.data_dir=none'),
       '--workdir=new',
     ),
-    "data_dir = 'none': must name what holds leaf",
+    "data_dir = 'none': must be a file or folder with leaf",
   ),
   'sweep: clients that cannot be': (
     ('sweep', *quickstart('--grid=num_clients=10,5000', '--workdir=new')),
@@ -119,7 +119,7 @@ CASES = {
   ),
   'partition: a picture nowhere': (
     ('partition', *quickstart('--picture=none/a.png')),
-    '--picture none/a.png: there is no folder none',
+    '--picture none/a.png: the folder none does not exist',
   ),
   'partition: by label too many': (
     ('partition', *quickstart('--config.shards_per_client=900')),
@@ -134,22 +134,22 @@ CASES = {
   ),
   'partition: a config that is a pipe': (
     ('partition', '--config=pipe.py'),
-    '--config pipe.py: must be a file',
+    '--config pipe.py: is not a regular file',
   ),
   'partition: a config that is a folder': (
     ('partition', '--config=full'),
-    '--config full: must be a file',
+    '--config full: is not a regular file',
   ),
   'partition: a config that is a device': (
     ('partition', '--config=/dev/zero'),
-    '--config /dev/zero: must be a file',
+    '--config /dev/zero: is not a regular file',
   ),
   'partition: a trace that is a pipe': (
     (
       'run',
       *quickstart('--config.availability_trace=pipe.py', '--workdir=new'),
     ),
-    'availability_trace pipe.py: must be a file',
+    'availability_trace pipe.py: is not a regular file',
   ),
   # Clocks.
   'run: a clock for ever': (
@@ -182,7 +182,7 @@ CASES = {
   'convert: nothing': (('convert',), '--source is missing'),
   'convert: into a file': (
     ('convert', '--source=arrays', '--path=a.npz', '--out=file'),
-    'file: must be a folder, is a file',
+    'file: is not a directory',
   ),
   'convert: into a folder of something else': (
     ('convert', '--source=arrays', '--path=a.npz', '--out=full'),

@@ -66,8 +66,8 @@ def test_help_as_a_value_is_not_help(command):
     (['swep'], ['command swep', 'one of run, sweep', 'did you mean sweep?']),
     ([''], ["command ''", 'one of run, sweep, compare, partition']),
     (['help', 'nonsense'], ['command nonsense', 'one of run, sweep']),
-    (['--config=x.py'], ['--config=x.py', 'must stand before', 'run, sweep']),
-    (['--', 'run'], ['--: a command must stand before']),
+    (['--config=x.py'], ['--config=x.py', 'must come before', 'run, sweep']),
+    (['--', 'run'], ['--: a command must come before']),
   ],
 )
 def test_unknown_command(command, args, words):
@@ -116,15 +116,18 @@ def test_earlier_commands_are_no_modules(name):
     ([''], ["config ''", 'one of cifar10']),
     (['quickstart:fast'], ['quickstart.py:fast', 'takes no argument']),
     (['mnist_2nn:nid'], ['mnist_2nn.py:nid', 'use :iid or :noniid']),
-    (['mnist_2nn:'], ['config mnist_2nn:', 'must be an argument behind']),
+    (['mnist_2nn:'], ['config mnist_2nn:', 'needs an argument after the :']),
     (['no.py'], ['--config no.py', 'no such file']),
     (['no.py', '--config.rounds=2'], ['--config no.py', 'no such file']),
     (['./quickstart'], ['--config ./quickstart', 'the first word quickstart']),
     (['--config=quickstart'], ['no such file', 'the first word quickstart']),
     (['quickstart', '--config=x.py'], ['--config=x.py', 'already, quickstart']),
     (['quickstart', 'fast'], ['fast: not a flag']),
-    (['--workdir=x', 'quickstart'], ['quickstart', 'stand before every flag']),
-    (['--config.rounds=2', 'quickstart'], ['--config.rounds', 'before its']),
+    (['--workdir=x', 'quickstart'], ['quickstart', 'come before all flags']),
+    (
+      ['--config.rounds=2', 'quickstart'],
+      ['--config.rounds', 'come before its'],
+    ),
     (['quickstart', '--config.round=2'], ["'round'", '"rounds"']),
     (['quickstart', '--config.rounds=x'], ['--config.rounds=x']),
     (['quickstart', '--flagfile=no'], ["No such file or directory: 'no'"]),
@@ -147,7 +150,7 @@ def test_what_a_config_lacks_is_named(command, tmp_path, name, args, words):
   [
     (['compare'], ['folders of the runs']),
     (['compare', 'no'], ['no/config.json', 'cannot be read']),
-    (['compare', 'a', 'a'], ['a: named twice']),
+    (['compare', 'a', 'a'], ['a: duplicate value']),
     (['compare', 'a', '--target=nan'], ['--target nan', 'finite']),
     (['compare', 'a', '--picture=a.gif'], ['--picture a.gif', '.png']),
     (['compare', 'a', '--flagfile=no'], ["No such file or directory: 'no'"]),
@@ -156,11 +159,14 @@ def test_what_a_config_lacks_is_named(command, tmp_path, name, args, words):
     (['convert', '--source=csv'], ['--source=csv', 'leaf|shakespeare']),
     (['convert', '--source=leaf'], ['--path is missing']),
     (['convert', '--source=leaf', '--path=no', '--out=o'], ['--path no']),
-    (['convert', '--verify='], ['--verify is empty']),
+    (['convert', '--verify='], ['--verify is empty: must be the folder']),
     (['convert', '--shard_mib=0'], ['--shard_mib=0', 'positive']),
     (['convert', 'leaf'], ['leaf: not a flag']),
     (['sweep', 'quickstart', '--grid=x'], ['--grid x', 'key=value']),
-    (['partition', 'quickstart', '--picture=no/a.png'], ['no folder no']),
+    (
+      ['partition', 'quickstart', '--picture=no/a.png'],
+      ['folder no does not exist'],
+    ),
   ],
 )
 def test_flags_that_are_missing_are_named(command, tmp_path, args, words):

@@ -42,7 +42,7 @@ def start(tmp_path, repository, *args, command=None, **environment):
       'dice',
       'JAX_DEFAULT_PRNG_IMPL = dice: JAX',
     ),
-    ('JAX_NUM_CPU_DEVICES', 'two', 'JAX_NUM_CPU_DEVICES = two: JAX knows no'),
+    ('JAX_NUM_CPU_DEVICES', 'two', 'JAX_NUM_CPU_DEVICES = two: JAX rejects'),
   ],
 )
 def test_invalid_settings_of_jax_are_refused(

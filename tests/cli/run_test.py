@@ -76,7 +76,7 @@ def test_default_workdir_is_named_after_date_and_config(repository, tmp_path):
 def test_a_bad_flag_is_one_line_and_leaves_nothing(repository, tmp_path):
   """This one runs in a separate process; `bad_inputs_test.py` has many more."""
   process = run(repository, tmp_path, '--config.client.epoch=3')
-  assert_one_line(process, 'no such key: \'epoch\' Did you mean "epochs"')
+  assert_one_line(process, 'unknown key: \'epoch\'. Did you mean "epochs"')
   assert list(tmp_path.iterdir()) == []
 
 
@@ -145,7 +145,7 @@ def test_a_disk_that_may_only_be_read(repository, tmp_path, small_disk):
     pytest.skip('mounting read-only needs rights')
   for workdir, said in (
     ('disk/run', 'cannot be written'),
-    ('disk/new', 'cannot be made'),
+    ('disk/new', 'cannot be created'),
   ):
     process = run(repository, tmp_path, '--config.rounds=2', workdir=workdir)
     assert_one_line(process, f'workdir = {workdir}', said, 'Read-only')
@@ -256,7 +256,7 @@ def test_a_second_signal_ends_at_once():
   )
   assert process.returncode == -signal.SIGINT, process.stderr
   assert (
-    process.stdout == '\nstopping after this round; once more to exit now\n'
+    process.stdout == '\nstopping after this round; a second signal exits now\n'
   )
 
 

@@ -255,21 +255,22 @@ def test_seeds_change_labels_and_examples():
       {'sizes': [5, 1, 5]},
       'sizes: client 1 has 1 examples; must have at least',
     ),
-    ({'sizes': [20, 11, 0]}, 'sizes: one is 0'),
+    ({'sizes': [20, 11, 0]}, 'sizes: has 0; must be at least 1'),
     ({'sizes': [20, 11, 30]}, 'add up to 61; must add up to at most 60'),
     ({'sizes': [2.0, 2.0, 2.0]}, 'must be whole numbers'),
-    ({'sizes': []}, 'must be whole numbers, one at least'),
+    ({'sizes': []}, 'must be whole numbers, at least one'),
     ({'assignment': 'x'}, "class_assignment = 'x': must be one of"),
     ({'seed': -1}, 'seed = -1'),
     (
       # Client 0 has labels 0 and 1, with 30 and 20 examples; the other clients
       # need one example of each of their labels, 1 and 2, 2 and 0.
       {'sizes': [55, 2, 2], 'assignment': 'deterministic'},
-      'sizes: need 57 examples of labels 0, 1, there are 50; must be smaller,',
+      'sizes: need 57 examples of labels 0, 1, only 50 are available; must be'
+      ' smaller,',
     ),
     (
       {'sizes': [31, 3, 3], 'classes_per_client': 1},
-      'sizes: need in each of 100 draws, last 31 examples of labels 0, there',
+      'sizes: need in each of 100 draws, last 31 examples of labels 0, only',
     ),
   ],
 )

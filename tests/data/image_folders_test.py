@@ -124,7 +124,7 @@ def test_images_that_are_refused(name, content, words, tmp_path):
 def test_an_image_of_another_format_at_another_level(where, tmp_path):
   place = folders(tmp_path / 'in')
   (place / where / 'x.heic').write_bytes(b'any')
-  refused('images', place, tmp_path, 'x.heic: must lie in train/CLIENT/LABEL')
+  refused('images', place, tmp_path, 'x.heic: must be in train/CLIENT/LABEL')
 
 
 def test_pillow_prints_nothing(tmp_path, recwarn, caplog, capfd):

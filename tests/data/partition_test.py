@@ -399,7 +399,7 @@ def test_explicit_sizes():
     ),
     (
       lambda y: partition.dirichlet(y, num_clients=3, alpha=[1.0], seed=0),
-      'alpha: 1 numbers; must be one, or as many as num_clients = 3',
+      'alpha: has 1 numbers; must be one, or as many as num_clients = 3',
     ),
     (
       lambda y: partition.dirichlet(
@@ -419,7 +419,7 @@ def test_explicit_sizes():
     ),
     (
       lambda y: partition.inner_dirichlet(y, sizes=[60, 0], alpha=1.0, seed=0),
-      'one is 0',
+      'sizes: has 0; must be at least 1',
     ),
     (
       lambda y: partition.inner_dirichlet(
@@ -431,13 +431,13 @@ def test_explicit_sizes():
       lambda y: partition.pathological(
         y, num_clients=3, classes_per_client=4, seed=0
       ),
-      'classes_per_client = 4: must be in .1, 3., the labels there are',
+      'classes_per_client = 4: must be in .1, 3., the number of labels',
     ),
     (
       lambda y: partition.pathological(
         y, num_clients=2, classes_per_client=1, seed=0
       ),
-      'leaves some of the 3 labels to nobody',
+      'leaves some of the 3 labels without a client',
     ),
     (
       lambda y: partition.pathological(
@@ -453,7 +453,7 @@ def test_explicit_sizes():
     ),
     (
       lambda y: partition.sizes('1,2', 60, num_clients=3, seed=0),
-      'sizes: 2 of them, must be one for each of num_clients = 3',
+      'sizes: has 2 numbers; must have one for each of num_clients = 3',
     ),
     (
       lambda y: partition.sizes('1,2,3', 60, num_clients=3, seed=0),
@@ -465,7 +465,7 @@ def test_explicit_sizes():
     ),
     (
       lambda y: partition.inner_dirichlet(y, sizes=[], alpha=1.0, seed=0),
-      'must be whole numbers, one at least',
+      'must be whole numbers, at least one',
     ),
     (
       lambda y: partition.sizes(

@@ -65,7 +65,7 @@ def test_tokens_of_every_dtype(dtype):
 @pytest.mark.parametrize(
   ('x', 'y', 'words'),
   [
-    (3.0, [0], 'x has the shape [], must have rows of values'),
+    (3.0, [0], 'x has the shape []; must have rows of values'),
     ([1.0, 2.0], [0, 1], 'x has the shape [2]'),
     (np.zeros((2, 0)), [0, 1], 'x has the shape [2, 0]'),
     (np.zeros((2, 4, 0, 1)), [0, 1], 'x has the shape [2, 4, 0, 1]'),
@@ -119,12 +119,12 @@ def test_a_label_of_255_in_bytes(tmp_path):
     ({'y': np.int64(3)}, 'y []'),
     ({'client': np.int64(3)}, 'client []'),
     ({'client': np.arange(6)[:, None]}, 'client [6, 1]'),
-    ({'client': np.arange(6) + 0.5}, 'client is float64, must be whole'),
+    ({'client': np.arange(6) + 0.5}, 'client is float64; must be whole'),
     (
       {'client': np.array(list('aabbcc'))},
-      'client.npy holds <U1, must hold real numbers',
+      'client.npy: expected real numbers, got <U1',
     ),
-    ({n: a[:0] for n, a in arrays().items()}, 'holds no row'),
+    ({n: a[:0] for n, a in arrays().items()}, 'has no rows'),
     ({'x_test': arrays()['x'][:0], 'y_test': []}, 'test set: x has the shape'),
     (
       {'x_test': arrays()['x'][:2, :1]},
@@ -186,8 +186,8 @@ def encrypted():
     (archive(x=b'\x93NUMPY\1\0\x10\0{[(')[:], 'cannot be read'),
     (archive(x=b''), 'cannot be read'),
     (archive(x=b'\x93NUMPY'), 'cannot be read'),
-    (archive(x=header((2**40,))), 'must hold 1,099,511,627,'),
-    (archive(x=header((6, 2, 2)) + bytes(9)), 'x.npy holds'),
+    (archive(x=header((2**40,))), 'expected 1,099,511,627,'),
+    (archive(x=header((6, 2, 2)) + bytes(9)), 'x.npy: expected'),
     (encrypted(), 'cannot be read'),
     (archive().replace(b'\x08\0', b'\x63\0'), 'cannot be read'),
   ],
@@ -212,20 +212,26 @@ def test_pipes_and_folders_instead_of_files(tmp_path):
     np.save(tmp_path / 'in' / f'{name}.npy', array)
   (tmp_path / 'in' / 'y.npy').unlink()
   os.mkfifo(tmp_path / 'in' / 'y.npy')
-  refused('arrays', tmp_path / 'in', tmp_path, 'y.npy: must be a file')
+  refused('arrays', tmp_path / 'in', tmp_path, 'y.npy: is not a regular file')
 
 
 GENERATORS = {
   'raises': ('raise KeyError("my\\nkey")', 'fails at client -1 (KeyError'),
   'exits': ('import sys; sys.exit(3)', 'fails at client -1 (SystemExit: 3'),
-  'gives nothing': ('yield from ()', 'gives nothing for -1'),
+  'gives nothing': ('yield from ()', 'yields nothing for -1'),
   'returns nothing': ('return None', 'fails at client -1 (TypeError'),
   'one array': (
     'yield np.zeros((2, 3))',
-    'client -1 is ndarray, must be',
+    'client -1: expected a pair of arrays, (x, y), got ndarray',
   ),
-  'text': ('yield "xy"', 'client -1 is str, must be a pair'),
-  'three': ('yield 1, 2, 3', 'client -1 is tuple, must be a pair'),
+  'text': (
+    'yield "xy"',
+    'client -1: expected a pair of arrays, (x, y), got str',
+  ),
+  'three': (
+    'yield 1, 2, 3',
+    'client -1: expected a pair of arrays, (x, y), got tuple',
+  ),
   'numbers': ('yield 1.0, 2', 'client -1: y must be an array'),
   'lengths': ('yield np.zeros((2, 3)), [0]', '2 inputs, but 1 labels'),
   'ragged': (
@@ -234,7 +240,7 @@ GENERATORS = {
   ),
   'ends at once': (
     'if k == -1: yield np.zeros((2, 3)), [0, 1]',
-    'there is no client with an example',
+    'no client has examples',
   ),
   'another shape': (
     'yield np.zeros((2, 3 + (k > 0))), [0, 1]\n  if k == -1: return\n'
@@ -385,7 +391,7 @@ def as_bytes(image, kind):
   ('name', 'content', 'words'),
   [
     ('a.png', deep_png(), 'has the mode RGB of 16 bits'),
-    ('a.gif', animated(), 'has 2 frames, must have one'),
+    ('a.gif', animated(), 'has 2 frames; must have one'),
     (
       'a.jpg',
       as_bytes(Image.new('CMYK', (4, 4)), 'JPEG'),
@@ -454,7 +460,7 @@ def test_images_at_another_level_are_refused(where, tmp_path):
   place = folders(tmp_path)
   (place / where).parent.mkdir(parents=True, exist_ok=True)
   (place / where).write_bytes(b'')
-  refused('images', place, tmp_path, 'must lie in train/CLIENT/LABEL')
+  refused('images', place, tmp_path, 'must be in train/CLIENT/LABEL')
 
 
 def test_names_have_numbers_in_natural_order(tmp_path):
@@ -528,19 +534,19 @@ def test_a_user_in_several_files_is_one_client(tmp_path):
   [
     (
       leaf_file([('a', [0])]).replace('"x"', '"y": [1], "x"'),
-      "the key 'y' occurs twice",
+      "duplicate key 'y'",
     ),
     (
       leaf_file([('\u00e9', [0]), ('e\u0301', [1])]),
       'are one name',
     ),
-    (leaf_file([('a', [0]), ('a', [1])]), "user 'a' must be a name, once"),
+    (leaf_file([('a', [0]), ('a', [1])]), "user 'a' must be a unique name"),
     (
       leaf_file([('a', [0])]).replace('[0]', '[2147483648]'),
       'holds 2147483648 to 2147483648',
     ),
-    ('[' * 10**5, 'not JSON'),
-    ('', 'not JSON'),
+    ('[' * 10**5, 'is not JSON'),
+    ('', 'is not JSON'),
   ],
 )
 def test_users_that_are_refused(content, words, tmp_path):
@@ -625,17 +631,17 @@ def file_of(name, **changes):
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    (lambda found: [], 'is not of a federation'),
-    (lambda found: 3, 'is not of a federation'),
-    (tampered(format='x'), 'is not of a federation'),
-    (tampered(version='x'), "has format version 'x'"),
-    (tampered(version=[]), 'has format version []'),
-    (tampered(num_classes=-1), 'num_classes = -1 is not what was written'),
+    (lambda found: [], 'does not describe a federation'),
+    (lambda found: 3, 'does not describe a federation'),
+    (tampered(format='x'), 'does not describe a federation'),
+    (tampered(version='x'), "expected format version 1, got 'x'"),
+    (tampered(version=[]), 'expected format version 1, got []'),
+    (tampered(num_classes=-1), 'num_classes = -1 is not a possible value'),
     (tampered(num_classes='3'), "num_classes = '3'"),
     (tampered(num_classes=True), 'num_classes = True'),
     (tampered(num_classes=2), 'labels up to 2 with num_classes = 2'),
     (tampered(max_value=0), 'max_value = 0'),
-    (tampered(max_value=float('nan')), 'NaN is no number of JSON'),
+    (tampered(max_value=float('nan')), 'NaN is not a JSON number'),
     (tampered(padding=99), 'padding = 99'),
     (tampered(classes=[1]), 'classes = [1]'),
     (tampered(shards=[]), 'shards = []'),
@@ -655,11 +661,11 @@ def file_of(name, **changes):
     (file_of('x', shape=[]), 'shape = []'),
     (file_of('x', shape=[-1]), 'shape = [-1]'),
     (file_of('x', shape=[2**63]), 'shape = ['),
-    (file_of('x', shape=[6, 9, 2, 1]), 'have other shapes'),
+    (file_of('x', shape=[6, 9, 2, 1]), 'differ in shape or dtype'),
     (file_of('y', shape=[5]), 'different lengths'),
     (file_of('x', sha256=5), 'sha256 = 5'),
     (file_of('x', sha256='0' * 64), None),
-    (file_of('x', bytes=7), 'bytes, must have 7'),
+    (file_of('x', bytes=7), 'expected 7 bytes'),
   ],
 )
 def test_a_tampered_description_is_one_line(federation, change, words):
@@ -668,7 +674,7 @@ def test_a_tampered_description_is_one_line(federation, change, words):
   path.write_text(json.dumps(found))
   if words is None:  # Only the content shows the damage.
     stored.read(federation)
-    words = 'its SHA-256 is'
+    words = 'checksum mismatch'
   else:
     with pytest.raises(InputError, match=re.escape(words)) as caught:
       stored.read(federation)
@@ -688,5 +694,7 @@ def test_pipes_instead_of_shards(federation):
   path = federation / 'clients-00000-x.npy'
   path.unlink()
   os.mkfifo(path)
-  with pytest.raises(InputError, match='clients-00000-x.npy: must be a file'):
+  with pytest.raises(
+    InputError, match='clients-00000-x.npy: is not a regular file'
+  ):
     stored.read(federation)

@@ -103,11 +103,11 @@ def test_an_interrupted_conversion_resumes(tmp_path):
         shard_bytes=200,
         **options,
       )
-    with pytest.raises(InputError, match='its conversion has not ended'):
+    with pytest.raises(InputError, match='conversion has not finished'):
       stored.read(tmp_path / 'f')
   with open(tmp_path / 'f' / 'conversion.jsonl', 'a') as file:
     file.write('{"half of a li')
-  with pytest.raises(InputError, match='with another source has begun here'):
+  with pytest.raises(InputError, match='has a conversion with another source'):
     write(tmp_path / 'f', parts, source={'of': 'another'})
   write(tmp_path / 'f', parts)
   content = [
@@ -115,7 +115,7 @@ def test_an_interrupted_conversion_resumes(tmp_path):
     for name in ('whole', 'f')
   ]
   assert content[0] == content[1]
-  with pytest.raises(InputError, match='holds a federation already'):
+  with pytest.raises(InputError, match='already has a federation'):
     write(tmp_path / 'f', parts)
 
 
@@ -139,12 +139,12 @@ def test_a_conversion_does_not_resume_from_a_changed_source(tmp_path):
   ):
     kept = [Examples(*(array.copy() for array in own)) for own in parts]
     change()
-    with pytest.raises(InputError, match='of the source are not those that'):
+    with pytest.raises(InputError, match='of the source have changed since'):
       write(tmp_path / 'f', parts, test=test)
     assert listing(tmp_path) == before
     parts[:] = kept
   other = test._replace(y=3 - test.y)
-  with pytest.raises(InputError, match='with another test has begun here'):
+  with pytest.raises(InputError, match='has a conversion with another test'):
     write(tmp_path / 'f', parts, test=other)
   assert listing(tmp_path) == before
   write(tmp_path / 'f', parts, test=test)
@@ -200,7 +200,7 @@ def test_names_are_written_and_verified(tmp_path):
   assert stored.describe(tmp_path / 'f').classes == ('a', 'b', 'c', 'd')
   path = tmp_path / 'f' / 'clients-00000-names.json'
   path.write_bytes(path.read_bytes().replace(b'0', b'1'))
-  with pytest.raises(InputError, match='names.json: its SHA-256 is'):
+  with pytest.raises(InputError, match='names.json: checksum mismatch'):
     stored.client_names(tmp_path / 'f')
 
 
@@ -252,7 +252,7 @@ def test_a_shard_that_is_cut_while_it_is_read_is_reported(tmp_path):
 
 def test_two_conversions_do_not_share_a_folder(tmp_path):
   def wrote(clients, size):
-    with pytest.raises(InputError, match='another process writes to it'):
+    with pytest.raises(InputError, match='is in use by another process'):
       write(tmp_path / 'f', examples())
 
   write(tmp_path / 'f', examples(), wrote=wrote)
@@ -277,11 +277,11 @@ def version(path):
   'name, harm, said',
   [
     ('clients-00001-x.npy', pathlib.Path.unlink, 'is missing'),
-    ('clients-00001-y.npy', cut, r'has \d+ bytes, must have \d+'),
-    ('test-x.npy', cut, r'has \d+ bytes, must have \d+'),
-    ('federation.json', version, 'has format version 2, this program reads 1'),
-    ('federation.json', cut, 'is not of a federation'),
-    ('federation.json', pathlib.Path.unlink, 'must be a folder that'),
+    ('clients-00001-y.npy', cut, r'expected \d+ bytes, got \d+'),
+    ('test-x.npy', cut, r'expected \d+ bytes, got \d+'),
+    ('federation.json', version, 'expected format version 1, got 2'),
+    ('federation.json', cut, 'does not describe a federation'),
+    ('federation.json', pathlib.Path.unlink, 'must be in a folder that'),
     ('clients-00000-x.npy', change, None),
   ],
 )
@@ -290,10 +290,10 @@ def test_damage_is_reported(name, harm, said, tmp_path):
   harm(tmp_path / 'f' / name)
   if said is None:  # The file has the right length.
     stored.read(tmp_path / 'f')
-    with pytest.raises(InputError, match=f'{name}: its SHA-256 is'):
+    with pytest.raises(InputError, match=f'{name}: checksum mismatch'):
       stored.verify(tmp_path / 'f')
     return
-  if said == 'is not of a federation':
+  if said == 'does not describe a federation':
     (tmp_path / 'f' / name).write_text('{')
   with pytest.raises(InputError, match=said) as error:
     stored.read(tmp_path / 'f')
@@ -303,11 +303,11 @@ def test_damage_is_reported(name, harm, said, tmp_path):
 @pytest.mark.parametrize(
   'changes, said',
   [
-    ({'num_classes': 3}, 'labels are 1 to 3, must lie in 0 .. 2'),
-    ({'parts': 'nan'}, 'some inputs are not finite'),
-    ({'parts': 'shape'}, 'must be of one shape and type'),
+    ({'num_classes': 3}, r'labels are 1 to 3; must be in \[0, 2\]'),
+    ({'parts': 'nan'}, 'inputs must be finite'),
+    ({'parts': 'shape'}, 'must have the same shape and dtype'),
     ({'parts': 'double'}, 'x is float64 and y int32'),
-    ({'parts': 'none'}, 'there is no client with an example'),
+    ({'parts': 'none'}, 'no client has examples'),
     ({'parts': 'tree'}, 'the test set: is a tree of arrays'),
   ],
 )
@@ -390,7 +390,7 @@ def test_a_run_does_not_resume_on_another_federation(tmp_path):
   parts[0].x[0, 0] ^= 1
   write(tmp_path / 'f', parts)
   cfg.rounds = 4
-  with pytest.raises(InputError, match='are not those it began with'):
+  with pytest.raises(InputError, match='have changed: SHA-256'):
     train.train(cfg, tmp_path / 'run', extend=True)
 
 
@@ -508,7 +508,7 @@ def clients(first):
       rows[..., 0], rng.integers(0, 256, size, np.uint8)
     )
   done = run('--verify', tmp_path / 'f')
-  assert done.returncode == 0 and 'are what was written' in done.stdout
+  assert done.returncode == 0 and 'files match' in done.stdout
 
 
 def test_leaf_and_words(tmp_path):
@@ -549,9 +549,12 @@ def test_leaf_and_words(tmp_path):
   'flags, said',
   [
     ([], '--source is missing'),
-    (['--source=arrays', '--path=none', '--out=f'], '--path none: there is no'),
+    (
+      ['--source=arrays', '--path=none', '--out=f'],
+      '--path none: does not exist',
+    ),
     (['--source=arrays', '--path=.', '--out=f'], 'lacks x, y, client'),
-    (['--source=images', '--path=.', '--out=f'], 'must hold train/CLIENT'),
+    (['--source=images', '--path=.', '--out=f'], 'must contain train/CLIENT'),
     (['--source=generator', '--path=no:where', '--out=f'], 'module:function'),
     (['--verify=none'], 'none/federation.json: is missing'),
   ],

@@ -109,7 +109,7 @@ def test_folders_that_the_conversion_made_are_removed(own, again, tmp_path):
 def test_a_source_with_fewer_or_more_clients(clients, tmp_path):
   killed(tmp_path / 'f')
   before = listing(tmp_path)
-  with pytest.raises(InputError, match='of the source are not those that were'):
+  with pytest.raises(InputError, match='of the source have changed since'):
     write(tmp_path / 'f', clients)
   assert listing(tmp_path) == before
   write(tmp_path / 'f', parts())
@@ -131,8 +131,8 @@ def test_a_shard_that_was_changed_before_resuming(tmp_path):
 
 def test_a_pipe_instead_of_a_journal_or_a_description(tmp_path):
   for name, words in (
-    ('conversion.jsonl', 'conversion.jsonl: must be a file'),
-    ('federation.json', 'holds a federation already'),
+    ('conversion.jsonl', 'conversion.jsonl: is not a regular file'),
+    ('federation.json', 'already has a federation'),
   ):
     (tmp_path / name).mkdir()
     os.mkfifo(tmp_path / name / name)
@@ -140,7 +140,9 @@ def test_a_pipe_instead_of_a_journal_or_a_description(tmp_path):
       write(tmp_path / name, parts())
     assert [p.name for p in (tmp_path / name).iterdir()] == [name]
   for read in (stored.read, stored.verify):
-    with pytest.raises(InputError, match='federation.json: must be a file'):
+    with pytest.raises(
+      InputError, match='federation.json: is not a regular file'
+    ):
       read(tmp_path / 'federation.json')
 
 

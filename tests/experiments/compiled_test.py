@@ -1,4 +1,4 @@
-"""Optimized programs are counted, and committed counts are within budgets."""
+"""Counts what a step does in optimized programs; checks the committed table."""
 
 import json
 

@@ -441,7 +441,7 @@ def test_fewer_rounds_than_were_run_cut_the_rows(tmp_path):
   assert not sweeps.run(cell, (0.1,), 0, store, data='', should_stop=stopping)
   assert not path.read_bytes()
   fewer = dataclasses.replace(cell, rounds=2)
-  never = {'data': '', 'stopping': lambda: False}
+  never = {'data': '', 'should_stop': lambda: False}
   assert sweeps.run(fewer, (0.1,), 0, store, **never)
   (row,) = rows(path)
   assert row['rounds'] == 2 and len(row['curve']) == 3
@@ -461,7 +461,7 @@ def test_stopped_right_after_a_checkpoint(tmp_path, monkeypatch, capsys):
 
   assert not sweeps.run(cell, (0.1,), 0, store, data='', should_stop=stopping)
   fewer = dataclasses.replace(cell, rounds=2)
-  never = {'data': '', 'stopping': lambda: False}
+  never = {'data': '', 'should_stop': lambda: False}
   assert sweeps.run(fewer, (0.1,), 0, store, **never)
   assert 'resumes after round' in capsys.readouterr().out
 
@@ -470,7 +470,7 @@ def test_another_process_at_the_same_cell(tmp_path, capsys):
   """A running cell is not started again, nor a finished one."""
   cell, path = digits_cell(rounds=2, target_accuracy=0.0), tmp_path / 'r.jsonl'
   other, store = results.Results(path), results.Results(path)
-  never = {'data': '', 'stopping': lambda: False}
+  never = {'data': '', 'should_stop': lambda: False}
   inner = []
 
   def stopping():
@@ -488,7 +488,7 @@ def test_another_process_at_the_same_cell(tmp_path, capsys):
 def test_runs_on_other_data_are_refused(tmp_path):
   cell, path = digits_cell(rounds=1, target_accuracy=0.0), tmp_path / 'r.jsonl'
   store = results.Results(path)
-  never = {'data': '', 'stopping': lambda: False}
+  never = {'data': '', 'should_stop': lambda: False}
   sweeps.run(cell, (0.1,), 0, store, **never)
   row = json.loads(path.read_text())
   path.write_text(json.dumps(row | {'data_sha256': 'other'}) + '\n')

@@ -193,7 +193,7 @@ def test_the_test_set_is_not_augmented():
 
 
 def test_the_crop_is_the_same_for_other_devices():
-  """These are given rows and columns in the place of a slice."""
+  """Indices of rows and columns make the same crop as a slice."""
   (x,) = images(side=29)
   with layers.for_platform('tpu'):
     elsewhere = many(x)

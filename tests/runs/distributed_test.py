@@ -83,7 +83,7 @@ def test_one_dies_the_others_report_it_the_run_resumes(one_process, tmp_path):
     for ended in others:
       assert ended.code == 1
       (error,) = ended.errors
-      assert 'resumes from the last checkpoint' in error
+      assert 'to resume from the last checkpoint' in error
       assert 'Check failure' not in ended.stderr
       assert 'Traceback' not in ended.stderr
     lost_process.run(after, workdir)
@@ -153,7 +153,7 @@ def test_differences_are_reported_on_every_process(own, said, tmp_path):
 # The error of a process that cannot join: its flags.
 CANNOT_JOIN = {
   'cannot be reached within 2 s': ['--num_processes=2', '--process_id=1'],
-  'never came (--connect_seconds)': ['--num_processes=2', '--process_id=0'],
+  'never connected (--connect': ['--num_processes=2', '--process_id=0'],
   'must be in [0, 1]': ['--num_processes=2', '--process_id=2'],
   'must be HOST:PORT': ['--coordinator=nowhere'],
   'needs --distributed': ['--nodistributed', '--process_id=1'],
@@ -286,7 +286,7 @@ def test_warnings_of_the_package_are_passed_on(one_process, tmp_path):
   )
   first, second = lost_process.wait(started, 100)
   assert first.code == second.code == 0, first.stderr
-  assert 'num_processes) that trained round 30: the same up to' in first.stderr
+  assert 'num_processes) differ from those of round 30: results' in first.stderr
 
 
 def test_a_signal_before_round_1_is_a_signal(tmp_path):
@@ -296,8 +296,8 @@ def test_a_signal_before_round_1_is_a_signal(tmp_path):
   (ended,) = lost_process.wait([process], 30)
   assert ended.code == 128 + signal.SIGTERM
   assert ended.stderr == (
-    'error: interrupted by SIGTERM; the same command continues, or begins, the'
-    ' run\n'
+    'error: interrupted by SIGTERM; rerun the same command to resume or start'
+    ' the run\n'
   )
 
 

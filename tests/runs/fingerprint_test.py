@@ -192,7 +192,7 @@ def test_how_a_function_is_written_does_not_count():
   calls = []
 
   def written_otherwise(outputs, batch):
-    """Returns squared errors; only this docstring says so."""
+    """Returns squared errors, in other words than above."""
     calls.append(batch.x)
     distance = outputs - batch.y[:, None]
     return jnp.sum(distance**2, axis=1)

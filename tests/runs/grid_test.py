@@ -557,7 +557,7 @@ def test_the_best_has_not_diverged_and_reached_the_target():
     (['rounds'], 'must be key=value'),
     (['rounds=1,,2'], 'must be key=value'),
     (['sizes=equal;'], 'must be key=value'),
-    (['rounds=1', 'rounds=2'], 'named twice'),
+    (['rounds=1', 'rounds=2'], 'duplicate key'),
   ],
 )
 def test_grids_that_cannot_be_read(texts, words):
@@ -641,13 +641,13 @@ def test_compare_command(swept, repository, tmp_path):
   for args, words in (
     (folders, 'compare.png: exists already'),
     ([folders[0], 'other', '--picture=x.png'], 'other: has another test'),
-    ([folders[0], folders[0] + '/', '--picture=x.png'], 'named twice'),
+    ([folders[0], folders[0] + '/', '--picture=x.png'], 'duplicate value'),
     ([folders[0], 'nowhere', '--picture=x.png'], 'nowhere/config.json'),
     ([folders[0], '--target=2', '--picture=x.png'], '--target 2.0'),
-    (['--picture=x.png'], 'name the folders'),
+    (['--picture=x.png'], 'give the folders'),
     ([folders[0], '--picture=x'], '--picture x: must end with .png'),
     (['broken', '--picture=x.png'], 'line 2 is not a round'),
-    ([folders[0], '--picture=no/x.png'], 'there is no folder no'),
+    ([folders[0], '--picture=no/x.png'], 'folder no does not exist'),
   ):
     process = run_compare(tmp_path, *args)
     assert process.returncode == 2 and 'Traceback' not in process.stderr

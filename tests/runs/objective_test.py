@@ -422,7 +422,7 @@ def test_invalid_words_are_refused(changes, said):
       {'metrics': 'macro_f1', 'target': 2.0},
       r'target = 2.0: must be in .0, 1',
     ),
-    ({'partition': 'shards'}, "partition = 'shards': goes by label"),
+    ({'partition': 'shards'}, "partition = 'shards': needs one label per"),
   ],
 )
 def test_objectives_that_do_not_fit_are_refused(

@@ -109,13 +109,13 @@ def test_a_config_names_every_partition(changes, same):
 
 def test_description_of_a_federation_by_hand():
   lines = statistics.describe(np.array([[3, 1], [0, 4], [8, 0]]))
-  told = dict(line.split('  ', 1) for line in lines)
-  assert told['training examples'].strip() == '16'
-  assert told['a client has'].strip().startswith('4 at least, 4 in the middle')
+  printed = dict(line.split('  ', 1) for line in lines)
+  assert printed['training examples'].strip() == '16'
+  assert printed['examples per client'].startswith('min 4, median 4, max 8;')
   # All have 11 and 5 of 16: |3/4 - 11/16| = 1/16, 11/16 and 5/16, weighted by
   # 4, 4 and 8 of 16.
   distance = (1 / 16 * 4 + 11 / 16 * 4 + 5 / 16 * 8) / 16
-  assert f'by {distance:.2f} ' in told['mix of labels']
+  assert f'by {distance:.2f} ' in printed['label mix']
 
 
 def test_command(repository, tmp_path):
@@ -129,7 +129,7 @@ def test_command(repository, tmp_path):
   )
   assert process.returncode == 0, process.stderr
   assert 'clients              50' in process.stdout
-  assert 'labels of a client   2 at least, 2 in the middle' in process.stdout
+  assert 'labels per client    min 2, median 2' in process.stdout
   picture = (tmp_path / 'p.png').read_bytes()
   assert picture.startswith(b'\x89PNG')
   again = subprocess.run(
@@ -138,7 +138,8 @@ def test_command(repository, tmp_path):
   assert again.returncode == 2 and 'Traceback' not in again.stderr
   assert 'exists already' in again.stderr
   assert (tmp_path / 'p.png').read_bytes() == picture
-  for name, words in (('p', 'must end with .png'), ('no/p.png', 'no folder')):
+  bad = {'p': 'must end with .png', 'no/p.png': 'does not exist'}
+  for name, words in bad.items():
     bad = subprocess.run(
       [*command[:-1], tmp_path / name],
       cwd=repository,

@@ -42,10 +42,10 @@ def test_plain_lines(monkeypatch):
 def test_a_long_run_prints_its_duration_once(monkeypatch):
   for terminal in (False, True):
     text = watch(monkeypatch, terminal=terminal)
-    assert text.count('3 s a round: all 400 rounds take about 20 min') == 1
+    assert text.count('3 s per round: all 400 rounds take about 20 min') == 1
     assert 'sooner' not in text
     text = watch(monkeypatch, terminal=terminal, may_end_sooner=True)
-    assert 'the target, once reached, ends it sooner' in text
+    assert 'reaching the target ends the run sooner' in text
 
 
 def test_a_short_run_does_not(monkeypatch):

@@ -57,7 +57,7 @@ def test_in_parts_as_in_one(simulation):
   first = fa.run(simulation, rounds=2)
   assert first['round'].tolist() == [0, 1, 2]
   check_equal(fa.run(simulation, rounds=5, start=first), uninterrupted)
-  with pytest.raises(InputError, match='another run has taken along'):
+  with pytest.raises(InputError, match='another run has continued'):
     fa.run(simulation, rounds=5, start=first)
 
 
@@ -415,12 +415,12 @@ NARROW = simulations.model()._replace(
   [
     (
       {'own': NARROW},
-      r'start: the server has .*6\] where this simulation has .*5\]',
+      r'start: server state: expected .*5\], got .*6\];',
     ),
-    ({'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))}, 'start: the'),
+    ({'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))}, 'start: '),
     (
       {'algorithm': lambda eta: fa.scaffold(eta, 1.0), 'sweep': (0.1,)},
-      r'the server has .round int32\[\] where this simulation has .*\[1\]',
+      r'server state: expected .round int32\[1\], got .round int32\[\];',
     ),
   ],
 )
@@ -430,7 +430,9 @@ def test_a_start_of_another_simulation_is_refused(uneven_examples, other, said):
   with pytest.raises(InputError, match=said) as raised:
     fa.run(build(uneven_examples, **other), rounds=2, start=start)
   assert len(str(raised.value).splitlines()) == 1
-  with pytest.raises(InputError, match='start: the clients keep nothing'):
+  with pytest.raises(
+    InputError, match='client states: expected .* got nothing'
+  ):
     fa.run(simulation, rounds=2, start=(start.state, None))
 
 
@@ -465,7 +467,7 @@ def test_invalid_arguments_are_refused(uneven_examples, tmp_path):
     (lambda: fa.train(None, tmp_path / 'a'), 'config: is NoneType'),
     (
       lambda: fa.run(simulation, rounds=1, start=fa.run(simulation, rounds=3)),
-      'rounds = 1: must be at least 3, those that are done',
+      'rounds = 1: must be at least 3, the number of finished rounds',
     ),
   ):
     with pytest.raises(InputError, match=said):

@@ -238,7 +238,7 @@ def test_a_finished_run_is_not_changed(repository, uninterrupted, capsys):
   }
   summary = again(repository, uninterrupted)
   assert summary['status'] == 'finished'
-  assert 'this run is over' in capsys.readouterr().out
+  assert 'this run is finished' in capsys.readouterr().out
   after = {
     p: p.stat().st_mtime_ns for p in uninterrupted.rglob('*') if p.is_file()
   }
@@ -385,7 +385,7 @@ def test_changed_data_are_refused(repository, stopped, monkeypatch):
 
   monkeypatch.setattr(own_parts.catalog, 'load_dataset', changed)
   before = timeless(stopped)
-  with pytest.raises(InputError, match='data of its clients.*SHA-256 was'):
+  with pytest.raises(InputError, match='data of its clients.*SHA-256 expected'):
     again(repository, stopped)
   assert timeless(stopped) == before
 
@@ -407,7 +407,7 @@ def test_another_machine_is_reported_and_recorded(repository, stopped, caplog):
   content['device'] = 'abacus'
   path.write_text(json.dumps(content))
   again(repository, stopped)
-  assert 'not the device or the versions (versions, device)' in caplog.text
+  assert 'the device or the versions (versions, device) differ' in caplog.text
   content = json.loads(path.read_text())
   assert content['device'] == 'abacus'
   (resumed,) = content['resumed']

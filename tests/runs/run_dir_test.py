@@ -94,7 +94,7 @@ def test_one_process_at_a_time(tmp_path):
 def test_a_folder_made_in_the_meantime(tmp_path):
   first, second = Workdir(tmp_path / 'run'), Workdir(tmp_path / 'run')
   first.begin(room=0)
-  with pytest.raises(InputError, match='another process has made it'):
+  with pytest.raises(InputError, match='was created by another process'):
     second.begin(room=0)
   first.close()
 
@@ -146,12 +146,12 @@ def test_other_folders_are_not_touched(tmp_path):
   ):
     Workdir(tmp_path)
   assert os.listdir(tmp_path) == ['mine.txt']
-  with pytest.raises(InputError, match='mine.txt: is not a folder'):
+  with pytest.raises(InputError, match='mine.txt: is not a directory'):
     Workdir(tmp_path / 'mine.txt')
-  with pytest.raises(InputError, match='cannot be made'):
+  with pytest.raises(InputError, match='cannot be created'):
     Workdir(tmp_path / 'mine.txt' / 'run').begin(room=0)
   (tmp_path / 'dangling').symlink_to(tmp_path / 'nowhere')
-  with pytest.raises(InputError, match='dangling: is not a folder'):
+  with pytest.raises(InputError, match='dangling: is not a directory'):
     Workdir(tmp_path / 'dangling')
 
 
@@ -215,5 +215,5 @@ def test_nothing_is_written_into_the_folder_of_another_run(tmp_path, write):
 @pytest.mark.parametrize('name', ['x' * 300, 'file/run', 'a\0b'])
 def test_invalid_folders_are_refused_at_once(tmp_path, name):
   (tmp_path / 'file').touch()
-  with pytest.raises(InputError, match='cannot be made'):
+  with pytest.raises(InputError, match='cannot be created'):
     Workdir(tmp_path / name)

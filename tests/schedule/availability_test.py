@@ -20,20 +20,23 @@ def test_trace_file(tmp_path):
   [
     ('0,1,2\n', 'line 1 must be client,first,last'),
     ('', 'line 1 must be client,first,last'),
-    ('client,first,last\n', 'holds no period'),
-    ('client,first,last\n5,1,2\n', 'line 2 names client 5; there are 0 to 4'),
-    ('client,first,last\n0,1,2\n-1,1,2\n', 'line 3 names client -1'),
-    ('client,first,last\n0,1\n', 'line 2 must hold three whole numbers'),
-    ('client,first,last\n0,1,x\n', 'line 2 must hold three whole numbers'),
-    ('client,first,last\n0,0,2\n', 'line 2 has rounds 0 to 2'),
-    ('client,first,last\n0,3,2\n', 'line 2 has rounds 3 to 2'),
+    ('client,first,last\n', 'has no periods'),
+    ('client,first,last\n5,1,2\n', 'line 2: client = 5: must be in [0, 4]'),
+    ('client,first,last\n0,1,2\n-1,1,2\n', 'line 3: client = -1: must be in'),
+    ('client,first,last\n0,1\n', 'line 2: expected three whole numbers'),
+    ('client,first,last\n0,1,x\n', 'line 2: expected three whole numbers'),
+    ('client,first,last\n0,0,2\n', 'line 2: rounds 0 to 2: must have'),
+    ('client,first,last\n0,3,2\n', 'line 2: rounds 3 to 2: must have'),
     ('client,first,last\n0,1,2\0\xff', 'line 2'),
-    ('client,first,last\n0,1,2,3\n', 'line 2 must hold three whole numbers'),
-    ('client,first,last\n0,1,2,\n', 'line 2 must hold three whole numbers'),
-    ('client,first,last\n0,1_0,20\n', "whole numbers, holds '0,1_0,20'"),
-    ('client,first,last\n0,1.0,2\n', "whole numbers, holds '0,1.0,2'"),
-    ('client,first,last\n0,1,' + '9' * 5000, 'line 2 must hold three whole'),
-    ('client,first,last\n"0,1,2\n0,1,2\n', 'must hold three whole numbers'),
+    ('client,first,last\n0,1,2,3\n', 'line 2: expected three whole numbers'),
+    ('client,first,last\n0,1,2,\n', 'line 2: expected three whole numbers'),
+    ('client,first,last\n0,1_0,20\n', "whole numbers, got '0,1_0,20'"),
+    ('client,first,last\n0,1.0,2\n', "whole numbers, got '0,1.0,2'"),
+    (
+      'client,first,last\n0,1,' + '9' * 5000,
+      'line 2: expected three whole numbers',
+    ),
+    ('client,first,last\n"0,1,2\n0,1,2\n', 'expected three whole numbers'),
     ('client;first;last\n0;1;2\n', 'line 1 must be client,first,last'),
     ('client,first,last,more\n0,1,2,3\n', 'line 1 must be client,first,last'),
   ],
@@ -67,7 +70,7 @@ def test_traces_as_spreadsheets_write_them(tmp_path, content):
 def test_digits_of_other_scripts_are_refused(tmp_path):
   path = tmp_path / 'trace.csv'
   path.write_text('client,first,last\n\u0663,1,2\n', encoding='utf-8')
-  with pytest.raises(InputError, match='line 2 must hold three whole numbers'):
+  with pytest.raises(InputError, match='line 2: expected three whole numbers'):
     read_trace(path, 5)
 
 

@@ -137,17 +137,17 @@ def test_a_fixed_list_may_be_shorter_than_a_cohort(lists):
 @pytest.mark.parametrize(
   ('drawn', 'words'),
   [
-    ([0, 1, 2, 3], 'returns 4 clients; must be at most the 3 of a cohort'),
+    ([0, 1, 2, 3], 'returns 4 clients; must be at most the cohort size 3'),
     ([0, 6], 'returns client 6; must be in [0, 5]'),
     ([0, -1], 'returns client -1; must be in [0, 5]'),
     ([4, 1, 4], 'returns client 4 2 times; must return each at most once'),
     ([0.0, 1.0], 'must return client numbers [m], whole'),
-    ([[0, 1]], 'returns int64 of shape [1, 2]'),
-    (np.arange(6) < 3, 'returns bool of shape [6]'),
-    (np.uint64(3), 'returns uint64 of shape []'),
+    ([[0, 1]], 'got int64 of shape [1, 2]'),
+    (np.arange(6) < 3, 'got bool of shape [6]'),
+    (np.uint64(3), 'got uint64 of shape []'),
     ([[0], [1, 2]], 'must be an array of numbers'),
     (np.ma.masked_equal([0, 1], 1), 'has 1 masked values, must have none'),
-    (None, 'returns object of shape []'),
+    (None, 'got object of shape []'),
     (['0'], 'of shape [1]'),
   ],
 )
@@ -171,7 +171,7 @@ def test_valid_cohorts(drawn):
 
 def test_a_draw_that_counts_its_calls_is_refused():
   calls = iter(range(100))
-  with pytest.raises(InputError, match='participation.draw: returns something'):
+  with pytest.raises(InputError, match='participation.draw: returns another'):
     make(lambda rng, context: [next(calls) % 6])
 
 
@@ -182,7 +182,7 @@ def test_a_draw_that_counts_its_calls_is_refused():
     *(
       (
         Participation(draw=uniform, **{name: value}),
-        f'{name}: must be left out with participation.draw',
+        f'{name}: is not supported with participation.draw',
       )
       for name, value in {
         'unavailable_fraction': 0.5,

@@ -418,7 +418,7 @@ def test_traffic_of_the_algorithms():
     ),
     (
       Participation(trace=trace_of((5, 1, 1))),
-      'clients 5 to 5; there are 0 to 4',
+      r'clients 5 to 5; must be in \[0, 4\]',
     ),
     (
       Participation(

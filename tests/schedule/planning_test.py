@@ -346,7 +346,9 @@ def test_bad_layouts_are_refused(changes, said):
 
 
 def test_a_population_without_examples_is_refused():
-  with pytest.raises(InputError, match='some client must have examples'):
+  with pytest.raises(
+    InputError, match='num_examples: are all 0; a client must'
+  ):
     make([0, 0])
 
 

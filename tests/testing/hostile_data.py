@@ -164,7 +164,7 @@ USERS = {
     [*_LEAF], ["'\\xe9' and 'e\\u0301' are one name"], _spelt_twice
   ),
   'a key twice': Case(
-    [*_LEAF], ['all.json', "the key 'y' occurs twice"], _leaf_key_twice
+    [*_LEAF], ['all.json', "duplicate key 'y'"], _leaf_key_twice
   ),
   'no pixels': leaf(_first(x=[[], []]), "user 'a'", 'the shape [2, 0]'),
   'single numbers': leaf(_first(x=[1, 0.5]), "user 'a'", 'the shape [2]'),
@@ -173,7 +173,9 @@ USERS = {
     _first(y=[0, 2**31]), "user 'a'", '0 to 2147483648'
   ),
   'half a label': leaf(_first(y=[0, 0.5]), "user 'a'", '0.5 at row 1'),
-  'a label of text': leaf(_first(y=['0', '1']), "user 'a'", 'y holds str'),
+  'a label of text': leaf(
+    _first(y=['0', '1']), "user 'a'", 'y: expected whole numbers, got str'
+  ),
   'another shape': leaf(
     _first(x=[[0.5] * 9] * 2), "user 'a'", '(3, 3, 1)', 'test/ (2, 2, 1)'
   ),
@@ -193,7 +195,7 @@ TEXTS = {
     prepare=lambda folder: (folder / 'text').write_bytes(b'\xff\xfea'),
   ),
   'a pipe': texts('words', '')._replace(
-    words=['text: must be a file'],
+    words=['text: is not a regular file'],
     prepare=lambda folder: os.mkfifo(folder / 'text'),
   ),
   'an author twice': _named(
@@ -208,7 +210,7 @@ TEXTS = {
     'shakespeare', _book_twice, '100-0.txt and pg100.zip are the same plays'
   ),
   'hidden files alone': _named(
-    'words', _write(_ann_txt='to be', Thumbs_db='x'), 'holds no AUTHOR.txt'
+    'words', _write(_ann_txt='to be', Thumbs_db='x'), 'has no AUTHOR.txt'
   ),
 }
 
@@ -221,7 +223,7 @@ TRACES = {
   'a spreadsheet': _trace(b'PK\3\4\0\0\xff', 'cannot be read'),
   'a quote without end': _trace('client,first,last\n"0,1,2\n', 'whole numbers'),
   'a pipe': _trace('')._replace(
-    words=['trace.csv: must be a file'],
+    words=['trace.csv: is not a regular file'],
     prepare=lambda folder: os.mkfifo(folder / 'trace.csv'),
   ),
   'the home of nobody': key(
@@ -230,7 +232,9 @@ TRACES = {
 }
 
 FEDERATIONS = {
-  'a pipe': stored(_pipe('federation.json'), 'federation.json: must be a file'),
+  'a pipe': stored(
+    _pipe('federation.json'), 'federation.json: is not a regular file'
+  ),
   'a list': stored(_written('federation.json', b'[]'), 'federation.json'),
   'too deep': stored(
     _written('federation.json', b'[' * 99_999), 'federation.json'
@@ -239,7 +243,7 @@ FEDERATIONS = {
   'a key twice': stored(
     _written('federation.json', b'{"format": 1, "format": 2}'),
     'federation.json',
-    "'format' occurs twice",
+    "duplicate key 'format'",
   ),
   'shards of text': tampered(
     lambda f: f.update(shards='all'), "shards = 'all'"
@@ -260,7 +264,7 @@ FEDERATIONS = {
   'labels of one': tampered(_shard(labels=[1]), 'labels = [1]'),
   'a test of nothing': tampered(lambda f: f.update(test=None), 'test = None'),
   'an array is a pipe': stored(
-    _pipe('clients-00000-x.npy'), 'clients-00000-x.npy: must be a file'
+    _pipe('clients-00000-x.npy'), 'clients-00000-x.npy: is not a regular file'
   ),
   'sizes below 0': stored(
     lambda folder: np.save(
@@ -270,7 +274,7 @@ FEDERATIONS = {
   ),
   'a file': Case(
     ['--config.dataset=stored', '--config.data_dir=f'],
-    ['federation.json', 'is not of a federation'],
+    ['federation.json', 'does not describe a federation'],
     lambda folder: (folder / 'f').write_text('mine'),
   ),
   'one folder too high': Case(

@@ -154,7 +154,7 @@ def _checkpoints_of(value):
     from fedavg_jax.runs import checkpoint
 
     seal = json.loads(
-      next((run / 'checkpoints').glob('*/told/metadata')).read_text()
+      next((run / 'checkpoints').glob('*/metadata/metadata')).read_text()
     )
     shutil.rmtree(run / 'checkpoints')
     checkpoints = checkpoint.Checkpoints(run, keep=3)
@@ -208,7 +208,7 @@ def changed_config(change: str, *words: str) -> Case:
 FLAGS = {
   'misspelt key': Case(
     ['--config.client.epoch=3'],
-    ['no such key: \'epoch\' Did you mean "epochs"'],
+    ['unknown key: \'epoch\'. Did you mean "epochs"'],
   ),
   'unknown key': Case(['--config.optimizer=adam'], ['optimizer']),
   'key of a value': Case(['--config.rounds.every=3'], ['rounds']),
@@ -282,13 +282,13 @@ KEYS = {
       *('--config.partition=pathological', '--config.classes_per_client=1'),
       *('--config.num_clients=9', '--config.client_fraction=0'),
     ],
-    ['classes_per_client = 1', 'to nobody'],
+    ['classes_per_client = 1', 'without a client'],
   ),
   'class_assignment': key('class_assignment', 'x', 'x', 'first_deterministic'),
   'sizes': key('sizes', 'cubic', 'cubic', 'linear'),
   'sizes of others': Case(
     ['--config.partition=iid', '--config.sizes=700,800'],
-    ['sizes: 2 of them', 'num_clients = 50'],
+    ['sizes: has 2 numbers', 'num_clients = 50'],
   ),
   'sizes that do not add up': Case(
     [
@@ -302,7 +302,7 @@ KEYS = {
       *('--config.partition=iid', '--config.sizes=1500,0'),
       '--config.num_clients=2',
     ],
-    ['sizes: one is 0'],
+    ['sizes: has 0; must be at least 1'],
   ),
   'size_skew': key('size_skew', '-1', '-1.0'),
   'holdout': key('holdout_fraction', '1', '1.0', '[0, 1)'),
@@ -331,7 +331,7 @@ KEYS = {
   'no trace': key('availability_trace', 'no.csv', 'no.csv', 'cannot be read'),
   'trace of others': Case(
     ['--config.availability_trace=trace.csv'],
-    ['trace.csv', 'line 2', 'client 50', '0 to 49'],
+    ['trace.csv', 'line 2', 'client = 50', '[0, 49]'],
     lambda folder: (folder / 'trace.csv').write_text(
       'client,first,last\n50,1,9\n'
     ),
@@ -441,11 +441,11 @@ DATA = {
   ),
   'of another data set': Case(
     ['--config.dataset=fashion_mnist', '--config.data_dir=data'],
-    ['not the labels of fashion_mnist'],
+    ['does not have the labels of fashion_mnist'],
   ),
   'empty': data_file(IDX, lambda c: b'', 'not an IDX file'),
   'header cut': data_file(IDX, lambda c: c[:6], 'not an IDX file'),
-  'cut': data_file(IDX, lambda c: c[:-1], 'less than'),
+  'cut': data_file(IDX, lambda c: c[:-1], 'fewer than'),
   'too long': data_file(IDX, lambda c: c + b'x', 'more than'),
   'text': data_file(IDX, lambda c: b'<html>404</html>' * 9, 'not an IDX'),
   'a pickle': data_file(
@@ -454,7 +454,7 @@ DATA = {
   'type': data_file(IDX, lambda c: b'\0\0\x0d' + c[3:], 'not an IDX file'),
   'rank': data_file(IDX, lambda c: c[:3] + b'\x02' + c[4:], 'not an IDX file'),
   'promises too much': data_file(
-    IDX, lambda c: c[:4] + b'\xff' * 12 + c[16:], 'has shape (4294967295'
+    IDX, lambda c: c[:4] + b'\xff' * 12 + c[16:], 'got (4294967295'
   ),
   'gzip cut': data_file(
     IDX, lambda c: gzip.compress(c[:9999], 1)[:-9], 'cannot be read'
@@ -465,7 +465,7 @@ DATA = {
     'cannot be read',
   ),
   'shape': data_file(
-    IDX, lambda c: idx(np.zeros((7, 28, 28))), 'has shape (7, 28, 28)'
+    IDX, lambda c: idx(np.zeros((7, 28, 28))), 'got (7, 28, 28)'
   ),
   'label': data_file(LABELS, lambda c: c[:-1] + b'\x0a', 'label 10'),
   'cifar10 in a folder without it': Case(
@@ -474,7 +474,7 @@ DATA = {
   ),
   'cifar10 of another size': cifar(b'\0' * 3072, '3,072 bytes', '3,073'),
   'cifar10 empty': cifar(b'', '0 bytes'),
-  'cifar10 with few images': cifar(b'\0' * 3073, '1 images', '10,000'),
+  'cifar10 with few images': cifar(b'\0' * 3073, '10,000 images', 'got 1'),
   'cifar10 with a label': cifar(b'\x0b' * 3073, 'label 11 at image 0'),
   'cifar10 as a tar': cifar(
     gzip.compress(b'tar' * 999), 'data_batch_1.bin', '2,997 bytes'
@@ -482,13 +482,13 @@ DATA = {
   'a gzip bomb': data_file(
     IDX, lambda c: gzip.compress(c[:16] + bytes(47_040_000)), '200 times'
   ),
-  'labels cut': data_file(LABELS, lambda c: c[:-1], 'less than'),
+  'labels cut': data_file(LABELS, lambda c: c[:-1], 'fewer than'),
 }
 
 RUNS = {
   'a file': Case(
     ['--workdir=mine'],
-    ['workdir = mine', 'is not a folder'],
+    ['workdir = mine', 'is not a directory'],
     lambda folder: (folder / 'mine').write_text('mine'),
   ),
   'under a file': Case(
@@ -507,7 +507,7 @@ RUNS = {
   ),
   'a dangling link': Case(
     ['--workdir=mine'],
-    ['workdir = mine', 'is not a folder'],
+    ['workdir = mine', 'is not a directory'],
     lambda folder: (folder / 'mine').symlink_to('nowhere'),
   ),
   'a name too long': Case(
@@ -537,7 +537,7 @@ RUNS = {
     _write('config.json', b'{"config": {"da'), 'config.json: cannot be read'
   ),
   'config.json a list': run_folder(
-    _write('config.json', b'[]'), 'config.json: must hold a JSON object'
+    _write('config.json', b'[]'), 'config.json: must be a JSON object'
   ),
   'config.json not text': run_folder(
     _write('config.json', b'\xff\xfe\x00'), 'config.json: cannot be read'
@@ -568,12 +568,12 @@ RUNS = {
   ),
   'config.json without digest': run_folder(
     _edit_json('config.json', lambda c: c.pop('data_sha256')),
-    'SHA-256 was None',
+    'SHA-256 expected None',
   ),
   'config.json of other data': run_folder(
     _edit_json('config.json', lambda c: c.update(data_sha256='0' * 64)),
     'data of its clients',
-    'SHA-256 was 000000000000',
+    'SHA-256 expected 000000000000',
   ),
   'metrics gone': run_folder(
     lambda run: (run / 'metrics.jsonl').unlink(), 'metrics.jsonl: does not'
@@ -592,17 +592,17 @@ RUNS = {
   ),
   'config.json with other machines': run_folder(
     _edit_json('config.json', lambda c: c.update(resumed=5)),
-    'config.json: resumed must list',
+    'config.json: resumed must be a list',
   ),
   'checkpoints gone': run_folder(
     lambda run: shutil.rmtree(run / 'checkpoints'),
-    'checkpoints: the checkpoints are gone',
+    'checkpoints: the checkpoints are missing',
   ),
   'checkpoints cleaned away': run_folder(
     lambda run: [
       shutil.rmtree(path) for path in (run / 'checkpoints').iterdir()
     ],
-    'checkpoints: the checkpoints are gone',
+    'checkpoints: the checkpoints are missing',
   ),
   'an empty folder and no data': Case(
     ['--workdir=mine', '--config.dataset=mnist', '--config.data_dir=/nowhere'],
@@ -662,7 +662,7 @@ FEDERATIONS = {
   'no json lines': texts('words', 'ann says', 'line 1', 'author', 'text'),
   'no text': Case(
     ['--config.dataset=words', '--config.data_dir=nowhere'],
-    ['nowhere', 'no such file'],
+    ['nowhere', 'does not exist'],
   ),
   'leaf lengths': leaf(
     lambda tree: tree['user_data']['a']['y'].append(1),
@@ -677,7 +677,7 @@ FEDERATIONS = {
     '1 num_samples',
   ),
   'no leaf': Case(
-    ['--config.dataset=leaf', '--config.data_dir=.'], ['train/ holds no json']
+    ['--config.dataset=leaf', '--config.data_dir=.'], ['train/ has no json']
   ),
   'model of sequences': key('model', 'char_lstm', '2nn', 'images of digits'),
   'crop of small images': key('augmentation', 'tutorial', '24 x 24', 'digits'),

@@ -4,10 +4,9 @@ Each is tested against its equations in NumPy and against the limit in which it
 is FedAvg. An algorithm leaves this folder once a result is reproduced.
 """
 
-from fedavg_jax.algorithms.experimental.feddyn import FedDynServer
 from fedavg_jax.algorithms.experimental.feddyn import feddyn
 from fedavg_jax.algorithms.experimental.fedexp import fedexp
 from fedavg_jax.algorithms.experimental.fednova import fednova
 from fedavg_jax.algorithms.experimental.qfedavg import qfedavg
 
-__all__ = ['FedDynServer', 'feddyn', 'fedexp', 'fednova', 'qfedavg']
+__all__ = ['feddyn', 'fedexp', 'fednova', 'qfedavg']

@@ -1,1 +1,1 @@
-"""Commands of earlier versions: each says what has come in its place."""
+"""Refers users of commands of earlier versions to their successors."""

@@ -1,4 +1,4 @@
-"""`python -m fedavg_jax.compare`, which is `fedavg-jax compare` now."""
+"""Refers users of `python -m fedavg_jax.compare` to its successor."""
 
 from fedavg_jax.cli import dispatch
 

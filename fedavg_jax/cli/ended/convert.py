@@ -1,4 +1,4 @@
-"""`python -m fedavg_jax.convert`, which is `fedavg-jax convert` now."""
+"""Refers users of `python -m fedavg_jax.convert` to its successor."""
 
 from fedavg_jax.cli import dispatch
 

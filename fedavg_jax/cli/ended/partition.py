@@ -1,4 +1,4 @@
-"""`python -m fedavg_jax.partition`, which is `fedavg-jax partition` now."""
+"""Refers users of `python -m fedavg_jax.partition` to its successor."""
 
 from fedavg_jax.cli import dispatch
 

@@ -1,4 +1,4 @@
-"""`python -m fedavg_jax.sweep`, which is `fedavg-jax sweep` now."""
+"""Refers users of `python -m fedavg_jax.sweep` to its successor."""
 
 from fedavg_jax.cli import dispatch
 

@@ -1,15 +1,15 @@
-"""How a data set is divided among K clients. NumPy only, seeded.
+"""Partitions a data set into K clients. NumPy only, seeded.
 
-A partition is a list of K index arrays; every example is in exactly one, but
-that `few_labels` may leave some to nobody. Sources: McMahan et al. 2017,
-section 3 (`iid`, `shards`); Hsu et al. 2019 (`dirichlet`); Acar et al. 2021
-(`inner_dirichlet`); Li et al. 2020 (`few_labels`). Names and meanings follow
-Flower Datasets; its Linear-, Square-, Exponential- and SizePartitioner are laws
-of `sizes` here, for all partitions that take sizes. Draws are our own, and the
-partitions of all examples leave no class to nobody.
+A partition is a list of K index arrays; every example is in exactly one of
+them, except that `few_labels` may leave some examples out. Sources: McMahan et
+al. 2017, section 3 (`iid`, `shards`); Hsu et al. 2019 (`dirichlet`); Acar et
+al. 2021 (`inner_dirichlet`); Li et al. 2020 (`few_labels`). Names and meanings
+follow Flower Datasets; its Linear-, Square-, Exponential- and SizePartitioner
+are laws of `sizes` here, for all partitions that take sizes. The random draws
+differ from Flower's, and partitions of all examples assign every class to at
+least one client.
 
-`fedavg-jax partition NAME` prints what a config's
-clients hold and draws it.
+`fedavg-jax partition NAME` prints and plots the partition of a config.
 """
 
 from fedavg_jax.data.partition.any_data import by_owner

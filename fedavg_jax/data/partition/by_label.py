@@ -1,4 +1,4 @@
-"""Partitions that go by label."""
+"""Partitions examples by their labels."""
 
 from collections.abc import Sequence
 
@@ -14,27 +14,39 @@ from fedavg_jax.data.partition.checks import cut
 from fedavg_jax.data.partition.dealing import deal
 from fedavg_jax.data.partition.dealing import rows_by_class
 
-# Of a Dirichlet partition until all clients are large enough.
+# Draws of a Dirichlet partition until all clients are large enough.
 _MOST_DRAWS = 1000
 
 
 def shards(
   labels: np.ndarray, *, num_clients: int, shards_per_client: int, seed: int
 ) -> list[np.ndarray]:
-  """Sorts by label, cuts into shards, deals each client some at random.
+  """Sorts by label, splits into shards, and deals these to clients at random.
 
-  The paper's pathological non-IID split of MNIST: 200 shards of 300, two per
-  client, so that most clients hold two digits. Where the number of shards does
-  not divide the examples, shards differ in size by at most one.
+  With 200 shards of 300 examples, two per client, it is the pathological
+  non-IID split of MNIST in McMahan et al. 2017, section 3, in which most
+  clients have two digits. If the number of shards does not divide n, shards
+  differ in size by at most one.
 
   Args:
     labels: [n] class numbers of any dtype.
-    num_clients: K.
-    shards_per_client: shards that each client gets.
-    seed: decides which shards.
+    num_clients: K, the number of clients.
+    shards_per_client: the number of shards of each client.
+    seed: the seed of the deal.
 
   Returns:
     K index arrays.
+
+  Raises:
+    InputError: a value breaks its rule, or there are fewer examples than
+      shards.
+
+  >>> import fedavg_jax as fa
+  >>> labels = np.repeat(np.arange(4), 10)
+  >>> parts = fa.partition.shards(
+  ...   labels, num_clients=4, shards_per_client=1, seed=0)
+  >>> [(len(part), len(set(labels[part]))) for part in parts]
+  [(10, 1), (10, 1), (10, 1), (10, 1)]
   """
   labels = exact.class_numbers(labels, 'labels')
   num_examples = len(labels)
@@ -46,14 +58,14 @@ def shards(
     raise InputError(
       f'num_clients = {num_clients} with shards_per_client ='
       f' {shards_per_client}: {num_shards} shards need at least as many'
-      f' training examples, there are {num_examples}'
+      f' training examples, got {num_examples}'
     )
   by_label = np.argsort(labels, kind='stable')
   pieces = np.array_split(by_label, num_shards)
-  deal = np.random.default_rng(seed).permutation(num_shards)
+  order = np.random.default_rng(seed).permutation(num_shards)
   return [
     np.concatenate([pieces[i] for i in mine])
-    for mine in np.split(deal, num_clients)
+    for mine in np.split(order, num_clients)
   ]
 
 
@@ -68,27 +80,30 @@ def dirichlet(
 ) -> list[np.ndarray]:
   """Deals every class to the clients in proportions p ~ Dir(alpha).
 
-  Small alpha: few clients have most of a class, and sizes differ much.
+  With a small alpha few clients have most of a class, and sizes differ much
+  (Hsu et al. 2019).
 
   Args:
     labels: [n] class numbers of any dtype.
-    num_clients: K.
-    alpha: one number for all clients, or K of them.
-    min_size: examples that every client must have; the whole partition is drawn
-      anew until they do.
-    self_balancing: deals nothing more to a client that has n / K examples.
-    seed: of the draws.
+    num_clients: K, the number of clients.
+    alpha: the concentration, one number for all clients or K of them.
+    min_size: the minimum number of examples of every client; the partition is
+      drawn anew until all clients have it.
+    self_balancing: whether a client that has n / K examples gets no more.
+    seed: the seed of the draws.
 
   Returns:
     K index arrays.
 
   Raises:
-    InputError: a value breaks its rule, or 1000 draws leave some client short.
+    InputError: a value breaks its rule, or some client is too small in each of
+      1000 draws.
 
+  >>> import fedavg_jax as fa
   >>> labels = np.repeat(np.arange(10), 60)
-  >>> parts = dirichlet(labels, num_clients=5, alpha=1.0, seed=0)
-  >>> sum(len(part) for part in parts)
-  600
+  >>> parts = fa.partition.dirichlet(labels, num_clients=5, alpha=1.0, seed=0)
+  >>> len(parts), sum(len(part) for part in parts)
+  (5, 600)
   """
   labels = exact.class_numbers(labels, 'labels')
   num_examples = len(labels)
@@ -104,15 +119,15 @@ def dirichlet(
   rng = np.random.default_rng(seed)
   by_class = rows_by_class(labels, rng)
   for _ in range(_MOST_DRAWS):
-    held = np.zeros(num_clients, np.int64)
-    counts = []  # Of every class, [K].
+    totals = np.zeros(num_clients, np.int64)
+    counts = []  # [K] per class.
     for rows in by_class:
       share = rng.dirichlet(concentrations)
       if self_balancing:
-        share = _within(share, held < num_examples / num_clients)
+        share = _within(share, totals < num_examples / num_clients)
       counts.append(cut(len(rows), share))
-      held += counts[-1]
-    if held.min() >= min_size:
+      totals += counts[-1]
+    if totals.min() >= min_size:
       return deal(by_class, np.stack(counts), rng)
   raise InputError(
     f'alpha = {alpha}: left some of num_clients = {num_clients} with fewer than'
@@ -128,24 +143,34 @@ def inner_dirichlet(
   alpha: float | Sequence[float],
   seed: int,
 ) -> list[np.ndarray]:
-  """Gives each client a mix of classes p ~ Dir(alpha), at given sizes.
+  """Draws a mix of classes p ~ Dir(alpha) for each client, at given sizes.
 
   All clients' places are filled in one random order, each with a class drawn
-  from its client's mix; where that class is used up, from the others in their
-  proportions.
+  from its client's mix, without the classes that are used up (Acar et al.
+  2021).
 
   Args:
     labels: [n] class numbers of any dtype.
-    sizes: [K] of the clients, which add up to n.
-    alpha: one number for all classes, or one for each.
-    seed: of the draws.
+    sizes: [K] sizes of the clients, which add up to n.
+    alpha: the concentration, one number for all classes or one for each.
+    seed: the seed of the draws.
 
   Returns:
     K index arrays.
+
+  Raises:
+    InputError: a value breaks its rule.
+
+  >>> import fedavg_jax as fa
+  >>> labels = np.repeat(np.arange(10), 6)
+  >>> parts = fa.partition.inner_dirichlet(
+  ...   labels, sizes=np.array([40, 15, 5]), alpha=0.5, seed=0)
+  >>> [len(part) for part in parts]
+  [40, 15, 5]
   """
   labels = exact.class_numbers(labels, 'labels')
   rules.check_seed(seed)
-  sizes = check_sizes(sizes, len(labels), len(sizes))
+  sizes = check_sizes(sizes, len(labels))
   rng = np.random.default_rng(seed)
   by_class = rows_by_class(labels, rng)
   concentrations = _check_alpha(alpha, 'the number of labels', len(by_class))
@@ -159,7 +184,8 @@ def inner_dirichlet(
     drawn = (rng.random((len(places), 1)) * bounds[:, -1:] >= bounds).sum(
       axis=1
     )
-    # The first ones get it; who came too late draws again without that class.
+    # The first places get the class; those that are too late draw again without
+    # it.
     late = np.zeros(len(places), bool)
     for label in range(len(by_class)):
       here = np.flatnonzero(drawn == label)
@@ -178,20 +204,35 @@ def pathological(
   assignment: str = 'random',
   seed: int,
 ) -> list[np.ndarray]:
-  """Each client has exactly so many classes; a class is shared out evenly.
+  """Assigns k classes to each client, and divides a class evenly among these.
+
+  Every class has a client: if the draw leaves a class without one, it replaces
+  a class that has the most clients.
 
   Args:
     labels: [n] class numbers of any dtype.
-    num_clients: K.
-    classes_per_client: k. Every class has a client: where the draw leaves one
-      without, it takes the place of one that has the most.
-    assignment: 'random' draws the classes of each client; 'deterministic' gives
-      client i the classes i, i + 1, ... and begins again after the last;
-      'first_deterministic' gives it class i and draws the others.
-    seed: of classes and examples.
+    num_clients: K, the number of clients.
+    classes_per_client: k, the exact number of classes of each client.
+    assignment: the way to assign classes. 'random' draws those of each client;
+      'deterministic' assigns classes i, i + 1, ... to client i, and class 0
+      after the last; 'first_deterministic' assigns class i and draws the
+      others.
+    seed: the seed of classes and examples.
 
   Returns:
     K index arrays.
+
+  Raises:
+    InputError: a value breaks its rule, or a class has too few examples or
+      no client.
+
+  >>> import fedavg_jax as fa
+  >>> labels = np.repeat(np.arange(3), 10)
+  >>> parts = fa.partition.pathological(
+  ...   labels, num_clients=3, classes_per_client=2,
+  ...   assignment='deterministic', seed=0)
+  >>> [sorted(set(labels[part].tolist())) for part in parts]
+  [[0, 1], [1, 2], [0, 2]]
   """
   labels = exact.class_numbers(labels, 'labels')
   check_clients(len(labels), num_clients)
@@ -206,12 +247,12 @@ def pathological(
   if not 1 <= classes_per_client <= number:
     raise InputError(
       f'classes_per_client = {classes_per_client}: must be in [1, {number}],'
-      ' the labels there are'
+      ' the number of labels'
     )
   if num_clients * classes_per_client < number:
     raise InputError(
       f'classes_per_client = {classes_per_client}: with num_clients ='
-      f' {num_clients} leaves some of the {number} labels to nobody'
+      f' {num_clients} leaves some of the {number} labels without a client'
     )
   has = np.zeros((number, num_clients), bool)
   for k in range(num_clients):
@@ -246,18 +287,19 @@ def pathological(
 
 
 def _check_alpha(alpha, what: str, number: int) -> np.ndarray:
-  own = np.asarray(alpha, np.float64)
-  if own.ndim and own.shape != (number,):
+  values = np.asarray(alpha, np.float64)
+  if values.ndim and values.shape != (number,):
     raise InputError(
-      f'alpha: {own.size} numbers; must be one, or as many as {what} = {number}'
+      f'alpha: has {values.size} numbers; must be one, or as many as {what} ='
+      f' {number}'
     )
-  if not (np.isfinite(own) & (own > 0)).all():
+  if not (np.isfinite(values) & (values > 0)).all():
     raise InputError(f'alpha = {alpha}: must be above 0')
-  return np.broadcast_to(own, number)
+  return np.broadcast_to(values, number)
 
 
 def _within(shares: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-  """The shares of those that are allowed, evenly where they have none."""
+  """Normalizes the shares that are allowed; equal ones if all are zero."""
   shares = np.where(allowed, shares, 0.0)
   total = shares.sum()
   return shares / total if total > 0 else allowed / allowed.sum()

@@ -1,4 +1,4 @@
-"""What every partition asks of its arguments, and how it rounds."""
+"""Checks the arguments of partitions, and rounds shares to counts."""
 
 import numpy as np
 
@@ -17,36 +17,44 @@ def check_clients(num_examples: int, num_clients: int) -> None:
 
 
 def check_sizes(
-  own, num_examples: int, num_clients: int, *, rest: bool = False
+  sizes,
+  num_examples: int,
+  num_clients: int | None = None,
+  *,
+  rest: bool = False,
 ) -> np.ndarray:
-  """Sizes [K] as an array; raises InputError unless they add up to n.
+  """Returns sizes [K] as an array; raises InputError unless they add up to n.
 
-  With `rest` they may add up to less: some examples are then left to nobody.
+  With `rest` they may add up to less; some examples are then in no part.
   """
-  own = np.asarray(own)
-  if not own.size or not np.issubdtype(own.dtype, np.integer):
-    raise InputError(f'sizes = {own}: must be whole numbers, one at least')
-  if len(own) != num_clients:
+  sizes = np.asarray(sizes)
+  if (
+    sizes.ndim != 1
+    or not sizes.size
+    or not np.issubdtype(sizes.dtype, np.integer)
+  ):
+    raise InputError(f'sizes = {sizes}: must be whole numbers, at least one')
+  if num_clients is not None and len(sizes) != num_clients:
     raise InputError(
-      f'sizes: {len(own)} of them, must be one for each of num_clients ='
-      f' {num_clients}'
+      f'sizes: has {len(sizes)} numbers; must have one for each of'
+      f' num_clients = {num_clients}'
     )
-  if own.min() < 1:
-    raise InputError(f'sizes: one is {own.min()}; must be at least 1')
-  total = sum(map(int, own))
+  if sizes.min() < 1:
+    raise InputError(f'sizes: has {sizes.min()}; must be at least 1')
+  total = sum(map(int, sizes))
   if total > num_examples or (total < num_examples and not rest):
     at_most = ' at most' if rest else ''
     raise InputError(
       f'sizes: add up to {total}; must add up to{at_most} {num_examples}, the'
       ' number of training examples'
     )
-  return own
+  return sizes
 
 
 def cut(number: int, shares: np.ndarray) -> np.ndarray:
-  """Whole numbers close to `number * shares` that add up to `number`."""
-  wanted = number * shares
-  whole = np.floor(wanted).astype(np.int64)
-  missing = number - whole.sum()
-  whole[np.argsort(whole - wanted, kind='stable')[:missing]] += 1
-  return whole
+  """Returns integers close to `number * shares` that add up to `number`."""
+  exact = number * shares
+  rounded = np.floor(exact).astype(np.int64)
+  missing = number - rounded.sum()
+  rounded[np.argsort(rounded - exact, kind='stable')[:missing]] += 1
+  return rounded

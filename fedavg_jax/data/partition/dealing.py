@@ -1,4 +1,4 @@
-"""How a partition by label deals examples once it knows how many of each."""
+"""Deals the examples of each class to clients, at given counts."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import numpy as np
 def rows_by_class(
   labels: np.ndarray, rng: np.random.Generator
 ) -> list[np.ndarray]:
-  """Returns the examples of every label that there is, in random order."""
+  """Returns the examples of every label that occurs, in random order."""
   return [
     rng.permutation(np.flatnonzero(labels == label))
     for label in np.unique(labels)
@@ -20,13 +20,20 @@ def deal(
   counts: np.ndarray,
   rng: np.random.Generator,
 ) -> list[np.ndarray]:
-  """Returns parts with so many examples of every class, counts [classes, K].
+  """Deals the first examples of every class to K parts, shuffled.
 
-  Examples of a class beyond the sum of its counts are in no part.
+  Args:
+    by_class: examples of every class; those beyond the sum of its counts are
+      in no part.
+    counts: [classes, K] examples of each class for each part.
+    rng: the generator that shuffles the parts.
+
+  Returns:
+    K index arrays.
   """
   pieces = [
-    np.split(rows[: own.sum()], np.cumsum(own)[:-1])
-    for rows, own in zip(by_class, counts, strict=True)
+    np.split(rows[: sizes.sum()], np.cumsum(sizes)[:-1])
+    for rows, sizes in zip(by_class, counts, strict=True)
   ]
   return [
     rng.permutation(np.concatenate(mine)) for mine in zip(*pieces, strict=True)

@@ -1,4 +1,4 @@
-"""Sizes of clients, after a law or as they are given."""
+"""Computes the sizes of clients by a law, or parses given ones."""
 
 import numpy as np
 
@@ -23,25 +23,29 @@ def sizes(
   rest: bool = False,
   seed: int,
 ) -> np.ndarray:
-  """Sizes of K clients after a law; each has at least one example.
+  """Returns the sizes of K clients by a law; each is at least one.
 
   Args:
-    law: client i = 1 ... K has a share in proportion to 1 ('equal'), i
-      ('linear'), i^2 ('square'), e^i ('exponential'), i^-skew ('power_law') or
-      exp(skew z), z ~ N(0, 1) ('log_normal'); or the sizes themselves, with
-      commas between them.
-    num_examples: n, what they add up to.
-    num_clients: K.
-    skew: of 'power_law' and 'log_normal'.
-    min_size: examples that each client has before a law shares out the others.
-    rest: whether sizes that are given may add up to less than n.
-    seed: of 'log_normal'.
+    law: the law of the shares of clients i = 1 ... K, which are in proportion
+      to 1 ('equal'), i ('linear'), i^2 ('square'), e^i ('exponential'), i^-skew
+      ('power_law') or exp(skew z), z ~ N(0, 1) ('log_normal'); or the sizes
+      themselves, separated by commas.
+    num_examples: n, the sum of the sizes.
+    num_clients: K, the number of clients.
+    skew: the exponent or scale in 'power_law' and 'log_normal', in [0, 100].
+    min_size: the examples of each client before a law divides the others.
+    rest: whether given sizes may add up to less than n.
+    seed: the seed of 'log_normal'.
 
   Returns:
     [K] int64.
 
-  >>> sizes('linear', 100, num_clients=4, seed=0)
-  array([10, 20, 30, 40])
+  Raises:
+    InputError: a value breaks its rule.
+
+  >>> import fedavg_jax as fa
+  >>> fa.partition.sizes('linear', 100, num_clients=4, seed=0).tolist()
+  [10, 20, 30, 40]
   """
   check_clients(num_examples, num_clients)
   if law not in SIZE_LAWS:
@@ -71,7 +75,7 @@ def sizes(
   shares = np.exp(logs - logs.max())
   shared_out = num_examples - min_size * num_clients
   found = min_size + cut(shared_out, shares / shares.sum())
-  # Who would have nothing gets one from who has the most.
+  # A client without examples gets one of the largest client's.
   for k in np.flatnonzero(found == 0):
     found[found.argmax()] -= 1
     found[k] = 1
