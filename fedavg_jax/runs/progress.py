@@ -79,7 +79,7 @@ class Progress:
     self._value: float | None = None  # The measure at the last test.
     self._estimated = False
     self._bar = None
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
       self._bar = tqdm(
         total=rounds, initial=done, unit='round', file=sys.stdout
       )
