@@ -95,7 +95,7 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
       'dataset': config['dataset'],
       'test_sha256': began.get('test_sha256'),
       'measured_on': measure.on,
-      'loss': _loss(config, measure),
+      'loss': _loss(began, measure),
     },
     records=records,
     status=str(summary.get('status', '')),
@@ -103,14 +103,25 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
   )
 
 
-def _loss(config: dict[str, Any], measure: Measure) -> Any:
-  """Returns the loss and its options if the measure is the loss, else None."""
+def _loss(began: dict[str, Any], measure: Measure) -> Any:
+  """Returns what identifies the loss if it is the measure, else None.
+
+  Its name and options do, and of a user-defined one what it computes, or the
+  file that it is in.
+  """
+  config = began['config']
   words = metric_words.split(config.get('metrics', ''))
   if measure.name != 'loss' or words[:1] not in ([], ['loss']):
     return None
   options = config.get('options')
   options = options if isinstance(options, dict) else {}
-  return config.get('loss', ''), options.get('loss', {})
+  name = config.get('loss', '')
+  from_python, files = (
+    found if isinstance(found := began.get(key), dict) else {}
+    for key in ('from_python_sha256', 'own_code_sha256')
+  )
+  code = from_python.get('loss'), files.get(name.partition(':')[0])
+  return name, options.get('loss', {}), code
 
 
 def _is_record(record: Any, measures: Sequence[Measure]) -> bool:

@@ -292,6 +292,21 @@ def objects(module):
   }
 
 
+def test_losses_of_one_maker_are_not_compared(module, tmp_path):
+  """What they compute differs, though their functions have one name."""
+  runs = []
+  for i, delta in enumerate((0.5, 0.5, 5.0)):
+    config = settings(module, rounds=1, metrics='')
+    parts = objects(module)
+    parts['loss'] = importlib.import_module(module).huber(None, delta)
+    del parts['metrics']
+    fa.train(config, tmp_path / str(i), **parts)
+    runs.append(compare.read_run(tmp_path / str(i)))
+  compare.check_same_data(runs[:2])
+  with pytest.raises(InputError, match='has another test than .*: loss = '):
+    compare.check_same_data(runs)
+
+
 def test_objects_are_the_same_run_as_names(module, tmp_path):
   config = settings(module, loss=f'{module}:huber', rounds=4)
   config.metrics = f'squared_error,{module}:largest'
