@@ -54,15 +54,18 @@ def entries(docstring: str) -> dict[str, str]:
   """Reads the sections that describe arguments and attributes.
 
   Returns:
-    Name -> the first line of its description.
+    Name -> its description.
   """
-  found, inside = {}, False
+  found, inside, names = {}, False, []
   for line in docstring.splitlines():
     if line and not line.startswith(' '):
-      inside = line in ('Args:', 'Attributes:')
+      inside, names = line in ('Args:', 'Attributes:'), []
     entry = re.match(r'  (\*{0,2}\w+(?:, \w+)*): (.*)', line)
     if inside and entry:
-      found |= dict.fromkeys(entry[1].split(', '), entry[2])
+      names = entry[1].split(', ')
+      found |= dict.fromkeys(names, entry[2])
+    elif inside and line.startswith('    '):
+      found |= {name: f'{found[name]} {line.strip()}' for name in names}
   return found
 
 
@@ -123,6 +126,40 @@ def test_public_names_have_an_example_and_what_they_take():
     for parameter in inspect.signature(function).parameters if function else ():
       if parameter not in described:
         found.append(f'{name}: {parameter} is not described')
+  assert not found, '\n'.join(found)
+
+
+# What says how large a number is, or what it counts.
+_UNITS = re.compile(
+  r'\d|\[|\b(seconds?|bytes|megabits|numbers?|fraction|rates?|factor|seed|decay'
+  r'|exponent|constant|size|largest|norm|distance|concentration|zeros|degree'
+  r'|examples|epochs|rounds|sum|threshold|eta'
+  r'|weight|value)\b',
+  re.IGNORECASE,
+)
+
+
+def numbers_of(value):
+  """Returns the names of a public object's numbers, by their annotations."""
+  annotations = getattr(value, '__annotations__', {})
+  return [
+    name
+    for name, kind in annotations.items()
+    if re.search(r'\b(int|float)\b', getattr(kind, '__name__', str(kind)))
+    and 'Callable' not in str(kind)
+    and name != 'return'
+    and not name.startswith('_')
+  ]
+
+
+def test_numbers_of_public_names_have_units():
+  """Options of a config are described where they are defined."""
+  found = []
+  for name, value in sorted(public_objects()):
+    described = entries(inspect.getdoc(value) or '')
+    for number in [] if name == 'RunConfig' else numbers_of(value):
+      if not _UNITS.search(described.get(number, '')):
+        found.append(f'{name}: {number}: {described.get(number)}')
   assert not found, '\n'.join(found)
 
 

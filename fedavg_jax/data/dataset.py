@@ -31,7 +31,8 @@ class Dataset(NamedTuple):
     max_value: the largest value that a pixel can have.
     owners: [n] int32, the client of each training example if the data have
       natural clients 0 .. K - 1, else None.
-    padding: the token behind the end of a sequence; None if all are full.
+    padding: the number of the token behind the end of a sequence; None if all
+      are full.
     clients: natural clients of a federation on disk, whose examples are
       `train`; None in memory.
     statistics: mean and standard deviation of all training pixels, scaled to

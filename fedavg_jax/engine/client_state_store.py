@@ -38,7 +38,7 @@ class ClientStates:
 
     Args:
       first: the function client ids [M] int32 -> initial states [M, ...].
-      num_clients: K.
+      num_clients: K, the number of clients.
       folder: the directory of an unnamed temporary file, which disappears with
         the process; None stores the states in memory.
     """

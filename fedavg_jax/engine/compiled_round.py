@@ -164,7 +164,7 @@ def init_client_states(
   Args:
     variables: the initial global model, from `Model.init`.
     algorithm: the algorithm, whose `client_init` makes a client's state.
-    num_clients: K.
+    num_clients: K, the number of clients.
     mesh: the devices, from `lane_mesh`.
     state_of: the value of `Model.state_of`; with 'client' each client also has
       its own model state.

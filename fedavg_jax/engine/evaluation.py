@@ -181,7 +181,7 @@ def build_evaluate_clients(
 
   Args:
     task: the task that is tested.
-    num_clients: K.
+    num_clients: K, the number of clients.
     mesh: the devices of the examples, as in `place_held_out`.
   """
 

@@ -54,7 +54,7 @@ class Program(NamedTuple):
     planner: the planner, with lanes for the mesh.
     mesh: the devices, which may be absent.
     platform: the kind of the devices, as in `jax.Device.platform`.
-    rounds_per_call: R.
+    rounds_per_call: R, the largest number of rounds of a call.
     counts_bytes: True if the bytes of messages depend on their values.
     gpu_graphs: the attribute of `Execution`.
   """

@@ -58,7 +58,7 @@ class Simulation(NamedTuple):
     planner: the planner, round number -> `Plan`.
     call: the compiled call, from `superstep.build_call`.
     lowered: the program that it was compiled from.
-    rounds_per_call: R.
+    rounds_per_call: R, the largest number of rounds of a call.
     data: the function numbers of a call's rounds -> their examples on the
       devices: those of all clients, or a buffer of the cohort's.
     mesh: the devices.
@@ -71,7 +71,7 @@ class Simulation(NamedTuple):
     layout_reason: the reason for the number of lanes, one line.
     with_lanes: the function number of lanes -> the same federation with so many
       lanes.
-    sweep: the values of a sweep, None for a single algorithm.
+    sweep: the G numbers of a sweep, None for a single algorithm.
     host_states: the function (folder=None) -> new `ClientStates`, if client
       states are on the host; `init` then returns none. Otherwise None.
     parts: the arguments from which the simulation was built.

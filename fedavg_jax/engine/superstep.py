@@ -112,7 +112,7 @@ def make_schedule(
   Args:
     planner: the planner of the rounds' plans.
     numbers: the numbers of the call's rounds, at most `rounds_per_call`.
-    rounds_per_call: R.
+    rounds_per_call: R, the largest number of rounds of a call.
     evaluated: the function round number -> True if the model is tested after
       it.
     enough: the threshold of a test that ends the run, from `Task.enough`; the

@@ -66,9 +66,9 @@ def draw_clock(
       clients are equally fast.
     megabits_down: the median client's download bandwidth, in megabits per
       second; with 0 downloads take no time.
-    megabits_up: the same for uploads.
-    bandwidth_spread: the standard deviation of the bandwidths' logarithm; one
-      draw scales both bandwidths of a client.
+    megabits_up: the median upload bandwidth, in megabits per second.
+    bandwidth_spread: the standard deviation of the bandwidths' logarithm, at
+      least 0; one draw scales both bandwidths of a client.
     deadline: simulated seconds, as in `Clock`.
     seed: the seed of the draws.
 

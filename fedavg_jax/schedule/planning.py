@@ -66,8 +66,8 @@ class Planner(Sampler):
     weighting: a client's weight in the cohort's mean; 'examples' is n_k over
       the cohort's sum, 'uniform' is one over the number of the cohort's clients
       that have examples.
-    lanes: L, lanes of all devices together.
-    num_devices: D, which divides L.
+    lanes: L, the number of lanes of all devices together.
+    num_devices: D, the number of devices, which divides L.
     widths: [W] lanes of a device that step together, descending from L / D. A
       device continues with fewer of them once the others are idle to the end.
     streamed: whether `Plan.order` counts rows in a buffer of each device, which
