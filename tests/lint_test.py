@@ -108,6 +108,7 @@ def test_prose_has_the_words_of_the_field(repository):
       if path.name == 'lint_test.py':  # It has the list.
         continue
       for number, line in enumerate(path.read_text().splitlines(), 1):
-        if BANNED.search(line):
+        # The name of checkpoints' metadata on disk, from the first version.
+        if BANNED.search(re.sub(r"'told'|told/metadata", '', line)):
           found.append(f'{path.relative_to(repository)}:{number}: {line}')
   assert not found, '\n'.join(found)

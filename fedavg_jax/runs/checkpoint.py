@@ -33,7 +33,7 @@ FOLDER = 'checkpoints'
 BEST = 'best'
 _SCORE, _SAVED_AS = 'score', 'saved_as'
 _SCORE_BEFORE = 'test_accuracy'  # _SCORE in earlier versions.
-_METADATA = 'metadata'  # The name of an item of a checkpoint.
+_METADATA = 'told'  # The name on disk; another would make old runs unreadable.
 # Errors of a file that cannot be read now, which does not mean damage.
 _UNREADABLE = frozenset(
   (

@@ -101,20 +101,18 @@ def flip_each(path):
 
 DAMAGE = {
   'a bit flipped in every file': flip_each,
-  'a bit flipped in the metadata': lambda path: flip(
-    path / 'metadata/metadata'
-  ),
+  'a bit flipped in the metadata': lambda path: flip(path / 'told/metadata'),
   'a bit flipped': lambda path: flip(largest(path)),
   'cut short': lambda path: halve(largest(path)),
   'every file empty': lambda path: [os.truncate(p, 0) for p in files(path)],
   'no files': lambda path: (shutil.rmtree(path), path.mkdir()),
   'arrays gone': lambda path: shutil.rmtree(path / 'leaves'),
-  'metadata gone': lambda path: shutil.rmtree(path / 'metadata'),
-  'metadata no json': lambda path: (path / 'metadata/metadata').write_text('{'),
-  'metadata null': lambda path: (path / 'metadata/metadata').write_text('null'),
+  'metadata gone': lambda path: shutil.rmtree(path / 'told'),
+  'metadata no json': lambda path: (path / 'told/metadata').write_text('{'),
+  'metadata null': lambda path: (path / 'told/metadata').write_text('null'),
   'metadata of another': lambda path: (
-    shutil.rmtree(path / 'metadata'),
-    shutil.copytree(path.parent / '1' / 'metadata', path / 'metadata'),
+    shutil.rmtree(path / 'told'),
+    shutil.copytree(path.parent / '1' / 'told', path / 'told'),
   ),
   'arrays of another': lambda path: (
     shutil.rmtree(path / 'leaves'),
@@ -146,7 +144,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_used(
 def test_every_bit_of_the_metadata_counts(tmp_path):
   """Any changed byte leaves the same JSON, or the checkpoint is not used."""
   save(tmp_path, [1, 2]).close()
-  path = tmp_path / 'checkpoints' / '2' / 'metadata' / 'metadata'
+  path = tmp_path / 'checkpoints' / '2' / 'told' / 'metadata'
   good = path.read_bytes()
   reader, readable = checkpoint._checkpointer(), 0
   for i in range(0, len(good), 3):
@@ -324,7 +322,7 @@ def test_read_errors_are_not_damage(tmp_path, monkeypatch, number):
       raise OSError(number, os.strerror(number), str(file))
     return real(file, *args, **kwargs)
 
-  (tmp_path / 'checkpoints' / '3' / 'metadata' / 'metadata').write_text('{')
+  (tmp_path / 'checkpoints' / '3' / 'told' / 'metadata').write_text('{')
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
   monkeypatch.setattr(builtins, 'open', refusing)
   with pytest.raises(OSError, match=os.strerror(number)):

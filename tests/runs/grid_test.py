@@ -524,7 +524,10 @@ def test_an_invalid_population_is_refused_before_the_first_run(
   config = small(repository, alpha=0.001, num_clients=15)
   for values, words in (
     ({'partition': ['iid', 'dirichlet']}, 'alpha = 0.001'),
-    ({'sizes': ['equal', '700,800'], 'partition': ['iid']}, 'sizes: has 2 numbers'),
+    (
+      {'sizes': ['equal', '700,800'], 'partition': ['iid']},
+      'sizes: has 2 numbers',
+    ),
     ({'availability_trace': ['', 'no.csv']}, 'no.csv: cannot be read'),
   ):
     with pytest.raises(InputError, match=words):

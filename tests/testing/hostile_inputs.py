@@ -154,7 +154,7 @@ def _checkpoints_of(value):
     from fedavg_jax.runs import checkpoint
 
     seal = json.loads(
-      next((run / 'checkpoints').glob('*/metadata/metadata')).read_text()
+      next((run / 'checkpoints').glob('*/told/metadata')).read_text()
     )
     shutil.rmtree(run / 'checkpoints')
     checkpoints = checkpoint.Checkpoints(run, keep=3)
