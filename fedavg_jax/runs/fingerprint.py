@@ -83,7 +83,7 @@ def of_program(text: str) -> str:
   Args:
     text: the result of `jax.stages.Lowered.as_text()`.
   """
-  return _sha256(_without_names(text))
+  return _sha256(text)
 
 
 def check(

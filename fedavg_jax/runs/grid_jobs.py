@@ -304,7 +304,7 @@ def _check_settings(job: Job) -> None:
       f' {config_changes.listed(differ)}; move it away'
     )
   own_parts.import_all(job.cfg)
-  own_code.check(code, {'own_code_sha256': own_parts.code_sha256(job.cfg)})
+  own_code.check(code, own_parts.code_sha256(job.cfg))
 
 
 def _common(job: Job) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def train_together(
     prepared = builders.prepare(cfg)
     began = provenance.to_begin(cfg, prepared)
     data_sha256 = began['data_sha256']
+    code_sha256 = began.get('own_code_sha256', {})
     newest = saved.newest()
     lanes = newest.metadata.get('lanes', cfg.lanes) if newest else cfg.lanes
     simulation = build_sweep(
@@ -110,7 +111,7 @@ def train_together(
       'status': [''] * len(jobs),
       'numerics': numerics(),
       'data_sha256': data_sha256,
-      'own_code_sha256': began.get('own_code_sha256', {}),
+      'own_code_sha256': code_sha256,
       'lanes': simulation.planner.lanes,
     }
     start = None
@@ -121,7 +122,7 @@ def train_together(
       resume.check_numerics(
         newest.metadata.get('numerics'), history['numerics']
       )
-      own_code.check(newest.metadata.get('own_code_sha256'), began)
+      own_code.check(newest.metadata.get('own_code_sha256'), code_sha256)
       start = load(newest, simulation)
       history = newest.metadata
       say(f'  resumes after round {history["round"]}')

@@ -61,16 +61,15 @@ def file_sha256() -> dict[str, str]:
   return dict(sorted(found.items()))
 
 
-def check(before: Any, now: dict[str, Any]) -> None:
+def check(before: Any, now: dict[str, str]) -> None:
   """Raises InputError if a user's file has changed since a run began.
 
   Args:
     before: module -> SHA-256 when the run began, as JSON had it.
-    now: config.json of a run that would begin here, which has the same under
-      `own_code_sha256`.
+    now: the present SHA-256 by module.
   """
   before = before if isinstance(before, dict) else {}
-  for name, sha256 in now.get('own_code_sha256', {}).items():
+  for name, sha256 in now.items():
     if before.get(name, sha256) != sha256:
       raise InputError(
         f'{name}: its code is not that which the run began with (SHA-256 was'

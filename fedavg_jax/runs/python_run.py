@@ -193,12 +193,12 @@ class _Tracker:
     self._rows: list[dict[str, Any]] = []
     self.best: Best | None = None
     before = None
-    if isinstance(start, Result) and start.history:
-      names, columns = zip(*start.history.items(), strict=True)
-      self._rows = [
-        dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
-      ]
     if isinstance(start, Result):
+      names = list(start.history)
+      self._rows = [
+        dict(zip(names, row, strict=True))
+        for row in zip(*start.history.values(), strict=True)
+      ]
       before, start = start.best, start.to_start()
     if start is not None:
       _check_start(start, simulation)

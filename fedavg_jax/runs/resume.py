@@ -36,7 +36,9 @@ def newest(
   assert folder.began is not None
   check_data(folder.began.get('data_sha256'), now['data_sha256'], folder.path)
   check_numerics(folder.began.get('numerics'), now['numerics'])
-  own_code.check(folder.began.get('own_code_sha256'), now)
+  own_code.check(
+    folder.began.get('own_code_sha256'), now.get('own_code_sha256', {})
+  )
   check_from_python(folder.began, now)
   saved = newest_intact(folder)
   if saved is not None:
