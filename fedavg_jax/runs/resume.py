@@ -93,10 +93,11 @@ def check_numerics(before: Any, now: dict[str, Any]) -> None:
 def check_from_python(began: dict[str, Any], now: dict[str, Any]) -> None:
   """Raises InputError if objects given from Python compute something else.
 
-  Nothing is compared after a change of Python or of packages, with which the
-  same functions may be other programs.
+  Nothing is compared after a change of Python, packages or platform, with
+  which the same functions may be other programs.
   """
-  if any(began.get(name) != now[name] for name in ('python', 'versions')):
+  made_by = 'python', 'versions', 'platform'
+  if any(began.get(name) != now[name] for name in made_by):
     return
   before = began.get('from_python_sha256')
   fingerprint.check(

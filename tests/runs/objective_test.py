@@ -369,6 +369,19 @@ def test_objects_are_the_same_run_as_names(module, tmp_path):
   refused(f'{module}: its code is not that', **objects(module))
 
 
+def test_programs_of_another_platform_are_not_compared(module, tmp_path):
+  """There the same functions are other programs, as with other versions."""
+  config, folder = settings(module, rounds=2, metrics=''), tmp_path / 'run'
+  fa.train(config, folder, **objects(module))
+  config.rounds = 3
+  path = folder / 'config.json'
+  began = json.loads(path.read_text())
+  other = dict.fromkeys(began['from_python_sha256'], 64 * '0')
+  began |= {'from_python_sha256': other, 'platform': 'gpu'}
+  path.write_text(json.dumps(began))
+  assert fa.train(config, folder, extend=True, **objects(module))['rounds'] == 3
+
+
 @pytest.mark.parametrize(
   ('algorithm', 'names'),
   [
