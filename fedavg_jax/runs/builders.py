@@ -6,9 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 
-from fedavg_jax import algorithms
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.losses import Loss
 from fedavg_jax.contracts.metrics import Metric
@@ -31,6 +29,8 @@ from fedavg_jax.engine.simulation import build_simulation
 from fedavg_jax.models import zoo
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import population
+from fedavg_jax.runs.algorithm_builder import build_algorithm
+from fedavg_jax.runs.algorithm_builder import build_client_optimizer
 from fedavg_jax.runs.given import NOTHING
 from fedavg_jax.runs.given import Given
 from fedavg_jax.runs.run_config import RunConfig
@@ -202,45 +202,6 @@ def build_measure(
   nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
   (name, *_) = results(task, nothing)
   return Measure(name, task.metrics[0].lower_is_better, cfg.measured_on)
-
-
-def build_algorithm(cfg: RunConfig) -> Algorithm:
-  """Returns the algorithm that a checked config names."""
-  local, server = cfg.client, cfg.server
-  if own_parts.is_own(cfg, 'algorithm'):
-    return own_parts.algorithm(cfg)
-  if cfg.algorithm == 'scaffold':
-    return algorithms.scaffold(local.learning_rate, server.learning_rate)
-  if server.optimizer == 'sgd':
-    server_optimizer = optax.sgd(
-      server.learning_rate, momentum=server.momentum or None
-    )
-  else:
-    server_optimizer = algorithms.adaptive(
-      server.optimizer,
-      server.learning_rate,
-      b1=server.momentum,
-      b2=server.second_momentum,
-      tau=server.adaptivity,
-    )
-  client_optimizer = build_client_optimizer(cfg)
-  if cfg.algorithm == 'fedprox':
-    algorithm = algorithms.fedprox(
-      local.proximal, client_optimizer, server_optimizer
-    )
-  else:
-    algorithm = algorithms.fedavg(client_optimizer, server_optimizer)
-  if local.clip_norm:
-    algorithm = algorithms.clip_delta(algorithm, local.clip_norm)
-  return algorithm
-
-
-def build_client_optimizer(cfg: RunConfig) -> optax.GradientTransformation:
-  """Returns the client optimizer of a checked config."""
-  local = cfg.client
-  return algorithms.decayed_sgd(
-    local.learning_rate, local.decay, local.decay_rounds
-  )
 
 
 def build_client_tests(
