@@ -30,7 +30,7 @@ class ClientContext(NamedTuple):
   """Holds the information that ONE client may use in a round.
 
   Attributes:
-    global_params: the global model at the start of the round.
+    global_params: the global model from which the client starts.
     server_state: the server's state at the start of the round.
     client_state: the client's state at the start of the round.
     client_id: int32 scalar, the client's number in [0, K - 1].
@@ -39,6 +39,9 @@ class ClientContext(NamedTuple):
     key: a random key that depends on the seed, the round, the client, the
       function that receives this context and, in the optimizer or
       `Model.train`, on the local update or the batch alone.
+    staleness: int32 scalar, the number of rounds by which `global_params` is
+      behind the newest model when the client's message arrives; None unless
+      clients are asynchronous (`Participation.buffer`).
 
   >>> import jax
   >>> import fedavg_jax as fa
@@ -58,6 +61,7 @@ class ClientContext(NamedTuple):
   num_examples: Array
   round: Array
   key: Array
+  staleness: Array | None = None
 
 
 class ClientResult(NamedTuple):

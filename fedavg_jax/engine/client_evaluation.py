@@ -220,6 +220,7 @@ def _build_personal(
 
   def personal(state) -> Sums:
     number = int(state.round) + 1
+    state = state._replace(earlier=())  # All start from the newest model.
     with layers.for_platform(mesh.devices.flat[0].platform):  # Traces once.
       return train_and_test(
         state,

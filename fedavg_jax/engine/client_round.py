@@ -32,6 +32,7 @@ from fedavg_jax.engine.local_step import Step
 from fedavg_jax.engine.local_step import Training
 from fedavg_jax.engine.local_step import client_context
 from fedavg_jax.engine.local_step import client_output
+from fedavg_jax.engine.local_step import initial_model
 from fedavg_jax.engine.local_step import local_step
 from fedavg_jax.engine.local_step import round_context
 from fedavg_jax.engine.prefetch import Buffer
@@ -112,7 +113,13 @@ def train_lanes(
     The sums of this device.
   """
   context = round_context(training, state, plan.seed)
-  lanes = empty_lanes(training, context, client_states, plan.start.shape[0])
+  lanes = empty_lanes(
+    training,
+    context,
+    client_states,
+    plan.start.shape[0],
+    asynchronous=plan.staleness is not None,
+  )
   lanes = start_clients(
     training, context, lanes, plan.begins[:, 0] >= 0, plan, 0, client_states
   )
@@ -255,14 +262,23 @@ def start_clients(
   def zero(now):
     return jnp.where(ended, jnp.zeros_like(now), now)
 
+  started = lanes
+  if plan.staleness is not None:
+    started = lanes._replace(staleness=of_next(plan.staleness, lanes.staleness))
+    model_state = jax.tree.map(
+      lambda new, now: where_lanes(ended, new, now),
+      jax.vmap(lambda lane: initial_model(context, lane)[1])(started),
+      lanes.model_state,
+    )
+  else:
+    model_state = jax.tree.map(restart, context.model_state, lanes.model_state)
   own = client_states
-  model_state = jax.tree.map(restart, context.model_state, lanes.model_state)
   if training.model.state_of == 'client':
     own = client_states.algorithm
     model_state = jax.tree.map(
       begin, client_states.model_state, lanes.model_state
     )
-  started = lanes._replace(
+  started = started._replace(
     model_state=model_state,
     client_state=jax.tree.map(begin, own, lanes.client_state),
     client_id=of_next(plan.cohort, lanes.client_id),
@@ -272,6 +288,7 @@ def start_clients(
     examples=zero(lanes.examples),
   )
   same_start = training.algorithm.client_start is None
+  same_start &= plan.staleness is None
   if same_start and not keys.holds_keys(context.opt_state):
     params, opt_state = jax.tree.map(
       restart,
@@ -292,16 +309,22 @@ def first_model(
 ) -> tuple[Any, Any]:
   """Returns ONE client's initial model and optimizer state."""
   algorithm = training.algorithm
-  params, opt_state = context.global_params, context.opt_state
+  (params, _), opt_state = initial_model(context, lane), context.opt_state
   if algorithm.client_start is not None:
     key = keys.of_start(context.clients, lane.client_id)
     params = algorithm.client_start(client_context(context, lane, key))
+  if params is not context.global_params:
     opt_state = algorithm.client_optimizer.init(params)
   return params, keys.own_keys(opt_state, context.clients, lane.client_id)
 
 
 def empty_lanes(
-  training: Training, context: RoundContext, client_states: Any, number: int
+  training: Training,
+  context: RoundContext,
+  client_states: Any,
+  number: int,
+  *,
+  asynchronous: bool = False,
 ) -> LaneState:
   """Returns the states of lanes that have the global model but no client."""
 
@@ -327,6 +350,7 @@ def empty_lanes(
     updates=none,
     loss=jnp.zeros(number, jnp.float32),
     examples=none,
+    staleness=none if asynchronous else None,
   )
 
 

@@ -27,6 +27,7 @@ from fedavg_jax.contracts.model import split
 from fedavg_jax.core import choices
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import collectives
+from fedavg_jax.engine import earlier_models
 from fedavg_jax.engine import keys
 from fedavg_jax.engine import processes
 from fedavg_jax.engine.client_round import RoundSums
@@ -42,7 +43,10 @@ _TINY = np.finfo(np.float32).tiny
 
 # The placement of a plan's arrays: every device has the replicated ones, and of
 # the others the part of its own lanes.
-_REPLICATED = 'cohort', 'slots', 'num_examples', 'share', 'order', 'seed'
+_REPLICATED = (
+  *('cohort', 'slots', 'num_examples', 'share', 'order', 'seed'),
+  'staleness',
+)
 PLAN_SPECS = Plan._make(
   jax.P() if name in _REPLICATED else jax.P('lanes') for name in Plan._fields
 )
@@ -59,6 +63,8 @@ class ServerState(NamedTuple):
     server: the algorithm's server state, such as that of an optimizer.
     model_state: the state of the global model that is not trained, such as the
       statistics of BatchNorm; () if there is none.
+    earlier: the last models of asynchronous clients, [H, ...], parameters and
+      model state; () where clients start from the newest model.
 
   >>> import fedavg_jax as fa
   >>> state = fa.engine.ServerState(round=0, params={'w': 1.0}, server=())
@@ -72,6 +78,7 @@ class ServerState(NamedTuple):
   params: optax.Params
   server: Any
   model_state: Any = ()
+  earlier: Any = ()
 
   @property
   def variables(self) -> Any:
@@ -125,7 +132,10 @@ def lane_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
 
 
 def init_state(
-  variables: Any, algorithm: Algorithm, mesh: jax.sharding.Mesh
+  variables: Any,
+  algorithm: Algorithm,
+  mesh: jax.sharding.Mesh,
+  num_models: int = 0,
 ) -> ServerState:
   """Returns the server's state before round 1, on every device of the mesh.
 
@@ -133,6 +143,7 @@ def init_state(
     variables: the initial global model, from `Model.init`.
     algorithm: the algorithm, whose `server_init` makes the server state.
     mesh: the devices, from `lane_mesh`.
+    num_models: H, the number of last models to store for asynchronous clients.
 
   >>> import jax, optax
   >>> import fedavg_jax as fa
@@ -148,6 +159,7 @@ def init_state(
     params=params,
     server=algorithm.server_init(params),
     model_state=model_state,
+    earlier=earlier_models.first((params, model_state), num_models),
   )
   return collectives.put(state, jax.sharding.NamedSharding(mesh, jax.P()))
 
@@ -363,7 +375,8 @@ def server_step(
   )
   if not training.skips_clients:  # Losses that are not finite are in the sum.
     finite &= jnp.isfinite(sums.loss)
-  new_state = ServerState(number, params, server, model_state)
+  earlier = earlier_models.write(state.earlier, (params, model_state), number)
+  new_state = ServerState(number, params, server, model_state, earlier)
   return jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), new_state, state
   ), finite

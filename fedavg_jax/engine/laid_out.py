@@ -150,9 +150,11 @@ def lay_out(parts: Parts) -> LaidOut:
       "client_states_on = 'host': is not supported with sweeps; must be"
       " 'device'"
     )
+  buffer = federation.participation.buffer
   planner = planning.Planner(
     num_examples=clients.num_examples,
-    cohort_size=cohort_size,
+    cohort_size=buffer or cohort_size,
+    concurrency=cohort_size if buffer else 0,
     participation=federation.participation,
     epochs=federation.epochs,
     batch_size=federation.batch_size,
@@ -204,6 +206,7 @@ def _choose_lanes(
     num_weights=together * num_parameters(params),
     lane_bytes=together * lane_bytes,
     other_bytes=_data_bytes(clients, planner)
+    + algorithms * planner.num_models * num_bytes(variables)
     + algorithms * kept * state_bytes
     + together * cohort_bytes,
   )

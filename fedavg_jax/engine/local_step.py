@@ -28,6 +28,7 @@ from fedavg_jax.contracts.model import forward
 from fedavg_jax.contracts.model import join
 from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Examples
+from fedavg_jax.engine import earlier_models
 from fedavg_jax.engine import keys
 from fedavg_jax.engine.prefetch import Buffer
 from fedavg_jax.models import layers
@@ -71,6 +72,7 @@ class RoundContext(NamedTuple):
     number: int32 scalar, the round's number, from 1.
     augmentation: the key of the round's augmentation.
     clients: the key from which those of the clients derive.
+    earlier: the last models of asynchronous clients, see `earlier_models`.
   """
 
   global_params: optax.Params
@@ -80,6 +82,7 @@ class RoundContext(NamedTuple):
   number: jax.Array
   augmentation: jax.Array
   clients: jax.Array
+  earlier: Any = ()
 
 
 class LaneState(NamedTuple):
@@ -97,6 +100,8 @@ class LaneState(NamedTuple):
     updates: int32, the number of local updates so far.
     loss: float32, the sum of the losses of the examples read.
     examples: int32, the number of examples read.
+    staleness: int32, the rounds by which the client's initial model is behind;
+      None unless clients are asynchronous.
   """
 
   params: optax.Params
@@ -109,6 +114,7 @@ class LaneState(NamedTuple):
   updates: jax.Array
   loss: jax.Array
   examples: jax.Array
+  staleness: jax.Array | None = None
 
 
 class Step(NamedTuple):
@@ -144,6 +150,16 @@ def round_context(training: Training, state: Any, seed: Array) -> RoundContext:
     number=number,
     augmentation=keys.of_augmentation(seed, number),
     clients=keys.of_clients(seed, number),
+    earlier=state.earlier,
+  )
+
+
+def initial_model(context: RoundContext, lane: LaneState) -> tuple[Any, Any]:
+  """Returns the parameters and model state from which ONE client starts."""
+  if lane.staleness is None:
+    return context.global_params, context.model_state
+  return earlier_models.read(
+    context.earlier, context.number - 1 - lane.staleness
   )
 
 
@@ -151,14 +167,16 @@ def client_context(
   context: RoundContext, lane: LaneState, key: jax.Array
 ) -> ClientContext:
   """Returns the context of ONE client for a hook, with the hook's key."""
+  global_params, _ = initial_model(context, lane)
   return ClientContext(
-    global_params=context.global_params,
+    global_params=global_params,
     server_state=context.server_state,
     client_state=lane.client_state,
     client_id=lane.client_id,
     num_examples=lane.num_examples,
     round=context.number,
     key=key,
+    staleness=lane.staleness,
   )
 
 
@@ -322,14 +340,15 @@ def client_output(
 ) -> ClientOutput:
   """Returns ONE client's output, the result of `client_finish`."""
   key = keys.of_finish(context.clients, lane.client_id)
+  own_context = client_context(context, lane, key)
   return training.algorithm.client_finish(
     ClientResult(
-      delta=jax.tree.map(jnp.subtract, lane.params, context.global_params),
+      delta=jax.tree.map(jnp.subtract, lane.params, own_context.global_params),
       params=lane.params,
       model_state=lane.model_state,
       num_updates=jnp.maximum(lane.updates, 1),
       mean_loss=lane.loss / jnp.maximum(lane.examples, 1).astype(jnp.float32),
       optimizer_state=lane.opt_state,
-      context=client_context(context, lane, key),
+      context=own_context,
     )
   )

@@ -75,7 +75,9 @@ class Program(NamedTuple):
 
   def _init_of(self, algorithm: Algorithm):
     variables = self.first_variables()
-    state = compiled_round.init_state(variables, algorithm, self.mesh)
+    state = compiled_round.init_state(
+      variables, algorithm, self.mesh, self.planner.num_models
+    )
     if self.planner.gathers:
       return state, ()
     number = len(self.planner.num_examples)

@@ -211,5 +211,5 @@ def to_tree(state: ServerState, client_states: Any) -> Any:
 
 def from_tree(tree: Any) -> tuple[ServerState, Any]:
   """Returns the server state and the client states in a checkpoint's tree."""
-  server = {name: tree[name] for name in ServerState._fields}
+  server = {name: tree[name] for name in ServerState._fields if name in tree}
   return ServerState(**server), tree['clients']

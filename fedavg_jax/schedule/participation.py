@@ -69,6 +69,12 @@ class Participation:
     draw: a custom draw, `(rng, DrawContext) -> clients [m]`; see `draws.Draw`.
     completion: a custom rule, `(rng, WorkContext) -> minibatches [m]`; see
       `completion.Completion`.
+    buffer: the updates after which the server makes a new model while a
+      cohort's number of clients trains at any time, asynchronously, on the
+      clock; see `arrivals.Arrivals`. 0 waits for the whole cohort.
+    most_staleness: the most rounds that a client's initial model may be behind
+      when its update arrives; a staler update is discarded. Devices store as
+      many models, and one more.
   """
 
   unavailable_fraction: float = 0.0
@@ -80,6 +86,8 @@ class Participation:
   clock: Clock | None = None
   draw: draws.Draw | None = None
   completion: Completion | None = None
+  buffer: int = 0
+  most_staleness: int = 20
 
   def check(self, num_clients: int) -> None:
     """Raises InputError if a value breaks its rule for K = num_clients."""
@@ -122,6 +130,32 @@ class Participation:
         'straggler_fraction': bool(self.straggler_fraction),
       },
     )
+    rules.check_whole('buffer', self.buffer, 0)
+    rules.check_whole('most_staleness', self.most_staleness, 0, 10_000)
+    if self.buffer:
+      self._check_asynchronous()
+
+  def _check_asynchronous(self) -> None:
+    """Raises InputError for rules that only whole cohorts can follow."""
+    if self.clock is None:
+      raise InputError(
+        f'buffer = {self.buffer}: needs a clock, which decides when updates'
+        ' arrive'
+      )
+    for name, given in (
+      ('clock.deadline', bool(self.clock.deadline)),
+      ('unavailable_fraction', bool(self.unavailable_fraction)),
+      ('sampling_weights', self.sampling_weights is not None),
+      ('availability_trace', self.trace is not None),
+      ('straggler_fraction', bool(self.straggler_fraction)),
+      ('participation.draw', self.draw is not None),
+      ('participation.completion', self.completion is not None),
+    ):
+      if given:
+        raise InputError(
+          f'{name}: is not supported with buffer = {self.buffer}, which draws'
+          ' from idle clients and waits for their work'
+        )
 
   @property
   def has_own_rules(self) -> bool:

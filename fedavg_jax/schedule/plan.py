@@ -57,6 +57,8 @@ class Plan(NamedTuple):
     weight: [L, S] float32, the ending client's weight in the cohort's mean.
     seed: [] int32, the seed of the run, from which the device's random numbers
       derive.
+    staleness: [M] int32, the number of rounds by which each client's initial
+      model is behind; None if all clients start from the newest one.
   """
 
   cohort: np.ndarray
@@ -74,3 +76,4 @@ class Plan(NamedTuple):
   begins: np.ndarray
   weight: np.ndarray
   seed: np.ndarray
+  staleness: np.ndarray | None = None

@@ -156,6 +156,8 @@ class Planner(Sampler):
     plan.slots[:] = np.arange(self.cohort_size) if self.gathers else plan.cohort
     plan.num_examples[:] = self.num_examples[plan.cohort]
     plan.share[...] = total / self._weights.sum()
+    if plan.staleness is not None:
+      plan.staleness[:] = self.arrivals.of_round(round_number).staleness
     stays = self._write_steps(plan, round_number, cohort, programs)
     for device in range(self.num_devices):
       mine = [stay for stay in stays if stay.lane // self.widths[0] == device]
@@ -281,4 +283,5 @@ class Planner(Sampler):
       begins=np.full((lanes, events + 1), -1, np.int32),
       weight=np.zeros((lanes, events), np.float32),
       seed=np.array(self.seed, np.int32),
+      staleness=np.zeros(events, np.int32) if self.concurrency else None,
     )

@@ -16,6 +16,7 @@ import numpy as np
 from fedavg_jax.core import choices
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule import arrivals
 from fedavg_jax.schedule.completion import WorkContext
 from fedavg_jax.schedule.draws import DrawContext
 from fedavg_jax.schedule.draws import num_unavailable
@@ -78,6 +79,8 @@ class Sampler:
     seed: the seed of the cohorts and the orders.
     bytes_down: bytes that a client receives before it trains.
     bytes_up: bytes that a client sends after it has trained.
+    concurrency: with `participation.buffer`, the number of clients that train
+      at any time; M is then the buffer. 0 trains whole cohorts.
 
   Raises:
     InputError: a value breaks its rule.
@@ -92,13 +95,14 @@ class Sampler:
   seed: int
   bytes_down: int = 0
   bytes_up: int = 0
+  concurrency: int = 0
 
   def __post_init__(self) -> None:
     rules.check_seed(self.seed)
-    for name in ('cohort_size', 'epochs', 'batch_size'):
-      rules.check_whole(name, getattr(self, name), int(name != 'batch_size'))
     number = len(self.num_examples)
     self.participation.check(number)
+    for name in ('cohort_size', 'epochs', 'batch_size'):
+      rules.check_whole(name, getattr(self, name), int(name != 'batch_size'))
     unavailable = self.participation.unavailable_fraction
     available = number - num_unavailable(number, unavailable)
     if not (self.num_examples > 0).any():
@@ -157,10 +161,30 @@ class Sampler:
     return min(self.batch_size or largest, largest)
 
   def cohort(self, round_number: int) -> np.ndarray:
-    """Returns the clients drawn for a round, without replacement, [m] int64."""
+    """Returns the clients of a round's updates, all different, [m] int64."""
+    if self.concurrency:
+      return self.arrivals.of_round(round_number).clients
     return self.participation.cohort(
       np.random.default_rng([self.seed, _COHORT, round_number]),
       DrawContext(round_number, self._readonly_sizes, self.cohort_size),
+    )
+
+  @property
+  def num_models(self) -> int:
+    """Counts the last models that asynchronous clients need; 0 if none are."""
+    return self.participation.most_staleness + 1 if self.concurrency else 0
+
+  @functools.cached_property
+  def arrivals(self) -> arrivals.Arrivals:
+    """Returns the arrivals of asynchronous clients."""
+    everybody = np.arange(len(self.num_examples))
+    seconds = self._work_seconds(everybody)
+    return arrivals.Arrivals(
+      np.where(self.num_examples > 0, seconds, np.inf),
+      concurrency=self.concurrency,
+      buffer=self.cohort_size,
+      most_staleness=self.participation.most_staleness,
+      seed=self.seed,
     )
 
   def work(self, round_number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -196,6 +220,8 @@ class Sampler:
 
   def cost(self, round_number: int) -> RoundCost:
     """Returns a round's communication cost and its simulated time."""
+    if self.concurrency:
+      return self._asynchronous_cost(round_number)
     cohort, completed = self.work(round_number)
     reports = completed > 0
     return RoundCost(
@@ -204,6 +230,19 @@ class Sampler:
       bytes_down=len(cohort) * self.bytes_down,
       bytes_up=int(reports.sum()) * self.bytes_up,
       seconds=self._simulated_seconds(cohort),
+    )
+
+  def _asynchronous_cost(self, round_number: int) -> RoundCost:
+    """Returns the cost since the round before, discarded updates included."""
+    now, before = self.arrivals.of_round(round_number), 0.0
+    if round_number > 1:
+      before = self.arrivals.of_round(round_number - 1).time
+    return RoundCost(
+      drawn=now.started,
+      reported=len(now.clients),
+      bytes_down=now.started * self.bytes_down,
+      bytes_up=now.finished * self.bytes_up,
+      seconds=now.time - before,
     )
 
   def _simulated_seconds(self, cohort) -> float | None:
@@ -215,13 +254,18 @@ class Sampler:
     clock = self.participation.clock
     if clock is None:
       return None
-    sizes = self.num_examples[cohort]
-    seconds = (
-      self._transfer_seconds(cohort)
-      + self.epochs * sizes / clock.examples_per_second[cohort]
-    )
-    slowest = float(seconds[sizes > 0].max(initial=0.0))
+    seconds = self._work_seconds(cohort)[self.num_examples[cohort] > 0]
+    slowest = float(seconds.max(initial=0.0))
     return min(slowest, clock.deadline or slowest)
+
+  def _work_seconds(self, cohort) -> np.ndarray:
+    """Returns simulated seconds of each client's round, [m]."""
+    clock = self.participation.clock
+    assert clock is not None
+    work = self.epochs * self.num_examples[cohort]
+    return (
+      self._transfer_seconds(cohort) + work / clock.examples_per_second[cohort]
+    )
 
   def _updates_of_an_epoch(self, cohort) -> np.ndarray:
     return -(-self.num_examples[cohort] // self.batch_examples)

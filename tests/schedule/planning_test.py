@@ -14,6 +14,7 @@ from fedavg_jax.schedule.packing import steps_by_width
 from fedavg_jax.schedule.participation import Participation
 from fedavg_jax.schedule.planning import Planner
 from fedavg_jax.schedule.sampling import cohort_size
+from tests.testing.plans import shapes
 
 
 @pytest.mark.parametrize(
@@ -200,10 +201,10 @@ def test_a_plan_reads_the_right_examples(
     widths=tuple(sorted(widths, reverse=True)),
   )
   offsets = np.concatenate([[0], np.cumsum(sizes)])
-  shapes = [array.shape for array in planner(1)]
+  same = shapes(planner(1))
   for t in (1, 2):
     plan = planner(t)
-    assert [array.shape for array in plan] == shapes
+    assert shapes(plan) == same
     read = read_back(planner, plan)
     cohort = planner.cohort(t)
     assert sorted(read) == sorted(cohort)

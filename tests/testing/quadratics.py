@@ -15,9 +15,14 @@ def build(algorithm, *, client_fraction=1.0, sizes=SIZES, **options):
     algorithm: the algorithm.
     client_fraction: the fraction C of clients in a round.
     sizes: the clients' numbers of updates n_k.
-    **options: other options of `fa.Federation`.
+    **options: other options of `fa.Federation`, execution and placement.
 
   """
+  how = {
+    name: options.pop(name)
+    for name in ('execution', 'placement')
+    if name in options
+  }
   y = np.repeat(np.float32(CENTRES), sizes)
   parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
   examples = fa.Examples(np.zeros((len(y), 1), np.float32), y)
@@ -36,6 +41,7 @@ def build(algorithm, *, client_fraction=1.0, sizes=SIZES, **options):
     ),
     algorithm,
     loss=lambda outputs, batch: (outputs - batch.y) ** 2 / 2,
+    **how,
   )
 
 

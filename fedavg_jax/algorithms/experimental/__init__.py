@@ -4,9 +4,10 @@ Each is tested against its equations in NumPy and against the limit in which it
 is FedAvg. An algorithm leaves this folder once a result is reproduced.
 """
 
+from fedavg_jax.algorithms.experimental.fedbuff import fedbuff
 from fedavg_jax.algorithms.experimental.feddyn import feddyn
 from fedavg_jax.algorithms.experimental.fedexp import fedexp
 from fedavg_jax.algorithms.experimental.fednova import fednova
 from fedavg_jax.algorithms.experimental.qfedavg import qfedavg
 
-__all__ = ['feddyn', 'fedexp', 'fednova', 'qfedavg']
+__all__ = ['fedbuff', 'feddyn', 'fedexp', 'fednova', 'qfedavg']
