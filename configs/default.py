@@ -202,6 +202,19 @@ def get_config() -> ml_collections.ConfigDict:
   # Simulated seconds after which a client is a straggler; 0: no deadline.
   config.clock.deadline = 0.0
 
+  config.asynchronous = ml_collections.ConfigDict()
+
+  # Updates after which the server makes a new model, while a cohort of clients
+  # trains at any time; 0: rounds wait for their whole cohort.
+  config.asynchronous.buffer = 0
+
+  # Most rounds that a client's initial model may be behind when its update
+  # arrives; a staler update is discarded. Devices store as many models.
+  config.asynchronous.most_staleness = 20
+
+  # An update of staleness tau is scaled by (1 + tau)^-staleness_exponent.
+  config.asynchronous.staleness_exponent = 0.5
+
   # Reaction to a client update with NaN or infinity: 'stop' (ends the run) |
   # 'skip_client' (drops the update).
   config.on_nan = 'stop'

@@ -128,6 +128,12 @@ SETTINGS = {
     '--config.clock.deadline=6.0',
     '--config.checkpoint.minutes=0.005',
   ),
+  'asynchronous': _run(
+    '--config.asynchronous.buffer=4',
+    '--config.clock.examples_per_second=30.0',
+    '--config.clock.speed_spread=1.5',
+    '--config.server.momentum=0.5',
+  ),
   'streamed': _run(
     '--config.dataset=stored',
     '--config.data_dir=DATA/federation',

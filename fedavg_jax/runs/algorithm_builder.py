@@ -3,6 +3,7 @@
 import optax
 
 from fedavg_jax import algorithms
+from fedavg_jax.algorithms import experimental
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs.run_config import RunConfig
@@ -36,6 +37,10 @@ def build_algorithm(cfg: RunConfig) -> Algorithm:
     algorithm = algorithms.fedavg(client_optimizer, server_optimizer)
   if local.clip_norm:
     algorithm = algorithms.clip_delta(algorithm, local.clip_norm)
+  if cfg.asynchronous.buffer:
+    algorithm = experimental.fedbuff(
+      algorithm, cfg.asynchronous.staleness_exponent
+    )
   return algorithm
 
 

@@ -1,4 +1,4 @@
-"""Defines the sections of a config: client, server, clock, checkpoints."""
+"""Defines the sections of a config: client, server, clock, and others."""
 
 import dataclasses
 
@@ -116,6 +116,31 @@ class ClockConfig(Options):
     0.0,
     between(*clock.DEADLINE),
     'Simulated seconds after which a client is a straggler; 0: no deadline.',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class AsynchronousConfig(Options):
+  """Configures asynchronous clients, as in FedBuff; they need the clock."""
+
+  prefix = 'asynchronous.'
+
+  buffer: int = option(
+    0,
+    at_least(0),
+    'Updates after which the server makes a new model, while a cohort of'
+    ' clients trains at any time; 0: rounds wait for their whole cohort.',
+  )
+  most_staleness: int = option(
+    20,
+    between(0, 10_000),
+    "Most rounds that a client's initial model may be behind when its update"
+    ' arrives; a staler update is discarded. Devices store as many models.',
+  )
+  staleness_exponent: float = option(
+    0.5,
+    between(0, 100),
+    'An update of staleness tau is scaled by (1 + tau)^-staleness_exponent.',
   )
 
 

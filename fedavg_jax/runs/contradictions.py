@@ -63,6 +63,8 @@ def check(cfg: 'RunConfig') -> None:
       f' {cfg.target_accuracy}, which is a target too'
     )
   metric_words.check(cfg.metrics)
+  if cfg.asynchronous.buffer:
+    _check_asynchronous(cfg)
   _check_placement(cfg)
   loggers.check(cfg.log)
   if cfg.algorithm == 'scaffold':
@@ -79,6 +81,42 @@ def _check_cohort(cfg: 'RunConfig') -> None:
       f'unavailable_fraction = {cfg.unavailable_fraction}: leaves'
       f' {clients - away} of num_clients = {clients} available, fewer than the'
       f' cohort of {cohort} of client_fraction = {cfg.client_fraction}'
+    )
+
+
+def _check_asynchronous(cfg: 'RunConfig') -> None:
+  """Raises InputError where an option needs rounds with whole cohorts."""
+  buffer = cfg.asynchronous.buffer
+  if not cfg.clock.examples_per_second:
+    raise InputError(
+      f'asynchronous.buffer = {buffer}: must be 0 with'
+      ' clock.examples_per_second = 0, since a clock decides when updates'
+      ' arrive'
+    )
+  if cfg.num_clients:
+    cohort = sampling.cohort_size(cfg.num_clients, cfg.client_fraction)
+    if buffer > cohort:
+      raise InputError(
+        f'asynchronous.buffer = {buffer}: must be at most {cohort}, the clients'
+        ' that train at the same time by client_fraction ='
+        f' {cfg.client_fraction}'
+      )
+  for key, value, neutral in (
+    ('clock.deadline', cfg.clock.deadline, 0),
+    ('straggler_fraction', cfg.straggler_fraction, 0),
+    ('unavailable_fraction', cfg.unavailable_fraction, 0),
+    ('availability_trace', cfg.availability_trace, ''),
+    ('sampling', cfg.sampling, 'uniform'),
+  ):
+    if value != neutral:
+      raise InputError(
+        f'{key} = {value!r}: must be {neutral!r} with asynchronous.buffer ='
+        f' {buffer}, where idle clients are drawn and complete all work'
+      )
+  if cfg.algorithm == 'scaffold':
+    raise InputError(
+      f'asynchronous.buffer = {buffer}: must be 0 with algorithm ='
+      " 'scaffold', whose control variates cannot be scaled by staleness"
     )
 
 

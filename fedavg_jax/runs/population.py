@@ -204,4 +204,6 @@ def build_participation(
       if clock.examples_per_second
       else None
     ),
+    buffer=cfg.asynchronous.buffer,
+    most_staleness=cfg.asynchronous.most_staleness,
   )

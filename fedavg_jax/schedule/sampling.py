@@ -79,8 +79,8 @@ class Sampler:
     seed: the seed of the cohorts and the orders.
     bytes_down: bytes that a client receives before it trains.
     bytes_up: bytes that a client sends after it has trained.
-    concurrency: with `participation.buffer`, the number of clients that train
-      at any time; M is then the buffer. 0 trains whole cohorts.
+    concurrency: the number of clients that train at any time with a
+      `participation.buffer`, which M then is; 0 trains whole cohorts.
 
   Raises:
     InputError: a value breaks its rule.

@@ -342,6 +342,32 @@ KEYS = {
   'deadline without a clock': key(
     'clock.deadline', '3', 'clock.deadline = 3.0', 'examples_per_second = 0'
   ),
+  'buffer without a clock': key(
+    'asynchronous.buffer', '2', 'buffer = 2', 'examples_per_second = 0'
+  ),
+  'buffer above the cohort': Case(
+    [
+      '--config.asynchronous.buffer=26',
+      '--config.clock.examples_per_second=9.0',
+    ],
+    ['asynchronous.buffer = 26', 'at most 25', 'client_fraction = 0.5'],
+  ),
+  'asynchronous stragglers': Case(
+    [
+      '--config.asynchronous.buffer=2',
+      '--config.clock.examples_per_second=9.0',
+      '--config.straggler_fraction=0.5',
+    ],
+    ['straggler_fraction = 0.5', 'must be 0', 'asynchronous.buffer = 2'],
+  ),
+  'asynchronous scaffold': Case(
+    [
+      '--config.asynchronous.buffer=2',
+      '--config.clock.examples_per_second=9.0',
+      '--config.algorithm=scaffold',
+    ],
+    ['asynchronous.buffer = 2', 'must be 0', "'scaffold'"],
+  ),
   'weighting': key('weighting', 'sizes', 'sizes', 'uniform'),
   'algorithm': key('algorithm', 'fedsgd', 'fedsgd', 'scaffold'),
   'on_nan': key('on_nan', 'skip', 'skip', 'stop, skip_client'),

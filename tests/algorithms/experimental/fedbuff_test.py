@@ -73,7 +73,7 @@ def test_equations():
 
 
 def test_equal_speeds_are_fedavg_to_the_bit():
-  """With a buffer as large as the cohort, all start from the newest model."""
+  """A buffer as large as the cohort makes all start from the newest model."""
   options = {'client_fraction': 0.5, 'sizes': (3, 3, 3, 3)}
   rules = asynchronous(speeds=np.ones(4))
   simulation = quadratics.build(fedbuff(), participation=rules, **options)
@@ -153,9 +153,7 @@ def test_a_skipped_round_keeps_every_model():
   models = [float(record.state.params['w']) for record in records]
   assert models[2] == models[1] != models[3]
   ring = np.asarray(records[4].state.earlier[0]['w'])
-  np.testing.assert_array_equal(
-    ring[:5], np.float32(models)
-  )
+  np.testing.assert_array_equal(ring[:5], np.float32(models))
 
 
 @pytest.mark.parametrize(
