@@ -133,7 +133,9 @@ def describe(
     ),
     'flops_per_example': flops,
     'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
-    'plan_bytes': sum(array.nbytes for array in schedule.plans),
+    'plan_bytes': sum(
+      array.nbytes for array in jax.tree.leaves(schedule.plans)
+    ),
   }
 
 
