@@ -13,6 +13,18 @@ from fedavg_jax.schedule import sampling
 if TYPE_CHECKING:
   from fedavg_jax.runs.run_config import RunConfig
 
+# The values that an algorithm needs, because its equations have no such term.
+_PLAIN_SERVER = {'server.optimizer': 'sgd', 'server.momentum': 0}
+_FIXED_SERVER = _PLAIN_SERVER | {'server.learning_rate': 1}
+_NEEDS = {
+  'scaffold': _PLAIN_SERVER | {'client.clip_norm': 0, 'client.decay': 1},
+  'feddyn': _FIXED_SERVER | {'client.clip_norm': 0},
+  'fedexp': _FIXED_SERVER,
+  'qfedavg': _FIXED_SERVER
+  | {'client.clip_norm': 0, 'client.decay': 1, 'client.momentum': 0},
+  'mimelite': {'client.decay': 1, 'client.momentum': 0},
+}
+
 
 def check(cfg: 'RunConfig') -> None:
   """Raises InputError where two options contradict each other; names both."""
@@ -65,8 +77,7 @@ def check(cfg: 'RunConfig') -> None:
   metric_words.check(cfg.metrics)
   _check_placement(cfg)
   loggers.check(cfg.log)
-  if cfg.algorithm == 'scaffold':
-    _check_scaffold(cfg)
+  _check_algorithm(cfg)
 
 
 def _check_cohort(cfg: 'RunConfig') -> None:
@@ -96,15 +107,34 @@ def _check_placement(cfg: 'RunConfig') -> None:
       )
 
 
-def _check_scaffold(cfg: 'RunConfig') -> None:
-  """Raises InputError where SCAFFOLD would not use plain SGD on both sides."""
-  for key, value, plain in (
-    ('server.optimizer', cfg.server.optimizer, 'sgd'),
-    ('server.momentum', cfg.server.momentum, 0),
-    ('client.clip_norm', cfg.client.clip_norm, 0),
-    ('client.decay', cfg.client.decay, 1),
-  ):
-    if value != plain:
+def _check_algorithm(cfg: 'RunConfig') -> None:
+  """Raises InputError where an algorithm would ignore or contradict a number.
+
+  A run that leaves an option out has the value that the algorithm needs.
+  """
+  values = {
+    'client.clip_norm': cfg.client.clip_norm,
+    'client.decay': cfg.client.decay,
+    'client.momentum': cfg.client.momentum,
+    'server.learning_rate': cfg.server.learning_rate,
+    'server.momentum': cfg.server.momentum,
+    'server.optimizer': cfg.server.optimizer,
+  }
+  for key, needed in _NEEDS.get(cfg.algorithm, {}).items():
+    if values[key] != needed:
       raise InputError(
-        f"{key} = {value!r}: must be {plain!r} with algorithm = 'scaffold'"
+        f'{key} = {values[key]!r}: must be {needed!r} with algorithm ='
+        f' {cfg.algorithm!r}'
       )
+  if cfg.client.schedule != 'step' and cfg.client.decay == 1:
+    raise InputError(
+      f"client.schedule = {cfg.client.schedule!r}: must be 'step' with"
+      ' client.decay = 1.0, a learning rate that does not decay'
+    )
+  if cfg.server.nesterov and (
+    cfg.server.optimizer != 'sgd' or not cfg.server.momentum
+  ):
+    raise InputError(
+      'server.nesterov = True: must be False with server.optimizer ='
+      f' {cfg.server.optimizer!r} and server.momentum = {cfg.server.momentum}'
+    )

@@ -135,8 +135,8 @@ def test_bad_values_are_reported_with_key_value_and_rule(
 
 def test_unknown_keys_are_refused_and_missing_ones_have_defaults(quickstart):
   given = quickstart.to_dict()
-  given['client']['momentum'] = 0.9
-  said = 'client.momentum: unknown key; did you mean server.momentum'
+  given['client']['second_momentum'] = 0.9
+  said = 'client.second_momentum: unknown key; did you mean server.second'
   with pytest.raises(InputError, match=said):
     run_config.from_dict(given)
   given = quickstart.to_dict()
