@@ -1,5 +1,7 @@
 """Defines Federated Averaging and FedOpt, with any optimizer of optax."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -82,7 +84,7 @@ def scheduled_sgd(
 
   def update(updates, state, params=None, **extra):
     del params
-    rate = schedule(extra['context'].round - 1)
+    rate: Any = schedule(extra['context'].round - 1)
     return jax.tree.map(lambda g: -rate * g, updates), state
 
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -304,7 +304,7 @@ def batch_losses(
   return training.loss(outputs, batch), state
 
 
-def in_first_epoch(lane: LaneState, step: Step) -> jax.Array:
+def in_first_epoch(lane: LaneState, step: Step) -> Array:
   """Returns whether a step of ONE lane reads examples for the first time."""
   return (step.count > 0) & (lane.examples < lane.num_examples)
 
