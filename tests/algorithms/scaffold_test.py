@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import fedavg_jax as fa
@@ -135,6 +136,17 @@ class Points:
     for _ in range(self.planner.epochs * self.sizes[k]):
       w = update(w, {'w': w['w'] - quadratics.CENTRES[k]})
     return w
+
+
+def test_before_there_are_corrections_it_is_fedavg_to_the_bit():
+  found, plain = (
+    quadratics.models(algorithm, rounds=1)[-1]
+    for algorithm in (
+      fa.scaffold(ETA, momentum=0.5),
+      fa.fedavg(optax.sgd(ETA, momentum=0.5), optax.sgd(1.0)),
+    )
+  )
+  assert found == plain != 1.0
 
 
 def test_known_faults_fail_the_twin():

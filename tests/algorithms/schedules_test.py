@@ -8,7 +8,7 @@ from tests.testing import quadratics
 
 
 def test_rates_of_both_sides_are_those_of_the_round():
-  """A client moves 1 - (1 - eta_t)^n_k of the way to its centre."""
+  """Each client has moved 1 - (1 - eta_t)^n_k of the way to its centre."""
   client = optax.linear_schedule(0.4, 0.1, 3)
   server = optax.linear_schedule(1.0, 0.2, 4)
   found = quadratics.models(

@@ -117,7 +117,7 @@ def test_a_config_builds_what_python_does(changes, expected):
   ],
 )
 def test_rates_of_rounds(schedule, rate_of):
-  """All three decay to a fifth of 0.5 after four rounds."""
+  """Each rate is a fifth of 0.5 after four rounds."""
   cfg = run_config.RunConfig().replace(
     {
       'client.learning_rate': 0.5,
