@@ -132,7 +132,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.weighting = 'examples'
 
   # Algorithm, or your function as module:function; see docs/algorithms.md. One
-  # of fedavg, fedprox, scaffold.
+  # of fedavg, fedprox, scaffold, fednova, fednova_prox, feddyn, fedexp,
+  # qfedavg, mimelite.
   config.algorithm = 'fedavg'
 
   config.client = ml_collections.ConfigDict()
@@ -146,18 +147,34 @@ def get_config() -> ml_collections.ConfigDict:
   # eta: client learning rate.
   config.client.learning_rate = 0.1
 
-  # Factor that multiplies the client learning rate every decay_rounds rounds.
+  # Momentum of the clients' SGD; it starts at zero in every round.
+  config.client.momentum = 0.0
+
+  # Decay of the client learning rate: 'step' (times decay after every
+  # decay_rounds rounds) | 'cosine' | 'linear' (down to decay times eta after
+  # decay_rounds rounds, then constant).
+  config.client.schedule = 'step'
+
+  # Factor by which the client learning rate decays; see schedule.
   config.client.decay = 1.0
 
-  # Rounds between two decays of the learning rate.
+  # Number of rounds of a decay; see schedule.
   config.client.decay_rounds = 1
 
   # Order of a client's examples: 'epoch' (a new one every epoch) | 'round' (one
   # for all epochs of a round).
   config.client.shuffle = 'epoch'
 
-  # mu: weight of the proximal term in algorithm 'fedprox'.
+  # mu: weight of the proximal term in algorithms 'fedprox' and 'fednova_prox'.
   config.client.proximal = 0.01
+
+  # alpha: weight of the regularizer in algorithm 'feddyn'.
+  config.client.regularization = 0.1
+
+  # New control variate in algorithm 'scaffold': 'updates' (the mean gradient of
+  # the local updates, option II) | 'gradient' (the full-batch gradient at the
+  # global model, option I).
+  config.client.control = 'updates'
 
   # Largest L2 norm of a client delta; 0: no clipping.
   config.client.clip_norm = 0.0
@@ -174,11 +191,20 @@ def get_config() -> ml_collections.ConfigDict:
   # Momentum of sgd; beta_1 of adagrad, adam and yogi.
   config.server.momentum = 0.0
 
+  # Whether the momentum of sgd is Nesterov's.
+  config.server.nesterov = False
+
   # beta_2 of adam and yogi.
   config.server.second_momentum = 0.99
 
   # tau: degree of adaptivity of adagrad, adam and yogi.
   config.server.adaptivity = 0.001
+
+  # q: degree of fairness of algorithm 'qfedavg'; 0 is FedAvg.
+  config.server.fairness = 1.0
+
+  # Constant that bounds the server's steps in algorithm 'fedexp'.
+  config.server.epsilon = 0.001
 
   config.clock = ml_collections.ConfigDict()
 

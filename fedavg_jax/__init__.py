@@ -40,6 +40,7 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.algorithms import fedprox
   from fedavg_jax.algorithms import proximal
   from fedavg_jax.algorithms import scaffold
+  from fedavg_jax.algorithms import scheduled_sgd
   from fedavg_jax.contracts import losses
   from fedavg_jax.contracts import metrics
   from fedavg_jax.contracts.aggregation import Aggregator
@@ -127,6 +128,7 @@ __all__ = [
   'RunConfig',
   'scaffold',
   'schedule',
+  'scheduled_sgd',
   'ServerContext',
   'simulate',
   'Simulation',

@@ -116,6 +116,29 @@ SETTINGS = {
   'scaffold, uneven clients': _run(
     *_SCAFFOLD, '--config.partition=dirichlet', '--config.min_size=1'
   ),
+  'scaffold, option I with momentum': _run(
+    *_SCAFFOLD,
+    '--config.client.control=gradient',
+    '--config.client.momentum=0.5',
+  ),
+  'feddyn': _run(
+    '--config.algorithm=feddyn', '--config.client.regularization=0.3'
+  ),
+  'mimelite, stragglers': _run(
+    '--config.algorithm=mimelite',
+    '--config.server.momentum=0.8',
+    '--config.client.learning_rate=0.03',
+    '--config.straggler_fraction=0.4',
+  ),
+  'fednova, momentum on both sides': _run(
+    '--config.algorithm=fednova_prox',
+    '--config.client.momentum=0.5',
+    '--config.server.momentum=0.5',
+    '--config.server.nesterov=True',
+    '--config.client.schedule=cosine',
+    '--config.client.decay=0.2',
+    '--config.client.decay_rounds=30',
+  ),
   'fedadam': _run(
     '--config.server.optimizer=adam',
     '--config.server.learning_rate=0.03',

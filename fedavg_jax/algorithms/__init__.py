@@ -3,6 +3,7 @@
 from fedavg_jax.algorithms.clipping import clip_delta
 from fedavg_jax.algorithms.fedavg import decayed_sgd
 from fedavg_jax.algorithms.fedavg import fedavg
+from fedavg_jax.algorithms.fedavg import scheduled_sgd
 from fedavg_jax.algorithms.fedopt import adaptive
 from fedavg_jax.algorithms.fedprox import fedprox
 from fedavg_jax.algorithms.fedprox import proximal
@@ -16,4 +17,5 @@ __all__ = [
   'fedprox',
   'proximal',
   'scaffold',
+  'scheduled_sgd',
 ]

@@ -1,5 +1,7 @@
 """Defines Federated Averaging and FedOpt, with any optimizer of optax."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -53,6 +55,41 @@ def fedavg(
   )
 
 
+def scheduled_sgd(
+  schedule: optax.Schedule,
+) -> optax.GradientTransformationExtraArgs:
+  """Builds client SGD whose learning rate is a function of the round.
+
+  The learning rate of round t is `schedule(t - 1)`, for t from 1; it is
+  constant within a round. On clients `optax.sgd(schedule)` would count the
+  local updates of one round instead; on the server it counts rounds, with
+  `schedule(0)` in round 1 too.
+
+  Args:
+    schedule: the function from a number of rounds to a learning rate, such as
+      those of optax.
+
+  Returns:
+    An optax transformation for the clients of an algorithm; with momentum it
+    is `optax.chain(optax.trace(0.9), fa.scheduled_sgd(schedule))`.
+
+  >>> import jax, jax.numpy as jnp, optax
+  >>> import fedavg_jax as fa
+  >>> sgd = fa.scheduled_sgd(optax.linear_schedule(1.0, 0.0, 10))
+  >>> context = fa.ClientContext({}, (), (), 0, 9, 6, jax.random.key(0))
+  >>> grad = jnp.array([2.0, 4.0])
+  >>> sgd.update(grad, sgd.init(grad), context=context)[0].tolist()
+  [-1.0, -2.0]
+  """
+
+  def update(updates, state, params=None, **extra):
+    del params
+    rate: Any = schedule(extra['context'].round - 1)
+    return jax.tree.map(lambda g: -rate * g, updates), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def decayed_sgd(
   learning_rate: float | jax.Array, factor: float, rounds: int
 ) -> optax.GradientTransformationExtraArgs:
@@ -85,10 +122,8 @@ def decayed_sgd(
   rules.check_whole('rounds', rounds, 1)
   rules.check_positive('factor', factor, 1)
 
-  def update(updates, state, params=None, **extra):
-    del params
-    decays = jnp.asarray((extra['context'].round - 1) // rounds, jnp.float32)
-    rate = learning_rate * jnp.float32(factor) ** decays
-    return jax.tree.map(lambda g: -rate * g, updates), state
+  def schedule(count):
+    decays = jnp.asarray(count // rounds, jnp.float32)
+    return learning_rate * jnp.float32(factor) ** decays
 
-  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+  return scheduled_sgd(schedule)

@@ -76,6 +76,8 @@ class ClientResult(NamedTuple):
       read, each before the update that it contributes to.
     optimizer_state: the state of the client's optimizer after the last update.
     context: the client's context, with a key for `client_finish`.
+    full_gradient: the gradient of the client's mean loss at the global model;
+      () unless `Algorithm.full_gradient` asks for it.
 
   >>> import jax.numpy as jnp
   >>> import fedavg_jax as fa
@@ -96,6 +98,7 @@ class ClientResult(NamedTuple):
   mean_loss: Array
   optimizer_state: PyTree
   context: ClientContext
+  full_gradient: Params = ()
 
 
 class ClientOutput(NamedTuple):
@@ -184,6 +187,9 @@ class Algorithm(NamedTuple):
       so that the gradients of the parts of a minibatch add up.
     num_bytes: message -> size of the encoded message, in bytes, which may
       depend on its values; None counts the bytes of its arrays.
+    full_gradient: whether `client_finish` needs `ClientResult.full_gradient`.
+      It is summed over the minibatches of the first local epoch, which costs a
+      second gradient there; of a straggler, over those that it completes.
 
   >>> import jax, jax.numpy as jnp, optax
   >>> import fedavg_jax as fa
@@ -209,3 +215,4 @@ class Algorithm(NamedTuple):
     | None
   ) = None
   num_bytes: Callable[[PyTree], Scalar] | None = None
+  full_gradient: bool = False

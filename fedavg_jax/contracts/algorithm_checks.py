@@ -181,6 +181,7 @@ def _result(algorithm: Algorithm, variables: Params | Variables) -> Any:
     mean_loss=_REAL,
     optimizer_state=jax.eval_shape(optimizer.init, params),
     context=context,
+    full_gradient=params if algorithm.full_gradient else (),
   )
 
 

@@ -28,6 +28,7 @@ __all__ = [
   'binary_cross_entropy',
   'cross_entropy',
   'Loss',
+  'mean_gradient',
   'of_examples',
   'per_example_gradients',
   'squared_error',
@@ -161,6 +162,44 @@ def of_examples(
     return loss(apply(params, x), Batch(x, y, mask, size))
 
   return losses
+
+
+def mean_gradient(
+  loss_fn: Callable[[Params, Batch], jax.Array], params: Params, batch: Batch
+) -> tuple[jax.Array, Params]:
+  """Differentiates the mean loss of a minibatch, or of a part of it.
+
+  It is what a client does without an `Algorithm.client_gradient`, to build
+  another one from.
+
+  Args:
+    loss_fn: (params, batch) -> losses [B], as `Algorithm.client_gradient`
+      receives it.
+    params: the parameters of one client.
+    batch: the B rows.
+
+  Returns:
+    Losses [B], and the gradient of the sum over the real rows divided by
+    `batch.size`, with the shapes of the parameters.
+
+  >>> import jax.numpy as jnp
+  >>> import fedavg_jax as fa
+  >>> batch = fa.Batch(
+  ...     x=jnp.ones((3, 1)), y=jnp.array([1.0, 3.0, 9.0]),
+  ...     mask=jnp.arange(3) < 2, size=jnp.int32(2))
+  >>> losses, gradient = fa.losses.mean_gradient(
+  ...     lambda w, batch: (batch.x @ w - batch.y) ** 2, jnp.zeros(1), batch)
+  >>> losses.tolist(), gradient.tolist()
+  ([1.0, 9.0, 81.0], [-4.0])
+  """
+
+  def mean_loss(params):
+    losses = loss_fn(params, batch)
+    total = jnp.sum(jnp.where(batch.mask, losses, 0.0))
+    return total / jnp.maximum(batch.size, 1).astype(losses.dtype), losses
+
+  gradient, losses = jax.grad(mean_loss, has_aux=True)(params)
+  return losses, gradient
 
 
 def per_example_gradients(

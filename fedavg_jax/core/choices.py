@@ -27,7 +27,12 @@ LOSSES = ('cross_entropy', 'squared_error', 'binary_cross_entropy')
 # Also top_1, top_2, ...
 METRICS = ('accuracy', 'macro_f1', 'loss', 'perplexity', 'squared_error')
 
-ALGORITHMS = ('fedavg', 'fedprox', 'scaffold')
+ALGORITHMS = (
+  *('fedavg', 'fedprox', 'scaffold', 'fednova', 'fednova_prox', 'feddyn'),
+  *('fedexp', 'qfedavg', 'mimelite'),
+)
+CONTROLS = ('updates', 'gradient')
+SCHEDULES = ('step', 'cosine', 'linear')
 SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')

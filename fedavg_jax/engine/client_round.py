@@ -32,8 +32,10 @@ from fedavg_jax.engine.local_step import Step
 from fedavg_jax.engine.local_step import Training
 from fedavg_jax.engine.local_step import client_context
 from fedavg_jax.engine.local_step import client_output
+from fedavg_jax.engine.local_step import in_first_epoch
 from fedavg_jax.engine.local_step import initial_model
 from fedavg_jax.engine.local_step import local_step
+from fedavg_jax.engine.local_step import measure
 from fedavg_jax.engine.local_step import round_context
 from fedavg_jax.engine.prefetch import Buffer
 from fedavg_jax.schedule.plan import Plan
@@ -134,10 +136,22 @@ def train_lanes(
       plan.completes[here, t],
     )
 
-    def one_lane(lane, now):
-      return local_step(training, context, data, plan.order, lane, now)
+    def in_lanes(of_lane):
+      return jax.vmap(
+        lambda lane, now: of_lane(
+          training, context, data, plan.order, lane, now
+        )
+      )
 
-    return jax.vmap(one_lane)(lanes, now)
+    if training.algorithm.full_gradient:
+      lanes = lax.cond(
+        jnp.any(jax.vmap(in_first_epoch)(lanes, now)),
+        in_lanes(measure),
+        lambda lanes, now: lanes,
+        lanes,
+        now,
+      )
+    return in_lanes(local_step)(lanes, now)
 
   def until_event(s, carry):
     """Takes the steps up to event s, then finishes and starts clients."""
@@ -286,6 +300,10 @@ def start_clients(
     updates=zero(lanes.updates),  # `grads` is zero after a full minibatch.
     loss=zero(lanes.loss),
     examples=zero(lanes.examples),
+    full_gradient=jax.tree.map(
+      lambda now: where_lanes(ended, jnp.zeros_like(now), now),
+      lanes.full_gradient,
+    ),
   )
   same_start = training.algorithm.client_start is None
   same_start &= plan.staleness is None
@@ -334,6 +352,9 @@ def empty_lanes(
   def zeros(leaf):
     return jnp.zeros((number, *leaf.shape), leaf.dtype)
 
+  def zeros_if(needed):
+    return jax.tree.map(zeros, context.global_params) if needed else ()
+
   none = jnp.zeros(number, jnp.int32)
   if training.model.state_of == 'client':
     client_states = client_states.algorithm
@@ -341,9 +362,7 @@ def empty_lanes(
     params=jax.tree.map(everywhere, context.global_params),
     model_state=jax.tree.map(everywhere, context.model_state),
     opt_state=jax.tree.map(everywhere, context.opt_state),
-    grads=(
-      jax.tree.map(zeros, context.global_params) if training.accumulates else ()
-    ),
+    grads=zeros_if(training.accumulates),
     client_state=jax.tree.map(lambda store: zeros(store[0]), client_states),
     client_id=none,
     num_examples=none,
@@ -351,6 +370,7 @@ def empty_lanes(
     loss=jnp.zeros(number, jnp.float32),
     examples=none,
     staleness=none if asynchronous else None,
+    full_gradient=zeros_if(training.algorithm.full_gradient),
   )
 
 

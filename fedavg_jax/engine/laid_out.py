@@ -253,6 +253,7 @@ def _lane_bytes(
     jax.eval_shape(algorithm.client_optimizer.init, params),
     _first_state(task.model, algorithm, variables),
     params if planner.accumulates else (),
+    params if algorithm.full_gradient else (),
   )
   return step.bytes + num_bytes(lane_state)
 

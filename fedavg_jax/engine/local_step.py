@@ -100,6 +100,8 @@ class LaneState(NamedTuple):
     updates: int32, the number of local updates so far.
     loss: float32, the sum of the losses of the examples read.
     examples: int32, the number of examples read.
+    full_gradient: the part of the gradient at the global model that the
+      examples read have contributed; () if the algorithm does not use it.
     staleness: int32, the rounds by which the client's initial model is behind;
       None unless clients are asynchronous.
   """
@@ -114,6 +116,7 @@ class LaneState(NamedTuple):
   updates: jax.Array
   loss: jax.Array
   examples: jax.Array
+  full_gradient: Any
   staleness: jax.Array | None = None
 
 
@@ -319,6 +322,50 @@ def batch_losses(
   return training.loss(outputs, batch), state
 
 
+def in_first_epoch(lane: LaneState, step: Step) -> Array:
+  """Returns whether a step of ONE lane reads examples for the first time."""
+  return (step.count > 0) & (lane.examples < lane.num_examples)
+
+
+def measure(
+  training: Training,
+  context: RoundContext,
+  data: Examples | Buffer,
+  order: Array,
+  lane: LaneState,
+  step: Step,
+) -> LaneState:
+  """Adds a step's part of ONE client's gradient at the global model.
+
+  The arguments are those of `local_step`. The part of b of the n_k examples is
+  b / n_k times their mean gradient; it is zero after the first epoch.
+  """
+  batch = read_batch(training, context, data, order, lane, step)
+  at_global = lane._replace(params=initial_model(context, lane)[0])
+  _, grads, _ = gradient(training, context, at_global, batch)
+  sizes = step.batch, jnp.maximum(lane.num_examples, 1)
+  part, whole = (jnp.asarray(size, jnp.float32) for size in sizes)
+  first = in_first_epoch(lane, step)
+  return lane._replace(
+    full_gradient=jax.tree.map(
+      lambda total, g: jnp.where(first, total + part / whole * g, total),
+      lane.full_gradient,
+      grads,
+    )
+  )
+
+
+def full_gradient(lane: LaneState) -> optax.Params:
+  """Returns ONE client's gradient at the global model; () if not measured."""
+
+  def mean(total):  # A straggler may end within its first epoch.
+    sizes = jnp.minimum(lane.examples, lane.num_examples), lane.num_examples
+    read, whole = (jnp.maximum(n, 1).astype(jnp.float32) for n in sizes)
+    return total / (read / whole)
+
+  return jax.tree.map(mean, lane.full_gradient)
+
+
 def client_update(
   training: Training, context: RoundContext, lane: LaneState, grads: Any
 ) -> tuple[optax.Params, Any]:
@@ -350,5 +397,6 @@ def client_output(
       mean_loss=lane.loss / jnp.maximum(lane.examples, 1).astype(jnp.float32),
       optimizer_state=lane.opt_state,
       context=own_context,
+      full_gradient=full_gradient(lane),
     )
   )

@@ -11,32 +11,11 @@ from fedavg_jax.runs.run_config import RunConfig
 
 def build_algorithm(cfg: RunConfig) -> Algorithm:
   """Returns the algorithm that a checked config names."""
-  local, server = cfg.client, cfg.server
   if own_parts.is_own(cfg, 'algorithm'):
     return own_parts.algorithm(cfg)
-  if cfg.algorithm == 'scaffold':
-    return algorithms.scaffold(local.learning_rate, server.learning_rate)
-  if server.optimizer == 'sgd':
-    server_optimizer = optax.sgd(
-      server.learning_rate, momentum=server.momentum or None
-    )
-  else:
-    server_optimizer = algorithms.adaptive(
-      server.optimizer,
-      server.learning_rate,
-      b1=server.momentum,
-      b2=server.second_momentum,
-      tau=server.adaptivity,
-    )
-  client_optimizer = build_client_optimizer(cfg)
-  if cfg.algorithm == 'fedprox':
-    algorithm = algorithms.fedprox(
-      local.proximal, client_optimizer, server_optimizer
-    )
-  else:
-    algorithm = algorithms.fedavg(client_optimizer, server_optimizer)
-  if local.clip_norm:
-    algorithm = algorithms.clip_delta(algorithm, local.clip_norm)
+  algorithm = _of_family(cfg)
+  if cfg.client.clip_norm:
+    algorithm = algorithms.clip_delta(algorithm, cfg.client.clip_norm)
   if cfg.asynchronous.buffer:
     algorithm = experimental.fedbuff(
       algorithm, cfg.asynchronous.staleness_exponent
@@ -44,9 +23,74 @@ def build_algorithm(cfg: RunConfig) -> Algorithm:
   return algorithm
 
 
+def _of_family(cfg: RunConfig) -> Algorithm:
+  """Returns the algorithm without wrappers; one line per word."""
+  local, server = cfg.client, cfg.server
+  sgd = build_client_optimizer(cfg)
+  with_proximal = optax.chain(algorithms.proximal(local.proximal), sgd)
+  of_server = _optimizer(cfg, server.learning_rate)
+  match cfg.algorithm:
+    case 'fedprox':
+      return algorithms.fedprox(local.proximal, sgd, of_server)
+    case 'scaffold':
+      return algorithms.scaffold(
+        local.learning_rate,
+        server.learning_rate,
+        momentum=local.momentum or None,
+        control=local.control,
+      )
+    case 'fednova':
+      return experimental.fednova(sgd, of_server)
+    case 'fednova_prox':
+      return experimental.fednova(with_proximal, of_server)
+    case 'feddyn':
+      return experimental.feddyn(local.regularization, sgd)
+    case 'fedexp':
+      return experimental.fedexp(sgd, server.epsilon)
+    case 'qfedavg':
+      return experimental.qfedavg(server.fairness, local.learning_rate)
+    case 'mimelite':
+      return experimental.mimelite(
+        _optimizer(cfg, local.learning_rate), optax.sgd(server.learning_rate)
+      )
+  return algorithms.fedavg(sgd, of_server)
+
+
+def _optimizer(
+  cfg: RunConfig, learning_rate: float
+) -> optax.GradientTransformation:
+  """Returns the optimizer of the section `server`, with a learning rate."""
+  server = cfg.server
+  if server.optimizer == 'sgd':
+    return optax.sgd(
+      learning_rate,
+      momentum=server.momentum or None,
+      nesterov=server.nesterov,
+    )
+  return algorithms.adaptive(
+    server.optimizer,
+    learning_rate,
+    b1=server.momentum,
+    b2=server.second_momentum,
+    tau=server.adaptivity,
+  )
+
+
 def build_client_optimizer(cfg: RunConfig) -> optax.GradientTransformation:
   """Returns the client optimizer of a checked config."""
   local = cfg.client
-  return algorithms.decayed_sgd(
-    local.learning_rate, local.decay, local.decay_rounds
-  )
+  rate, rounds = local.learning_rate, local.decay_rounds
+  match local.schedule:
+    case 'cosine':
+      sgd = algorithms.scheduled_sgd(
+        optax.cosine_decay_schedule(rate, rounds, alpha=local.decay)
+      )
+    case 'linear':
+      sgd = algorithms.scheduled_sgd(
+        optax.linear_schedule(rate, local.decay * rate, rounds)
+      )
+    case _:
+      sgd = algorithms.decayed_sgd(rate, local.decay, rounds)
+  if local.momentum:
+    return optax.chain(optax.trace(local.momentum), sgd)
+  return sgd

@@ -3,6 +3,7 @@
 import dataclasses
 
 from fedavg_jax.core import choices
+from fedavg_jax.runs.config_option import ANYTHING
 from fedavg_jax.runs.config_option import BELOW_ONE
 from fedavg_jax.runs.config_option import RATE
 from fedavg_jax.runs.config_option import Options
@@ -28,14 +29,25 @@ class ClientConfig(Options):
     'B: minibatch size; 0 is infinity: the full local data set.',
   )
   learning_rate: float = option(0.1, RATE, 'eta: client learning rate.')
+  momentum: float = option(
+    0.0,
+    BELOW_ONE,
+    "Momentum of the clients' SGD; it starts at zero in every round.",
+  )
+  schedule: str = option(
+    'step',
+    one_of(choices.SCHEDULES),
+    "Decay of the client learning rate: 'step' (times decay after every"
+    " decay_rounds rounds) | 'cosine' | 'linear' (down to decay times eta after"
+    ' decay_rounds rounds, then constant).',
+  )
   decay: float = option(
     1.0,
     Rule(lambda value: 0 < value <= 1, 'must be in (0, 1]'),
-    'Factor that multiplies the client learning rate every decay_rounds'
-    ' rounds.',
+    'Factor by which the client learning rate decays; see schedule.',
   )
   decay_rounds: int = option(
-    1, at_least(1), 'Rounds between two decays of the learning rate.'
+    1, at_least(1), 'Number of rounds of a decay; see schedule.'
   )
   shuffle: str = option(
     'epoch',
@@ -46,7 +58,20 @@ class ClientConfig(Options):
   proximal: float = option(
     0.01,
     between(0, 1e30),
-    "mu: weight of the proximal term in algorithm 'fedprox'.",
+    "mu: weight of the proximal term in algorithms 'fedprox' and"
+    " 'fednova_prox'.",
+  )
+  regularization: float = option(
+    0.1,
+    Rule(lambda value: 0 < value <= 1e30, 'must be in (0, 1e+30]'),
+    "alpha: weight of the regularizer in algorithm 'feddyn'.",
+  )
+  control: str = option(
+    'updates',
+    one_of(choices.CONTROLS),
+    "New control variate in algorithm 'scaffold': 'updates' (the mean gradient"
+    " of the local updates, option II) | 'gradient' (the full-batch gradient at"
+    ' the global model, option I).',
   )
   clip_norm: float = option(
     0.0, between(0, 1e30), 'Largest L2 norm of a client delta; 0: no clipping.'
@@ -71,11 +96,24 @@ class ServerConfig(Options):
   momentum: float = option(
     0.0, BELOW_ONE, 'Momentum of sgd; beta_1 of adagrad, adam and yogi.'
   )
+  nesterov: bool = option(
+    False, ANYTHING, "Whether the momentum of sgd is Nesterov's."
+  )
   second_momentum: float = option(0.99, BELOW_ONE, 'beta_2 of adam and yogi.')
   adaptivity: float = option(
     0.001,
     between(1e-15, 1e15),
     'tau: degree of adaptivity of adagrad, adam and yogi.',
+  )
+  fairness: float = option(
+    1.0,
+    between(0, 1e3),
+    "q: degree of fairness of algorithm 'qfedavg'; 0 is FedAvg.",
+  )
+  epsilon: float = option(
+    1e-3,
+    Rule(lambda value: 0 < value <= 1e30, 'must be in (0, 1e+30]'),
+    "Constant that bounds the server's steps in algorithm 'fedexp'.",
   )
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import metric_words
@@ -12,6 +13,20 @@ from fedavg_jax.schedule import sampling
 
 if TYPE_CHECKING:
   from fedavg_jax.runs.run_config import RunConfig
+
+# The values that an algorithm needs, because its equations have no such term.
+# Algorithms whose message may be scaled by its staleness.
+_SCALABLE = 'fedavg', 'fedprox'
+_PLAIN_SERVER = {'server.optimizer': 'sgd', 'server.momentum': 0}
+_FIXED_SERVER = _PLAIN_SERVER | {'server.learning_rate': 1}
+_NEEDS = {
+  'scaffold': _PLAIN_SERVER | {'client.clip_norm': 0, 'client.decay': 1},
+  'feddyn': _FIXED_SERVER | {'client.clip_norm': 0},
+  'fedexp': _FIXED_SERVER,
+  'qfedavg': _FIXED_SERVER
+  | {'client.clip_norm': 0, 'client.decay': 1, 'client.momentum': 0},
+  'mimelite': {'client.decay': 1, 'client.momentum': 0},
+}
 
 
 def check(cfg: 'RunConfig') -> None:
@@ -67,8 +82,7 @@ def check(cfg: 'RunConfig') -> None:
     _check_asynchronous(cfg)
   _check_placement(cfg)
   loggers.check(cfg.log)
-  if cfg.algorithm == 'scaffold':
-    _check_scaffold(cfg)
+  _check_algorithm(cfg)
 
 
 def _check_cohort(cfg: 'RunConfig') -> None:
@@ -113,10 +127,11 @@ def _check_asynchronous(cfg: 'RunConfig') -> None:
         f'{key} = {value!r}: must be {neutral!r} with asynchronous.buffer ='
         f' {buffer}, where idle clients are drawn and complete all work'
       )
-  if cfg.algorithm == 'scaffold':
+  if cfg.algorithm in choices.ALGORITHMS and cfg.algorithm not in _SCALABLE:
     raise InputError(
       f'asynchronous.buffer = {buffer}: must be 0 with algorithm ='
-      " 'scaffold', whose control variates cannot be scaled by staleness"
+      f' {cfg.algorithm!r}, whose messages cannot be scaled by staleness; those'
+      f' of {" and ".join(_SCALABLE)} can'
     )
 
 
@@ -134,15 +149,34 @@ def _check_placement(cfg: 'RunConfig') -> None:
       )
 
 
-def _check_scaffold(cfg: 'RunConfig') -> None:
-  """Raises InputError where SCAFFOLD would not use plain SGD on both sides."""
-  for key, value, plain in (
-    ('server.optimizer', cfg.server.optimizer, 'sgd'),
-    ('server.momentum', cfg.server.momentum, 0),
-    ('client.clip_norm', cfg.client.clip_norm, 0),
-    ('client.decay', cfg.client.decay, 1),
-  ):
-    if value != plain:
+def _check_algorithm(cfg: 'RunConfig') -> None:
+  """Raises InputError where an algorithm would ignore or contradict a number.
+
+  A run that leaves an option out has the value that the algorithm needs.
+  """
+  values = {
+    'client.clip_norm': cfg.client.clip_norm,
+    'client.decay': cfg.client.decay,
+    'client.momentum': cfg.client.momentum,
+    'server.learning_rate': cfg.server.learning_rate,
+    'server.momentum': cfg.server.momentum,
+    'server.optimizer': cfg.server.optimizer,
+  }
+  for key, needed in _NEEDS.get(cfg.algorithm, {}).items():
+    if values[key] != needed:
       raise InputError(
-        f"{key} = {value!r}: must be {plain!r} with algorithm = 'scaffold'"
+        f'{key} = {values[key]!r}: must be {needed!r} with algorithm ='
+        f' {cfg.algorithm!r}'
       )
+  if cfg.client.schedule != 'step' and cfg.client.decay == 1:
+    raise InputError(
+      f"client.schedule = {cfg.client.schedule!r}: must be 'step' with"
+      ' client.decay = 1.0, a learning rate that does not decay'
+    )
+  if cfg.server.nesterov and (
+    cfg.server.optimizer != 'sgd' or not cfg.server.momentum
+  ):
+    raise InputError(
+      'server.nesterov = True: must be False with server.optimizer ='
+      f' {cfg.server.optimizer!r} and server.momentum = {cfg.server.momentum}'
+    )

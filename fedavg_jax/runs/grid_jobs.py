@@ -30,9 +30,12 @@ TOGETHER = (
   'client.learning_rate',
   'client.decay',
   'client.proximal',
+  'client.regularization',
   'server.learning_rate',
   'server.second_momentum',
   'server.adaptivity',
+  'server.fairness',
+  'server.epsilon',
 )
 _MOST_RUNS = 100_000
 _LONGEST_NAME = 255  # The limit for folders on common systems.

@@ -20,7 +20,6 @@ from tests.testing import twin
 ETA = 0.3
 ROUNDS = 4
 SETTING = {'cohort_size': 3, 'epochs': 2, 'batch_size': 3, 'seed': 3}
-LAYOUTS = [(1, 1), (8, 2), (2, 1), (2, 2), (4, 2)]
 
 
 @pytest.fixture
@@ -147,99 +146,6 @@ def test_fedavgm(uneven_examples, world):
   server = optax.sgd(0.5, momentum=0.9)
   state, _ = engine(uneven_examples, algorithms.fedavg(optax.sgd(ETA), server))
   close(state.params, params, 5e-5)
-
-
-def scaffold_twin(world, weighting, server_rate):
-  """Computes Algorithm 1 of Karimireddy et al. 2020, option II."""
-  x, y, parts, planner, params = world
-  weights = {k: 1 for k in range(len(parts))}
-  if weighting == 'examples':
-    weights = sizes(parts)
-  zeros = {n: np.zeros_like(w) for n, w in params.items()}
-  c, c_i = zeros, {k: zeros for k in range(len(parts))}
-  for t in range(1, ROUNDS + 1):
-    delta, change = {}, {}
-    for k in map(int, planner.cohort(t)):
-      batches = twin.batches_of(planner, t, k)
-      local, _ = twin.client_update(
-        params,
-        x[parts[k]],
-        y[parts[k]],
-        batches,
-        ETA,
-        lambda g, w, k=k, c=c: {n: g[n] - c_i[k][n] + c[n] for n in g},
-      )
-      delta[k] = {n: local[n] - params[n] for n in params}
-      new = {
-        n: c_i[k][n] - c[n] - delta[k][n] / (len(batches) * ETA) for n in c
-      }
-      change[k] = {n: new[n] - c_i[k][n] for n in c}
-      c_i[k] = new
-    params = {
-      n: params[n] + server_rate * step
-      for n, step in twin.mean(delta, weights).items()
-    }
-    # The paper's |S| / N, or the cohort's fraction of all examples.
-    share = sum(weights[k] for k in delta) / sum(weights.values())
-    c = {
-      n: c[n] + share * step for n, step in twin.mean(change, weights).items()
-    }
-  return params, c, c_i
-
-
-@pytest.mark.parametrize('weighting', rest_slow(1, ['examples', 'uniform']))
-@pytest.mark.parametrize(('lanes', 'num_devices'), rest_slow(2, LAYOUTS, True))
-def test_scaffold(uneven_examples, world, weighting, lanes, num_devices):
-  params, c, c_i = scaffold_twin(world, weighting, server_rate=0.7)
-  state, clients = engine(
-    uneven_examples,
-    algorithms.scaffold(ETA, 0.7),
-    lanes,
-    num_devices,
-    weighting=weighting,
-  )
-  close(state.params, params)
-  close(state.server.control, c)
-  for k, control in c_i.items():
-    close({n: leaf[k] for n, leaf in clients.items()}, control)
-  drawn = {int(k) for t in range(1, ROUNDS + 1) for k in world[3].cohort(t)}
-  if drawn != set(range(5)):
-    (never,) = set(range(5)) - drawn
-    assert not any(leaf[never].any() for leaf in clients.values())
-
-
-def test_scaffold_keeps_c_the_mean_of_all_c_i(uneven_examples, world):
-  state, clients = engine(
-    uneven_examples, algorithms.scaffold(ETA), weighting='examples'
-  )
-  weights = np.array([len(part) for part in world[2]]) / 23
-  close(
-    state.server.control,
-    {n: np.tensordot(weights, leaf, 1) for n, leaf in clients.items()},
-    1e-6,
-  )
-
-
-def test_scaffold_on_everyone_and_one_step_is_gradient_descent(
-  uneven_examples, world
-):
-  """With C = 1, B = inf, E = 1, each c_i is the client's own gradient.
-
-  Then all corrections cancel.
-
-  """
-  x, y, _, _, params = world
-  state, _ = engine(
-    uneven_examples,
-    algorithms.scaffold(ETA),
-    cohort_size=5,
-    epochs=1,
-    batch_size=0,
-  )
-  for _ in range(ROUNDS):
-    _, g = twin.losses_and_gradient(params, x, y)
-    params = {n: params[n] - ETA * g[n] for n in params}
-  close(state.params, params)
 
 
 @pytest.mark.parametrize('max_norm', rest_slow(1, [0.4, 0.05, 1e6]))

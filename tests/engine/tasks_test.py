@@ -392,13 +392,7 @@ def test_examples_are_clipped_one_by_one():
 def test_a_gradient_written_out_is_the_default_one():
   def mean_gradient(loss_fn, params, batch, context):
     del context
-
-    def loss(params):
-      losses = jnp.where(batch.mask, loss_fn(params, batch), 0.0)
-      size = jnp.maximum(batch.size, 1).astype(jnp.float32)
-      return jnp.sum(losses) / size
-
-    return loss_fn(params, batch), jax.grad(loss)(params)
+    return fa.losses.mean_gradient(loss_fn, params, batch)
 
   plain = fa.fedavg(optax.sgd(ETA), optax.sgd(1.0))
   one, other = (

@@ -171,6 +171,12 @@ KEYS = {
     {'server.adaptivity': ['0.001', '0.1']},
     {'server.optimizer': 'yogi', 'server.learning_rate': 0.05},
   ),
+  'feddyn': (
+    {'client.regularization': ['0.05', '2.0']},
+    {'algorithm': 'feddyn'},
+  ),
+  'qfedavg': ({'server.fairness': ['0.0', '5.0']}, {'algorithm': 'qfedavg'}),
+  'fedexp': ({'server.epsilon': ['0.001', '1.0']}, {'algorithm': 'fedexp'}),
 }
 
 

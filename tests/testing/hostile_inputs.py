@@ -366,7 +366,7 @@ KEYS = {
       '--config.clock.examples_per_second=9.0',
       '--config.algorithm=scaffold',
     ],
-    ['asynchronous.buffer = 2', 'must be 0', "'scaffold'"],
+    ['asynchronous.buffer = 2', 'must be 0', "'scaffold'", 'fedprox'],
   ),
   'weighting': key('weighting', 'sizes', 'sizes', 'uniform'),
   'algorithm': key('algorithm', 'fedsgd', 'fedsgd', 'scaffold'),

@@ -8,21 +8,28 @@ import fedavg_jax as fa
 SIZES, CENTRES = (2, 6, 3, 1), (0.0, 2.0, 4.0, 6.0)
 
 
-def build(algorithm, *, client_fraction=1.0, sizes=SIZES, **options):
+def build(
+  algorithm,
+  *,
+  client_fraction=1.0,
+  sizes=SIZES,
+  sweep=None,
+  execution=fa.Execution(),  # noqa: B008 (they are frozen)
+  placement=fa.Placement(),  # noqa: B008
+  **options,
+):
   """Builds a simulation of four clients with n_k updates per round.
 
   Args:
-    algorithm: the algorithm.
+    algorithm: the algorithm; of a sweep the function of a value.
     client_fraction: the fraction C of clients in a round.
     sizes: the clients' numbers of updates n_k.
-    **options: other options of `fa.Federation`, execution and placement.
+    sweep: the values of a sweep, or None.
+    execution: the lanes, devices and calls.
+    placement: the places of examples and client states.
+    **options: other options of `fa.Federation`.
 
   """
-  how = {
-    name: options.pop(name)
-    for name in ('execution', 'placement')
-    if name in options
-  }
   y = np.repeat(np.float32(CENTRES), sizes)
   parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
   examples = fa.Examples(np.zeros((len(y), 1), np.float32), y)
@@ -31,18 +38,21 @@ def build(algorithm, *, client_fraction=1.0, sizes=SIZES, **options):
     lambda key: {'w': jnp.float32(1.0)},
     lambda params, x: jnp.broadcast_to(params['w'], (len(x),)),
   )
-  return fa.build_simulation(
-    model,
-    fa.Federation(
-      fa.build_clients(examples, parts),
-      examples,
-      client_fraction=client_fraction,
-      **{'epochs': 1, 'batch_size': 1, 'seed': 1, **options},
-    ),
-    algorithm,
-    loss=lambda outputs, batch: (outputs - batch.y) ** 2 / 2,
-    **how,
+  federation = fa.Federation(
+    fa.build_clients(examples, parts),
+    examples,
+    client_fraction=client_fraction,
+    **{'epochs': 1, 'batch_size': 1, 'seed': 1, **options},
   )
+
+  rest = {
+    'loss': lambda outputs, batch: (outputs - batch.y) ** 2 / 2,
+    'execution': execution,
+    'placement': placement,
+  }
+  if sweep is None:
+    return fa.build_simulation(model, federation, algorithm, **rest)
+  return fa.build_sweep(model, federation, algorithm, sweep, **rest)
 
 
 def models(algorithm, *, rounds, **options):

@@ -8,6 +8,7 @@ from fedavg_jax.algorithms.experimental.fedbuff import fedbuff
 from fedavg_jax.algorithms.experimental.feddyn import feddyn
 from fedavg_jax.algorithms.experimental.fedexp import fedexp
 from fedavg_jax.algorithms.experimental.fednova import fednova
+from fedavg_jax.algorithms.experimental.mimelite import mimelite
 from fedavg_jax.algorithms.experimental.qfedavg import qfedavg
 
-__all__ = ['fedbuff', 'feddyn', 'fedexp', 'fednova', 'qfedavg']
+__all__ = ['fedbuff', 'feddyn', 'fedexp', 'fednova', 'mimelite', 'qfedavg']

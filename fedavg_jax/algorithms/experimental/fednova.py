@@ -1,31 +1,13 @@
 """Defines FedNova, which normalises deltas by the clients' local work."""
 
-from typing import Any
-from typing import NamedTuple
-
 import jax
-import jax.numpy as jnp
 import optax
 
+from fedavg_jax.algorithms.coefficients import with_coefficients
 from fedavg_jax.algorithms.fedavg import fedavg
 from fedavg_jax.contracts.algorithm import Algorithm
-from fedavg_jax.contracts.algorithm import ClientContext
 from fedavg_jax.contracts.algorithm import ClientOutput
 from fedavg_jax.contracts.algorithm import ClientResult
-
-
-class _OfUnitGradients(NamedTuple):
-  """Holds a client optimizer's state and its path on gradients of 1.
-
-  Attributes:
-    own: the state of the optimizer on the model.
-    unit: the state of the same optimizer on one number with gradients of 1.
-    moved: the sum of the updates of that number, [].
-  """
-
-  own: Any
-  unit: Any
-  moved: jax.Array
 
 
 def fednova(
@@ -63,32 +45,13 @@ def fednova(
   >>> nova.client_finish.__name__
   'client_finish'
   """
-  optimizer = optax.with_extra_args_support(client_optimizer)
-
-  def init(params):
-    return _OfUnitGradients(
-      client_optimizer.init(params),
-      client_optimizer.init(jnp.float32(0)),
-      jnp.float32(0),
-    )
-
-  def update(updates, state, params=None, **extra):
-    context: ClientContext = extra['context']
-    updates, own = optimizer.update(updates, state.own, params, **extra)
-    extra['context'] = context._replace(global_params=jnp.float32(0))
-    step, unit = optimizer.update(
-      jnp.float32(1), state.unit, state.moved, **extra
-    )
-    return updates, _OfUnitGradients(own, unit, state.moved + step)
 
   def client_finish(result: ClientResult):
     moved = result.optimizer_state.moved
     normalised = jax.tree.map(lambda d: d / moved, result.delta)
     return ClientOutput((normalised, moved))
 
-  base = fedavg(
-    optax.GradientTransformationExtraArgs(init, update), server_optimizer
-  )
+  base = fedavg(with_coefficients(client_optimizer), server_optimizer)
 
   def server_update(params, server, mean, context):
     direction, moved = mean

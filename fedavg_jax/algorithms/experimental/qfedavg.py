@@ -8,6 +8,7 @@ from fedavg_jax.algorithms.fedavg import fedavg
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientOutput
 from fedavg_jax.contracts.algorithm import ClientResult
+from fedavg_jax.contracts.losses import mean_gradient
 from fedavg_jax.core import rules
 
 
@@ -45,13 +46,9 @@ def qfedavg(q: float, learning_rate: float) -> Algorithm:
   rules.check_rate('learning_rate', learning_rate)
 
   def client_gradient(loss_fn, params, batch, context):
-    def mean_loss(params):
-      losses = loss_fn(params, batch)
-      total = jnp.sum(jnp.where(batch.mask, losses, 0.0))
-      return total / jnp.maximum(batch.size, 1).astype(jnp.float32)
-
+    _, gradient = mean_gradient(loss_fn, params, batch)
     # Every example is read once per epoch, so their mean is F_i.
-    return loss_fn(context.global_params, batch), jax.grad(mean_loss)(params)
+    return loss_fn(context.global_params, batch), gradient
 
   def client_finish(result: ClientResult):
     loss = jnp.maximum(result.mean_loss, 1e-10)
