@@ -28,6 +28,14 @@ LOSSES = ('cross_entropy', 'squared_error', 'binary_cross_entropy')
 METRICS = ('accuracy', 'macro_f1', 'loss', 'perplexity', 'squared_error')
 
 ALGORITHMS = ('fedavg', 'fedprox', 'scaffold')
+ROBUST_RULES = (
+  *('none', 'median', 'trimmed_mean', 'krum', 'geometric_median'),
+  *('centred_clipping', 'norm_bound'),
+)
+ATTACKS = (
+  *('none', 'label_flip', 'sign_flip', 'scaling', 'gaussian_noise'),
+  *('little_is_enough', 'inner_product'),
+)
 SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')

@@ -179,7 +179,7 @@ def test_a_sweep_of_radii_has_the_model_of_each():
 
 
 def test_hooks_find_their_own_server_state():
-  """The client reads a number that the server halves in every round."""
+  """Clients take a number that the server halves in every round."""
 
   def client_finish(result):
     scale = result.context.server_state['scale']
