@@ -16,6 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from fedavg_jax.algorithms.experimental.sorting import sort_rows
 from fedavg_jax.contracts.aggregation import exact_tensordot
 from fedavg_jax.contracts.model import Array
 from fedavg_jax.core import rules
@@ -251,7 +252,7 @@ def _mean_without_ends(
 
   def mean(leaf):
     # Infinity sorts the rows of clients without a message to the end.
-    leaf = jnp.sort(jnp.where(_rows(present, leaf), leaf, jnp.inf), axis=0)
+    leaf = sort_rows(jnp.where(_rows(present, leaf), leaf, jnp.inf))
     return jnp.sum(jnp.where(_rows(kept, leaf), leaf, 0.0), axis=0) / count
 
   return jax.tree.map(mean, messages)
