@@ -130,24 +130,10 @@ def test_buckets_are_means_of_the_clients_that_reported():
   np.testing.assert_allclose(found, twin_models(step), rtol=1e-5)
 
 
-OPTIONS = {
-  'lanes': {'lanes': 4},
-  'devices': {'lanes': 2, 'devices': 2},
-  'host': {'examples_on': 'host'},
-  'calls': {'rounds_per_call': 1},
-}
-
-
-def last(algorithm, start=None, number=ROUNDS, **options):
-  """Returns the last record of some rounds."""
-  if 'devices' in options:
-    options['devices'] = jax.devices()[: options['devices']]
-  *_, record = fa.simulate(
-    simulation(algorithm, client_fraction=0.8, **options),
-    rounds=number,
-    start=start,
-  )
-  return record
+def last(built, start=None, number=ROUNDS):
+  """Returns the states after some rounds."""
+  *_, record = fa.simulate(built, rounds=number, start=start)
+  return record.state, record.client_states
 
 
 def test_layout_stream_calls_and_resume_change_no_bit():
@@ -155,27 +141,26 @@ def test_layout_stream_calls_and_resume_change_no_bit():
   algorithm = own.robust(FEDAVG, own.centred_clipping(0.5))
   shapes = jax.ShapeDtypeStruct((7,), jnp.float32)
   assert algorithm.aggregate.num_bytes(shapes, 5) == 5 * 7 * 4
-  whole = last(algorithm, lanes=1).state
-  assert float(whole.server.centre['w']) != 0
-  for options in OPTIONS.values():
-    other = last(algorithm, **options).state
-    jax.tree.map(np.testing.assert_array_equal, whole, other)
-  half = last(algorithm, number=1)
-  resumed = last(algorithm, start=(half.state, half.client_states)).state
+  one = simulation(algorithm, client_fraction=0.8, lanes=1)
+  whole = last(one)
+  assert float(whole[0].server.centre['w']) != 0
+  resumed = last(one, start=last(one, number=1))
   jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  for options in (
+    {'lanes': 2, 'devices': jax.devices()[:2], 'examples_on': 'host'},
+    {'lanes': 4, 'rounds_per_call': 1},
+  ):
+    other = last(simulation(algorithm, client_fraction=0.8, **options))
+    jax.tree.map(np.testing.assert_array_equal, whole, other)
 
 
 def test_a_sweep_of_radii_has_the_model_of_each():
   def algorithm(radius):
     return own.robust(FEDAVG, own.centred_clipping(radius))
 
-  sweep = simulation(algorithm, client_fraction=0.8, sweep=[0.3, 1e6])
-  *_, record = fa.simulate(sweep, rounds=ROUNDS)
-  for g, radius in enumerate([0.3, 1e6]):
-    alone = last(algorithm(radius)).state
-    np.testing.assert_allclose(
-      record.state.params['w'][g], alone.params['w'], rtol=1e-6
-    )
+  state, _ = last(simulation(algorithm, sweep=[1e6, 0.3]))
+  alone, _ = last(simulation(algorithm(0.3)))
+  np.testing.assert_allclose(state.params['w'][1], alone.params['w'], rtol=1e-6)
 
 
 def test_hooks_find_their_own_server_state():
