@@ -1,7 +1,7 @@
 """Sorts a few long rows, each coordinate on its own.
 
 Sorts of XLA go through one column at a time. A network of comparisons goes
-through whole rows: on a CPU that takes a seventh of the time for 25 rows.
+through whole rows: on a CPU that takes a quarter of the time for 25 rows.
 
 Shape letters: N rows, S stages of the network, about log2(N)^2 / 2.
 """
