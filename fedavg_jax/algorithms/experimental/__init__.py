@@ -4,15 +4,15 @@ Each is tested against its equations in NumPy and against the limit in which it
 is FedAvg. An algorithm leaves this folder once a result is reproduced.
 """
 
-from fedavg_jax.algorithms.experimental.attack import Attack
 from fedavg_jax.algorithms.experimental.attack import attack
 from fedavg_jax.algorithms.experimental.attack import draw_attackers
-from fedavg_jax.algorithms.experimental.attack import gaussian_noise
-from fedavg_jax.algorithms.experimental.attack import inner_product
-from fedavg_jax.algorithms.experimental.attack import label_flip
-from fedavg_jax.algorithms.experimental.attack import little_is_enough
-from fedavg_jax.algorithms.experimental.attack import scaling
-from fedavg_jax.algorithms.experimental.attack import sign_flip
+from fedavg_jax.algorithms.experimental.attack_kinds import Attack
+from fedavg_jax.algorithms.experimental.attack_kinds import gaussian_noise
+from fedavg_jax.algorithms.experimental.attack_kinds import inner_product
+from fedavg_jax.algorithms.experimental.attack_kinds import label_flip
+from fedavg_jax.algorithms.experimental.attack_kinds import little_is_enough
+from fedavg_jax.algorithms.experimental.attack_kinds import scaling
+from fedavg_jax.algorithms.experimental.attack_kinds import sign_flip
 from fedavg_jax.algorithms.experimental.feddyn import feddyn
 from fedavg_jax.algorithms.experimental.fedexp import fedexp
 from fedavg_jax.algorithms.experimental.fednova import fednova
