@@ -241,6 +241,46 @@ def get_config() -> ml_collections.ConfigDict:
   # An update of staleness tau is scaled by (1 + tau)^-staleness_exponent.
   config.asynchronous.staleness_exponent = 0.5
 
+  config.robust = ml_collections.ConfigDict()
+
+  # Rule in place of the weighted mean: 'none' | 'median' | 'trimmed_mean' |
+  # 'krum' | 'geometric_median' | 'centred_clipping' | 'norm_bound'.
+  config.robust.rule = 'none'
+
+  # Fraction of the values that 'trimmed_mean' leaves out on each side.
+  config.robust.trimmed_fraction = 0.0
+
+  # f: number of arbitrary messages that 'krum' withstands; it needs 2 f + 3
+  # messages.
+  config.robust.attackers = 0
+
+  # Number of messages that 'krum' averages; more than 1 is multi-Krum.
+  config.robust.selected = 1
+
+  # Iterations of 'geometric_median' and 'centred_clipping'; 0: 8 of the former,
+  # 1 of the latter.
+  config.robust.iterations = 0
+
+  # Radius of 'centred_clipping'; largest norm of a message with 'norm_bound'.
+  config.robust.clip = 0.0
+
+  # s: clients whose mean is one message for the rule; 1: no buckets.
+  config.robust.bucket_size = 1
+
+  config.attack = ml_collections.ConfigDict()
+
+  # What attackers do: 'none' | 'label_flip' | 'sign_flip' | 'scaling' |
+  # 'gaussian_noise' | 'little_is_enough' | 'inner_product'.
+  config.attack.kind = 'none'
+
+  # Fraction of all clients that attack, the same in all rounds, drawn by the
+  # seed.
+  config.attack.fraction = 0.2
+
+  # Size of the attack: factor of the message, or with 'gaussian_noise' and
+  # 'little_is_enough' standard deviations.
+  config.attack.scale = 1.0
+
   # Reaction to a client update with NaN or infinity: 'stop' (ends the run) |
   # 'skip_client' (drops the update).
   config.on_nan = 'stop'

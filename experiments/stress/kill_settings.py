@@ -171,6 +171,19 @@ SETTINGS = {
     '--config.client_eval_every=9',
     '--config.finetune_epochs=1',
   ),
+  'centred clipping, noise': _run(
+    '--config.robust.rule=centred_clipping',
+    '--config.robust.clip=1.0',
+    '--config.attack.kind=gaussian_noise',
+  ),
+  'krum on buckets, collusion': _run(
+    '--config.robust.rule=krum',
+    '--config.robust.attackers=1',
+    '--config.robust.bucket_size=2',
+    '--config.attack.kind=little_is_enough',
+    '--config.partition=dirichlet',
+    '--config.min_size=1',
+  ),
   'loggers': _run('--config.log=csv, tensorboard'),
   'skipped clients': _run(
     '--config.on_nan=skip_client', '--config.client.learning_rate=0.3'

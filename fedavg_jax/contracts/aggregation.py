@@ -50,7 +50,8 @@ def weighted_mean() -> Aggregator:
   """Builds the weighted mean of the messages, in float32.
 
   Returns:
-    An aggregator whose sums have the shapes of one message.
+    An aggregator whose sums have the shapes of one message; all that this
+    function returns are equal, so that wrappers recognise the mean.
 
   >>> import jax, jax.numpy as jnp
   >>> import fedavg_jax as fa
@@ -60,24 +61,35 @@ def weighted_mean() -> Aggregator:
   ...     sums, jnp.array([1.0, 5.0]), jnp.array([0.75, 0.25]), jnp.arange(2))
   >>> float(mean.result(sums, jnp.ones(())))
   2.0
+  >>> mean == fa.weighted_mean()
+  True
   """
+  return Aggregator(_no_sum, _add_weighted, _mean, _bytes_of_one)
 
-  def init(message, size):
-    del size
-    return jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), message)
 
-  def add(sums, messages, weights, positions):
-    del positions
-    return jax.tree.map(
-      lambda total, message: total + exact_tensordot(weights, message),
-      sums,
-      messages,
-    )
+def _no_sum(message: PyTree, size: int) -> PyTree:
+  del size
+  return jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), message)
 
-  def result(sums, weight):
-    return jax.tree.map(lambda total: total / weight, sums)
 
-  return Aggregator(init, add, result, lambda message, size: num_bytes(message))
+def _add_weighted(
+  sums: PyTree, messages: PyTree, weights: Array, positions: Array
+) -> PyTree:
+  del positions
+  return jax.tree.map(
+    lambda total, message: total + exact_tensordot(weights, message),
+    sums,
+    messages,
+  )
+
+
+def _mean(sums: PyTree, weight: jax.Array) -> PyTree:
+  return jax.tree.map(lambda total: total / weight, sums)
+
+
+def _bytes_of_one(message: PyTree, size: int) -> int:
+  del size
+  return num_bytes(message)
 
 
 class Gathered(NamedTuple):

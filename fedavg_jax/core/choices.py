@@ -33,6 +33,14 @@ ALGORITHMS = (
 )
 CONTROLS = ('updates', 'gradient')
 SCHEDULES = ('step', 'cosine', 'linear')
+ROBUST_RULES = (
+  *('none', 'median', 'trimmed_mean', 'krum', 'geometric_median'),
+  *('centred_clipping', 'norm_bound'),
+)
+ATTACKS = (
+  *('none', 'label_flip', 'sign_flip', 'scaling', 'gaussian_noise'),
+  *('little_is_enough', 'inner_product'),
+)
 SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')

@@ -6,11 +6,20 @@ from fedavg_jax import algorithms
 from fedavg_jax.algorithms import experimental
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.runs import own_parts
+from fedavg_jax.runs import robust_builder
 from fedavg_jax.runs.run_config import RunConfig
 
 
-def build_algorithm(cfg: RunConfig) -> Algorithm:
-  """Returns the algorithm that a checked config names."""
+def build_algorithm(
+  cfg: RunConfig, num_clients: int = 0, num_classes: int = 0
+) -> Algorithm:
+  """Returns the algorithm that a checked config names.
+
+  Args:
+    cfg: the checked config.
+    num_clients: K, the number of clients, for an attack of some of them.
+    num_classes: the number of classes, for flips of labels.
+  """
   if own_parts.is_own(cfg, 'algorithm'):
     return own_parts.algorithm(cfg)
   algorithm = _of_family(cfg)
@@ -20,7 +29,8 @@ def build_algorithm(cfg: RunConfig) -> Algorithm:
     algorithm = experimental.fedbuff(
       algorithm, cfg.asynchronous.staleness_exponent
     )
-  return algorithm
+  algorithm = robust_builder.defended(cfg, algorithm)
+  return robust_builder.attacked(cfg, algorithm, num_clients, num_classes)
 
 
 def _of_family(cfg: RunConfig) -> Algorithm:

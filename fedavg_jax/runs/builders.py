@@ -129,6 +129,13 @@ def build_model(cfg: RunConfig, dataset: Dataset) -> Model:
   )
 
 
+def algorithm_of(cfg: RunConfig, prepared: Prepared) -> Algorithm:
+  """Returns the algorithm given from Python, or the one that a config names."""
+  return prepared.algorithm or build_algorithm(
+    cfg, prepared.clients.num_clients, prepared.dataset.num_classes
+  )
+
+
 def federate(cfg: RunConfig, prepared: Prepared) -> Federation:
   """Returns the clients of a config and their local training."""
   clients, local = prepared.clients, cfg.client
@@ -168,7 +175,7 @@ def build(cfg: RunConfig, prepared: Prepared, *, lanes: int) -> Simulation:
   return build_simulation(
     prepared.model,
     federate(cfg, prepared),
-    prepared.algorithm or build_algorithm(cfg),
+    algorithm_of(cfg, prepared),
     loss=prepared.loss,
     metrics=prepared.metrics,
     execution=execution(cfg, lanes=lanes),

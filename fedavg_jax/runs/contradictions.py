@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import config_robust
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import metric_words
 from fedavg_jax.runs.part_names import OWN_PARTS
@@ -83,6 +84,7 @@ def check(cfg: 'RunConfig') -> None:
   _check_placement(cfg)
   loggers.check(cfg.log)
   _check_algorithm(cfg)
+  config_robust.check(cfg)
 
 
 def _check_cohort(cfg: 'RunConfig') -> None:

@@ -134,7 +134,7 @@ def _check_model(cfg: RunConfig, dataset: Dataset) -> None:
   lower_simulation(
     prepared.model,
     builders.federate(cfg, prepared),
-    builders.build_algorithm(cfg),
+    builders.algorithm_of(cfg, prepared),
     loss=prepared.loss,
     metrics=prepared.metrics,
     execution=builders.execution(cfg, lanes=cfg.lanes),

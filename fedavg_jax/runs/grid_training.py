@@ -44,7 +44,7 @@ from fedavg_jax.runs.snapshots import of
 _SECONDS_BETWEEN_SAVES, _SECONDS_BETWEEN_LINES = 60.0, 10.0
 
 
-def _algorithm(jobs: Sequence[Job]):
+def _algorithm(jobs: Sequence[Job], prepared: builders.Prepared):
   """Returns the function from the index of a run, traced, to its algorithm."""
   columns = {
     key: jnp.array(
@@ -57,7 +57,7 @@ def _algorithm(jobs: Sequence[Job]):
     numbers = {
       key: column[number.astype(jnp.int32)] for key, column in columns.items()
     }
-    return builders.build_algorithm(jobs[0].cfg.replace(numbers))
+    return builders.algorithm_of(jobs[0].cfg.replace(numbers), prepared)
 
   return algorithm
 
@@ -96,7 +96,7 @@ def train_together(
     simulation = build_sweep(
       prepared.model,
       builders.federate(cfg, prepared),
-      _algorithm(jobs),
+      _algorithm(jobs, prepared),
       range(len(jobs)),
       execution=builders.execution(cfg, lanes=lanes),
       placement=builders.placement(cfg),

@@ -110,7 +110,7 @@ def _own_code(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
     clients = prepared.clients
     found = fingerprint.of_parts(
       make_task(prepared.model, prepared.loss, prepared.metrics),
-      Single(prepared.algorithm or builders.build_algorithm(cfg)),
+      Single(builders.algorithm_of(cfg, prepared)),
       clients,
       sampling.cohort_size(clients.num_clients, cfg.client_fraction),
     )

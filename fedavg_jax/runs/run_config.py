@@ -29,6 +29,8 @@ from fedavg_jax.runs.config_option import one_of
 from fedavg_jax.runs.config_option import one_of_or_own
 from fedavg_jax.runs.config_option import option
 from fedavg_jax.runs.config_option import section
+from fedavg_jax.runs.config_robust import AttackConfig
+from fedavg_jax.runs.config_robust import RobustConfig
 from fedavg_jax.runs.config_sections import AsynchronousConfig
 from fedavg_jax.runs.config_sections import CheckpointConfig
 from fedavg_jax.runs.config_sections import ClientConfig
@@ -100,6 +102,8 @@ class RunConfig(TaskOptions):
   server: ServerConfig = section(ServerConfig)
   clock: ClockConfig = section(ClockConfig)
   asynchronous: AsynchronousConfig = section(AsynchronousConfig)
+  robust: RobustConfig = section(RobustConfig)
+  attack: AttackConfig = section(AttackConfig)
 
   on_nan: str = option(
     'stop',

@@ -35,14 +35,9 @@ def feddyn(eta=ETA):
 FAMILIES = [scaffold, mimelite, fednova, feddyn]
 
 
-def build(algorithm, *, placement=None, rounds_per_call=0, **options):
+def build(algorithm, **options):
   return quadratics.build(
-    algorithm,
-    client_fraction=0.5,
-    epochs=2,
-    execution=fa.Execution(lanes=2, rounds_per_call=rounds_per_call),
-    placement=placement or fa.Placement(),
-    **options,
+    algorithm, client_fraction=0.5, epochs=2, lanes=2, **options
   )
 
 
@@ -63,8 +58,8 @@ def test_calls_streams_and_resumes_change_no_bit(family):
   equal(
     (whole.state, whole.client_states), (resumed.state, resumed.client_states)
   )
-  hosts = fa.Placement(examples_on='host', client_states_on='host')
-  equal(whole.state, last(build(family(), placement=hosts)).state)
+  hosts = {'examples_on': 'host', 'client_states_on': 'host'}
+  equal(whole.state, last(build(family(), **hosts)).state)
 
 
 @pytest.mark.parametrize('family', rest_slow(1, [mimelite, *FAMILIES[::2]]))

@@ -370,6 +370,22 @@ KEYS = {
   ),
   'weighting': key('weighting', 'sizes', 'sizes', 'uniform'),
   'algorithm': key('algorithm', 'fedsgd', 'fedsgd', 'scaffold'),
+  'robust': key('robust.rule', 'mode', 'mode', 'krum'),
+  'robust trimmed': key('robust.trimmed_fraction', '0.5', '0.5', '[0, 0.5)'),
+  'robust clip': Case(
+    ['--config.robust.rule=norm_bound'], ['robust.clip = 0.0', 'norm_bound']
+  ),
+  'robust krum': Case(
+    ['--config.robust.rule=krum', '--config.robust.attackers=12'],
+    ['robust.attackers = 12', 'at most 11', 'cohort of 25'],
+  ),
+  'robust scaffold': Case(
+    ['--config.robust.rule=median', '--config.algorithm=scaffold'],
+    ["robust.rule = 'median'", 'scaffold'],
+  ),
+  'attack': key('attack.kind', 'flip', 'flip', 'sign_flip'),
+  'attack all': key('attack.fraction', '1', '1.0', '[0, 1)'),
+  'attack scale': key('attack.scale', '0', '0.0', '(0,'),
   'on_nan': key('on_nan', 'skip', 'skip', 'stop, skip_client'),
   'rounds 0': key('rounds', '0', '0'),
   'rounds word': key('rounds', 'many', 'many'),

@@ -4,33 +4,25 @@ import jax.numpy as jnp
 import numpy as np
 
 import fedavg_jax as fa
+from tests.testing import simulations
 
 SIZES, CENTRES = (2, 6, 3, 1), (0.0, 2.0, 4.0, 6.0)
 
 
 def build(
-  algorithm,
-  *,
-  client_fraction=1.0,
-  sizes=SIZES,
-  sweep=None,
-  execution=fa.Execution(),  # noqa: B008 (they are frozen)
-  placement=fa.Placement(),  # noqa: B008
-  **options,
+  algorithm, *, client_fraction=1.0, sizes=SIZES, centres=CENTRES, **options
 ):
-  """Builds a simulation of four clients with n_k updates per round.
+  """Builds a simulation of some clients with n_k updates per round.
 
   Args:
-    algorithm: the algorithm; of a sweep the function of a value.
+    algorithm: the algorithm.
     client_fraction: the fraction C of clients in a round.
     sizes: the clients' numbers of updates n_k.
-    sweep: the values of a sweep, or None.
-    execution: the lanes, devices and calls.
-    placement: the places of examples and client states.
-    **options: other options of `fa.Federation`.
+    centres: the clients' optima c_k.
+    **options: other options of a simulation or a sweep.
 
   """
-  y = np.repeat(np.float32(CENTRES), sizes)
+  y = np.repeat(np.float32(centres), sizes)
   parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
   examples = fa.Examples(np.zeros((len(y), 1), np.float32), y)
   model = fa.Model(
@@ -38,21 +30,15 @@ def build(
     lambda key: {'w': jnp.float32(1.0)},
     lambda params, x: jnp.broadcast_to(params['w'], (len(x),)),
   )
-  federation = fa.Federation(
+  return simulations.build_simulation(
+    model,
     fa.build_clients(examples, parts),
     examples,
+    algorithm=algorithm,
+    loss=lambda outputs, batch: (outputs - batch.y) ** 2 / 2,
     client_fraction=client_fraction,
     **{'epochs': 1, 'batch_size': 1, 'seed': 1, **options},
   )
-
-  rest = {
-    'loss': lambda outputs, batch: (outputs - batch.y) ** 2 / 2,
-    'execution': execution,
-    'placement': placement,
-  }
-  if sweep is None:
-    return fa.build_simulation(model, federation, algorithm, **rest)
-  return fa.build_sweep(model, federation, algorithm, sweep, **rest)
 
 
 def models(algorithm, *, rounds, **options):

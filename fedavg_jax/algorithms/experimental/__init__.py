@@ -4,11 +4,52 @@ Each is tested against its equations in NumPy and against the limit in which it
 is FedAvg. An algorithm leaves this folder once a result is reproduced.
 """
 
+from fedavg_jax.algorithms.experimental.attack import attack
+from fedavg_jax.algorithms.experimental.attack import draw_attackers
+from fedavg_jax.algorithms.experimental.attack_kinds import Attack
+from fedavg_jax.algorithms.experimental.attack_kinds import gaussian_noise
+from fedavg_jax.algorithms.experimental.attack_kinds import inner_product
+from fedavg_jax.algorithms.experimental.attack_kinds import label_flip
+from fedavg_jax.algorithms.experimental.attack_kinds import little_is_enough
+from fedavg_jax.algorithms.experimental.attack_kinds import scaling
+from fedavg_jax.algorithms.experimental.attack_kinds import sign_flip
 from fedavg_jax.algorithms.experimental.fedbuff import fedbuff
 from fedavg_jax.algorithms.experimental.feddyn import feddyn
 from fedavg_jax.algorithms.experimental.fedexp import fedexp
 from fedavg_jax.algorithms.experimental.fednova import fednova
 from fedavg_jax.algorithms.experimental.mimelite import mimelite
 from fedavg_jax.algorithms.experimental.qfedavg import qfedavg
+from fedavg_jax.algorithms.experimental.robust import bound_norms
+from fedavg_jax.algorithms.experimental.robust import robust
+from fedavg_jax.algorithms.experimental.robust_rules import Rule
+from fedavg_jax.algorithms.experimental.robust_rules import centred_clipping
+from fedavg_jax.algorithms.experimental.robust_rules import coordinate_median
+from fedavg_jax.algorithms.experimental.robust_rules import geometric_median
+from fedavg_jax.algorithms.experimental.robust_rules import krum
+from fedavg_jax.algorithms.experimental.robust_rules import trimmed_mean
 
-__all__ = ['fedbuff', 'feddyn', 'fedexp', 'fednova', 'mimelite', 'qfedavg']
+__all__ = [
+  'Attack',
+  'Rule',
+  'attack',
+  'bound_norms',
+  'centred_clipping',
+  'coordinate_median',
+  'draw_attackers',
+  'fedbuff',
+  'feddyn',
+  'fedexp',
+  'fednova',
+  'gaussian_noise',
+  'geometric_median',
+  'inner_product',
+  'krum',
+  'label_flip',
+  'little_is_enough',
+  'mimelite',
+  'qfedavg',
+  'robust',
+  'scaling',
+  'sign_flip',
+  'trimmed_mean',
+]

@@ -121,9 +121,9 @@ def test_lanes_calls_streams_and_resume_agree():
   ):
     np.testing.assert_array_equal(a, b)
   others = [
-    {'execution': fa.Execution(lanes=2, devices=jax.devices()[:2])},
-    {'execution': fa.Execution(rounds_per_call=1)},
-    {'placement': fa.Placement(examples_on='host')},
+    {'lanes': 2, 'devices': jax.devices()[:2]},
+    {'rounds_per_call': 1},
+    {'examples_on': 'host'},
   ]
   for parts in others:
     np.testing.assert_allclose(
