@@ -28,6 +28,9 @@ LOSSES = ('cross_entropy', 'squared_error', 'binary_cross_entropy')
 METRICS = ('accuracy', 'macro_f1', 'loss', 'perplexity', 'squared_error')
 
 ALGORITHMS = ('fedavg', 'fedprox', 'scaffold')
+COMPRESSIONS = (
+  *('none', 'qsgd', 'top_k', 'random_k', 'sign', 'drive', 'eden'),
+)
 SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')

@@ -4,15 +4,24 @@ import optax
 
 from fedavg_jax import algorithms
 from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.runs import compression_builder
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs.run_config import RunConfig
 
 
 def build_algorithm(cfg: RunConfig) -> Algorithm:
   """Returns the algorithm that a checked config names."""
-  local, server = cfg.client, cfg.server
   if own_parts.is_own(cfg, 'algorithm'):
     return own_parts.algorithm(cfg)
+  algorithm = compression_builder.compressed(cfg, _of_family(cfg))
+  if cfg.client.clip_norm:
+    algorithm = algorithms.clip_delta(algorithm, cfg.client.clip_norm)
+  return algorithm
+
+
+def _of_family(cfg: RunConfig) -> Algorithm:
+  """Returns the algorithm without wrappers."""
+  local, server = cfg.client, cfg.server
   if cfg.algorithm == 'scaffold':
     return algorithms.scaffold(local.learning_rate, server.learning_rate)
   if server.optimizer == 'sgd':
@@ -29,14 +38,10 @@ def build_algorithm(cfg: RunConfig) -> Algorithm:
     )
   client_optimizer = build_client_optimizer(cfg)
   if cfg.algorithm == 'fedprox':
-    algorithm = algorithms.fedprox(
+    return algorithms.fedprox(
       local.proximal, client_optimizer, server_optimizer
     )
-  else:
-    algorithm = algorithms.fedavg(client_optimizer, server_optimizer)
-  if local.clip_norm:
-    algorithm = algorithms.clip_delta(algorithm, local.clip_norm)
-  return algorithm
+  return algorithms.fedavg(client_optimizer, server_optimizer)
 
 
 def build_client_optimizer(cfg: RunConfig) -> optax.GradientTransformation:
