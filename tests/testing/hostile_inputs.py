@@ -342,6 +342,11 @@ KEYS = {
   'deadline without a clock': key(
     'clock.deadline', '3', 'clock.deadline = 3.0', 'examples_per_second = 0'
   ),
+  'compression': key('compression.scheme', 'zip', 'zip', 'qsgd'),
+  'fraction sent': key('compression.fraction', '0', '0.0', '(0, 1]'),
+  'memory of nothing': key(
+    'compression.error_feedback', 'True', 'compression.error_feedback', 'none'
+  ),
   'weighting': key('weighting', 'sizes', 'sizes', 'uniform'),
   'algorithm': key('algorithm', 'fedsgd', 'fedsgd', 'scaffold'),
   'on_nan': key('on_nan', 'skip', 'skip', 'stop, skip_client'),

@@ -71,7 +71,7 @@ def random_k(fraction: float) -> Compressor:
   1 + omega = d / k, so that the entries are sent as they are.
 
   Args:
-    fraction: k / d, as for `top_k`.
+    fraction: k / d, in (0, 1], as for `top_k`.
 
   Returns:
     The compressor.

@@ -69,7 +69,7 @@ def engine(population, algorithm, **changes):
     [
       *[('top_k', True, False), ('qsgd', False, True), ('qsgd', True, False)],
       *[('random_k', False, True), ('random_k', True, False)],
-      *[('sign', True, True), ('drive', True, True), ('drive', False, False)],
+      *[('sign', True, True), ('drive', True, False), ('drive', False, False)],
     ],
     True,
   ),
@@ -219,7 +219,7 @@ def test_error_feedback_reaches_the_optimum_where_top_k_stands_still():
 
 
 def test_parts_of_one_number_are_sent_as_they_are():
-  """FedExP sends a delta and its squared norm, 4 bytes."""
+  """A message of FedExP has a delta and its squared norm, 4 bytes."""
   algorithm = own.compress(own.fedexp(optax.sgd(ETA)), own.scaled_sign())
   delta = jnp.array([3.0, -1.0])
   signs, norm = finish(algorithm, delta, (), jax.random.key(0)).message
@@ -301,7 +301,7 @@ def test_a_sweep_has_the_models_of_single_runs(population):
 
 
 def test_bytes_are_in_the_rounds_cost_and_in_the_clock():
-  """Four clients send 5 bytes each, at a byte per second."""
+  """Each of four clients has 5 bytes to send, at a byte per second."""
   clock = fa.schedule.Clock(
     examples_per_second=np.full(4, np.inf),
     bytes_down_per_second=np.full(4, np.inf),
