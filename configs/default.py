@@ -281,6 +281,27 @@ def get_config() -> ml_collections.ConfigDict:
   # 'little_is_enough' standard deviations.
   config.attack.scale = 1.0
 
+  config.compression = ml_collections.ConfigDict()
+
+  # Code of the messages: 'none' | 'qsgd' | 'top_k' | 'random_k' | 'sign' |
+  # 'drive' | 'eden'.
+  config.compression.scheme = 'none'
+
+  # s: number of levels of 'qsgd'.
+  config.compression.levels = 16
+
+  # k / d: fraction of the entries that 'top_k' and 'random_k' send.
+  config.compression.fraction = 0.01
+
+  # Bits per entry of 'eden'.
+  config.compression.bits = 1
+
+  # Whether clients keep what they have not sent and send it later.
+  config.compression.error_feedback = False
+
+  # Whether each array of a message is encoded alone, not all as one vector.
+  config.compression.per_leaf = False
+
   # Reaction to a client update with NaN or infinity: 'stop' (ends the run) |
   # 'skip_client' (drops the update).
   config.on_nan = 'stop'

@@ -184,6 +184,19 @@ SETTINGS = {
     '--config.partition=dirichlet',
     '--config.min_size=1',
   ),
+  'top-k, error feedback': _run(
+    '--config.compression.scheme=top_k',
+    '--config.compression.error_feedback=True',
+    '--config.partition=dirichlet',
+    '--config.min_size=1',
+  ),
+  'scaffold, qsgd, states on disk': _run(
+    *_SCAFFOLD,
+    '--config.compression.scheme=qsgd',
+    '--config.compression.error_feedback=True',
+    '--config.compression.per_leaf=True',
+    '--config.client_states_on=disk',
+  ),
   'loggers': _run('--config.log=csv, tensorboard'),
   'skipped clients': _run(
     '--config.on_nan=skip_client', '--config.client.learning_rate=0.3'

@@ -41,6 +41,9 @@ ATTACKS = (
   *('none', 'label_flip', 'sign_flip', 'scaling', 'gaussian_noise'),
   *('little_is_enough', 'inner_product'),
 )
+COMPRESSIONS = (
+  *('none', 'qsgd', 'top_k', 'random_k', 'sign', 'drive', 'eden'),
+)
 SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')

@@ -5,6 +5,7 @@ import optax
 from fedavg_jax import algorithms
 from fedavg_jax.algorithms import experimental
 from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.runs import compression_builder
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import robust_builder
 from fedavg_jax.runs.run_config import RunConfig
@@ -13,24 +14,37 @@ from fedavg_jax.runs.run_config import RunConfig
 def build_algorithm(
   cfg: RunConfig, num_clients: int = 0, num_classes: int = 0
 ) -> Algorithm:
-  """Returns the algorithm that a checked config names.
+  """Returns the algorithm that a checked config names, with its wrappers.
 
   Args:
     cfg: the checked config.
     num_clients: K, the number of clients, for an attack of some of them.
     num_classes: the number of classes, for flips of labels.
   """
-  if own_parts.is_own(cfg, 'algorithm'):
-    return own_parts.algorithm(cfg)
-  algorithm = _of_family(cfg)
-  if cfg.client.clip_norm:
-    algorithm = algorithms.clip_delta(algorithm, cfg.client.clip_norm)
+  return wrapped(cfg, _named(cfg), num_clients, num_classes)
+
+
+def wrapped(
+  cfg: RunConfig, algorithm: Algorithm, num_clients: int, num_classes: int
+) -> Algorithm:
+  """Returns an algorithm with the wrappers that a checked config names."""
+  algorithm = compression_builder.compressed(cfg, algorithm)
   if cfg.asynchronous.buffer:
     algorithm = experimental.fedbuff(
       algorithm, cfg.asynchronous.staleness_exponent
     )
   algorithm = robust_builder.defended(cfg, algorithm)
   return robust_builder.attacked(cfg, algorithm, num_clients, num_classes)
+
+
+def _named(cfg: RunConfig) -> Algorithm:
+  """Returns the algorithm without wrappers, but for the clipping of deltas."""
+  if own_parts.is_own(cfg, 'algorithm'):
+    return own_parts.algorithm(cfg)
+  algorithm = _of_family(cfg)
+  if cfg.client.clip_norm:
+    return algorithms.clip_delta(algorithm, cfg.client.clip_norm)
+  return algorithm
 
 
 def _of_family(cfg: RunConfig) -> Algorithm:

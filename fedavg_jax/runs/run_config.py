@@ -16,6 +16,7 @@ from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.runs import contradictions
+from fedavg_jax.runs.config_compression import CompressionConfig
 from fedavg_jax.runs.config_option import ANYTHING
 from fedavg_jax.runs.config_option import BELOW_ONE
 from fedavg_jax.runs.config_option import at_least
@@ -104,6 +105,7 @@ class RunConfig(TaskOptions):
   asynchronous: AsynchronousConfig = section(AsynchronousConfig)
   robust: RobustConfig = section(RobustConfig)
   attack: AttackConfig = section(AttackConfig)
+  compression: CompressionConfig = section(CompressionConfig)
 
   on_nan: str = option(
     'stop',

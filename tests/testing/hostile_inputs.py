@@ -368,6 +368,11 @@ KEYS = {
     ],
     ['asynchronous.buffer = 2', 'must be 0', "'scaffold'", 'fedprox'],
   ),
+  'compression': key('compression.scheme', 'zip', 'zip', 'qsgd'),
+  'fraction sent': key('compression.fraction', '0', '0.0', '(0, 1]'),
+  'memory of nothing': key(
+    'compression.error_feedback', 'True', 'compression.error_feedback', 'none'
+  ),
   'weighting': key('weighting', 'sizes', 'sizes', 'uniform'),
   'algorithm': key('algorithm', 'fedsgd', 'fedsgd', 'scaffold'),
   'robust': key('robust.rule', 'mode', 'mode', 'krum'),

@@ -13,12 +13,16 @@ from fedavg_jax.algorithms.experimental.attack_kinds import label_flip
 from fedavg_jax.algorithms.experimental.attack_kinds import little_is_enough
 from fedavg_jax.algorithms.experimental.attack_kinds import scaling
 from fedavg_jax.algorithms.experimental.attack_kinds import sign_flip
+from fedavg_jax.algorithms.experimental.compression import Compressor
+from fedavg_jax.algorithms.experimental.compression import compress
 from fedavg_jax.algorithms.experimental.fedbuff import fedbuff
 from fedavg_jax.algorithms.experimental.feddyn import feddyn
 from fedavg_jax.algorithms.experimental.fedexp import fedexp
 from fedavg_jax.algorithms.experimental.fednova import fednova
 from fedavg_jax.algorithms.experimental.mimelite import mimelite
 from fedavg_jax.algorithms.experimental.qfedavg import qfedavg
+from fedavg_jax.algorithms.experimental.quantizers import qsgd
+from fedavg_jax.algorithms.experimental.quantizers import scaled_sign
 from fedavg_jax.algorithms.experimental.robust import bound_norms
 from fedavg_jax.algorithms.experimental.robust import robust
 from fedavg_jax.algorithms.experimental.robust_rules import Rule
@@ -27,15 +31,23 @@ from fedavg_jax.algorithms.experimental.robust_rules import coordinate_median
 from fedavg_jax.algorithms.experimental.robust_rules import geometric_median
 from fedavg_jax.algorithms.experimental.robust_rules import krum
 from fedavg_jax.algorithms.experimental.robust_rules import trimmed_mean
+from fedavg_jax.algorithms.experimental.rotation import drive
+from fedavg_jax.algorithms.experimental.rotation import eden
+from fedavg_jax.algorithms.experimental.sparsifiers import random_k
+from fedavg_jax.algorithms.experimental.sparsifiers import top_k
 
 __all__ = [
   'Attack',
+  'Compressor',
   'Rule',
   'attack',
   'bound_norms',
   'centred_clipping',
+  'compress',
   'coordinate_median',
   'draw_attackers',
+  'drive',
+  'eden',
   'fedbuff',
   'feddyn',
   'fedexp',
@@ -48,8 +60,12 @@ __all__ = [
   'little_is_enough',
   'mimelite',
   'qfedavg',
+  'qsgd',
+  'random_k',
   'robust',
+  'scaled_sign',
   'scaling',
   'sign_flip',
+  'top_k',
   'trimmed_mean',
 ]
