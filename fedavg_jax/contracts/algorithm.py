@@ -180,6 +180,11 @@ class Algorithm(NamedTuple):
       so that the gradients of the parts of a minibatch add up.
     num_bytes: message -> size of the encoded message, in bytes, which may
       depend on its values; None counts the bytes of its arrays.
+    received: params -> the part of the global model that a client receives in a
+      round, for the count of bytes; None if it receives all of it.
+    own_model: (context: ClientContext) -> the client's own model, with the
+      structure of params, which is tested on the client's held-out examples;
+      None if clients have no models of their own.
 
   >>> import jax, jax.numpy as jnp, optax
   >>> import fedavg_jax as fa
@@ -205,3 +210,5 @@ class Algorithm(NamedTuple):
     | None
   ) = None
   num_bytes: Callable[[PyTree], Scalar] | None = None
+  received: Callable[[Params], PyTree] | None = None
+  own_model: Callable[[ClientContext], Params] | None = None

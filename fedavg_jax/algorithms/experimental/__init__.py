@@ -7,6 +7,15 @@ is FedAvg. An algorithm leaves this folder once a result is reproduced.
 from fedavg_jax.algorithms.experimental.feddyn import feddyn
 from fedavg_jax.algorithms.experimental.fedexp import fedexp
 from fedavg_jax.algorithms.experimental.fednova import fednova
+from fedavg_jax.algorithms.experimental.personal import first_epochs
+from fedavg_jax.algorithms.experimental.personal import personal
 from fedavg_jax.algorithms.experimental.qfedavg import qfedavg
 
-__all__ = ['feddyn', 'fedexp', 'fednova', 'qfedavg']
+__all__ = [
+  'feddyn',
+  'fedexp',
+  'fednova',
+  'first_epochs',
+  'personal',
+  'qfedavg',
+]
