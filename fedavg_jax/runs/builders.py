@@ -206,7 +206,7 @@ def build_measure(
 
 def build_client_tests(
   cfg: RunConfig, prepared: Prepared, simulation: Simulation
-) -> Callable[[Any], client_evaluation.ClientTests] | None:
+) -> Callable[..., client_evaluation.ClientTests] | None:
   """Builds the tests on the clients' held-out examples; None without tests."""
   if not cfg.client_eval_every:
     return None

@@ -10,12 +10,18 @@ from fedavg_jax.algorithms.experimental.fednova import fednova
 from fedavg_jax.algorithms.experimental.personal import first_epochs
 from fedavg_jax.algorithms.experimental.personal import personal
 from fedavg_jax.algorithms.experimental.qfedavg import qfedavg
+from fedavg_jax.algorithms.experimental.two_models import apfl
+from fedavg_jax.algorithms.experimental.two_models import ditto
+from fedavg_jax.algorithms.experimental.two_models import two_models
 
 __all__ = [
+  'apfl',
+  'ditto',
   'feddyn',
   'fedexp',
   'fednova',
   'first_epochs',
   'personal',
   'qfedavg',
+  'two_models',
 ]

@@ -115,11 +115,7 @@ def personal(
   """
   if not callable(first):
     rules.check_whole('first', first, 0)
-  if optimizer is None and algorithm.client_init is not keep_nothing:
-    raise InputError(
-      'optimizer: must be given with an algorithm that has client states, which'
-      ' its own optimizer may need for the shared leaves only'
-    )
+  check_optimizer(algorithm, optimizer)
   of_shared = optax.with_extra_args_support(algorithm.client_optimizer)
   of_own = optax.with_extra_args_support(optimizer or of_shared)
   split = split_by(roles)
@@ -190,6 +186,7 @@ def personal(
     return PersonalState(parts.personal, inner)
 
   def client_gradient(loss_fn, params, batch, context):
+    assert algorithm.client_gradient is not None
     # The model at which a client started takes the place of the global one.
     context = context._replace(
       global_params=start(context), client_state=context.client_state.inner
@@ -210,7 +207,7 @@ def personal(
     client_finish=client_finish,
     client_init=client_init,
     client_start=start,
-    client_gradient=algorithm.client_gradient and client_gradient,
+    client_gradient=client_gradient if algorithm.client_gradient else None,
     received=lambda params: split(params).shared,
     own_model=start,
   )
@@ -248,6 +245,17 @@ def first_epochs(
     return epochs * -(-context.num_examples // batch_size)
 
   return first
+
+
+def check_optimizer(
+  algorithm: Algorithm, optimizer: optax.GradientTransformation | None
+) -> None:
+  """Raises InputError if the personal leaves need an optimizer of their own."""
+  if optimizer is None and algorithm.client_init is not keep_nothing:
+    raise InputError(
+      'optimizer: must be given with an algorithm that has client states, which'
+      ' its own optimizer may need for the shared leaves only'
+    )
 
 
 def _rest(grads: Params, state: Any) -> tuple[Params, Any]:
