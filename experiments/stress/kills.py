@@ -1,6 +1,6 @@
 """Kills commands at random times; resumed ones must end with the same bits.
 
-Thirteen settings of `run`, `sweep` and `convert` take turns. Each is started,
+Sixteen settings of `run`, `sweep` and `convert` take turns. Each is started,
 killed one to three times by SIGKILL, SIGTERM or SIGINT, rerun by the same
 command until it ends, and compared with one that was never killed: every array
 of the last checkpoint, every line of metrics.jsonl, summary.json, clients.csv,

@@ -29,6 +29,9 @@ METRICS = ('accuracy', 'macro_f1', 'loss', 'perplexity', 'squared_error')
 
 ALGORITHMS = ('fedavg', 'fedprox', 'scaffold')
 SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
+PERSONAL_METHODS = (
+  *('fedper', 'fedrep', 'lg', 'fedbn', 'adapters', 'ditto', 'apfl'),
+)
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')
 SAMPLINGS = ('uniform', 'examples')

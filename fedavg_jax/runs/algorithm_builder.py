@@ -5,11 +5,19 @@ import optax
 from fedavg_jax import algorithms
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.runs import own_parts
+from fedavg_jax.runs import personal_builder
 from fedavg_jax.runs.run_config import RunConfig
 
 
 def build_algorithm(cfg: RunConfig) -> Algorithm:
-  """Returns the algorithm that a checked config names."""
+  """Returns the algorithm that a checked config names, with its wrappers."""
+  return personal_builder.build_algorithm(
+    cfg, _named(cfg), build_client_optimizer(cfg)
+  )
+
+
+def _named(cfg: RunConfig) -> Algorithm:
+  """Returns the algorithm without wrappers, but for the clipping of deltas."""
   local, server = cfg.client, cfg.server
   if own_parts.is_own(cfg, 'algorithm'):
     return own_parts.algorithm(cfg)

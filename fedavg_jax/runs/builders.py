@@ -28,6 +28,7 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.engine.simulation import build_simulation
 from fedavg_jax.models import zoo
 from fedavg_jax.runs import own_parts
+from fedavg_jax.runs import personal_builder
 from fedavg_jax.runs import population
 from fedavg_jax.runs.algorithm_builder import build_algorithm
 from fedavg_jax.runs.algorithm_builder import build_client_optimizer
@@ -85,7 +86,9 @@ def prepare(cfg: RunConfig, given: Given = NOTHING) -> Prepared:
     clients=divided.clients,
     held=divided.held,
     validation=divided.validation,
-    model=given.model or build_model(cfg, dataset),
+    model=personal_builder.build_model(
+      cfg, given.model or build_model(cfg, dataset)
+    ),
     loss=loss,
     metrics=given.metrics or own_parts.metrics(cfg, dataset, loss),
     algorithm=given.algorithm,

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import config_personal
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import metric_words
 from fedavg_jax.runs.part_names import OWN_PARTS
@@ -67,6 +68,7 @@ def check(cfg: 'RunConfig') -> None:
   loggers.check(cfg.log)
   if cfg.algorithm == 'scaffold':
     _check_scaffold(cfg)
+  config_personal.check(cfg)
 
 
 def _check_cohort(cfg: 'RunConfig') -> None:

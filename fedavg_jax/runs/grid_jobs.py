@@ -33,6 +33,9 @@ TOGETHER = (
   'server.learning_rate',
   'server.second_momentum',
   'server.adaptivity',
+  'personal.proximal',
+  'personal.alpha',
+  'personal.alpha_rate',
 )
 _MOST_RUNS = 100_000
 _LONGEST_NAME = 255  # The limit for folders on common systems.

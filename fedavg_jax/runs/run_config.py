@@ -29,6 +29,7 @@ from fedavg_jax.runs.config_option import one_of
 from fedavg_jax.runs.config_option import one_of_or_own
 from fedavg_jax.runs.config_option import option
 from fedavg_jax.runs.config_option import section
+from fedavg_jax.runs.config_personal import PersonalConfig
 from fedavg_jax.runs.config_sections import CheckpointConfig
 from fedavg_jax.runs.config_sections import ClientConfig
 from fedavg_jax.runs.config_sections import ClockConfig
@@ -98,6 +99,7 @@ class RunConfig(TaskOptions):
   client: ClientConfig = section(ClientConfig)
   server: ServerConfig = section(ServerConfig)
   clock: ClockConfig = section(ClockConfig)
+  personal: PersonalConfig = section(PersonalConfig)
 
   on_nan: str = option(
     'stop',

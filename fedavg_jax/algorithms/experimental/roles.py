@@ -89,16 +89,13 @@ def _roles_of(roles: Roles, names: Sequence[str]) -> list[str]:
     found = [roles(name) for name in names]
   else:
     for pattern in roles:
-      if not any(_names(pattern, name) for name in names):
+      if not any(is_named(name, [pattern]) for name in names):
         raise InputError(
           f'roles: the pattern {pattern!r} names no leaf of the model, must'
           f' name some of {known}'
         )
     found = [
-      'personal'
-      if any(_names(pattern, name) for pattern in roles)
-      else 'shared'
-      for name in names
+      'personal' if is_named(name, roles) else 'shared' for name in names
     ]
   for name, role in zip(names, found, strict=True):
     if role not in ROLES:
@@ -113,10 +110,11 @@ def _roles_of(roles: Roles, names: Sequence[str]) -> list[str]:
   return found
 
 
-def _names(pattern: str, name: str) -> bool:
-  """Returns whether a pattern names a leaf, or a tree that contains it."""
+def is_named(name: str, patterns: Sequence[str]) -> bool:
+  """Returns whether patterns name a leaf, or a tree that contains it."""
   parts = name.split('/')
   return any(
     fnmatch.fnmatchcase('/'.join(parts[: i + 1]), pattern)
     for i in range(len(parts))
+    for pattern in patterns
   )
