@@ -4,6 +4,8 @@ Each is tested against its equations in NumPy and against the limit in which it
 is FedAvg. An algorithm leaves this folder once a result is reproduced.
 """
 
+from fedavg_jax.algorithms.experimental.clusters import clustered
+from fedavg_jax.algorithms.experimental.clusters import ifca
 from fedavg_jax.algorithms.experimental.feddyn import feddyn
 from fedavg_jax.algorithms.experimental.fedexp import fedexp
 from fedavg_jax.algorithms.experimental.fednova import fednova
@@ -16,11 +18,13 @@ from fedavg_jax.algorithms.experimental.two_models import two_models
 
 __all__ = [
   'apfl',
+  'clustered',
   'ditto',
   'feddyn',
   'fedexp',
   'fednova',
   'first_epochs',
+  'ifca',
   'personal',
   'qfedavg',
   'two_models',
