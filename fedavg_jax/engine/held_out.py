@@ -75,7 +75,7 @@ def no_sums(task: Task, state: compiled_round.ServerState, held: Held) -> Sums:
 def client_sums(
   task: Task, held: Held, width: int, zero: Sums, variables: Any, k: Array
 ) -> Sums:
-  """Tests ONE client's model on its held-out examples.
+  """Computes the sums of ONE client's test on its held-out examples.
 
   Args:
     task: the task that is tested.

@@ -1,4 +1,4 @@
-"""The section `personal` of a config names the same as fa.experimental."""
+"""The section `personal` of a config is read as its words say."""
 
 import json
 

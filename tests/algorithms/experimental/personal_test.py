@@ -143,7 +143,7 @@ def test_all_shared_is_the_algorithm_to_the_bit(uneven_examples):
   ),
 )
 def test_algorithms_see_the_shared_leaves_alone(uneven_examples, algorithm):
-  """A personal head that never moves leaves what a frozen one leaves."""
+  """A personal head that never moves is as good as a frozen one."""
   still = optax.set_to_zero()
   kept = fa.experimental.personal(algorithm, HEAD, still)
   frozen = fa.experimental.personal(
