@@ -302,6 +302,32 @@ def get_config() -> ml_collections.ConfigDict:
   # Whether each array of a message is encoded alone, not all as one vector.
   config.compression.per_leaf = False
 
+  config.personal = ml_collections.ConfigDict()
+
+  # Personal models: 'fedper' (each client has its own head) | 'fedrep' (the
+  # same, and the head is trained first) | 'lg' (each client has its own body) |
+  # 'fedbn' (its own normalisation layers) | 'adapters' (nobody trains the body)
+  # | 'ditto' (a model near the global one) | 'apfl' (a model mixed with the
+  # global one); empty: none. See docs/personal.md.
+  config.personal.method = ''
+
+  # Comma-separated patterns of the leaves that are the head, the normalisation
+  # layers or the adapters; empty: the last layer of a built-in model, and
+  # *Norm* in 'fedbn'.
+  config.personal.leaves = ''
+
+  # Local epochs of 'fedrep' that train the head; the other ones train the body.
+  config.personal.head_epochs = 1
+
+  # lambda: weight of the proximal term in 'ditto'; 0 trains locally.
+  config.personal.proximal = 0.1
+
+  # Initial weight of a client's own model in 'apfl'; 1 trains locally.
+  config.personal.alpha = 0.5
+
+  # Learning rate of each client's alpha in 'apfl'; 0: alpha stays.
+  config.personal.alpha_rate = 0.0
+
   # Reaction to a client update with NaN or infinity: 'stop' (ends the run) |
   # 'skip_client' (drops the update).
   config.on_nan = 'stop'

@@ -109,6 +109,10 @@ def _convert(kind: str, path: str) -> Setting:
 
 
 _SCAFFOLD = ('--config.algorithm=scaffold',)
+_CLIENT_TESTS = (
+  '--config.holdout_fraction=0.3',
+  '--config.client_eval_every=9',
+)
 SETTINGS = {
   'fedavgm': _run(
     '--config.server.momentum=0.9', '--config.server.learning_rate=0.3'
@@ -166,10 +170,18 @@ SETTINGS = {
     '--config.examples_on=host',
   ),
   'client states on disk': _run(*_SCAFFOLD, '--config.client_states_on=disk'),
-  'personal tests': _run(
-    '--config.holdout_fraction=0.3',
-    '--config.client_eval_every=9',
-    '--config.finetune_epochs=1',
+  'personal tests': _run(*_CLIENT_TESTS, '--config.finetune_epochs=1'),
+  'own heads': _run('--config.personal.method=fedper', *_CLIENT_TESTS),
+  'own models on disk': _run(
+    '--config.personal.method=ditto',
+    '--config.client_states_on=disk',
+    *_CLIENT_TESTS,
+  ),
+  'mixed models': _run(
+    '--config.personal.method=apfl',
+    '--config.personal.alpha_rate=0.01',
+    '--config.client_states_on=host',
+    *_CLIENT_TESTS,
   ),
   'centred clipping, noise': _run(
     '--config.robust.rule=centred_clipping',

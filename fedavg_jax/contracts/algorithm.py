@@ -190,6 +190,11 @@ class Algorithm(NamedTuple):
     full_gradient: whether `client_finish` needs `ClientResult.full_gradient`.
       It is summed over the minibatches of the first local epoch, which costs a
       second gradient there; of a straggler, over those that it completes.
+    received: params -> the part of the global model that a client receives in a
+      round, for the count of bytes; None if it receives all of it.
+    own_model: (context: ClientContext) -> the client's own model, with the
+      structure of params, which is tested on the client's held-out examples;
+      None if clients have no models of their own.
 
   >>> import jax, jax.numpy as jnp, optax
   >>> import fedavg_jax as fa
@@ -216,3 +221,5 @@ class Algorithm(NamedTuple):
   ) = None
   num_bytes: Callable[[PyTree], Scalar] | None = None
   full_gradient: bool = False
+  received: Callable[[Params], PyTree] | None = None
+  own_model: Callable[[ClientContext], Params] | None = None

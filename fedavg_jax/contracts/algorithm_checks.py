@@ -56,6 +56,9 @@ def check_algorithm(
   if algorithm.client_start is not None:
     start = jax.eval_shape(algorithm.client_start, context)
     _must_match('client_start', 'params', start, params)
+  if algorithm.own_model is not None:
+    own = jax.eval_shape(algorithm.own_model, context)
+    _must_match('own_model', 'params', own, params)
   output = _output(algorithm, result)
   _must_match('client_finish', 'state', output.state, context.client_state)
   message = output.message
@@ -98,8 +101,9 @@ class Traffic(NamedTuple):
   """Counts the bytes that a client receives and sends in a round.
 
   Attributes:
-    down: bytes of the model and of the leaves of the server state that clients
-      read, such as SCAFFOLD's control variate, but not momentum.
+    down: bytes of what is received of the model, and of the leaves of the
+      server state that clients read, such as SCAFFOLD's control variate, but
+      not momentum.
     up: bytes of the encoded message; of its arrays if `coded` is True.
     coded: whether the size of a message depends on its values, so that it is
       known only in the round.
@@ -144,10 +148,13 @@ def traffic(
     for leaf, v in zip(leaves, traced.invars, strict=False)
     if id(v) in used
   ]
+  received = params
+  if algorithm.received is not None:
+    received = jax.eval_shape(algorithm.received, params)
   coded = _coded_bytes(algorithm, message)
   state_bytes = num_bytes(state) if state_of == 'everybody' else 0
   return Traffic(
-    down=num_bytes((params, read)) + state_bytes,
+    down=num_bytes((received, read)) + state_bytes,
     up=(num_bytes(message) if coded is None else coded) + state_bytes,
     coded=coded is None and algorithm.num_bytes is not None,
   )

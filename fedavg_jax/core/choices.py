@@ -45,6 +45,9 @@ COMPRESSIONS = (
   *('none', 'qsgd', 'top_k', 'random_k', 'sign', 'drive', 'eden'),
 )
 SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
+PERSONAL_METHODS = (
+  *('fedper', 'fedrep', 'lg', 'fedbn', 'adapters', 'ditto', 'apfl'),
+)
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')
 SAMPLINGS = ('uniform', 'examples')

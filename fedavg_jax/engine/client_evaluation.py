@@ -18,15 +18,12 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientOutput
-from fedavg_jax.contracts.model import Array
-from fedavg_jax.contracts.model import Batch
 from fedavg_jax.contracts.model import join
 from fedavg_jax.contracts.task import Sums
 from fedavg_jax.contracts.task import Task
@@ -39,14 +36,13 @@ from fedavg_jax.engine import collectives
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
 from fedavg_jax.engine import examples
+from fedavg_jax.engine import held_out
 from fedavg_jax.engine.client_round import train_lanes
 from fedavg_jax.engine.compiled_round import PLAN_SPECS
 from fedavg_jax.engine.local_step import Training
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.models import layers
 from fedavg_jax.schedule.participation import EVERYBODY
-
-_BATCH = 64
 
 
 class Tested(NamedTuple):
@@ -69,27 +65,14 @@ class ClientTests(NamedTuple):
   Attributes:
     global_model: the tests of the global model. A client without held-out
       examples has a count of 0.
-    personal: the tests of each client's personal model, after it has trained;
-      None if there are no personal models. A client whose model became NaN or
-      infinite has a count of 0.
+    personal: the tests of each client's personal model: its own one in an
+      algorithm with such models, else the global one after fine-tuning; None
+      without either. A client whose model became NaN or infinite in fine-tuning
+      has a count of 0.
   """
 
   global_model: Tested
   personal: Tested | None
-
-
-class _Held(NamedTuple):
-  """Holds the held-out examples of all clients, on every device.
-
-  Attributes:
-    x: [H, ...] inputs.
-    y: [H, ...] targets.
-    offsets: [K + 1] int32, the row at which each client's examples begin.
-  """
-
-  x: Array
-  y: Array
-  offsets: Array
 
 
 def build_client_tests(
@@ -98,7 +81,7 @@ def build_client_tests(
   *,
   finetune: optax.GradientTransformation | None = None,
   epochs: int = 0,
-) -> Callable[[compiled_round.ServerState], ClientTests]:
+) -> Callable[..., ClientTests]:
   """Compiles the tests of a simulation's clients.
 
   Args:
@@ -107,14 +90,16 @@ def build_client_tests(
     held: the held-out examples of its K clients; some may have none.
     finetune: the optimizer of the personal models, such as `optax.sgd(0.1)`.
     epochs: the number of local epochs before a personal model is tested; 0
-      tests the global model only.
+      tests the clients' own models, if the algorithm has any.
 
   Returns:
-    A function, server state -> `ClientTests` on the host.
+    A function (server state, client states) -> `ClientTests` on the host. Only
+    the tests of own models need the client states.
 
   Raises:
     InputError: no client has a held-out example, the number of clients differs
-      from the simulation's, or `epochs` does not fit the other arguments.
+      from the simulation's, or `epochs` does not fit the other arguments or the
+      algorithm.
   """
   planner, mesh = simulation.planner, simulation.mesh
   number = len(planner.num_examples)
@@ -134,7 +119,13 @@ def build_client_tests(
     dealt = evaluation.place_held_out(held, mesh)
     test_all = evaluation.build_evaluate_clients(task, number, mesh)
     test_all = test_all.lower(variables, dealt).compile()
-  train_and_test = None
+  test_personal = None
+  has_own = simulation.parts.trained.first.own_model is not None
+  if epochs and has_own:
+    raise InputError(
+      f'epochs = {epochs}: must be 0 with an algorithm whose clients have their'
+      ' own models, which are tested as they are'
+    )
   if epochs and planner.streamed:
     raise InputError(
       f"epochs = {epochs}: is not supported with examples_on = 'host', because"
@@ -143,7 +134,9 @@ def build_client_tests(
   if epochs:
     if finetune is None:
       raise InputError(f'epochs = {epochs}: must be 0 without finetune')
-    train_and_test = _build_personal(simulation, held, finetune, epochs)
+    test_personal = _build_personal(simulation, held, finetune, epochs)
+  elif has_own:
+    test_personal = held_out.build_own_models(simulation, held)
 
   def measure(sums: Sums) -> Tested:
     sums = jax.device_get(sums)
@@ -151,11 +144,13 @@ def build_client_tests(
       results(task, sums), sums.count, task.metrics[0].lower_is_better
     )
 
-  def client_tests(state: compiled_round.ServerState) -> ClientTests:
-    return ClientTests(
-      measure(test_all(state.variables, dealt)),
-      measure(train_and_test(state)) if train_and_test else None,
-    )
+  def client_tests(
+    state: compiled_round.ServerState, client_states: Any = None
+  ) -> ClientTests:
+    of_global, personal = measure(test_all(state.variables, dealt)), None
+    if test_personal is not None:
+      personal = measure(test_personal(state, client_states))
+    return ClientTests(of_global, personal)
 
   return client_tests
 
@@ -165,13 +160,13 @@ def _build_personal(
   held: Clients,
   finetune: optax.GradientTransformation,
   epochs: int,
-) -> Callable[[compiled_round.ServerState], Sums]:
-  """Builds the function server state -> sums [K] of the personal models."""
+) -> Callable[[compiled_round.ServerState, Any], Sums]:
+  """Builds the function server state -> sums [K] of the fine-tuned models."""
   task, mesh, number = simulation.task, simulation.mesh, held.num_clients
   model = task.model
   if model.state_of == 'client':  # Each starts with the mean of the states.
     model = model._replace(state_of='everybody')
-  width = int(min(_BATCH, held.num_examples.max()))
+  width = held_out.batch_width(held)
   everywhere = jax.P()
   replicated = jax.sharding.NamedSharding(mesh, everywhere)
   planner = dataclasses.replace(
@@ -183,7 +178,7 @@ def _build_personal(
   )
 
   def test_device(state, data, own, plan):
-    no_sums = _no_sums(task, state, own)
+    no_sums = held_out.no_sums(task, state, own)
     training = Training(
       model=model,
       loss=task.loss,
@@ -214,11 +209,10 @@ def _build_personal(
       lambda leaf: jnp.zeros_like(leaf).at[plan.cohort].set(leaf), tested
     )
 
-  own = collectives.put(
-    _Held(held.x, held.y, held.offsets.astype(np.int32)), replicated
-  )
+  own = held_out.place(held, replicated)
 
-  def personal(state) -> Sums:
+  def personal(state, client_states) -> Sums:
+    del client_states
     number = int(state.round) + 1
     state = state._replace(earlier=())  # All start from the newest model.
     with layers.for_platform(mesh.devices.flat[0].platform):  # Traces once.
@@ -235,28 +229,17 @@ def _build_personal(
 def _testing(
   task: Task,
   finetune: optax.GradientTransformation,
-  held: _Held,
+  held: held_out.Held,
   width: int,
   no_sums: Sums,
 ) -> Algorithm:
   """Returns an algorithm whose client states are tests of the local models."""
 
   def client_finish(result):
-    k = result.context.client_id
     variables = join(result.params, result.model_state)
-    first, stop = held.offsets[k], held.offsets[k + 1]
-
-    def batch(i, sums):
-      rows = first + i * width + jnp.arange(width)
-      real = rows < stop
-      own = _batch(held, rows, real)
-      tested = evaluation.rows(task, variables, own)
-      return jax.tree.map(
-        lambda total, one: total + jnp.sum(one, axis=0), sums, tested
-      )
-
-    batches = -(-(stop - first) // width)
-    return ClientOutput((), lax.fori_loop(0, batches, batch, no_sums))
+    k = result.context.client_id
+    sums = held_out.client_sums(task, held, width, no_sums, variables, k)
+    return ClientOutput((), sums)
 
   return Algorithm(
     client_optimizer=finetune,
@@ -264,25 +247,6 @@ def _testing(
     server_update=lambda params, server, mean, context: (params, server),
     client_finish=client_finish,
   )
-
-
-def _batch(held: _Held, rows: jax.Array, real: jax.Array) -> Batch:
-  """Reads held-out rows [B]; rows that are not `real` [B] are arbitrary."""
-  rows = jnp.minimum(rows, trees.num_rows(held.y) - 1)
-  x, y = (trees.take(own, rows) for own in held[:2])
-  return Batch(x, y, real, jnp.sum(real, dtype=jnp.int32))
-
-
-def _no_sums(
-  task: Task, state: compiled_round.ServerState, held: _Held
-) -> Sums:
-  """Returns the initial sums of a test, all zero."""
-  test = evaluation.TestSet(
-    trees.take(held.x, (None, slice(1))),
-    trees.take(held.y, (None, slice(1))),
-    jnp.ones((1, 1), bool),
-  )
-  return evaluation.no_sums(task, state.variables, test)
 
 
 def describe(

@@ -233,6 +233,11 @@ _IMAGES = {
   'cnn_torch': functools.partial(MnistCNN, torch_like=True),
   'cifar_cnn': CifarCNN,
 }
+# The name of each model's last layer.
+HEADS = {
+  **{'2nn': 'Dense_2', 'cnn': 'Dense_1', 'cnn_torch': 'Dense_1'},
+  **{'cifar_cnn': 'Dense_2', 'char_lstm': 'Dense_0', 'word_lstm': 'Dense_0'},
+}
 _SEQUENCES = {
   'char_lstm': functools.partial(LanguageModel, embedding=8, num_layers=2),
   'word_lstm': functools.partial(LanguageModel, embedding=192, num_layers=1),

@@ -7,27 +7,29 @@ from fedavg_jax.algorithms import experimental
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.runs import compression_builder
 from fedavg_jax.runs import own_parts
+from fedavg_jax.runs import personal_builder
 from fedavg_jax.runs import robust_builder
 from fedavg_jax.runs.run_config import RunConfig
 
 
 def build_algorithm(
-  cfg: RunConfig, num_clients: int = 0, num_classes: int = 0
+  cfg: RunConfig,
+  num_clients: int = 0,
+  num_classes: int = 0,
+  given: Algorithm | None = None,
 ) -> Algorithm:
-  """Returns the algorithm that a checked config names, with its wrappers.
+  """Returns the algorithm of a checked config, with the wrappers that it names.
 
   Args:
     cfg: the checked config.
-    num_clients: K, the number of clients, for an attack of some of them.
+    num_clients: K, the number of clients, some of which may attack.
     num_classes: the number of classes, for flips of labels.
+    given: the algorithm given from Python; None if the config names it.
   """
-  return wrapped(cfg, _named(cfg), num_clients, num_classes)
-
-
-def wrapped(
-  cfg: RunConfig, algorithm: Algorithm, num_clients: int, num_classes: int
-) -> Algorithm:
-  """Returns an algorithm with the wrappers that a checked config names."""
+  algorithm = given or _named(cfg)
+  algorithm = personal_builder.build_algorithm(
+    cfg, algorithm, build_client_optimizer(cfg)
+  )
   algorithm = compression_builder.compressed(cfg, algorithm)
   if cfg.asynchronous.buffer:
     algorithm = experimental.fedbuff(

@@ -28,6 +28,7 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.engine.simulation import build_simulation
 from fedavg_jax.models import zoo
 from fedavg_jax.runs import own_parts
+from fedavg_jax.runs import personal_builder
 from fedavg_jax.runs import population
 from fedavg_jax.runs.algorithm_builder import build_algorithm
 from fedavg_jax.runs.algorithm_builder import build_client_optimizer
@@ -85,7 +86,9 @@ def prepare(cfg: RunConfig, given: Given = NOTHING) -> Prepared:
     clients=divided.clients,
     held=divided.held,
     validation=divided.validation,
-    model=given.model or build_model(cfg, dataset),
+    model=personal_builder.build_model(
+      cfg, given.model or build_model(cfg, dataset)
+    ),
     loss=loss,
     metrics=given.metrics or own_parts.metrics(cfg, dataset, loss),
     algorithm=given.algorithm,
@@ -130,9 +133,12 @@ def build_model(cfg: RunConfig, dataset: Dataset) -> Model:
 
 
 def algorithm_of(cfg: RunConfig, prepared: Prepared) -> Algorithm:
-  """Returns the algorithm given from Python, or the one that a config names."""
-  return prepared.algorithm or build_algorithm(
-    cfg, prepared.clients.num_clients, prepared.dataset.num_classes
+  """Returns the algorithm given from Python or named by a config, wrapped."""
+  return build_algorithm(
+    cfg,
+    prepared.clients.num_clients,
+    prepared.dataset.num_classes,
+    prepared.algorithm,
   )
 
 
@@ -213,7 +219,7 @@ def build_measure(
 
 def build_client_tests(
   cfg: RunConfig, prepared: Prepared, simulation: Simulation
-) -> Callable[[Any], client_evaluation.ClientTests] | None:
+) -> Callable[..., client_evaluation.ClientTests] | None:
   """Builds the tests on the clients' held-out examples; None without tests."""
   if not cfg.client_eval_every:
     return None

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import config_compression
+from fedavg_jax.runs import config_personal
 from fedavg_jax.runs import config_robust
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import metric_words
@@ -87,6 +88,7 @@ def check(cfg: 'RunConfig') -> None:
   _check_algorithm(cfg)
   config_robust.check(cfg)
   config_compression.check(cfg)
+  config_personal.check(cfg)
 
 
 def _check_cohort(cfg: 'RunConfig') -> None:

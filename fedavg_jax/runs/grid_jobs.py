@@ -36,6 +36,9 @@ TOGETHER = (
   'server.adaptivity',
   'server.fairness',
   'server.epsilon',
+  'personal.proximal',
+  'personal.alpha',
+  'personal.alpha_rate',
 )
 _MOST_RUNS = 100_000
 _LONGEST_NAME = 255  # The limit for folders on common systems.
@@ -228,7 +231,9 @@ def check_data(
       data[source] = own_parts.load_dataset(cfg)
     clients = population.build_population(cfg, data[source]).clients
     population.build_participation(cfg, clients.num_examples)
-    kind = json.dumps([getattr(cfg, name) for name in _FITS], sort_keys=True)
+    fits = [getattr(cfg, name) for name in _FITS]
+    fits += cfg.personal.method, cfg.personal.leaves
+    kind = json.dumps(fits, sort_keys=True)
     if kind not in fitted:
       fitted.add(kind)
       check_model(cfg, data[source])

@@ -36,8 +36,9 @@ class Run(NamedTuple):
   Attributes:
     cfg: the checked config.
     simulation: the compiled simulation.
-    client_tests: a function of the server state that tests the model on every
-      client's held-out examples, None if there are no such tests.
+    client_tests: a function of server state and client states that tests the
+      models on every client's held-out examples, None if there are no such
+      tests.
     last_test: a function of the variables that tests them on the test set, None
       if every evaluation uses the test set.
     start: the server state and the client states of a run that resumes.
@@ -48,7 +49,7 @@ class Run(NamedTuple):
 
   cfg: RunConfig
   simulation: Simulation
-  client_tests: Callable[[Any], client_evaluation.ClientTests] | None
+  client_tests: Callable[..., client_evaluation.ClientTests] | None
   last_test: Callable[[Any], dict[str, float]] | None
   start: tuple[compiled_round.ServerState, Any] | None
   host_states: ClientStates | None
@@ -95,10 +96,10 @@ class Run(NamedTuple):
       if self.client_tests and record.state is not None and record.finite:
         test = {self.measure.key: record.test.get(self.measure.name)}
         if self.measure.reached(test, cfg.ends_at) or self.tests(record.round):
-          tests = self.client_tests(record.state)
+          tests = self.client_tests(record.state, record.client_states)
       yield record, tests
     if record is None and self.client_tests and self.start:
-      yield None, self.client_tests(self.start[0])
+      yield None, self.client_tests(*self.start)
 
 
 def follow_rounds(run: Run) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from fedavg_jax.runs.config_option import one_of
 from fedavg_jax.runs.config_option import one_of_or_own
 from fedavg_jax.runs.config_option import option
 from fedavg_jax.runs.config_option import section
+from fedavg_jax.runs.config_personal import PersonalConfig
 from fedavg_jax.runs.config_robust import AttackConfig
 from fedavg_jax.runs.config_robust import RobustConfig
 from fedavg_jax.runs.config_sections import AsynchronousConfig
@@ -106,6 +107,7 @@ class RunConfig(TaskOptions):
   robust: RobustConfig = section(RobustConfig)
   attack: AttackConfig = section(AttackConfig)
   compression: CompressionConfig = section(CompressionConfig)
+  personal: PersonalConfig = section(PersonalConfig)
 
   on_nan: str = option(
     'stop',

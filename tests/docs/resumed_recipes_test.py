@@ -25,15 +25,17 @@ def built_of(page, recipe):
       },
       lambda params, x: x @ params['w'],
     )
-    model = page.clustered(linear, 2)
+    model = fa.experimental.clustered(linear, 2)
   if recipe == 'mime':
     options = {'participation': page.in_pairs(5)}
   algorithms = {
     'fednova': lambda: page.fednova(optax.sgd(0.1, momentum=0.5), 0.5),
     'feddyn': lambda: page.feddyn(0.1, 0.1),
-    'fedbn': lambda: page.fedper(SGD, head=['norm']),
+    'fedbn': lambda: fa.experimental.personal(
+      fa.fedavg(SGD, optax.sgd(1.0)), ['norm']
+    ),
     'mime': lambda: page.mime(optax.sgd(0.1, momentum=0.5), 0.5),
-    'ifca': lambda: page.ifca(0.1, 2, 2),
+    'ifca': lambda: fa.experimental.ifca(SGD, 2, 2),
     'qsgd': lambda: page.qsgd(fa.fedavg(SGD, SERVER), 4),
     'local_noise': lambda: fa.fedavg(
       optax.chain(page.local_noise(0.1), SGD), SERVER

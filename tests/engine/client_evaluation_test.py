@@ -130,6 +130,36 @@ def test_numpy_twin(divided, epochs, lanes, batch_size):
   )
 
 
+@pytest.mark.parametrize('on', ['device', 'host'])
+def test_own_models(divided, on):
+  """Each client has the server's body and its own head."""
+  x, y, _, held = divided
+  fedper = fa.experimental.personal(rounds.fedavg(), ['?2'])
+  simulation, own = build(
+    divided, algorithm=fedper, lanes=2, client_states_on=on
+  )
+  client_tests = client_evaluation.build_client_tests(simulation, own)
+  *_, record = fa.simulate(simulation, rounds=3)
+  states = record.client_states
+  tests = client_tests(record.state, states)
+  flat = x.reshape(len(x), -1) / 255.0
+  states = states.gather(np.arange(5)) if on == 'host' else states
+  params, heads = jax.device_get((record.state.params, states.own))
+  models = [params | {n: heads[n][k] for n in ('w2', 'b2')} for k in range(5)]
+  by_hand = np.array(
+    [expected(models[k], flat, y, [held[k]])[:, 0] for k in range(5)]
+  )
+  np.testing.assert_allclose(stacked(tests.personal), by_hand.T, rtol=1e-5)
+  np.testing.assert_allclose(
+    stacked(tests.global_model),
+    expected(params, flat, y, held),
+    rtol=1e-5,
+  )
+  loss = 'loss_weighted'
+  line = client_evaluation.line(tests)
+  assert line[f'client_{loss}'] != line[f'personal_{loss}']
+
+
 def test_convolutions_of_a_model_are_rewritten_here_too():
   """Results are equal up to rounding, and no kernels are in groups."""
   examples, parts = convolutions.examples()
@@ -272,3 +302,7 @@ def test_refusals(divided):
     client_evaluation.build_client_tests(simulation, others)
   with pytest.raises(InputError, match='epochs = 2: must be 0 without'):
     client_evaluation.build_client_tests(simulation, own, epochs=2)
+  fedper = fa.experimental.personal(rounds.fedavg(), ['?2'])
+  simulation, own = build(divided, algorithm=fedper)
+  with pytest.raises(InputError, match='epochs = 1: must be 0 with an algor'):
+    client_evaluation.build_client_tests(simulation, own, epochs=1)

@@ -13,6 +13,8 @@ from fedavg_jax.algorithms.experimental.attack_kinds import label_flip
 from fedavg_jax.algorithms.experimental.attack_kinds import little_is_enough
 from fedavg_jax.algorithms.experimental.attack_kinds import scaling
 from fedavg_jax.algorithms.experimental.attack_kinds import sign_flip
+from fedavg_jax.algorithms.experimental.clusters import clustered
+from fedavg_jax.algorithms.experimental.clusters import ifca
 from fedavg_jax.algorithms.experimental.compression import Compressor
 from fedavg_jax.algorithms.experimental.compression import compress
 from fedavg_jax.algorithms.experimental.fedbuff import fedbuff
@@ -20,6 +22,8 @@ from fedavg_jax.algorithms.experimental.feddyn import feddyn
 from fedavg_jax.algorithms.experimental.fedexp import fedexp
 from fedavg_jax.algorithms.experimental.fednova import fednova
 from fedavg_jax.algorithms.experimental.mimelite import mimelite
+from fedavg_jax.algorithms.experimental.personal import first_epochs
+from fedavg_jax.algorithms.experimental.personal import personal
 from fedavg_jax.algorithms.experimental.qfedavg import qfedavg
 from fedavg_jax.algorithms.experimental.quantizers import qsgd
 from fedavg_jax.algorithms.experimental.quantizers import scaled_sign
@@ -35,16 +39,22 @@ from fedavg_jax.algorithms.experimental.rotation import drive
 from fedavg_jax.algorithms.experimental.rotation import eden
 from fedavg_jax.algorithms.experimental.sparsifiers import random_k
 from fedavg_jax.algorithms.experimental.sparsifiers import top_k
+from fedavg_jax.algorithms.experimental.two_models import apfl
+from fedavg_jax.algorithms.experimental.two_models import ditto
+from fedavg_jax.algorithms.experimental.two_models import two_models
 
 __all__ = [
   'Attack',
   'Compressor',
   'Rule',
+  'apfl',
   'attack',
   'bound_norms',
   'centred_clipping',
+  'clustered',
   'compress',
   'coordinate_median',
+  'ditto',
   'draw_attackers',
   'drive',
   'eden',
@@ -52,13 +62,16 @@ __all__ = [
   'feddyn',
   'fedexp',
   'fednova',
+  'first_epochs',
   'gaussian_noise',
   'geometric_median',
+  'ifca',
   'inner_product',
   'krum',
   'label_flip',
   'little_is_enough',
   'mimelite',
+  'personal',
   'qfedavg',
   'qsgd',
   'random_k',
@@ -68,4 +81,5 @@ __all__ = [
   'sign_flip',
   'top_k',
   'trimmed_mean',
+  'two_models',
 ]

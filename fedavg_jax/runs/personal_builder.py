@@ -1,0 +1,53 @@
+"""Builds the personal models that a config names."""
+
+from collections.abc import Callable
+
+import optax
+
+from fedavg_jax.algorithms import experimental
+from fedavg_jax.algorithms.experimental.roles import is_named
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.model import Model
+from fedavg_jax.models import zoo
+from fedavg_jax.runs.config_personal import TWO_MODELS
+from fedavg_jax.runs.run_config import RunConfig
+
+
+def build_model(cfg: RunConfig, model: Model) -> Model:
+  """Returns the model of a checked config, with a second one if it needs it."""
+  if cfg.personal.method in TWO_MODELS:
+    return experimental.two_models(model)
+  return model
+
+
+def build_algorithm(
+  cfg: RunConfig, algorithm: Algorithm, optimizer: optax.GradientTransformation
+) -> Algorithm:
+  """Returns an algorithm with the personal models of a checked config.
+
+  Args:
+    cfg: the checked config.
+    algorithm: the algorithm of what is shared.
+    optimizer: the client optimizer of what is personal.
+  """
+  own = cfg.personal
+  if not own.method:
+    return algorithm
+  if own.method == 'ditto':
+    return experimental.ditto(algorithm, own.proximal, optimizer)
+  if own.method == 'apfl':
+    return experimental.apfl(algorithm, own.alpha, own.alpha_rate, optimizer)
+  first = 0
+  if own.method == 'fedrep':
+    first = experimental.first_epochs(own.head_epochs, cfg.client.batch_size)
+  roles = own.patterns or [
+    '*Norm*' if own.method == 'fedbn' else zoo.HEADS[cfg.model]
+  ]
+  if own.method in ('lg', 'adapters'):
+    roles = _others(roles, 'personal' if own.method == 'lg' else 'frozen')
+  return experimental.personal(algorithm, roles, optimizer, first=first)
+
+
+def _others(patterns: list[str], role: str) -> Callable[[str], str]:
+  """Returns roles in which the leaves that no pattern names have one role."""
+  return lambda path: 'shared' if is_named(path, patterns) else role
