@@ -30,6 +30,7 @@ from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_state_store
 from fedavg_jax.engine import collectives
+from fedavg_jax.engine import compile_cache
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
 from fedavg_jax.engine import layout
@@ -263,6 +264,7 @@ def lower_simulation(
 
 def _build(parts: Parts) -> Simulation:
   """Compiles a simulation, with fewer lanes if they do not fit into memory."""
+  compile_cache.turn_on()
   laid_out = lay_out(parts)
   clients, test = (
     laid_out.parts.federation.clients,
