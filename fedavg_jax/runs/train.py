@@ -5,8 +5,10 @@ model, rounds and evaluation; the code below it sees no ConfigDict.
 """
 
 from collections.abc import Sequence
+import contextlib
 import pathlib
 import signal
+import threading
 import time
 from typing import Any
 
@@ -28,6 +30,7 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import distributed
 from fedavg_jax.runs import given as given_parts
+from fedavg_jax.runs import plots
 from fedavg_jax.runs import provenance
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs.builders import build
@@ -140,6 +143,7 @@ def train_config(
 
     # The compiled round, with its optimizers, and the tests.
     _say('compiling ...')
+    _import_ahead(pictures=cfg.pictures)
     simulation = build(cfg, prepared, lanes=left.lanes)
     _say(_layout(simulation))
     client_tests = build_client_tests(cfg, prepared, simulation)
@@ -166,6 +170,20 @@ def train_config(
     summary = folder.record(run)
   _check_end(cfg, summary, folder.path, stop.signum)
   return summary
+
+
+def _import_ahead(*, pictures: bool) -> None:
+  """Imports what is used after compilation, while XLA compiles."""
+
+  def imports():
+    with contextlib.suppress(Exception):  # It is raised where it is used.
+      import orbax.checkpoint  # noqa: F401
+
+      if pictures:
+        plots.import_matplotlib()
+        import matplotlib.figure  # noqa: F401
+
+  threading.Thread(target=imports).start()
 
 
 def _check_end(
