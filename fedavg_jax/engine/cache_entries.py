@@ -107,7 +107,13 @@ class SealedPath(type(pathlib.Path())):
       return False
     digest, content = sealed[:_DIGEST], sealed[_DIGEST:]
     if hashlib.sha256(content).digest() != digest:
-      logging.warning('%s is damaged: it is compiled again', self)
+      logging.log_first_n(
+        logging.WARNING,
+        'the compilation cache has damaged files, the first is %s: what they'
+        ' had is compiled again',
+        1,
+        self,
+      )
       with contextlib.suppress(OSError):
         self.unlink()
       return False
