@@ -3,6 +3,10 @@
 fedavg-jax run quickstart
 fedavg-jax run mnist_2nn:noniid --config.client.learning_rate=0.215
 fedavg-jax run --config configs/quickstart.py --workdir outputs/first
+
+What XLA compiles is kept for later runs in $XDG_CACHE_HOME/fedavg_jax, or in
+~/.cache/fedavg_jax; the environment variable JAX_ENABLE_COMPILATION_CACHE=0
+turns this off, JAX_COMPILATION_CACHE_DIR names another folder.
 """
 
 from collections.abc import Sequence

@@ -52,9 +52,9 @@ def use(folder: pathlib.Path) -> None:
   jax.config.update('jax_compilation_cache_dir', f'{_SCHEME}{folder}')
 
 
-def _after_compiling(event: str, seconds: float, **_: Any) -> None:
+def _after_compiling(event: str, duration_secs: float, **_: Any) -> None:
   """Ends the silence of `_Quiet` once a program is read or compiled."""
-  del seconds
+  del duration_secs
   if event == _COMPILED:
     _quiet.end()
 
@@ -103,7 +103,7 @@ class SealedPath(type(pathlib.Path())):
     """Reads the file; returns whether it is intact. Deletes a damaged one."""
     try:
       sealed = super().read_bytes()
-    except OSError:  # It is no file, or cannot be read.
+    except OSError:  # It does not exist, or cannot be read.
       return False
     digest, content = sealed[:_DIGEST], sealed[_DIGEST:]
     if hashlib.sha256(content).digest() != digest:
@@ -127,14 +127,14 @@ class SealedPath(type(pathlib.Path())):
     _quiet.begin()  # JAX gives it to XLA next.
     return self.content
 
-  def write_bytes(self, content: bytes) -> int:
+  def write_bytes(self, data: Any) -> int:
     """Writes the file, sealed; if that fails, logs a warning."""
     try:
       with tempfile.NamedTemporaryFile(
         dir=self.parent, suffix=_PART, delete=False
       ) as part:
         try:
-          part.write(hashlib.sha256(content).digest() + content)
+          part.write(hashlib.sha256(data).digest() + data)
           part.close()
           os.replace(part.name, self)
         except BaseException:
@@ -148,7 +148,7 @@ class SealedPath(type(pathlib.Path())):
         self.parent,
         error.strerror,
       )
-    return len(content)
+    return len(data)
 
 
 class _Quiet(threading.local):

@@ -60,9 +60,10 @@ def turn_on() -> None:
     return
   cache_entries.use(folder)
   # JAX's default is a second.
-  if _JAX_SECONDS.upper() not in os.environ and getattr(
-    config, _JAX_SECONDS
-  ) == 1.0:
+  if (
+    _JAX_SECONDS.upper() not in os.environ
+    and getattr(config, _JAX_SECONDS) == 1.0
+  ):
     jax.config.update(_JAX_SECONDS, _LEAST_COMPILE_SECONDS)
 
 
@@ -83,7 +84,7 @@ def default_folder() -> pathlib.Path:
 def processor() -> str:
   """Describes the instructions that this machine's processor has."""
   system = platform.system()
-  known = [system, platform.machine(), platform.processor()]
+  known = [system, platform.machine()]
   with contextlib.suppress(OSError):
     text = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
     lines = [line.partition(':') for line in text.splitlines()]
@@ -107,7 +108,8 @@ def processor() -> str:
         check=False,
       )
       return '\n'.join([*known, name.stdout])
-  return '\n'.join([*known, platform.node()])  # A folder for each machine.
+  # Unknown: a folder for each machine.
+  return '\n'.join([*known, platform.processor(), platform.node()])
 
 
 def make_private(folder: pathlib.Path) -> None:

@@ -56,7 +56,7 @@ def test_a_second_process_and_another_seed_compile_nothing(tmp_path):
 
 
 def test_the_other_seed_has_other_sizes():
-  """Otherwise the test above would prove little."""
+  """The seeds of the test above need different plans."""
   y = np.random.default_rng(0)
   y.normal(size=(90, 4))
   y = y.integers(0, 3, 90)
