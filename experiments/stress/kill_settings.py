@@ -14,7 +14,7 @@ from fedavg_jax.data import stored
 from fedavg_jax.runs import checkpoint
 
 CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
-_CLOCKS = ('seconds', 'rounds_per_second', 'compile_seconds')
+_CLOCKS = ('seconds', 'rounds_per_second', 'compile_seconds', 'start_seconds')
 _ROUNDS = 40
 _COMMON = (
   f'--config.rounds={_ROUNDS}',

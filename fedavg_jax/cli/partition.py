@@ -18,6 +18,7 @@ from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import plots
 from fedavg_jax.runs import population
 from fedavg_jax.runs import run_config
+from fedavg_jax.runs import titles
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.progress import show
 
@@ -42,7 +43,7 @@ def _run() -> None:
   counts = statistics.label_counts(clients, dataset.num_classes)
   lines = statistics.describe(counts)
   show('\n'.join(lines))
-  title = f'{name}: {population.partition_name(cfg)}'
+  title = f'{name}: {titles.partition_name(cfg)}'
   with atomic_write_new(path) as part:
     plots.draw_partition(
       part, title=title, counts=counts, num_clients=len(counts)

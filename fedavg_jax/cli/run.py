@@ -3,9 +3,14 @@
 fedavg-jax run quickstart
 fedavg-jax run mnist_2nn:noniid --config.client.learning_rate=0.215
 fedavg-jax run --config configs/quickstart.py --workdir outputs/first
+
+What XLA compiles is kept for later runs in $XDG_CACHE_HOME/fedavg_jax, or in
+~/.cache/fedavg_jax; the environment variable JAX_ENABLE_COMPILATION_CACHE=0
+turns this off, JAX_COMPILATION_CACHE_DIR names another folder.
 """
 
 from collections.abc import Sequence
+import time
 
 from absl import flags
 from etils import epy
@@ -16,6 +21,7 @@ from fedavg_jax.core.errors import PeerLostError
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import supervisor
 from fedavg_jax.runs import targets
+from fedavg_jax.runs import titles
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import default_workdir
 
@@ -78,11 +84,15 @@ def main(argv: Sequence[str]) -> int:
 def _run() -> None:
   config, name = command.read_config()
   workdir = command.read_path('workdir', default_workdir(name))
-  run_config.read(config)  # Its errors need no other process.
+  cfg = run_config.read(config)  # Its errors need no other process.
+  began = None
   _connect()
+  if not flags.FLAGS.distributed:
+    began = time.monotonic()
+    say(titles.describe(cfg))  # Before JAX is imported, which takes seconds.
   try:
-    summary = train.train(
-      config, workdir, extend=flags.FLAGS.resume == 'extend'
+    summary = train.train_config(
+      cfg, workdir, extend=flags.FLAGS.resume == 'extend', began=began
     )
   except OSError as error:
     error.filename = error.filename or f'workdir = {workdir}'
@@ -102,11 +112,14 @@ def _run() -> None:
   best = summary[f'best_{measure.key if validated else f"test_{measure.name}"}']
   # None if the run was interrupted, or the result is not finite.
   test = summary.get(f'final_test_{measure.name}')
+  start = summary.get('start_seconds')
   say(
     f'{summary["status"]} after {summary["rounds"]} rounds:'
     + (f' test {measure.name} {measure.show(test)}' if test is not None else '')
     + f' (best {"validation " * validated}{measure.show(best)}),'
-    f' {summary["rounds_per_second"]:.3g} rounds/s; results in {workdir}'
+    f' {summary["rounds_per_second"]:.3g} rounds/s'
+    + (f' after a start of {start:.1f} s' if start is not None else '')
+    + f'; results in {workdir}'
   )
   if summary.get('skipped_clients'):
     say(

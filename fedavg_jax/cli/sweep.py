@@ -9,6 +9,9 @@ learning rate are trained together, in the same compiled calls; others in turn.
 Every run has its own folder, like those of `fedavg-jax run`. The same command
 resumes an interrupted sweep; with further values or seeds it runs those that
 are missing, and the table lists all of them.
+
+What XLA compiles is kept in $XDG_CACHE_HOME/fedavg_jax or ~/.cache/fedavg_jax;
+the environment variable JAX_ENABLE_COMPILATION_CACHE=0 turns this off.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,8 @@
 """Loads image data sets: MNIST, Fashion-MNIST, CIFAR-10 and digits."""
 
+import contextlib
+import gzip
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -164,12 +167,10 @@ def load_cifar10(folder: pathlib.Path | None) -> Dataset:
 
 def load_digits() -> Dataset:
   """Loads 1,500 training and 297 test digits, shuffled with a fixed seed."""
-  from sklearn import datasets  # The import takes a second.
-
-  bunch: Any = datasets.load_digits()
-  order = np.random.default_rng(0).permutation(len(bunch.target))
-  x = bunch.images.astype(np.uint8)[order][..., None]
-  y = bunch.target.astype(np.int32)[order]
+  rows = _digits()
+  order = np.random.default_rng(0).permutation(len(rows))
+  x = rows[order, :-1].astype(np.uint8).reshape(-1, 8, 8, 1)
+  y = rows[order, -1].astype(np.int32)
   return Dataset(
     'digits',
     train=Examples(x[:1500], y[:1500]),
@@ -177,6 +178,24 @@ def load_digits() -> Dataset:
     num_classes=10,
     max_value=16.0,
   )
+
+
+def _digits() -> np.ndarray:
+  """Reads scikit-learn's digits: rows of 64 pixels and a label, [1797, 65].
+
+  Importing scikit-learn takes a second, so its file is read first.
+  """
+  package = importlib.util.find_spec('sklearn')
+  for folder in (package and package.submodule_search_locations) or ():
+    path = pathlib.Path(folder) / 'datasets' / 'data' / 'digits.csv.gz'
+    with contextlib.suppress(OSError, ValueError, EOFError):
+      text = gzip.decompress(path.read_bytes())
+      rows = np.array(text.replace(b'\n', b',').split(b',')[:-1], np.float64)
+      return rows.reshape(1797, 65)
+  from sklearn import datasets  # Its files have moved.
+
+  bunch: Any = datasets.load_digits()
+  return np.column_stack([bunch.data, bunch.target])
 
 
 def _addresses(name: str) -> dict[str, str]:

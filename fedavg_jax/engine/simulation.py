@@ -8,6 +8,7 @@ Shape letters: R, the most rounds of a call; the others as in `planning.py`.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import concurrent.futures
 import functools
 import time
 from typing import Any
@@ -30,6 +31,7 @@ from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import client_state_store
 from fedavg_jax.engine import collectives
+from fedavg_jax.engine import compile_cache
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
 from fedavg_jax.engine import layout
@@ -263,6 +265,7 @@ def lower_simulation(
 
 def _build(parts: Parts) -> Simulation:
   """Compiles a simulation, with fewer lanes if they do not fit into memory."""
+  compile_cache.turn_on()
   laid_out = lay_out(parts)
   clients, test = (
     laid_out.parts.federation.clients,
@@ -330,9 +333,13 @@ def _compile(
       superstep.place(schedule, own.mesh),
     )
   )
-  call = own.compile(lowered)
-  with layers.for_platform(own.platform):
-    evaluate = own.evaluate().lower(states.variables, test_set).compile()
+  # XLA compiles outside of Python's lock: the call beside everything else.
+  with concurrent.futures.ThreadPoolExecutor(1) as beside:
+    compiling = beside.submit(own.compile, lowered)
+    with layers.for_platform(own.platform):
+      evaluate = own.evaluate().lower(states.variables, test_set).compile()
+    own.first_variables()  # Then drawing the initial weights is compiled too.
+    call = compiling.result()
 
   def test_sums(variables):
     return jax.device_get(evaluate(variables, test_set))

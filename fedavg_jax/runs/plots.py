@@ -278,13 +278,13 @@ def draw_partition(
 
 def new_figure(width: float, height: float) -> Any:
   """Returns an empty figure without a window; its size is in inches."""
-  _import_matplotlib()
+  import_matplotlib()
   from matplotlib.figure import Figure  # No pyplot: no global state, no window.
 
   return Figure(figsize=(width, height), layout='constrained')
 
 
-def _import_matplotlib() -> Any:
+def import_matplotlib() -> Any:
   """Imports matplotlib even if MPLBACKEND is invalid; it opens no window."""
   backend = ''
   if 'matplotlib' not in sys.modules:
@@ -301,7 +301,7 @@ def _import_matplotlib() -> Any:
 
 
 def _colors(number: int):
-  return _import_matplotlib().colormaps['tab10'](np.arange(number) % 10)
+  return import_matplotlib().colormaps['tab10'](np.arange(number) % 10)
 
 
 def _focus(axes, values: list[float], target: float) -> None:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedavg_jax.core import choices
 from fedavg_jax.core import exact
 from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Clients
@@ -156,23 +155,6 @@ def divide(cfg: RunConfig, dataset: Dataset) -> list[np.ndarray]:
       labels, sizes=sizes, alpha=cfg.alpha, seed=seed
     )
   return partition.iid(size, num_clients=number, seed=seed, sizes=sizes)
-
-
-def partition_name(cfg: RunConfig) -> str:
-  """Returns a short description of a partition, such as 'dirichlet 0.5'."""
-  kind = cfg.partition
-  numbers = {
-    'shards': 'shards_per_client',
-    'dirichlet': 'alpha',
-    'inner_dirichlet': 'alpha',
-    'pathological': 'classes_per_client',
-    'few_labels': 'classes_per_client',
-  }
-  text = f'{kind} {getattr(cfg, numbers[kind]):g}' if kind in numbers else kind
-  if kind in ('iid', 'inner_dirichlet', 'few_labels') and cfg.sizes != 'equal':
-    law = cfg.sizes if cfg.sizes in choices.SIZE_LAWS else 'given'
-    text += f', {law} sizes'
-  return text
 
 
 def build_participation(

@@ -14,6 +14,7 @@ from fedavg_jax.runs.targets import Measure
 # These keep the log of a long run short.
 _SECONDS_BETWEEN_LINES, _MOST_LINES = 5.0, 500
 _LONG_RUN_SECONDS = 60.0
+_BAR = '{l_bar}{bar}| {n_fmt}/{total_fmt} rounds in {elapsed}{postfix}'
 
 
 def say(text: str) -> None:
@@ -60,6 +61,7 @@ class Progress:
     done: int,
     may_end_sooner: bool,
     measure: Measure = Measure(),  # noqa: B008 (it is frozen)
+    began: float | None = None,
   ):
     """Opens the bar where there is a terminal.
 
@@ -68,11 +70,12 @@ class Progress:
       done: the number of rounds that an earlier process has finished.
       may_end_sooner: whether a target may end the run before its last round.
       measure: the measure of the run.
+      began: the `time.monotonic()` from which the bar counts; None is now.
     """
     self._rounds = rounds
     self._done = done
     self._may_end_sooner = may_end_sooner
-    self._seconds = 0.0  # The sum over all rounds so far.
+    self._first: tuple[int, float] | None = None  # A round, and its time.
     self._last_line = time.monotonic()
     self._last_number = done
     self._measure = measure
@@ -81,22 +84,28 @@ class Progress:
     self._bar = None
     if sys.stdout is not None and sys.stdout.isatty():
       self._bar = tqdm(
-        total=rounds, initial=done, unit='round', file=sys.stdout
+        total=rounds, initial=done, bar_format=_BAR, file=sys.stdout
       )
+      if began is not None:
+        self._bar.start_t -= time.monotonic() - began
 
   def update(self, record: dict[str, Any]) -> None:
     """Shows a line of metrics.jsonl; the first one is that of round 0."""
-    number = record['round']
-    self._seconds += record['seconds']
+    number, now = record['round'], time.monotonic()
+    if self._first is None:  # A resumed run has no round 0.
+      took = record['seconds'] if number else 0.0
+      self._first = max(number - 1, 0), now - took
     if (value := self._measure.of(record)) is not None:
       self._value = value
     if self._bar is not None:
-      if self._value is not None:
-        self._bar.set_postfix_str(self._tested(self._value), refresh=False)
+      shown = [] if self._value is None else [self._tested(self._value)]
+      if left := self._left(number, now):
+        shown.append(left)
+      self._bar.set_postfix_str('  '.join(shown), refresh=False)
       self._bar.update(1 if number else 0)
     else:
-      self._line(number, record)
-    self._expect(number)
+      self._line(number, now, record)
+    self._expect(number, now)
 
   def close(self) -> None:
     """Closes the bar, whose last state stays on the terminal."""
@@ -107,8 +116,20 @@ class Progress:
     measure = self._measure
     return f'{measure.on} {measure.name} {measure.show(value)}'
 
-  def _line(self, number, record) -> None:
-    now = time.monotonic()
+  def _per_round(self, number: int, now: float) -> float:
+    """Returns the seconds per round, with all that comes between rounds."""
+    assert self._first is not None
+    first, then = self._first
+    return (now - then) / max(number - first, 1)
+
+  def _left(self, number: int, now: float) -> str:
+    """Returns how long the remaining rounds will take; '' before round 1."""
+    left = self._rounds - number
+    if not number or not left:
+      return ''
+    return f'{duration(self._per_round(number, now) * left)} left'
+
+  def _line(self, number, now, record) -> None:
     tenth = number % max(1, self._rounds // 10) == 0
     due = tenth or (
       now - self._last_line >= _SECONDS_BETWEEN_LINES
@@ -122,19 +143,17 @@ class Progress:
       text += f'  {self._tested(self._value)}'
     if record.get('train_loss') is not None:
       text += f'  train loss {record["train_loss"]:.4f}'
-    if number:
-      pace = (number - self._done) / max(self._seconds, 1e-9)
-      left = (self._rounds - number) / pace
-      text += f'  {pace:.3g} rounds/s  {duration(left)} left'
+    if left := self._left(number, now):
+      text += f'  {left}'
     say(text)
 
-  def _expect(self, number) -> None:
+  def _expect(self, number, now) -> None:
     """Prints the expected duration of a long run, once, after three rounds."""
     mine, left = number - self._done, self._rounds - self._done
     if self._estimated or mine < min(3, left):
       return
     self._estimated = True
-    seconds = self._seconds / max(mine, 1)
+    seconds = self._per_round(number, now)
     total = seconds * left
     if total > _LONG_RUN_SECONDS:
       text = (

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import functools
+import time
 from typing import Any
 from typing import NamedTuple
 
@@ -23,11 +24,11 @@ from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.runs.snapshots import Snapshot
 from fedavg_jax.runs.snapshots import Snapshots
-from fedavg_jax.runs.summary import describe
 from fedavg_jax.runs.summary import end_status
 from fedavg_jax.runs.summary import finish
 from fedavg_jax.runs.summary import to_line
 from fedavg_jax.runs.targets import Measure
+from fedavg_jax.runs.titles import describe
 
 
 class Run(NamedTuple):
@@ -45,6 +46,7 @@ class Run(NamedTuple):
     host_states: the states of the clients if they stay on the host, else None.
     stopping: a function that returns whether a signal has requested a stop.
     measure: the measure of the run.
+    began: the `time.monotonic()` at which the command or `train` began.
   """
 
   cfg: RunConfig
@@ -55,6 +57,7 @@ class Run(NamedTuple):
   host_states: ClientStates | None
   stopping: Callable[[], bool]
   measure: Measure
+  began: float
 
   def saves(self, number: int) -> bool:
     """Returns whether a checkpoint is due after a round, by its number."""
@@ -143,6 +146,7 @@ class Recorder:
     self._run, self._folder = run, folder
     self._tests: client_evaluation.ClientTests | None = None  # The latest.
     self._finite, self._lanes = True, run.simulation.planner.lanes
+    self._start_seconds: float | None = None
     self.ended, self.summary = False, {}
     folder.open_metrics()  # From now on the folder must not be replaced.
     with contextlib.ExitStack() as stack:
@@ -172,6 +176,7 @@ class Recorder:
         done=done or 0,
         may_end_sooner=cfg.ends_at != 0,
         measure=run.measure,
+        began=run.began,
       )
       self._open = stack.pop_all()
 
@@ -188,6 +193,8 @@ class Recorder:
       tests: the clients' tests, None without them.
     """
     self._tests = tests or self._tests
+    if self._start_seconds is None:
+      self._start_seconds = time.monotonic() - self._run.began
     if record is None:
       return
     folder, before = self._folder, self._folder.seal()
@@ -244,7 +251,15 @@ class Recorder:
         self._run.last_test, self._last_state().variables
       )
     self.summary = finish(
-      cfg, simulation, folder, lines, status, self._lanes, measure, test
+      cfg,
+      simulation,
+      folder,
+      lines,
+      status,
+      self._lanes,
+      measure,
+      test,
+      self._start_seconds,
     )
 
   def _last_state(self) -> compiled_round.ServerState:

@@ -8,17 +8,16 @@ import numpy as np
 
 from fedavg_jax.contracts.model import num_parameters
 from fedavg_jax.core import client_data
-from fedavg_jax.core import references
 from fedavg_jax.data import statistics
 from fedavg_jax.engine.driver import Record
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import plots
-from fedavg_jax.runs import population
 from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.runs.targets import Measure
 from fedavg_jax.runs.targets import from_json
+from fedavg_jax.runs.titles import describe
 from fedavg_jax.schedule import planning
 
 
@@ -49,6 +48,7 @@ def finish(
   lanes: int,
   measure: Measure,
   test: Callable[[], dict[str, float]] | None = None,
+  start_seconds: float | None = None,
 ) -> dict[str, Any]:
   """Writes curves.png, then summary.json; returns the summary.
 
@@ -64,8 +64,11 @@ def finish(
     measure: the measure of the run.
     test: a function that tests the last model on the test set, None if every
       evaluation used the test set.
+    start_seconds: the seconds until the first record of this process; None if
+      several runs had one start.
   """
   summary = summarize(cfg, simulation, lines, status, lanes, measure)
+  summary['start_seconds'] = start_seconds
   if test is not None:
     for name, value in test().items():
       summary[f'final_test_{name}'] = float(value)
@@ -104,22 +107,6 @@ def is_over(summary: dict[str, Any], cfg: RunConfig) -> bool:
   status, rounds = summary.get('status'), summary.get('rounds')
   return status == 'target reached' or (
     status == 'finished' and rounds == cfg.rounds
-  )
-
-
-def describe(cfg: RunConfig) -> str:
-  """Returns one line that describes a config, with the paper's letters."""
-  local = cfg.client
-  algorithm = f'{references.short(cfg.algorithm)}, '
-  if cfg.algorithm == 'fedavg':
-    algorithm = ''
-  return (
-    f'{algorithm}{references.short(cfg.model)} on'
-    f' {references.short(cfg.dataset)},'
-    f' {population.partition_name(cfg)}: K={cfg.num_clients or "natural"}'
-    f' C={cfg.client_fraction:g}'
-    f' E={local.epochs} B={local.batch_size or "inf"}'
-    f' lr={local.learning_rate:g}'
   )
 
 

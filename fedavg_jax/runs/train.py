@@ -5,8 +5,11 @@ model, rounds and evaluation; the code below it sees no ConfigDict.
 """
 
 from collections.abc import Sequence
+import contextlib
 import pathlib
 import signal
+import threading
+import time
 from typing import Any
 
 import ml_collections
@@ -27,22 +30,24 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import distributed
 from fedavg_jax.runs import given as given_parts
+from fedavg_jax.runs import plots
 from fedavg_jax.runs import provenance
 from fedavg_jax.runs import run_config
-from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.builders import build
 from fedavg_jax.runs.builders import build_client_tests
 from fedavg_jax.runs.builders import build_last_test
 from fedavg_jax.runs.builders import build_measure
 from fedavg_jax.runs.builders import prepare
+from fedavg_jax.runs.given import NOTHING
+from fedavg_jax.runs.given import Given
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.provenance import to_begin
 from fedavg_jax.runs.recorder import Run
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.shared_folder import SharedFolder
 from fedavg_jax.runs.signals import stop_on_signals
-from fedavg_jax.runs.summary import describe
 from fedavg_jax.runs.summary import is_over
+from fedavg_jax.runs.titles import describe
 
 
 def train(
@@ -93,8 +98,35 @@ def train(
   """
   given = given_parts.check(dataset, model, algorithm, loss, metrics)
   cfg = given_parts.named(run_config.read(config), given)
+  return train_config(cfg, workdir, given, extend=extend)
+
+
+def train_config(
+  cfg: RunConfig,
+  workdir: str | pathlib.Path,
+  given: Given = NOTHING,
+  *,
+  extend: bool,
+  began: float | None = None,
+) -> dict[str, Any]:
+  """Trains a checked config, as `train` describes.
+
+  Args:
+    cfg: the checked config.
+    workdir: the argument of `train`.
+    given: the objects from Python.
+    extend: the argument of `train`.
+    began: the `time.monotonic()` at which a command has begun, which has
+      printed the first line; None prints it here.
+
+  Returns:
+    The content of summary.json.
+  """
   use_cpu_devices(cfg.cpu_devices)
   check_jax()
+  if began is None:
+    began = time.monotonic()
+    _say(describe(cfg))
   if processes.is_distributed():
     processes.check_equal(_same_everywhere(cfg))
   with (
@@ -110,8 +142,10 @@ def train(
     left = folder.read(to_begin(cfg, prepared))
 
     # The compiled round, with its optimizers, and the tests.
+    _say('compiling ...')
+    _import_ahead(pictures=cfg.pictures)
     simulation = build(cfg, prepared, lanes=left.lanes)
-    _say(_layout(cfg, prepared, simulation))
+    _say(_layout(simulation))
     client_tests = build_client_tests(cfg, prepared, simulation)
     last_test = build_last_test(prepared, simulation)
     measure = build_measure(cfg, prepared, simulation)
@@ -123,11 +157,33 @@ def train(
 
     # The rounds.
     run = Run(
-      cfg, simulation, client_tests, last_test, start, states, stop, measure
+      cfg,
+      simulation,
+      client_tests,
+      last_test,
+      start,
+      states,
+      stop,
+      measure,
+      began,
     )
     summary = folder.record(run)
   _check_end(cfg, summary, folder.path, stop.signum)
   return summary
+
+
+def _import_ahead(*, pictures: bool) -> None:
+  """Imports what is used after compilation, while XLA compiles."""
+
+  def imports():
+    with contextlib.suppress(Exception):  # It is raised where it is used.
+      import orbax.checkpoint  # noqa: F401
+
+      if pictures:
+        plots.import_matplotlib()
+        import matplotlib.figure  # noqa: F401
+
+  threading.Thread(target=imports).start()
 
 
 def _check_end(
@@ -148,16 +204,15 @@ def _check_end(
     )
 
 
-def _layout(cfg: RunConfig, prepared: Prepared, simulation: Simulation) -> str:
-  """Describes the run and its layout on the devices."""
+def _layout(simulation: Simulation) -> str:
+  """Describes the layout of a run on the devices."""
   planner = simulation.planner
   platform = simulation.mesh.devices.flat[0].platform
   return (
-    f'{describe(cfg)}\n{planner.cohort_size} of'
-    f' {prepared.clients.num_clients} clients per round in {planner.lanes}'
-    f' lane(s) on {planner.num_devices} {platform} device(s)'
-    f'{processes.describe()}: {simulation.layout_reason}\ncompiled in'
-    f' {simulation.compile_seconds:.1f} s'
+    f'compiled in {simulation.compile_seconds:.1f} s: {planner.cohort_size} of'
+    f' {len(planner.num_examples)} clients per round in {planner.lanes} lane(s)'
+    f' on {planner.num_devices} {platform} device(s){processes.describe()},'
+    f' {simulation.layout_reason}'
   )
 
 

@@ -247,21 +247,33 @@ class Planner(Sampler):
     everybody = int(np.sort(self.num_examples)[-self.cohort_size :].sum())
     if self.participation.stops_early:
       return everybody  # Steps are no bound for clients that stop early.
-    longest, _ = self._sizes
-    steps = self.widths[0] * longest  # The most that a device's lanes can take.
+    # The most that a device's lanes can take.
+    steps = self.widths[0] * self._longest_lane
     return min(everybody, steps * self.step_examples // self.epochs)
 
   @functools.cached_property
-  def _sizes(self) -> tuple[int, int]:
-    """Returns T and N that suffice for every cohort."""
-    largest = np.sort(self.num_examples)[-self.cohort_size :]
-    steps = self.steps(largest)
+  def _longest_lane(self) -> int:
+    """Returns a number of steps that suffices for every lane and cohort."""
+    steps = self.steps(np.sort(self.num_examples)[-self.cohort_size :])
     # Packing longest first never exceeds this (Graham 1969): the lane that ends
     # last had the least work when it took its last client, so at most the
     # average of all the other work.
-    longest = -(-(steps.sum() + (self.lanes - 1) * steps.max()) // self.lanes)
+    return int(-(-(steps.sum() + (self.lanes - 1) * steps.max()) // self.lanes))
+
+  @functools.cached_property
+  def _sizes(self) -> tuple[int, int]:
+    """Returns T and N that suffice for every cohort.
+
+    If clients differ in size, these are powers of two, so that most seeds of a
+    population share a compiled program. What is beyond the plan is never read.
+    """
+    largest = np.sort(self.num_examples)[-self.cohort_size :]
     padding = self.cohort_size * (self.step_examples - 1)
-    return int(longest), int(self.epochs * largest.sum() + padding)
+    longest = self._longest_lane
+    positions = int(self.epochs * largest.sum() + padding)
+    if self.num_examples.min() == self.num_examples.max():
+      return longest, positions
+    return next_power(longest), next_power(positions)
 
   def _empty(self) -> Plan:
     """Returns an idle plan, large enough for every cohort."""
@@ -285,3 +297,12 @@ class Planner(Sampler):
       seed=np.array(self.seed, np.int32),
       staleness=np.zeros(events, np.int32) if self.concurrency else None,
     )
+
+
+def next_power(number: int) -> int:
+  """Returns the smallest power of two that is at least a number.
+
+  >>> [next_power(number) for number in (0, 1, 3, 8)]
+  [1, 1, 4, 8]
+  """
+  return 1 << max(number - 1, 0).bit_length()

@@ -2,12 +2,15 @@
 
 import importlib
 import re
+import subprocess
+import sys
 
 import pytest
 
 import fedavg_jax
 from fedavg_jax.cli import dispatch
 from fedavg_jax.runs import run_config
+from tests.testing import PROGRAMS
 
 FLAGS = {
   'run': [
@@ -213,3 +216,17 @@ def test_interrupted_before_the_command_starts(command, tmp_path):
 def test_stdout_that_is_closed_early(command, args):
   """A pipe to `true` does so."""
   assert command(*args, reader=False) == (0, '', '', False)
+
+
+def test_a_run_prints_its_name_before_it_imports_jax(repository, tmp_path):
+  config = repository / 'configs' / 'quickstart.py'
+  process = subprocess.run(
+    [sys.executable, PROGRAMS / 'stop_at_jax.py', 'run', '--config', config],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  name, stop = process.stdout.splitlines()
+  assert name == '2nn on digits, shards 2: K=50 C=0.5 E=5 B=10 lr=0.1'
+  assert stop == 'imports JAX' and not process.stderr

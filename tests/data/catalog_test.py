@@ -39,6 +39,13 @@ def made_dir(made_once, tmp_path):
   return shutil.copytree(made_once, tmp_path / 'made')
 
 
+def test_digits_are_those_of_scikit_learn(monkeypatch):
+  """Its file is read without its import, or by it where the file has moved."""
+  read = images._digits()
+  monkeypatch.setattr(images.importlib.util, 'find_spec', lambda name: None)
+  np.testing.assert_array_equal(read, images._digits())
+
+
 def test_digits_are_real_and_fixed():
   data = catalog.load_dataset('digits')
   assert data.train.x.shape == (1500, 8, 8, 1) and data.train.x.max() == 16

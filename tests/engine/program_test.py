@@ -141,3 +141,45 @@ def test_a_traced_seed_is_a_seed(seed):
   np.testing.assert_array_equal(
     made(np.array(seed, np.int32)), jax.random.key_data(jax.random.key(seed))
   )
+
+
+@pytest.mark.parametrize('algorithm', ['fedavg', 'scaffold'])
+def test_seeds_of_a_population_share_a_program(algorithm):
+  """Sizes, cohorts, orders and weights differ; the compiled call does not."""
+  rng = np.random.default_rng(0)
+  examples = fa.Examples(
+    rng.normal(size=(200, 3)).astype(np.float32),
+    rng.integers(0, 4, 200).astype(np.int32),
+  )
+  model = fa.Model(
+    'linear',
+    lambda key: jax.random.normal(key, (3, 4)),
+    lambda w, x: x @ w,
+  )
+  programs = [
+    fa.lower_simulation(
+      model,
+      fa.Federation(
+        fa.build_clients(
+          examples,
+          fa.partition.dirichlet(
+            examples.y, num_clients=20, alpha=5.0, min_size=1, seed=seed
+          ),
+        ),
+        examples,
+        client_fraction=0.5,
+        epochs=2,
+        batch_size=5,
+        seed=seed,
+      ),
+      fa.scaffold(0.1, 1.0)
+      if algorithm == 'scaffold'
+      else fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+    )
+    for seed in (0, 1)
+  ]
+  first, second = (program.planner for program in programs)
+  assert first.num_examples.tolist() != second.num_examples.tolist()
+  assert first(1).order.tolist() != second(1).order.tolist()
+  one, other = (program.lower().as_text() for program in programs)
+  assert one == other

@@ -2,29 +2,43 @@
 
 import io
 
+import pytest
+
 from fedavg_jax.runs import progress
 
 
 class Clock:
-  """Replaces the clock between lines: every call is three seconds later."""
+  """Replaces the clock, which stands still until it is set."""
 
-  def __init__(self):
-    self.now = 0.0
+  now = 0.0
 
   def monotonic(self):
-    self.now += 3.0
     return self.now
 
 
-def watch(monkeypatch, *, terminal, rounds=400, done=0, may_end_sooner=False):
-  out = io.StringIO()
+def watch(
+  monkeypatch,
+  *,
+  terminal,
+  rounds=400,
+  done=0,
+  may_end_sooner=False,
+  seconds=3.0,
+  until=None,
+):
+  """Returns what is shown of rounds that take `seconds`, half of it a test."""
+  out, clock = io.StringIO(), Clock()
   out.isatty = lambda: terminal
   monkeypatch.setattr('sys.stdout', out)
-  monkeypatch.setattr(progress, 'time', Clock())
-  shown = progress.Progress(rounds, done=done, may_end_sooner=may_end_sooner)
-  for number in range(rounds + 1):
+  monkeypatch.setattr(progress, 'time', clock)
+  clock.now = 50.0  # The start took so long.
+  shown = progress.Progress(
+    rounds, done=done, may_end_sooner=may_end_sooner, began=0.0
+  )
+  for number in range(done + bool(done), (until or rounds) + 1):
+    clock.now += seconds if number else 0.0
     record = {'round': number, 'train_loss': 0.25 if number else None}
-    record['seconds'] = 3.0 if number else 0.0
+    record['seconds'] = seconds / 2 if number else 0.0
     if number % 2 == 0:
       record['test_accuracy'] = 0.5 + number / 1000
     shown.update(record)
@@ -35,8 +49,23 @@ def watch(monkeypatch, *, terminal, rounds=400, done=0, may_end_sooner=False):
 def test_plain_lines(monkeypatch):
   text = watch(monkeypatch, terminal=False)
   assert 'round 0/400  test accuracy 0.5000\n' in text
-  assert 'round 400/400  test accuracy 0.9000  train loss 0.2500' in text
-  assert ' left' in text and '\r' not in text
+  assert 'round 400/400  test accuracy 0.9000  train loss 0.2500\n' in text
+  assert '\r' not in text and 'rounds/s' not in text
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_the_time_left_counts_all_that_happens_between_rounds(
+  monkeypatch, terminal
+):
+  """Rounds come every 3 s, though their calls take half of it."""
+  text = watch(monkeypatch, terminal=terminal, until=80)
+  assert '  16 min left' in text  # 320 rounds.
+  assert '8 min left' not in text.replace('18 min left', '')
+
+
+def test_the_bar_counts_from_the_command(monkeypatch):
+  text = watch(monkeypatch, terminal=True, rounds=2)
+  assert ' rounds in 00:50' in text
 
 
 def test_a_long_run_prints_its_duration_once(monkeypatch):
@@ -60,16 +89,9 @@ def test_bar_on_a_terminal(monkeypatch):
 
 
 def test_a_resumed_run_counts_its_own_rounds(monkeypatch):
-  out = io.StringIO()
-  monkeypatch.setattr('sys.stdout', out)
-  monkeypatch.setattr(progress, 'time', Clock())
-  shown = progress.Progress(400, done=100, may_end_sooner=False)
-  for number in (101, 102, 103):
-    shown.update({'round': number, 'train_loss': 0.25, 'seconds': 3.0})
-  shown.close()
-  assert 'round 103/400' in out.getvalue()
-  assert '0.333 rounds/s' in out.getvalue()  # A round takes 3 s.
-  assert 'all 300 rounds take about 15 min' in out.getvalue()
+  text = watch(monkeypatch, terminal=False, done=100, until=103)
+  assert 'round 103/400' in text
+  assert '3.0 s per round' not in text and 'all 300 rounds take about' in text
 
 
 def test_a_long_log_is_bounded(monkeypatch):

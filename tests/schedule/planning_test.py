@@ -8,10 +8,12 @@ import pytest
 
 from fedavg_jax.core.choices import SHUFFLES
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.schedule import planning
 from fedavg_jax.schedule.draws import num_unavailable
 from fedavg_jax.schedule.packing import pack
 from fedavg_jax.schedule.packing import steps_by_width
 from fedavg_jax.schedule.participation import Participation
+from fedavg_jax.schedule.plan import Plan
 from fedavg_jax.schedule.planning import Planner
 from fedavg_jax.schedule.sampling import cohort_size
 from tests.testing.plans import shapes
@@ -365,3 +367,38 @@ def test_batches_are_no_larger_than_the_largest_client():
   assert huge.step_examples == infinite.step_examples == 7
   for a, b in zip(huge(1), infinite(1), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_rounded_shapes_add_only_what_is_never_read(monkeypatch):
+  """Steps and events, which the device follows, are those of exact shapes."""
+  arguments = dict(
+    num_examples=np.array([1, 9, 4, 0, 23, 7]),
+    cohort_size=4,
+    epochs=2,
+    batch_size=3,
+    lanes=2,
+    num_devices=2,
+    seed=5,
+  )
+  rounded = Planner(**arguments)
+  assert rounded(1).start.shape == (2, 32)
+  monkeypatch.setattr(planning, 'next_power', lambda number: number)
+  exact = Planner(**arguments)
+  for number in (1, 2, 3):
+    for name, much, few in zip(
+      Plan._fields, rounded(number), exact(number), strict=True
+    ):
+      inside = tuple(slice(size) for size in few.shape)
+      np.testing.assert_array_equal(much[inside], few, err_msg=name)
+      outside = much.copy()
+      outside[inside] = 0
+      assert not outside.any(), name
+  assert exact(1).order.size < rounded(1).order.size
+  assert exact.buffer_examples == rounded.buffer_examples
+
+
+def test_clients_of_one_size_have_exact_shapes():
+  planner = Planner(
+    num_examples=np.full(6, 5), cohort_size=3, epochs=1, batch_size=5, seed=0
+  )
+  assert planner(1).start.shape == (1, 3)

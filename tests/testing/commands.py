@@ -29,7 +29,8 @@ class Outcome(NamedTuple):
 
   def assert_one_line(self, *words, code=2):
     assert self.code == code, self
-    assert not self.out
+    # A run prints its name before it imports JAX, and that it compiles.
+    assert not self.out if not self.jax else self.out.count('\n') <= 2
     (line,) = self.err.splitlines()
     assert line.startswith('error: ') and len(line) < 400
     for word in words:
