@@ -31,7 +31,6 @@ from fedavg_jax.engine import keys
 from fedavg_jax.engine.client_round import Kept
 from fedavg_jax.engine.client_state_store import ClientStates
 from fedavg_jax.engine.simulation import Simulation
-from fedavg_jax.models import layers
 
 _BATCH = 64
 
@@ -173,7 +172,7 @@ def build_own_models(
         states = collectives.put(client_states.gather(clients), replicated)
       else:
         states = take(client_states, clients)
-      with layers.for_platform(mesh.devices.flat[0].platform):
+      with simulation.arithmetic.tracing():
         found.append(test_some(state, states, clients, own))
     return jax.tree.map(
       lambda *sums: np.concatenate(sums)[:number], *jax.device_get(found)
