@@ -37,8 +37,9 @@ def get_config() -> ml_collections.ConfigDict:
   # matrix product) | 'lax' (XLA's convolution).
   config.convolution = 'auto'
 
-  # dtype of matrix products and convolutions: 'float32' | 'bfloat16' (weights
-  # stay float32).
+  # Precision of matrix products and convolutions: 'float32' | 'tf32' (the
+  # default of a GPU's tensor cores) | 'bfloat16' (weights stay float32; a user-
+  # defined model keeps its own dtypes).
   config.precision = 'float32'
 
   # Training loss, or your function as module:function; empty: cross entropy.
@@ -252,6 +253,12 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Number of virtual CPU devices; 0: one per core.
   config.cpu_devices = 0
+
+  # Whether a GPU runs the loops of a round as one CUDA graph; not yet run.
+  config.gpu_graphs = False
+
+  # Whether a GPU uses only operations with the same bits in every run.
+  config.deterministic = False
 
   # Location of the examples: 'device' | 'host' (streams each cohort's).
   config.examples_on = 'device'

@@ -107,10 +107,9 @@ def describe(
     jax.ShapeDtypeStruct((1, *array.shape[1:]), array.dtype)
     for array in simulation.data([1])
   )
-  gradient = cost.count(
+  flops = cost.flops(
     jax.grad(lambda params, x, y: loss_fn(params, x, y).sum()), params, x, y
   )
-  flops = gradient.flops
   if len(workload.shape) == 1:
     # An LSTM's loops have no static length to count: 2 FLOPs per weight and
     # token in the forward pass, and twice that in the backward pass.

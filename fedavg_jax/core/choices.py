@@ -21,7 +21,7 @@ MODELS = ('2nn', 'cnn', 'cnn_torch', 'cifar_cnn', 'char_lstm', 'word_lstm')
 PIXELS = ('unit', 'standard', 'image')
 AUGMENTATIONS = ('none', 'tutorial')
 CONVOLUTIONS = ('auto', 'canonical', 'patches', 'lax')
-PRECISIONS = ('float32', 'bfloat16')
+PRECISIONS = ('float32', 'tf32', 'bfloat16')
 
 LOSSES = ('cross_entropy', 'squared_error', 'binary_cross_entropy')
 # Also top_1, top_2, ...

@@ -34,7 +34,9 @@ from fedavg_jax.contracts.task import results
 from fedavg_jax.core import rules
 from fedavg_jax.core import trees
 from fedavg_jax.core.client_data import Clients
+from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import arithmetic
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
@@ -43,7 +45,6 @@ from fedavg_jax.engine.client_round import train_lanes
 from fedavg_jax.engine.compiled_round import PLAN_SPECS
 from fedavg_jax.engine.local_step import Training
 from fedavg_jax.engine.simulation import Simulation
-from fedavg_jax.models import layers
 from fedavg_jax.schedule.participation import EVERYBODY
 
 _BATCH = 64
@@ -129,11 +130,16 @@ def build_client_tests(
   rules.check_whole('epochs', epochs, 0)
   task = simulation.task
   variables = examples.init_shapes(task.model, planner.seed)
-  with layers.for_platform(mesh.devices.flat[0].platform):
+  own = simulation.arithmetic
+  with own.tracing():
     held = examples.check_held(task, variables, held)
-    dealt = evaluation.place_held_out(held, mesh)
+    batch = evaluation.batch_size(
+      task, variables, Examples(held.x, held.y), mesh
+    )
+    dealt = evaluation.place_held_out(held, mesh, batch)
     test_all = evaluation.build_evaluate_clients(task, number, mesh)
-    test_all = test_all.lower(variables, dealt).compile()
+    lowered = test_all.lower(variables, dealt)
+  test_all = arithmetic.compiled(lowered, own.options())
   train_and_test = None
   if epochs and planner.streamed:
     raise InputError(
@@ -200,7 +206,11 @@ def _build_personal(
     sums = train_lanes(training, state, client_states, data, plan)
     return collectives.sum_over_devices(sums.client_states)
 
-  @functools.partial(jax.jit, out_shardings=replicated)
+  @functools.partial(
+    jax.jit,
+    out_shardings=replicated,
+    compiler_options=simulation.arithmetic.options(loops=True) or None,
+  )
   def train_and_test(state, data, own, plan) -> Sums:
     tested = jax.shard_map(
       test_device,
@@ -221,7 +231,7 @@ def _build_personal(
   def personal(state) -> Sums:
     number = int(state.round) + 1
     state = state._replace(earlier=())  # All start from the newest model.
-    with layers.for_platform(mesh.devices.flat[0].platform):  # Traces once.
+    with simulation.arithmetic.tracing():  # Traces once.
       return train_and_test(
         state,
         simulation.data([number]),

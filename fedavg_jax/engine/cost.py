@@ -1,38 +1,31 @@
-"""Counts the cost of a computation from its program, without running it."""
+"""Counts the operations of a program without running it."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 import math
-from typing import NamedTuple
+from typing import Any
 
 import jax
 from jax.extend import core
 
 
-class Cost(NamedTuple):
-  """Holds the cost of a program; a scan's body counts once per iteration.
+def flops(fn: Callable, *args: Any) -> int:
+  """Counts the floating-point operations of `fn(*args)`.
 
-  Attributes:
-    flops: the floating-point operations of matrix products and convolutions, a
-      multiplication and an addition counted as two; padding counts as data.
-    bytes: the size of all intermediate results together. This is an upper bound
-      of the memory that they need, since none is counted as reused.
+  Those of matrix products and convolutions count, a multiplication and an
+  addition as two; padding counts as data. Unused results, such as the gradient
+  of the data, do not count; a scan's body counts once per iteration, that of a
+  loop without a fixed length once.
+
+  Args:
+    fn: the function, from arrays to a tree of arrays.
+    *args: its arguments, which may be `ShapeDtypeStruct`s.
   """
-
-  flops: int
-  bytes: int
+  return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def count(fn: Callable, *args) -> Cost:
-  """Counts the cost of `fn(*args)`; arguments may be `ShapeDtypeStruct`s.
-
-  Unused results, such as the gradient of the data, do not count. The body of a
-  loop without a fixed length counts once.
-  """
-  return _count(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _count(jaxpr) -> Cost:
-  flops = size = 0
+def _flops(jaxpr: Any) -> int:
+  total = 0
   used = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
   for eqn in reversed(jaxpr.eqns):
     if not eqn.effects and not any(v in used for v in eqn.outvars):
@@ -46,17 +39,13 @@ def _count(jaxpr) -> Cost:
       )
       continue
     used.update(v for v in eqn.invars if isinstance(v, core.Var))
-    inner = [_count(sub) for sub in _inner(eqn)]
     times = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-    flops += times * sum(cost.flops for cost in inner) + _flops(eqn)
-    size += sum(cost.bytes for cost in inner)
-    if not inner:
-      size += sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)
-  return Cost(flops, size)
+    total += times * sum(map(_flops, programs_inside(eqn))) + _flops_of(eqn)
+  return total
 
 
-def _inner(eqn):
-  """Yields the programs inside an operation: a call, a loop, a condition."""
+def programs_inside(eqn: Any) -> Iterator[Any]:
+  """Yields the programs inside of an operation: a call, a loop, a condition."""
   for name, value in eqn.params.items():
     if name.startswith(('jvp', 'fwd', 'bwd')):
       continue  # Differentiation rules, which do not run here.
@@ -67,7 +56,7 @@ def _inner(eqn):
         yield part
 
 
-def _flops(eqn) -> int:
+def _flops_of(eqn: Any) -> int:
   name = eqn.primitive.name
   if name not in ('dot_general', 'conv_general_dilated'):
     return 0

@@ -93,13 +93,23 @@ def free_bytes(device: jax.Device) -> int | None:
   """Returns the free memory of a device in bytes; None if unknown."""
   if device.platform == 'cpu':
     return _free_host_bytes()
-  try:
-    stats = device.memory_stats()
-  except jax.errors.JaxRuntimeError:  # A topology without its devices.
-    return None
-  if not stats or 'bytes_limit' not in stats:
+  stats = _memory_stats(device)
+  if 'bytes_limit' not in stats:
     return None
   return stats['bytes_limit'] - stats['bytes_in_use']
+
+
+def total_bytes(device: jax.Device) -> int | None:
+  """Returns the memory of an accelerator in bytes; None if unknown."""
+  return _memory_stats(device).get('bytes_limit')
+
+
+def _memory_stats(device: jax.Device) -> dict[str, int]:
+  """Returns what a device reports of its memory, {} if it reports nothing."""
+  try:
+    return device.memory_stats() or {}
+  except jax.errors.JaxRuntimeError:  # A topology without its devices.
+    return {}
 
 
 def _free_host_bytes() -> int | None:

@@ -6,6 +6,7 @@ Shape letters: B examples of a batch, D devices, K clients.
 """
 
 from collections.abc import Callable
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -23,9 +24,16 @@ from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import collectives
+from fedavg_jax.engine import step_cost
+from fedavg_jax.engine.devices import total_bytes
+from fedavg_jax.models import layers
 
-# Examples of a batch: large enough to be fast, small enough to bound memory.
+# Examples of a batch on a CPU: large enough to be fast, and its caches hold it.
 _BATCH = 125
+# On an accelerator as many as hide the launch of kernels, within a part of the
+# memory, of which the lanes may take 0.8.
+_MOST, _LEAST = 2000, 125
+_MOST_BYTES, _MEMORY_SHARE = 2**31, 1 / 16
 
 
 class TestSet(NamedTuple):
@@ -48,37 +56,90 @@ class TestSet(NamedTuple):
     return Batch(self.x, self.y, self.mask, jnp.sum(self.mask, dtype=jnp.int32))
 
 
-def place_test_set(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
+def batch_size(
+  task: Task, variables: Any, test: Examples, mesh: jax.sharding.Mesh
+) -> int:
+  """Chooses B for the platform that models are traced for.
+
+  On a CPU it is 125. On an accelerator it is 1,000 to 2,000 for a larger test
+  set, so that few batches are needed, or fewer if their results would take more
+  than a part of the memory. The choice depends on the kind of device, not on
+  its free memory: a resumed run makes the same one.
+
+  Args:
+    task: the task that is tested.
+    variables: the variables of its model, or their shapes.
+    test: the test set, or the held-out examples of clients.
+    mesh: the devices of the test.
+  """
+  if layers.traced_platform() == 'cpu':
+    return _BATCH
+  x, y = (
+    trees.map_arrays(
+      lambda array: jax.ShapeDtypeStruct(
+        (_LEAST, *array.shape[1:]), array.dtype
+      ),
+      own,
+    )
+    for own in test
+  )
+  size = step_cost.estimate(
+    lambda variables, *own: rows(task, variables, TestSet(*own).batch()),
+    variables,
+    *(x, y, jax.ShapeDtypeStruct((_LEAST,), bool)),
+  )
+  room = int(
+    min(
+      _MOST_BYTES,
+      _MEMORY_SHARE * (total_bytes(mesh.devices.flat[0]) or math.inf),
+    )
+  )
+  most = min(_MOST, max(_LEAST, _LEAST * room // max(size.memory, 1)))
+  number = -(-trees.num_rows(test.y) // mesh.size)
+  even = -(-number // -(-number // most))  # Batches of almost equal sizes.
+  return -(-even // 8) * 8  # The rows of a TPU's registers.
+
+
+def place_test_set(
+  test: Examples, mesh: jax.sharding.Mesh, batch: int = _BATCH
+) -> TestSet:
   """Splits a test set into batches and distributes them over the devices.
 
   Args:
     test: the test set, x [n, ...] and y [n, ...], or trees of such arrays.
     mesh: the devices, from `compiled_round.lane_mesh`.
+    batch: B, from `batch_size`.
   """
   if not trees.is_tree(test.y) and test.y.ndim == 2:
     # Batches of sequences of similar length have few steps on padding.
     lengths = np.sum(test.y != NO_LABEL, axis=1)
     order = np.argsort(lengths, kind='stable')
     test = Examples(*(trees.take(own, order) for own in test))
-  return _deal_examples(test, mesh)
+  return _deal_examples(test, mesh, batch)
 
 
-def _deal_examples(test: Examples, mesh: jax.sharding.Mesh) -> TestSet:
+def _deal_examples(
+  test: Examples, mesh: jax.sharding.Mesh, batch: int
+) -> TestSet:
+  def deal(array, padding):
+    return _deal(array, mesh, batch, padding)
+
   return TestSet(
-    trees.map_arrays(lambda array: _deal(array, mesh, 0), test.x),
-    trees.map_arrays(lambda array: _deal(array, mesh, _padding(array)), test.y),
-    _deal(np.ones(trees.num_rows(test.y), bool), mesh, False),
+    trees.map_arrays(lambda array: deal(array, 0), test.x),
+    trees.map_arrays(lambda array: deal(array, _padding(array)), test.y),
+    deal(np.ones(trees.num_rows(test.y), bool), False),
   )
 
 
 def place_held_out(
-  held: Clients, mesh: jax.sharding.Mesh
+  held: Clients, mesh: jax.sharding.Mesh, batch: int = _BATCH
 ) -> tuple[TestSet, Any]:
   """Distributes clients' held-out examples, in the order of the clients.
 
   Args:
     held: the held-out examples.
     mesh: the devices, from `compiled_round.lane_mesh`.
+    batch: B, from `batch_size`.
 
   Returns:
     The test set, and the client id of each example, [D * batches, B] int32;
@@ -88,8 +149,8 @@ def place_held_out(
     np.arange(held.num_clients, dtype=np.int32), held.num_examples
   )
   return (
-    _deal_examples(Examples(held.x, held.y), mesh),
-    _deal(owner, mesh, held.num_clients),
+    _deal_examples(Examples(held.x, held.y), mesh, batch),
+    _deal(owner, mesh, batch, held.num_clients),
   )
 
 
@@ -98,16 +159,16 @@ def _padding(y: np.ndarray) -> int:
   return NO_LABEL if y.dtype.kind == 'i' else 0
 
 
-def _deal(array, mesh, padding) -> Any:
+def _deal(array, mesh, batch, padding) -> Any:
   """Places an array [n, ...] on the devices as [D * batches, B, ...]."""
-  batches = -(-len(array) // (_BATCH * mesh.size)) * mesh.size
-  missing = batches * _BATCH - len(array)
+  batches = -(-len(array) // (batch * mesh.size)) * mesh.size
+  missing = batches * batch - len(array)
   array = np.concatenate(
     [array, np.full((missing, *array.shape[1:]), padding, array.dtype)]
   )
   # Device d gets the batches d, d + D, ...
-  array = array.reshape(-1, mesh.size, _BATCH, *array.shape[1:])
-  array = array.swapaxes(0, 1).reshape(batches, _BATCH, *array.shape[3:])
+  array = array.reshape(-1, mesh.size, batch, *array.shape[1:])
+  array = array.swapaxes(0, 1).reshape(batches, batch, *array.shape[3:])
   return collectives.put(
     array, jax.sharding.NamedSharding(mesh, jax.P('lanes'))
   )

@@ -10,6 +10,7 @@ import numpy as np
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import processes
 from fedavg_jax.engine.devices import free_bytes
+from fedavg_jax.engine.step_cost import StepCost
 from fedavg_jax.schedule import packing
 from fedavg_jax.schedule import planning
 
@@ -18,6 +19,9 @@ from fedavg_jax.schedule import planning
 # estimate, not measured: 0.1 ms of kernel launches at 2 TB/s, each weight moved
 # five times.
 _WEIGHTS_PER_LAUNCH = 10_000_000
+# What a kernel and a read by the host cost in microseconds, and the bytes that
+# move in one: estimates as well, by which lanes are counted but not yet chosen.
+_KERNEL_US, _HOST_READ_US, _BYTES_PER_US = 2.0, 15.0, 2e6
 # The number of cohorts packed on trial, and the speedup that justifies more
 # lanes.
 _TRIALS, _WORTH = 8, 1.02
@@ -37,6 +41,7 @@ def choose_lanes(
   num_weights: int,
   lane_bytes: int,
   other_bytes: int,
+  step: StepCost | None = None,
 ) -> tuple[planning.Planner, str]:
   """Chooses the lanes and devices of a federation.
 
@@ -47,6 +52,9 @@ def choose_lanes(
   hide the launch of its kernels. If few clients are much longer than the
   others, a device continues with a half, a quarter, an eighth of its lanes.
 
+  l_0 comes from the model's weights. With `step` the reason also says how many
+  lanes would be chosen if it came from kernels, host reads and bytes.
+
   Args:
     wished: the requested number of lanes of all devices together; 0 chooses.
     planner: the federation's planner, whose lanes are not yet decided.
@@ -54,6 +62,7 @@ def choose_lanes(
     num_weights: the number of the model's weights.
     lane_bytes: the memory of a lane in bytes.
     other_bytes: the memory in bytes that a device needs in addition to lanes.
+    step: the estimated cost of a step of one lane, None if unknown.
 
   Returns:
     The planner with its lanes and devices, and the reason in one line.
@@ -101,8 +110,34 @@ def choose_lanes(
   if devices[0].platform != 'cpu':
     enough = max(1.0, _WEIGHTS_PER_LAUNCH / max(num_weights, 1))
   cohorts = _trial_cohorts(planner)
+  best = _fastest(cohorts, num_devices, min(fit, fill), enough)
+  share = useful_share(cohorts, num_devices, best)
+  why = f'{100 * share:.0f} % of their steps are useful; {needs}'
+  if fit < fill:
+    why += f'; limited by device memory to {fit} per device'
+  if step is not None and devices[0].platform != 'cpu':
+    other = _fastest(
+      cohorts, num_devices, min(fit, fill), lanes_that_hide(step)
+    )
+    why += (
+      f'; {step.kernels} kernels, {step.host_reads} host reads and'
+      f' {step.bytes / 1e6:.3g} MB of a step would give'
+      f' {num_devices * other[0]} lanes (estimated, not used)'
+    )
+  return _laid_out(planner, num_devices, best), why
+
+
+def _fastest(cohorts, num_devices, most, enough) -> tuple[int, ...]:
+  """Returns the widths with the most useful steps per second.
+
+  Args:
+    cohorts: arrays [M] with the steps of each client of a cohort.
+    num_devices: D.
+    most: the largest number of lanes of a device.
+    enough: l_0, the lanes of a device that cost as much as one.
+  """
   best, best_speed = (1,), 0.0
-  for lanes in _candidates(min(fit, fill)):
+  for lanes in _candidates(most):
     widths = _choose_widths(cohorts, num_devices, lanes)
     costs = np.maximum(1.0, np.array(widths) / enough)
     seconds = sum(
@@ -114,11 +149,72 @@ def choose_lanes(
     speed = sum(steps.sum() for steps in cohorts) / seconds
     if speed > best_speed * _WORTH:
       best, best_speed = widths, speed
-  share = useful_share(cohorts, num_devices, best)
-  why = f'{100 * share:.0f} % of their steps are useful; {needs}'
-  if fit < fill:
-    why += f'; limited by device memory to {fit} per device'
-  return _laid_out(planner, num_devices, best), why
+  return best
+
+
+def lanes_that_hide(step: StepCost) -> float:
+  """Returns l_0, the lanes that move bytes for as long as kernels launch.
+
+  Args:
+    step: the cost of a step of one lane. Launches and host reads do not depend
+      on the number of lanes, its bytes do.
+
+  >>> from fedavg_jax.engine.step_cost import StepCost
+  >>> lanes_that_hide(StepCost(30, 1, bytes=5_000_000, memory=0))
+  30.0
+  """
+  fixed = _KERNEL_US * step.kernels + _HOST_READ_US * step.host_reads
+  return max(1.0, fixed * _BYTES_PER_US / max(step.bytes, 1))
+
+
+def lane_bytes_compiled(
+  call: jax.stages.Compiled, planner: planning.Planner
+) -> int | None:
+  """Returns the memory of a lane in the compiled call; None if unknown.
+
+  Args:
+    call: the compiled call, whose figure is that of one device.
+    planner: its planner.
+  """
+  memory = call.memory_analysis()
+  if memory is None:  # Some back ends do not report it.
+    return None
+  needed = memory.temp_size_in_bytes + memory.output_size_in_bytes
+  return (needed - memory.alias_size_in_bytes) // planner.widths[0]
+
+
+def lanes_that_fit_compiled(
+  lane_bytes: int, planner: planning.Planner, devices: Sequence[jax.Device]
+) -> int:
+  """Returns how many lanes a compiled call may have on all devices together.
+
+  Args:
+    lane_bytes: the memory of a lane in the compiled call.
+    planner: its planner.
+    devices: its devices, which hold the data already.
+
+  Returns:
+    The lanes of the planner if they fit, else a smaller number.
+
+  Raises:
+    InputError: one lane per device needs more than the free memory.
+  """
+  own = [d for d in devices if d.process_index == jax.process_index()]
+  free = free_bytes(own[0])
+  fit = planner.widths[0]
+  if free is not None:
+    shared_by = len(own) if own[0].platform == 'cpu' else 1
+    per_lane = max(lane_bytes * shared_by, 1)
+    if per_lane * fit > free:
+      fit = min(fit - 1, int(free * _MEMORY_SHARE) // per_lane)
+  fit = processes.smallest(fit)
+  if fit < 1:
+    raise InputError(
+      f'lanes = {planner.num_devices}: a lane of the compiled program needs'
+      f' {lane_bytes / 2**20:.3g} MiB, more than is free on a device; use a'
+      ' smaller model or micro_batch'
+    )
+  return fit * planner.num_devices
 
 
 def lay_out(

@@ -97,9 +97,18 @@ class Execution:
     rounds_per_call: the largest number of rounds of a compiled call; 0 chooses.
       A call has fewer rounds where they are long.
     devices: the devices to run on; None takes all of JAX's default backend.
+    precision: the least precision of matrix products and convolutions of
+      float32 numbers, one of `choices.PRECISIONS`, for user-defined models too.
+      'float32' is exact on every device, in several passes on a TPU. 'tf32' is
+      the default of a GPU's tensor cores (10 bits of mantissa). 'bfloat16'
+      takes one pass on a TPU (7 bits) and TF32 on a GPU; for products of
+      bfloat16 numbers there, `build_model(precision='bfloat16')`. A CPU always
+      computes float32. A precision that a layer of the model states stays.
     gpu_graphs: whether a GPU runs the loops of a round as one CUDA graph, in
       which no host reads a flag before every step. Compiled for an H100, not
       yet run on one; ignored on other devices.
+    deterministic: whether a GPU has to use operations and algorithms whose
+      results are equal in every run; ignored on other devices, where they are.
 
   Raises:
     InputError: a value breaks its rule.
@@ -119,13 +128,17 @@ class Execution:
   micro_batch: int = 0
   rounds_per_call: int = 0
   devices: Sequence[jax.Device] | None = None
+  precision: str = 'float32'
   gpu_graphs: bool = False
+  deterministic: bool = False
 
   def __post_init__(self) -> None:
     for name in ('lanes', 'micro_batch', 'rounds_per_call'):
       rules.check_whole(name, getattr(self, name), 0)
-    if not isinstance(self.gpu_graphs, bool):
-      raise InputError(f'gpu_graphs = {self.gpu_graphs!r}: must be a bool')
+    choices.check_choice('precision', self.precision, choices.PRECISIONS)
+    for name in ('gpu_graphs', 'deterministic'):
+      if not isinstance(getattr(self, name), bool):
+        raise InputError(f'{name} = {getattr(self, name)!r}: must be a bool')
     if self.devices is not None and not self.devices:
       raise InputError('devices = []: must hold at least one device')
 

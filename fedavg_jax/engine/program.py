@@ -17,15 +17,16 @@ import numpy as np
 
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.task import Task
+from fedavg_jax.engine import arithmetic
 from fedavg_jax.engine import client_state_store
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
 from fedavg_jax.engine import examples
 from fedavg_jax.engine import prefetch
 from fedavg_jax.engine import superstep
+from fedavg_jax.engine.arithmetic import Arithmetic
 from fedavg_jax.engine.hyperparameter_axis import Trained
 from fedavg_jax.engine.options import Federation
-from fedavg_jax.models import layers
 from fedavg_jax.schedule import planning
 
 # Limits of one call: its rounds, and the bytes of their plans.
@@ -34,13 +35,6 @@ _MOST_ROUNDS, _MOST_PLAN_BYTES = 64, 2**24
 # the CNN is 8 % faster, one of the 2NN 5 %.
 _CPU: dict[str, bool | str] = {
   'xla_cpu_copy_insertion_use_region_analysis': True
-}
-# What a CUDA graph may hold: XLA's own list, and loops.
-_GPU_GRAPHS: dict[str, bool | str] = {
-  'xla_gpu_enable_command_buffer': (
-    'FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,COLLECTIVES,WHILE,'
-    'DYNAMIC_SLICE_FUSION'
-  )
 }
 
 
@@ -56,7 +50,9 @@ class Program(NamedTuple):
     platform: the kind of the devices, as in `jax.Device.platform`.
     rounds_per_call: R, the largest number of rounds of a call.
     counts_bytes: True if the bytes of messages depend on their values.
+    precision: the attribute of `Execution`.
     gpu_graphs: the attribute of `Execution`.
+    deterministic: the attribute of `Execution`.
   """
 
   task: Task
@@ -67,7 +63,16 @@ class Program(NamedTuple):
   platform: str
   rounds_per_call: int
   counts_bytes: bool
+  precision: str = 'float32'
   gpu_graphs: bool = False
+  deterministic: bool = False
+
+  @property
+  def arithmetic(self) -> Arithmetic:
+    """Returns how the program computes on its devices."""
+    return Arithmetic(
+      self.platform, self.precision, self.deterministic, self.gpu_graphs
+    )
 
   def init(self) -> tuple[compiled_round.ServerState, Any]:
     """Returns the server state and the client states before round 1."""
@@ -106,6 +111,16 @@ class Program(NamedTuple):
       folder,
     )
 
+  def test_batch(self) -> int:
+    """Returns the examples of a batch of the test set."""
+    with self.arithmetic.tracing():
+      return evaluation.batch_size(
+        self.task,
+        examples.init_shapes(self.task.model, self.planner.seed),
+        self.federation.test,
+        self.mesh,
+      )
+
   def evaluate(self) -> Any:
     """Returns the jitted evaluation, (variables, test) -> `Sums`."""
     one = evaluation.build_evaluate(self.task, self.mesh)
@@ -143,8 +158,9 @@ class Program(NamedTuple):
       data = prefetch.shapes(clients, self.planner)
     else:
       data = jax.tree.map(_shape, compiled_round.Examples(*clients[:2]))
+    batch = self.test_batch()
     test = jax.eval_shape(
-      lambda: evaluation.place_test_set(self.federation.test, self.mesh)
+      lambda: evaluation.place_test_set(self.federation.test, self.mesh, batch)
     )
     schedule = superstep.make_schedule(
       self.planner, [1], self.rounds_per_call, lambda number: True
@@ -161,7 +177,7 @@ class Program(NamedTuple):
       InputError: the model cannot be trained on such examples.
     """
     x = self.federation.clients.x
-    with layers.for_platform(self.platform):
+    with self.arithmetic.tracing():
       with examples.lowering(self.task.model, x):
         return self.call().lower(*(arguments or self.arguments()))
 
@@ -170,17 +186,25 @@ class Program(NamedTuple):
 
     Args:
       target: the platform, 'cuda', 'rocm' or 'tpu', as in `jax.export`.
+
+    Raises:
+      InputError: the platform does not have the precision.
     """
     own = self._replace(platform='tpu' if target == 'tpu' else 'gpu')
-    with layers.for_platform(own.platform):
+    arithmetic.check(own.arithmetic)
+    with own.arithmetic.tracing():
       return jax.export.export(own.call(), platforms=[target])(*own.arguments())
 
   def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles what `lower` returns, with compiler options for the platform."""
+    """Compiles what `lower` returns, with compiler options for the platform.
+
+    Raises:
+      InputError: the compiler does not know an option of a setting.
+    """
     options = _CPU if self.platform == 'cpu' else {}
-    if self.platform == 'gpu' and self.gpu_graphs:
-      options = _GPU_GRAPHS
-    return lowered.compile(options)
+    return arithmetic.compiled(
+      lowered, options | self.arithmetic.options(loops=True)
+    )
 
 
 def rounds_per_call(planner: planning.Planner) -> int:

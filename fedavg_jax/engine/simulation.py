@@ -13,6 +13,7 @@ import time
 from typing import Any
 from typing import NamedTuple
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -28,6 +29,7 @@ from fedavg_jax.contracts.task import results
 from fedavg_jax.core import client_data
 from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine import arithmetic
 from fedavg_jax.engine import client_state_store
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import compiled_round
@@ -43,7 +45,6 @@ from fedavg_jax.engine.laid_out import lay_out
 from fedavg_jax.engine.options import Execution
 from fedavg_jax.engine.options import Federation
 from fedavg_jax.engine.options import Placement
-from fedavg_jax.models import layers
 from fedavg_jax.schedule import planning
 
 
@@ -83,7 +84,7 @@ class Simulation(NamedTuple):
 
   init: Callable[[], tuple[compiled_round.ServerState, Any]]
   planner: planning.Planner
-  call: Callable
+  call: jax.stages.Compiled
   lowered: jax.stages.Lowered
   rounds_per_call: int
   data: Callable[[Sequence[int]], Any]
@@ -98,6 +99,17 @@ class Simulation(NamedTuple):
   sweep: tuple[float, ...] | None
   host_states: Callable[..., client_state_store.ClientStates] | None
   parts: Parts
+
+  @property
+  def arithmetic(self) -> arithmetic.Arithmetic:
+    """Returns how the simulation computes on its devices."""
+    own = self.parts.execution
+    return arithmetic.Arithmetic(
+      self.mesh.devices.flat[0].platform,
+      own.precision,
+      own.deterministic,
+      own.gpu_graphs,
+    )
 
 
 def build_simulation(
@@ -270,21 +282,21 @@ def _build(parts: Parts) -> Simulation:
   )
 
   @functools.cache  # Data are placed once, whatever the number of lanes.
-  def on_devices(number: int):
+  def on_devices(number: int, test_batch: int):
     mesh = compiled_round.lane_mesh(laid_out.devices[:number])
     data: Any = None
     if not laid_out.planner.streamed:
       # This reads rows that are on disk.
       x, y = (trees.map_arrays(np.asarray, own) for own in clients[:2])
       data = compiled_round.place_examples(x, y, mesh)
-    return data, evaluation.place_test_set(test, mesh)
+    return data, evaluation.place_test_set(test, mesh, test_batch)
 
   def with_lanes(lanes: int, why: str) -> Simulation:
     planner = laid_out.planner
     if lanes != planner.lanes:
       planner = layout.lay_out(planner, lanes, min(planner.num_devices, lanes))
     own = laid_out.program(planner)
-    data, test_set = on_devices(planner.num_devices)
+    data, test_set = on_devices(planner.num_devices, own.test_batch())
     source: Any = functools.partial(_resident, data)
     if planner.streamed:
       source = prefetch.Stream(clients, planner, own.mesh)
@@ -301,10 +313,23 @@ def _build(parts: Parts) -> Simulation:
   lanes, why = laid_out.planner.lanes, laid_out.why
   while True:
     try:
-      return with_lanes(lanes, why)
+      simulation = with_lanes(lanes, why)
     except jax.errors.JaxRuntimeError as error:
       lanes = layout.fewer_lanes(lanes, laid_out.planner, error)
       why = 'limited by device memory'
+      continue
+    planner = simulation.planner
+    lane_bytes = layout.lane_bytes_compiled(simulation.call, planner)
+    if lane_bytes is None:
+      return simulation
+    why += f'; {lane_bytes / 2**20:.3g} MiB as compiled'
+    fit = layout.lanes_that_fit_compiled(
+      lane_bytes, planner, laid_out.devices[: planner.num_devices]
+    )
+    if fit == planner.lanes:
+      return simulation._replace(layout_reason=why)
+    logging.warning('%d lanes do not fit: %s; %d do', planner.lanes, why, fit)
+    lanes, why = fit, 'limited by device memory'
 
 
 def _compile(
@@ -331,8 +356,9 @@ def _compile(
     )
   )
   call = own.compile(lowered)
-  with layers.for_platform(own.platform):
-    evaluate = own.evaluate().lower(states.variables, test_set).compile()
+  with own.arithmetic.tracing():
+    evaluate = own.evaluate().lower(states.variables, test_set)
+  evaluate = arithmetic.compiled(evaluate, own.arithmetic.options())
 
   def test_sums(variables):
     return jax.device_get(evaluate(variables, test_set))

@@ -263,8 +263,9 @@ def build_model(
       trains on the random crops of `augment.tutorial`, of 24 x 24, and tests
       on central crops.
     convolution: the method of `layers.conv2d`.
-    precision: the dtype of logits and gradients, 'float32' or 'bfloat16';
-      parameters, their updates and losses are float32 with both.
+    precision: the dtype of logits and gradients: 'bfloat16', or float32 for the
+      other words of `choices.PRECISIONS`, whose products `Execution.precision`
+      chooses; parameters, their updates and losses are always float32.
 
   Returns:
     A `Model`; params are a dict of dicts of float32 arrays.
@@ -318,6 +319,7 @@ def build_model(
     module = _SEQUENCES[name](data.num_classes, padding=data.padding)
   else:
     module = _IMAGES[name](data.num_classes, convolution)
+  dtype = 'bfloat16' if precision == 'bfloat16' else 'float32'
   mean, std = data.pixel_statistics() if pixels == 'standard' else (0.0, 1.0)
 
   def prepared(x):
@@ -325,13 +327,13 @@ def build_model(
       return x.astype(jnp.int32)
     x = augment.central_crop(x) if crops else x
     if pixels == 'image':
-      return augment.standardize(x.astype(jnp.float32)).astype(precision)
+      return augment.standardize(x.astype(jnp.float32)).astype(dtype)
     x = (x.astype(jnp.float32) / data.max_value - mean) / std
-    return x.astype(precision)
+    return x.astype(dtype)
 
   def apply(params, x) -> Any:
     # The cast's gradient brings the parameters' gradient back to float32.
-    params = jax.tree.map(lambda a: a.astype(precision), params)
+    params = jax.tree.map(lambda a: a.astype(dtype), params)
     logits: Any = module.apply({'params': params}, prepared(x))
     return logits.astype(jnp.float32)
 

@@ -19,6 +19,7 @@ from fedavg_jax.core import exact
 from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data.dataset import Dataset
+from fedavg_jax.engine import arithmetic
 from fedavg_jax.engine import client_evaluation
 from fedavg_jax.engine import evaluation
 from fedavg_jax.engine.options import Execution
@@ -153,6 +154,9 @@ def execution(cfg: RunConfig, *, lanes: int) -> Execution:
     lanes=lanes,
     micro_batch=cfg.micro_batch,
     rounds_per_call=cfg.rounds_per_call,
+    precision=cfg.precision,
+    gpu_graphs=cfg.gpu_graphs,
+    deterministic=cfg.deterministic,
   )
 
 
@@ -231,10 +235,16 @@ def build_last_test(
   if prepared.validation is None:
     return None
   task, mesh = simulation.task, simulation.mesh
+  own = simulation.arithmetic
   evaluate = evaluation.build_evaluate(task, mesh)
 
   def last_test(variables):
-    test = evaluation.place_test_set(prepared.dataset.test, mesh)
-    return results(task, jax.device_get(evaluate(variables, test)))
+    with own.tracing():
+      given = prepared.dataset.test
+      batch = evaluation.batch_size(task, variables, given, mesh)
+      test = evaluation.place_test_set(given, mesh, batch)
+      lowered = evaluate.lower(variables, test)
+    sums = arithmetic.compiled(lowered, own.options())(variables, test)
+    return results(task, jax.device_get(sums))
 
   return last_test

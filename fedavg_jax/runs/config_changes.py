@@ -19,6 +19,8 @@ MACHINE_KEYS = (
   'micro_batch',
   'rounds_per_call',
   'cpu_devices',
+  'gpu_graphs',
+  'deterministic',
   'examples_on',
   'log',
   'pictures',

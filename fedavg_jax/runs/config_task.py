@@ -68,8 +68,9 @@ class TaskOptions(Options):
   precision: str = option(
     'float32',
     one_of(choices.PRECISIONS),
-    "dtype of matrix products and convolutions: 'float32' | 'bfloat16' (weights"
-    ' stay float32).',
+    "Precision of matrix products and convolutions: 'float32' | 'tf32' (the"
+    " default of a GPU's tensor cores) | 'bfloat16' (weights stay float32; a"
+    ' user-defined model keeps its own dtypes).',
   )
   loss: str = option(
     '',

@@ -17,7 +17,6 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import examples
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.simulation import Simulation
-from fedavg_jax.models import layers
 from fedavg_jax.runs.snapshots import are_stored
 
 # The examples per call: enough to be fast, few enough to bound memory.
@@ -137,8 +136,7 @@ class Result(Mapping[str, np.ndarray]):
     # One batch size for all, so that the model is compiled once.
     number = trees.num_rows(x)
     rows = np.minimum(np.arange(-(-number // _BATCH) * _BATCH), number - 1)
-    platform = self.simulation.mesh.devices.flat[0].platform
-    with layers.for_platform(platform):
+    with self.simulation.arithmetic.tracing():
       outputs = [
         jax.device_get(apply(variables, trees.take(x, rows[i : i + _BATCH])))
         for i in range(0, len(rows), _BATCH)

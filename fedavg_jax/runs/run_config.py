@@ -150,6 +150,16 @@ class RunConfig(TaskOptions):
   cpu_devices: int = option(
     0, between(0, 1024), 'Number of virtual CPU devices; 0: one per core.'
   )
+  gpu_graphs: bool = option(
+    False,
+    ANYTHING,
+    'Whether a GPU runs the loops of a round as one CUDA graph; not yet run.',
+  )
+  deterministic: bool = option(
+    False,
+    ANYTHING,
+    'Whether a GPU uses only operations with the same bits in every run.',
+  )
   examples_on: str = option(
     'device',
     one_of(choices.EXAMPLES_ON),

@@ -8,6 +8,7 @@ from fedavg_jax.contracts.model import Model
 from fedavg_jax.core import client_data
 from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
+from fedavg_jax.models import layers
 
 
 def evaluate(apply, variables, test, mesh):
@@ -77,3 +78,44 @@ def test_every_label_of_a_sequence_counts_once(num_devices, examples):
   assert got['accuracy'] == (logits.argmax(axis=1) == y[real]).mean()
   expected = -log_p[np.arange(len(log_p)), y[real]].mean()
   assert got['loss'] == pytest.approx(expected, 1e-5)
+
+
+@pytest.mark.parametrize('batch', [8, 16, 256, 1000])
+def test_the_size_of_batches_changes_no_count(batch):
+  """Each device has as many batches, and padding does not count."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(511, 3)).astype(np.float32)
+  y = rng.integers(0, 3, 511).astype(np.int32)
+  mesh = compiled_round.lane_mesh(jax.devices()[:2])
+  test = evaluation.place_test_set(client_data.Examples(x, y), mesh, batch)
+  assert test.mask.shape[1] == batch and not test.mask.shape[0] % 2
+  got, count = evaluate(lambda params, x: x, (), test, mesh)
+  assert count == 511 and got['accuracy'] == (x.argmax(axis=1) == y).mean()
+
+
+@pytest.mark.parametrize(
+  ('platform', 'memory', 'number', 'expected'),
+  [
+    ('cpu', None, 10_000, 125),
+    ('gpu', None, 10_000, 2000),
+    ('gpu', None, 10, 16),
+    ('tpu', None, 2100, 1056),
+    # A result of 4 MB per example: 512 of them are 2 GiB, and a few bytes.
+    ('gpu', None, 10_000 * 2**20, 504),
+    ('gpu', 2**33, 10_000 * 2**20, 128),
+    ('gpu', 1, 10_000, 128),
+  ],
+)
+def test_accelerators_take_large_batches_that_fit(
+  monkeypatch, platform, memory, number, expected
+):
+  """A batch is as large as memory allows, and batches are of equal sizes."""
+  number, wide = number % 2**20 or 10_000, number > 2**20
+  monkeypatch.setattr(evaluation, 'total_bytes', lambda device: memory)
+  x = np.zeros((number, 4), np.float32)
+  test = client_data.Examples(x, np.zeros(number, np.int32))
+  kernel = jax.ShapeDtypeStruct((4, 2**20 if wide else 3), np.float32)
+  task = tasks.make_task(Model('own', None, lambda w, x: x @ w))
+  mesh = compiled_round.lane_mesh(jax.devices()[:1])
+  with layers.for_platform(platform):
+    assert evaluation.batch_size(task, kernel, test, mesh) == expected

@@ -1,5 +1,7 @@
 """The number of lanes is chosen within bounds, with a reason."""
 
+import dataclasses
+import functools
 import types
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import devices
 from fedavg_jax.engine import layout
+from fedavg_jax.engine import step_cost
 from fedavg_jax.schedule.planning import Planner
 
 
@@ -51,6 +54,36 @@ def test_small_models_get_all_lanes_of_an_accelerator_large_ones_few():
   free = [gpu(2**40)]
   assert choose(0, 50, devices=free, num_weights=10_000)[1] == 50
   assert choose(0, 50, devices=free, num_weights=10**7)[1] == 1
+
+
+def test_the_reason_has_the_lanes_that_kernels_would_give():
+  """Kernels take as long as the bytes of 24 lanes; the weights decide."""
+  step = step_cost.StepCost(24, 0, bytes=4_000_000, memory=0)
+  assert layout.lanes_that_hide(step) == 24
+  read = step._replace(host_reads=1)
+  assert layout.lanes_that_hide(read) == 24 + 15 / 2
+  kwargs = {'devices': [gpu(2**40)], 'num_weights': 10**7, 'step': step}
+  _, lanes, why = choose(0, 24, **kwargs)
+  assert lanes == 1 and why.endswith('give 24 lanes (estimated, not used)')
+  assert 'estimated' not in choose(0, step=step)[2]  # On a CPU.
+
+
+def test_the_compiled_program_decides_what_fits():
+  """A lane that needs more than was estimated leaves room for fewer lanes."""
+  own = dataclasses.replace(planner((600,) * 100, 10), lanes=8, widths=(8,))
+  fit = functools.partial(layout.lanes_that_fit_compiled, planner=own)
+  assert fit(2**17, devices=[gpu(2**20)]) == 8
+  assert fit(2**18, devices=[gpu(2**20)]) == 3  # A fifth stays free.
+  assert fit(2**20, devices=[gpu(2**23)]) == 8
+  assert fit(2**30, devices=[silent()]) == 8
+  with pytest.raises(InputError, match='a lane of the compiled program needs'):
+    fit(2**21, devices=[gpu(2**20)])
+
+
+def silent():
+  return types.SimpleNamespace(
+    platform='gpu', process_index=0, memory_stats=lambda: None
+  )
 
 
 def test_no_more_lanes_than_the_longest_client_needs():
@@ -124,7 +157,6 @@ def test_widths_where_few_clients_are_much_longer(sigma, lanes, expected):
 
 def test_free_memory_of_this_machine():
   assert devices.free_bytes(jax.devices()[0]) > 2**20
-  silent = types.SimpleNamespace(
-    platform='gpu', process_index=0, memory_stats=lambda: None
-  )
-  assert devices.free_bytes(silent) is None
+  assert devices.free_bytes(silent()) is None
+  assert devices.total_bytes(silent()) is None
+  assert devices.total_bytes(gpu(7)) == 12

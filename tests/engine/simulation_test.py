@@ -368,6 +368,30 @@ def test_out_of_memory_after_some_rounds(name, failing):
   )
 
 
+def test_lanes_that_do_not_fit_as_compiled_are_fewer(monkeypatch):
+  """Two devices share 1 GiB: a lane of each fits, three of each do not."""
+  monkeypatch.setattr(layout, 'free_bytes', lambda device: 2**30)
+  monkeypatch.setattr(layout, 'lane_bytes_compiled', lambda *args: 2**28)
+  x = np.zeros((6, 2), np.float32)
+  federation = fa.Federation(
+    fa.build_clients(fa.Examples(x, x[:, 0]), np.arange(6)[:, None]),
+    fa.Examples(x, x[:, 0]),
+    client_fraction=1.0,
+    epochs=1,
+    batch_size=0,
+  )
+  simulation = fa.build_simulation(
+    fa.Model('linear', lambda key: np.zeros(2, np.float32), lambda w, x: x @ w),
+    federation,
+    fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+    loss=fa.losses.squared_error,
+    execution=fa.Execution(lanes=6),
+  )
+  assert simulation.planner.lanes == 2
+  reason = 'limited by device memory; 256 MiB as compiled'
+  assert simulation.layout_reason == reason
+
+
 def test_not_even_one_lane_fits():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
   planner = make_simulation(lanes=1).planner

@@ -95,7 +95,7 @@ BAD_VALUES = [
   ('eval_every', 0, '[1, 2147483647]'),
   ('target_accuracy', 97.0, '[0, 1]'),
   ('seed', -1, '[0, 2147483647]'),
-  ('precision', 'float16', 'must be one of float32, bfloat16'),
+  ('precision', 'float16', 'must be one of float32, tf32, bfloat16'),
   ('weighting', 'size', 'must be one of examples, uniform'),
   ('algorithm', 'fedsgd', 'must be one of fedavg, fedprox, scaffold'),
   ('client.proximal', -0.1, '[0, 1e+30]'),

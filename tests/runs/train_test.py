@@ -336,6 +336,8 @@ KNOBS = {
   'lanes': 6,
   'micro_batch': 4,
   'rounds_per_call': 3,
+  'gpu_graphs': True,
+  'deterministic': True,
 }
 
 
@@ -368,6 +370,7 @@ def test_every_option_reaches_the_run(repository, tmp_path, monkeypatch):
   assert planner.participation.unavailable_fraction == 0.3
   assert (planner.weighting, planner.micro_batch) == ('uniform', 4)
   assert simulation.rounds_per_call == 3
+  assert simulation.arithmetic == ('cpu', 'bfloat16', True, True)
   # 40 clients of 37 or 38, a fifth held out; three shards of 12 or 13 each.
   assert len(planner.num_examples) == 40
   assert set(planner.num_examples) <= {29, 30, 31, 32}
