@@ -49,7 +49,9 @@ class Case:
     lanes: the number of lanes of all devices together.
     cohort: clients per round; 0 means the workload's.
     devices: the number of devices.
-    precision: 'float32' or 'bfloat16'.
+    precision: the dtype of the model, 'float32' or 'bfloat16'.
+    exact: whether products of float32 are exact; otherwise they are in TF32 on
+      a GPU, in one pass of bfloat16 on a TPU.
     scaffold: whether the algorithm is SCAFFOLD instead of FedAvg.
   """
 
@@ -58,6 +60,7 @@ class Case:
   cohort: int = 0
   devices: int = 1
   precision: str = 'float32'
+  exact: bool = False
   scaffold: bool = False
 
 
@@ -66,6 +69,7 @@ CASES = {
   '2nn_64_lanes': Case('2nn', lanes=64, cohort=100),
   'cnn': Case('cnn_e5', lanes=10),
   'cnn_bfloat16': Case('cnn_e5', lanes=10, precision='bfloat16'),
+  'cnn_exact': Case('cnn_e5', lanes=10, exact=True),
   'cifar': Case('cifar', lanes=10),
   'char_lstm': Case('shakespeare', lanes=16),
   'word_lstm': Case('words', lanes=10),
@@ -120,6 +124,7 @@ def compiled(case: Case, devices: list[jax.Device]) -> jax.stages.Compiled:
   algorithm = fa.fedavg(optax.sgd(workload.learning_rate), optax.sgd(1.0))
   if case.scaffold:
     algorithm = fa.scaffold(workload.learning_rate)
+  fast = 'bfloat16' if devices[0].platform == 'tpu' else 'tf32'
   program = fa.lower_simulation(
     workloads.make_model(workload, data, precision=case.precision),
     fa.Federation(
@@ -135,6 +140,7 @@ def compiled(case: Case, devices: list[jax.Device]) -> jax.stages.Compiled:
       devices=devices[: case.devices],
       lanes=case.lanes,
       widths=(case.lanes // case.devices,),
+      precision='float32' if case.exact else fast,
       gpu_graphs=True,
     ),
   )

@@ -109,11 +109,35 @@ def our_system(
   )
 
 
-def peer_command(peer: str, workload: str, mode: tuple[str, ...]) -> list[Any]:
-  """Returns the command of a peer's worker; installs the peer if needed."""
-  home = pathlib.Path('build') / 'peers' / peer
-  python = home / 'bin' / 'python'
+def peer_command(
+  peer: str,
+  workload: str,
+  mode: tuple[str, ...],
+  *,
+  cuda: bool = False,
+  python: str | None = None,
+) -> list[Any]:
+  """Returns the command of a peer's worker; installs the peer if needed.
+
+  Args:
+    peer: the name of the peer.
+    workload: the name of the workload.
+    mode: the arguments of the peer's worker.
+    cuda: whether to install the peer for NVIDIA's GPUs.
+    python: an interpreter that has the peer's packages; None installs them.
+  """
+  content = json.dumps(workloads.WORKLOADS[workload].as_dict())
+  interpreter = python or install_peer(peer, cuda=cuda)
+  return [interpreter, PEERS / peer / 'worker.py', content, *mode]
+
+
+def install_peer(peer: str, *, cuda: bool = False) -> pathlib.Path:
+  """Installs a peer in build/peers unless it is there; returns its Python."""
   requirements = PEERS / peer / 'requirements.txt'
+  home = pathlib.Path('build') / 'peers' / peer
+  if cuda and (own := PEERS / peer / 'requirements-cuda.txt').exists():
+    requirements, home = own, home.with_name(f'{peer}-cuda')
+  python = home / 'bin' / 'python'
   installed = home / 'installed.txt'  # Written after a complete installation.
   wanted = requirements.read_text()
   if not installed.exists() or installed.read_text() != wanted:
@@ -121,8 +145,7 @@ def peer_command(peer: str, workload: str, mode: tuple[str, ...]) -> list[Any]:
     install = [python, '-m', 'pip', 'install', '-q', '-r', requirements]
     subprocess.run(install, check=True)
     installed.write_text(wanted)
-  content = json.dumps(workloads.WORKLOADS[workload].as_dict())
-  return [python, PEERS / peer / 'worker.py', content, *mode]
+  return python
 
 
 def scaled(devices: list[int], processes: list[int]) -> dict[str, Any]:

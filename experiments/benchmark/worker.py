@@ -8,6 +8,7 @@ the engine.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -27,6 +28,7 @@ from experiments.benchmark.peers import protocol
 from experiments.stress import lost_process
 import fedavg_jax as fa
 from fedavg_jax.contracts.model import num_parameters
+from fedavg_jax.core import choices
 from fedavg_jax.engine import collectives
 from fedavg_jax.engine import cost
 from fedavg_jax.engine import layout
@@ -46,12 +48,16 @@ def build(
     workload: the workload.
     options: options of the engine alone. `lanes` replaces the workload's;
       'cohort' is one lane per client, padded to the longest client.
-      `convolution` and `precision` are those of the model; `sweep` is a number
-      of learning rates; `devices` is the number of devices of all processes
-      together, all available ones by default; `times` multiplies the cohort.
+      `convolution` is that of the model; `precision` is that of the model and
+      of products; `gpu_graphs` as in `fa.Execution`; `sweep` is a number of
+      learning rates; `devices` is the number of devices of all processes
+      together, all available ones by default; `times` multiplies the cohort,
+      and the population where it has fewer clients.
   """
+  cohort = workload.cohort * options.get('times', 1)
+  copies = -(-cohort // len(workload.sizes))
   workload = dataclasses.replace(
-    workload, cohort=workload.cohort * options.get('times', 1)
+    workload, cohort=cohort, sizes=workload.sizes * copies
   )
   data, clients = workloads.make_data(workload)
   model = workloads.make_model(
@@ -82,6 +88,8 @@ def build(
     lanes=number,
     widths=widths,
     devices=jax.devices()[: options.get('devices')],
+    precision=options.get('precision', 'float32'),
+    gpu_graphs=options.get('gpu_graphs', False),
   )
   if options.get('sweep'):
     rates = (rate * np.geomspace(0.5, 1.0, options['sweep'])).tolist()
@@ -121,6 +129,7 @@ def describe(
     'widths': planner.widths,
     'devices': planner.num_devices,
     'layout_reason': simulation.layout_reason,
+    'lane_bytes': layout.lane_bytes_compiled(simulation.call, planner),
     'parameters': num_parameters(params),
     'compile_seconds': simulation.compile_seconds,
     'rounds_per_call': simulation.rounds_per_call,
@@ -138,8 +147,18 @@ def describe(
   }
 
 
-def peaks() -> dict[str, float]:
-  """Measures the peak GFLOP/s and GB/s of this device, with all its cores."""
+def peaks(n: int = 0, size: int = 2**30) -> dict[str, float]:
+  """Measures the peak GFLOP/s and GB/s of this device, with all its cores.
+
+  Numbers are random, because a GPU clocks higher on zeros.
+
+  Args:
+    n: the size of the matrices; 0 chooses.
+    size: the bytes of a copy, more than any cache holds.
+
+  Returns:
+    `peak_gflops_` with the true precision of the products, and `peak_gbytes`.
+  """
 
   def best(fn, given, *args) -> float:
     """Returns the seconds of the fastest of nine calls.
@@ -155,15 +174,20 @@ def peaks() -> dict[str, float]:
       seconds = min(seconds, time.perf_counter() - start)
     return seconds
 
-  n = 4096 if jax.default_backend() == 'cpu' else 16384
+  platform = jax.default_backend()
+  n = n or (4096 if platform == 'cpu' else 16384)
+  # bfloat16 does not limit what a CPU computes.
+  names = {'cpu': ('float32',), 'tpu': ('float32', 'bfloat16')}
   found = {}
-  for name in ('float32', 'bfloat16'):
-    a, b = jnp.zeros((2, n, n), name)
-    found[f'peak_gflops_{name}'] = 2e-9 * n**3 / best(jnp.matmul, a, b)
-    if jax.default_backend() == 'cpu':
-      break  # bfloat16 does not limit what a CPU computes.
-  size = 2**30  # Larger than any cache.
-  a = jnp.ones(size // 4)
+  for name in names.get(platform, choices.PRECISIONS):
+    dtype = 'bfloat16' if name == 'bfloat16' else 'float32'
+    a, b = jax.random.normal(jax.random.key(0), (2, n, n), dtype)
+    level = 'highest' if name == 'float32' else 'default'
+    product = functools.partial(jnp.matmul, precision=level)
+    # Products of products stay of the size of one.
+    b = b / jnp.sqrt(jnp.array(n, dtype))
+    found[f'peak_gflops_{name}'] = 2e-9 * n**3 / best(product, a, b)
+  a = jax.random.normal(jax.random.key(0), (size // 4,))
   found['peak_gbytes'] = 2e-9 * size / best(lambda a: a + 1, a)
   return found
 

@@ -193,6 +193,15 @@ WORKLOADS |= {
 }
 
 
+# Of a larger population, for accelerators.
+WORKLOADS['cohort_10000'] = dataclasses.replace(
+  WORKLOADS['cohort_1000'],
+  about='2NN, 10,000 clients x 60, all of them per round',
+  sizes=(60,) * 10_000,
+  cohort=10_000,
+)
+
+
 class LogisticRegression(nn.Module):
   """Defines logistic regression, 784 to 10 on MNIST; 7,850 parameters."""
 
@@ -294,9 +303,11 @@ def make_model(
     else LogisticRegression(workload.classes)
   )
 
+  dtype = 'bfloat16' if precision == 'bfloat16' else 'float32'
+
   def apply(params, x) -> Any:
     x = x.astype(jnp.float32) / 255
-    params, x = jax.tree.map(lambda a: a.astype(precision), (params, x))
+    params, x = jax.tree.map(lambda a: a.astype(dtype), (params, x))
     logits: Any = module.apply({'params': params}, x)
     return logits.astype(jnp.float32)
 

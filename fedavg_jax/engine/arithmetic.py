@@ -18,8 +18,9 @@ from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.models import layers
 
-# The words of `jax.default_matmul_precision`. XLA uses TF32 on a GPU, and one
-# pass of bfloat16 on a TPU, only where a product has the default precision.
+# The words of `jax.default_matmul_precision`. XLA's default is TF32 on a GPU,
+# one pass of bfloat16 on a TPU; 'tensorfloat32' would exclude some of its
+# kernels for GPUs, which use TF32 only at the default precision.
 _LEVELS = {'float32': 'highest', 'tf32': 'default', 'bfloat16': 'default'}
 # The first generation of NVIDIA's GPUs with TF32 (Ampere).
 _TF32_CAPABILITY = 8.0

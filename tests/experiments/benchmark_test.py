@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import pytest
 
 from experiments import checkout
 from experiments.benchmark import accelerator
+from experiments.benchmark import accelerator_checks
 from experiments.benchmark import own_convolutions
 from experiments.benchmark import plain
 from experiments.benchmark import race
@@ -23,6 +25,7 @@ from experiments.benchmark import workloads
 from experiments.gallery import custom_algorithm
 import fedavg_jax as fa
 from fedavg_jax.contracts.model import num_parameters
+from fedavg_jax.engine import arithmetic
 from tests.testing import results
 
 
@@ -341,47 +344,128 @@ def test_accelerator_checks_pass_on_this_machine():
     '2nn, fewer lanes at the end',
     '2nn, a sweep',
     '2nn, all devices, streamed',
+    '2nn, graphs',
   ):
-    found = accelerator.check(name)
+    found = accelerator_checks.check(name)
     assert found['agrees'], (name, found)
 
 
-def test_accelerator_skips_what_it_has(tmp_path, monkeypatch):
-  """A second start measures nothing again, and all lines are kept."""
-  out = tmp_path / 'rows.jsonl'
-  calls = []
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+  """Returns a function that runs the accelerator script with fake work."""
+  out, calls = tmp_path / 'rows.jsonl', []
 
-  def fake(*args):
-    calls.append(args)
-    return {'agrees': True}
+  def measure(cell, *, small):
+    calls.append(cell)
+    assert not small
+    if cell[0] == 'cohort_300':
+      raise ValueError('no such luck')
+    return {'seconds_per_round': 1.0}
 
-  monkeypatch.setattr(accelerator, 'check', fake)
-  monkeypatch.setattr(accelerator, 'measure', fake)
-  monkeypatch.setattr(accelerator.worker, 'peaks', fake)
-  monkeypatch.setattr(sys, 'argv', ['accelerator', '--out', str(out)])
-  accelerator.main()
-  first, number = rows(out), len(calls)
-  assert len(first) == number == len({row['key'] for row in first})
-  out.write_text('\n'.join(json.dumps(row) for row in first[:-2]) + '\n')
-  accelerator.main()
-  assert len(calls) == number + 2
-  assert [row['key'] for row in rows(out)] == [row['key'] for row in first]
-  monkeypatch.setattr(
-    accelerator,
-    'check',
-    lambda name: {'agrees': False, 'largest_difference': 1.0},
-  )
-  out.unlink()
-  with pytest.raises(SystemExit, match='wrong by 1.0; no timing'):
+  monkeypatch.setattr(accelerator, 'measure', measure)
+  monkeypatch.setattr(worker, 'peaks', lambda: {'peak_gflops_float32': 1.0})
+
+  def run(*arguments, wrong='nothing'):
+    monkeypatch.setattr(
+      accelerator_checks, 'check', lambda name: {'agrees': name != wrong}
+    )
+    argv = ['accelerator', '--child', '--out', str(out), *arguments]
+    monkeypatch.setattr(sys, 'argv', argv)
+    calls.clear()
     accelerator.main()
-  assert not out.exists()
+    return {row['key']: row for row in accelerator.read(out)}, len(calls)
+
+  return run, out
+
+
+def test_accelerator_goes_on_after_a_failure_and_skips_what_it_has(script):
+  run, out = script
+  found, number = run(wrong='2nn')
+  assert len(found) == len(rows(out))
+  assert 'ValueError: no such' in found['measure cohort_300 {}']['failed']
+  assert found['measure 2nn {}']['check_passed'] is False
+  assert found['measure cnn_e5 {}']['check_passed'] is True
+  assert {f'check {name}' for name in accelerator_checks.CHECKS} < found.keys()
+  assert list(found)[:3] == ['check 2nn', 'measure 2nn {}', 'peaks']
+  assert number > 30 and run()[1] == 0 and run('--again')[1] == 1
+  lines = out.read_text().splitlines()
+  out.write_text(
+    '\n'.join([*lines[:-3], lines[-3][:20]]) + '\n'
+  )  # A torn line.
+  assert len(run()[0]) == len(found)
+
+
+def test_accelerator_records_what_has_ended_the_process(script):
+  run, out = script
+  key = 'measure 2nn {}'
+  accelerator.marker(out).write_text(key)
+  found, _ = run('--cells', '2nn,words')
+  assert found[key]['failed'] == 'the process ended in this cell'
+  assert 'seconds_per_round' in found['measure words {}']
+  assert not accelerator.marker(out).exists()
+  assert 'failed' not in run('--cells', '2nn', '--again')[0][key]
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
+def test_cells_of_the_accelerator_can_be_built(platform):
+  """Each has a check, a workload, lanes for its cohort and known options."""
+  cells = accelerator.cells(platform, 4)
+  assert len({accelerator.key_of(cell) for cell in cells}) == len(cells)
+  assert ('words', {'lanes': 10}) in cells
+  for cell in cells:
+    name, options = cell
+    workload = workloads.WORKLOADS[name]
+    assert accelerator.check_of(cell, platform) in accelerator_checks.CHECKS
+    assert options.get('lanes', 0) <= workload.cohort
+    assert options.get('gpu_graphs', False) <= (platform == 'gpu')
+    precision = options.get('precision', 'float32')
+    arithmetic.check(arithmetic.Arithmetic(platform, precision))
+
+
+def test_a_cohort_larger_than_the_population_has_more_clients():
+  own = workloads.Workload(about='', model='lr', sizes=(3, 4), cohort=2)
+  simulation, _ = worker.build(own, {'times': 3})
+  assert simulation.planner.cohort_size == 6
+  assert list(simulation.planner.num_examples) == [3, 4] * 3
 
 
 @pytest.mark.slow
-def test_accelerator_measures(monkeypatch):
-  monkeypatch.setattr(accelerator, 'round', lambda seconds: 1, raising=False)
-  found = accelerator.measure('flute_lr', {'lanes': 2})
-  assert len(found['seconds']) == 7 and found['gflops'] > 0
+def test_the_accelerator_script_in_small(repository, tmp_path):
+  """Children, checks, cells and the archive of programs are real."""
+  out, cache = tmp_path / 'rows.jsonl', tmp_path / 'cache.tar.gz'
+  arguments = (
+    *('--out', out, '--cache', cache, '--small', '--cells', 'flute_lr'),
+    *('--seconds', 250),
+  )
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+  module = 'experiments.benchmark.accelerator'
+  run(repository, module, *arguments, environment=environment)
+  found = rows(out)
+  assert not [row for row in found if 'failed' in row]
+  for row in found:
+    if row['key'].startswith('measure'):
+      assert row['check_passed'] and len(row['seconds']) == 5
+      assert row['lane_bytes'] > 0 and row['gflops'] > 0
+  keys = [row['key'] for row in found]
+  assert 'peaks' in keys and 'measure flute_lr {}' in keys
+  with tarfile.open(cache) as archive:
+    assert len(archive.getnames()) > 5
+  text = run(repository, module, *arguments, environment=environment)
+  assert not text and len(rows(out)) == len(found)
+
+
+@pytest.mark.slow
+def test_a_peer_that_does_not_start_has_a_row(repository, tmp_path):
+  out = tmp_path / 'rows.jsonl'
+  run(
+    repository,
+    'experiments.benchmark.accelerator_peers',
+    *('--out', out, '--python', sys.executable, '--workloads', '2nn'),
+    *('--peers', 'fedjax'),
+  )
+  (row,) = rows(out)
+  assert row['key'] == 'peer fedjax, jit 2nn'
+  assert row['failed'].startswith('does not start: ended: ModuleNotFound')
 
 
 def test_custom_algorithm_sends_the_largest_and_keeps_the_rest():

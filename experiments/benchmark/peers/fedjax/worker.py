@@ -98,6 +98,7 @@ def main() -> None:
   protocol.serve(
     run_rounds,
     versions={'fedjax': metadata.version('fedjax'), 'jax': jax.__version__},
+    device=jax.devices()[0].device_kind,
   )
 
 

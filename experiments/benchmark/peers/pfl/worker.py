@@ -36,7 +36,12 @@ def main(threads: int) -> None:
   torch.set_num_threads(threads)
   workload = protocol.workload()
   turns = protocol.Turns()
-  clients = random_clients(workload)
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  # All data are on the device, as are the engine's.
+  clients = [
+    tuple(own.to(device) for own in client)
+    for client in random_clients(workload)
+  ]
   rng = np.random.default_rng(0)
   net = MODELS[workload['model']]()
 
@@ -65,6 +70,8 @@ def main(threads: int) -> None:
     def after_central_iteration(
       self, aggregate_metrics, model, *, central_iteration
     ):
+      if device == 'cuda':
+        torch.cuda.synchronize()
       return not turns.between_rounds(), Metrics()
 
   data = FederatedDataset(
@@ -77,7 +84,8 @@ def main(threads: int) -> None:
     central_optimizer=torch.optim.SGD(net.parameters(), lr=1.0),
   )
   protocol.answer(
-    versions={'pfl': metadata.version('pfl'), 'torch': torch.__version__}
+    versions={'pfl': metadata.version('pfl'), 'torch': torch.__version__},
+    device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
   )
   FederatedAveraging().run(
     algorithm_params=NNAlgorithmParams(
