@@ -118,9 +118,7 @@ def build_client_tests(
   own = simulation.arithmetic
   with own.tracing():
     held = examples.check_held(task, variables, held)
-    batch = evaluation.batch_size(
-      task, variables, Examples(held.x, held.y), mesh
-    )
+    batch = evaluation.batch_size(task, Examples(held.x, held.y), mesh)
     dealt = evaluation.place_held_out(held, mesh, batch)
     test_all = evaluation.build_evaluate_clients(task, number, mesh)
     lowered = test_all.lower(variables, dealt)

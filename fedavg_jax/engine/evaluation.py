@@ -56,9 +56,7 @@ class TestSet(NamedTuple):
     return Batch(self.x, self.y, self.mask, jnp.sum(self.mask, dtype=jnp.int32))
 
 
-def batch_size(
-  task: Task, variables: Any, test: Examples, mesh: jax.sharding.Mesh
-) -> int:
+def batch_size(task: Task, test: Examples, mesh: jax.sharding.Mesh) -> int:
   """Chooses B for the platform that models are traced for.
 
   On a CPU it is 125. On an accelerator it is 1,000 to 2,000 for a larger test
@@ -68,7 +66,6 @@ def batch_size(
 
   Args:
     task: the task that is tested.
-    variables: the variables of its model, or their shapes.
     test: the test set, or the held-out examples of clients.
     mesh: the devices of the test.
   """
@@ -85,7 +82,7 @@ def batch_size(
   )
   size = step_cost.estimate(
     lambda variables, *own: rows(task, variables, TestSet(*own).batch()),
-    variables,
+    jax.eval_shape(task.model.init, jax.random.key(0)),
     *(x, y, jax.ShapeDtypeStruct((_LEAST,), bool)),
   )
   room = int(

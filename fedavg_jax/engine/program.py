@@ -114,12 +114,7 @@ class Program(NamedTuple):
   def test_batch(self) -> int:
     """Returns the examples of a batch of the test set."""
     with self.arithmetic.tracing():
-      return evaluation.batch_size(
-        self.task,
-        examples.init_shapes(self.task.model, self.planner.seed),
-        self.federation.test,
-        self.mesh,
-      )
+      return evaluation.batch_size(self.task, self.federation.test, self.mesh)
 
   def evaluate(self) -> Any:
     """Returns the jitted evaluation, (variables, test) -> `Sums`."""

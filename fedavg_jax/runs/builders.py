@@ -254,7 +254,7 @@ def build_last_test(
   def last_test(variables):
     with own.tracing():
       given = prepared.dataset.test
-      batch = evaluation.batch_size(task, variables, given, mesh)
+      batch = evaluation.batch_size(task, given, mesh)
       test = evaluation.place_test_set(given, mesh, batch)
       lowered = evaluate.lower(variables, test)
     sums = arithmetic.compiled(lowered, own.options())(variables, test)

@@ -114,8 +114,9 @@ def test_accelerators_take_large_batches_that_fit(
   monkeypatch.setattr(evaluation, 'total_bytes', lambda device: memory)
   x = np.zeros((number, 4), np.float32)
   test = client_data.Examples(x, np.zeros(number, np.int32))
-  kernel = jax.ShapeDtypeStruct((4, 2**20 if wide else 3), np.float32)
-  task = tasks.make_task(Model('own', None, lambda w, x: x @ w))
+  kernel = np.zeros((4, 2**20 if wide else 3), np.float32)
+  init = lambda key: kernel  # noqa: E731 (only its shape is needed)
+  task = tasks.make_task(Model('own', init, lambda w, x: x @ w))
   mesh = compiled_round.lane_mesh(jax.devices()[:1])
   with layers.for_platform(platform):
-    assert evaluation.batch_size(task, kernel, test, mesh) == expected
+    assert evaluation.batch_size(task, test, mesh) == expected
