@@ -109,45 +109,25 @@ def compress(
       ' be None for compress'
     )
 
-  def decoded(key: Array, message: PyTree) -> PyTree:
-    """Returns what the server decodes of ONE client's message."""
-    leaves, structure = jax.tree.flatten(message)
-    for numbers in _vectors(leaves, per_leaf):
-      parts = [leaves[i] for i in numbers]
-      x = jnp.concatenate([p.ravel().astype(jnp.float32) for p in parts])
-      x = compressor.apply(jax.random.fold_in(key, numbers[0]), x)
-      if error_feedback:
-        x = x / np.float32(1 + compressor.omega(x.size))
-      ends = np.cumsum([part.size for part in parts])[:-1]
-      for i, part, new in zip(numbers, parts, jnp.split(x, ends), strict=True):
-        leaves[i] = new.reshape(part.shape).astype(part.dtype)
-    return structure.unflatten(leaves)
+  def decoded(result: ClientResult, message: PyTree) -> PyTree:
+    key = jax.random.fold_in(result.context.key, _COMPRESSOR)
+    return _decoded(compressor, key, message, error_feedback, per_leaf)
 
   def client_finish(result: ClientResult):
     output = algorithm.client_finish(result)
-    key = jax.random.fold_in(result.context.key, _COMPRESSOR)
-    return output._replace(message=decoded(key, output.message))
+    return output._replace(message=decoded(result, output.message))
 
   def client_finish_with_memory(result: ClientResult):
+    inside = result._replace(context=_own(result.context))
+    output = algorithm.client_finish(inside)
     memory = result.context.client_state.memory
-    output = algorithm.client_finish(
-      result._replace(context=_own(result.context))
-    )
     owed = jax.tree.map(jnp.add, output.message, memory)
-    sent = decoded(jax.random.fold_in(result.context.key, _COMPRESSOR), owed)
+    sent = decoded(result, owed)
     memory = jax.tree.map(jnp.subtract, owed, sent)
     return output._replace(message=sent, state=Compressed(output.state, memory))
 
   def num_bytes(message: PyTree) -> int:
-    leaves = jax.tree.leaves(message)
-    vectors = _vectors(leaves, per_leaf)
-    bits = sum(
-      compressor.num_bits(sum(leaves[i].size for i in numbers))
-      for numbers in vectors
-    )
-    alone = set(range(len(leaves))).difference(*vectors)
-    plain = sum(leaves[i].size * leaves[i].dtype.itemsize for i in alone)
-    return -(-bits // 8) + plain
+    return _num_bytes(compressor, message, per_leaf)
 
   if not error_feedback:
     return algorithm._replace(client_finish=client_finish, num_bytes=num_bytes)
@@ -162,6 +142,41 @@ def compress(
     client_init=client_init,
     client_finish=client_finish_with_memory,
     num_bytes=num_bytes,
+  )
+
+
+def _decoded(
+  compressor: Compressor,
+  key: Array,
+  message: PyTree,
+  error_feedback: bool,
+  per_leaf: bool,
+) -> PyTree:
+  """Returns what the server decodes of ONE client's message."""
+  leaves, structure = jax.tree.flatten(message)
+  for numbers in _vectors(leaves, per_leaf):
+    parts = [leaves[i] for i in numbers]
+    x = jnp.concatenate([p.ravel().astype(jnp.float32) for p in parts])
+    x = compressor.apply(jax.random.fold_in(key, numbers[0]), x)
+    if error_feedback:
+      x = x / np.float32(1 + compressor.omega(x.size))
+    ends = np.cumsum([part.size for part in parts])[:-1]
+    for i, part, new in zip(numbers, parts, jnp.split(x, ends), strict=True):
+      leaves[i] = new.reshape(part.shape).astype(part.dtype)
+  return structure.unflatten(leaves)
+
+
+def _num_bytes(compressor: Compressor, message: PyTree, per_leaf: bool) -> int:
+  """Counts the bytes of an encoded message, whose bits are one sequence."""
+  leaves = jax.tree.leaves(message)
+  vectors = _vectors(leaves, per_leaf)
+  bits = sum(
+    compressor.num_bits(sum(leaves[i].size for i in numbers))
+    for numbers in vectors
+  )
+  alone = set(range(len(leaves))).difference(*vectors)
+  return -(-bits // 8) + sum(
+    leaves[i].size * leaves[i].dtype.itemsize for i in alone
   )
 
 
