@@ -107,6 +107,12 @@ def check(cfg: 'RunConfig') -> None:
       f' {cfg.algorithm!r}, whose messages are sound for means alone'
     )
   _check_own(cfg, 'robust.rule', cfg.robust.rule)
+  if cfg.asynchronous.buffer:
+    raise InputError(
+      f"robust.rule = {cfg.robust.rule!r}: must be 'none' with"
+      f' asynchronous.buffer = {cfg.asynchronous.buffer}, whose clients start'
+      ' from different models'
+    )
   if cfg.robust.rule in ('centred_clipping', 'norm_bound'):
     if not cfg.robust.clip:
       raise InputError(

@@ -127,6 +127,14 @@ REFUSED = [
     "robust.rule = 'median': must be 'none' with algorithm = 'mine:algorithm'",
   ),
   (
+    {
+      'robust__rule': 'median',
+      'asynchronous__buffer': 5,
+      'clock__examples_per_second': 9.0,
+    },
+    "robust.rule = 'median': must be 'none' with asynchronous.buffer = 5",
+  ),
+  (
     {'attack__kind': 'scaling', 'algorithm': 'mine:algorithm'},
     "attack.kind = 'scaling': must be 'none' with algorithm =",
   ),
