@@ -388,6 +388,9 @@ def test_rounded_shapes_add_only_what_is_never_read(monkeypatch):
     for name, much, few in zip(
       Plan._fields, rounded(number), exact(number), strict=True
     ):
+      if few is None:  # Only buffered plans have it.
+        assert much is None
+        continue
       inside = tuple(slice(size) for size in few.shape)
       np.testing.assert_array_equal(much[inside], few, err_msg=name)
       outside = much.copy()
