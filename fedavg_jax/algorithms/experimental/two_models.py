@@ -98,8 +98,8 @@ def ditto(
     optimizer: the client optimizer of v; None is that of the algorithm.
 
   Returns:
-    The algorithm, for a model from `two_models`. A local update costs two of
-    FedAvg; a client's state is v.
+    The algorithm, for a model from `two_models`. A local update computes two
+    gradients; a client's state is v.
 
   Raises:
     InputError: the weight is out of range, or the algorithm needs an optimizer
@@ -159,8 +159,8 @@ def apfl(
     optimizer: the client optimizer of v; None is that of the algorithm.
 
   Returns:
-    The algorithm, for a model from `two_models`. A local update costs two of
-    FedAvg; a client's state is v and alpha.
+    The algorithm, for a model from `two_models`. A local update computes two
+    gradients; a client's state is v and alpha.
 
   Raises:
     InputError: a number is out of range, or the algorithm needs an optimizer or
