@@ -167,6 +167,14 @@ def test_numbers_without_a_meaning_are_refused(algorithm, key, value):
     ({'server.nesterov': True}, 'server.nesterov = True: must be False'),
     (
       {
+        'algorithm': 'feddyn',
+        'asynchronous.buffer': 2,
+        'clock.examples_per_second': 9.0,
+      },
+      "asynchronous.buffer = 2: must be 0 with algorithm = 'feddyn'",
+    ),
+    (
+      {
         'server.nesterov': True,
         'server.momentum': 0.9,
         'server.optimizer': 'adam',
