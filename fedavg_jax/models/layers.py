@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from fedavg_jax.core import choices
 from fedavg_jax.models import canonical
+from fedavg_jax.models.recurrent import peephole_lstm
 
 __all__ = [
   'conv2d',
@@ -333,7 +334,10 @@ def lstm(
   x = x.swapaxes(0, 1)  # [T, B, I]
   t, b, inputs = x.shape
   a = matmul(x.reshape(t * b, inputs), kernel) + bias[None]
-  return _lstm(a.reshape(t, b, -1), recurrent, peephole, steps).swapaxes(0, 1)
+  h = peephole_lstm(
+    a.reshape(t, b, -1), recurrent, peephole, steps
+  )
+  return h.swapaxes(0, 1)
 
 
 def longest(lengths: jax.Array) -> jax.Array:
@@ -363,107 +367,3 @@ def longest(lengths: jax.Array) -> jax.Array:
     return largest(lengths.reshape(-1)), False
 
   return largest(lengths)
-
-
-@jax.custom_vjp
-def _lstm(a, recurrent, peephole, steps):
-  return _lstm_forward(a, recurrent, peephole, steps)[0]
-
-
-def _lstm_forward(a, recurrent, peephole, steps):
-  """Returns h, c [T, B, H] and gates [T, B, 4 H]; a is [T, B, 4 H]."""
-  p_i, p_f, p_o = (p[None] for p in peephole)
-
-  def cell(h, c, a):
-    i, f, g, o = jnp.split(a + h @ recurrent, 4, axis=1)
-    i, f = jax.nn.sigmoid(i + p_i * c), jax.nn.sigmoid(f + 1 + p_f * c)
-    g = jnp.tanh(g)
-    c = f * c + i * g
-    o = jax.nn.sigmoid(o + p_o * c)
-    h = o * jnp.tanh(c)
-    return h, c, jnp.concatenate([i, f, g, o], axis=1)
-
-  def step(t, carry):
-    h, c, *seen = carry
-    now = cell(h, c, a[t])
-    seen = [all_.at[t].set(one) for all_, one in zip(seen, now, strict=True)]
-    return *now[:2], *seen
-
-  times, examples, gates = a.shape
-  nothing = jnp.zeros((examples, gates // 4), a.dtype)
-  if steps is None:
-    _, seen = lax.scan(
-      lambda carry, a: ((now := cell(*carry, a))[:2], now),
-      (nothing, nothing),
-      a,
-    )
-    return seen
-  states = jnp.zeros((times, *nothing.shape), a.dtype)
-  *_, hs, cs, all_gates = lax.fori_loop(
-    0, steps, step, (nothing, nothing, states, states, jnp.zeros_like(a))
-  )
-  return hs, cs, all_gates
-
-
-def _lstm_fwd(a, recurrent, peephole, steps):
-  hs, cs, gates = _lstm_forward(a, recurrent, peephole, steps)
-  return hs, (recurrent, peephole, steps, hs, cs, gates)
-
-
-def _lstm_bwd(residuals, dhs):
-  recurrent, peephole, steps, hs, cs, gates = residuals
-  p_i, p_f, p_o = (p[None] for p in peephole)
-
-  def before(states):  # [T, B, H] -> [T, B, H], of the previous step.
-    return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
-
-  cs_before = before(cs)
-
-  def cell(dh, dc, dh_t, gates_t, c, c_before):
-    """Takes one step back: cotangents of h, of c, and of a."""
-    i, f, g, o = jnp.split(gates_t, 4, axis=1)
-    dh = dh + dh_t
-    tanh_c = jnp.tanh(c)
-    do = dh * tanh_c * o * (1 - o)
-    dc = dc + dh * o * (1 - tanh_c * tanh_c) + do * p_o
-    di = dc * g * i * (1 - i)
-    df = dc * c_before * f * (1 - f)
-    da = jnp.concatenate([di, df, dc * i * (1 - g * g), do], axis=1)
-    dh = lax.dot_general(da, recurrent, (((1,), (1,)), ((), ())))
-    return dh, dc * f + di * p_i + df * p_f, da
-
-  def step(s, carry):
-    dh, dc, das = carry
-    t = steps - 1 - s
-    dh, dc, da = cell(dh, dc, dhs[t], gates[t], cs[t], cs_before[t])
-    return dh, dc, das.at[t].set(da)
-
-  nothing = jnp.zeros_like(hs[0])
-  if steps is None:
-    _, das = lax.scan(
-      lambda carry, at_t: ((now := cell(*carry, *at_t))[:2], now[2]),
-      (nothing, nothing),
-      (dhs, gates, cs, cs_before),
-      reverse=True,
-    )
-  else:
-    _, _, das = lax.fori_loop(
-      0, steps, step, (nothing, nothing, jnp.zeros_like(gates))
-    )
-  size = hs.shape[2]
-  drecurrent = lax.dot_general(
-    before(hs).reshape(-1, size),
-    das.reshape(-1, 4 * size),
-    (((0,), (0,)), ((), ())),
-  )
-  di, df, _, do = jnp.split(das, 4, axis=2)
-  dpeephole = jnp.stack(
-    [
-      jnp.sum(da * c, axis=(0, 1))
-      for da, c in ((di, cs_before), (df, cs_before), (do, cs))
-    ]
-  )
-  return das, drecurrent, dpeephole, None
-
-
-_lstm.defvjp(_lstm_fwd, _lstm_bwd)
