@@ -2,14 +2,13 @@
 
 Under `vmap` over clients every client has its own kernel. XLA then lowers a
 convolution to a grouped one, and its gradients to forms that neither the CPU's
-fast path nor cuDNN supports well. So the first two methods below have
-hand-written gradients for the images and the kernel:
+fast path nor cuDNN supports well. So there are three methods:
 
 * `canonical` (CPU): forward and both gradients are plain NHWC x HWIO -> NHWC
   convolutions, the one form that XLA:CPU compiles well inside a loop. Clients
   that share a device run one after another.
-* `patches` (accelerators): image patches and one batched matrix product; it
-  needs k * k times the activation memory.
+* `patches` (GPU): patches of 2 x 2 outputs and one batched matrix product; it
+  needs (k + 1)^2 / 4 times the memory of the images.
 * `lax`: `lax.conv` with JAX's own gradients and `vmap`, for comparison.
 
 Shape letters: B batch, H, W image, C input channels, O output channels, k
@@ -20,7 +19,6 @@ units of an LSTM.
 from collections.abc import Iterator
 import contextlib
 import contextvars
-import functools
 
 import jax
 from jax import lax
@@ -28,6 +26,7 @@ import jax.numpy as jnp
 
 from fedavg_jax.core import choices
 from fedavg_jax.models import canonical
+from fedavg_jax.models.recurrent import peephole_lstm
 
 __all__ = [
   'conv2d',
@@ -89,7 +88,7 @@ def conv2d(
 
   Args:
     x: [B, H, W, C] images.
-    kernel: [k, k, C, O] weights.
+    kernel: [k, k, C, O] weights, rounded to the dtype of x.
     padding: the number of zeros added on every side; k // 2 preserves the size
       of images if k is odd.
     method: 'canonical', 'patches' or 'lax'; 'auto' is 'canonical' on CPU, 'lax'
@@ -109,6 +108,7 @@ def conv2d(
   """
   if method == 'auto':
     method = _FASTEST.get(traced_platform(), 'patches')
+  kernel = kernel.astype(x.dtype)
   if method == 'lax':
     return _lax_conv(x, kernel, padding=padding)
   choices.check_choice('method', method, choices.CONVOLUTIONS)
@@ -126,30 +126,42 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
   `vmap` XLA does not remove the transpose, which costs a pass over the largest
   array of a step; this function computes it as [I, O].
 
+  A float32 kernel of bfloat16 inputs is rounded to bfloat16, and its gradient
+  stays float32, so that the kernel that computes it can add it to the weights.
+
   Args:
     x: [B, I] inputs.
-    kernel: [I, O] weights.
+    kernel: [I, O] weights, of the dtype of x or a wider one.
+
+  Returns:
+    [B, O], of the dtype of x.
 
   >>> import jax.numpy as jnp
   >>> import fedavg_jax as fa
   >>> fa.layers.matmul(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
   (2, 4)
   """
-  return x @ kernel
+  return x @ kernel.astype(x.dtype)
 
 
 def _matmul_fwd(x, kernel):
-  return x @ kernel, (x, kernel)
+  return x @ kernel.astype(x.dtype), (x, kernel)
 
 
 def _matmul_bwd(residuals, g):
   x, kernel = residuals
-  dx = lax.dot_general(g, kernel, (((1,), (1,)), ((), ())))
+  rounded = kernel.astype(x.dtype)
+  dx = lax.dot_general(g, rounded, (((1,), (1,)), ((), ())))
   if traced_platform() == 'cpu':
     # Read the kernel before its gradient is computed and the kernel updated in
     # place; otherwise XLA copies the kernel in every step.
     dx, g = lax.optimization_barrier((dx, g))
-  dkernel = lax.dot_general(x, g, (((0,), (0,)), ((), ())))
+  dkernel = lax.dot_general(
+    x,
+    g,
+    (((0,), (0,)), ((), ())),
+    preferred_element_type=kernel.dtype,
+  )
   return dx, dkernel
 
 
@@ -181,8 +193,22 @@ def max_pool2(x: jax.Array, *, padding: int = 0) -> jax.Array:
     )
   height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
   x = x[:, :height, :width]
+  if traced_platform() == 'gpu':
+    (a, b), (c, d) = _corners(x)
+    return jnp.maximum(jnp.maximum(a, c), jnp.maximum(b, d))
   x = jnp.maximum(x[:, ::2], x[:, 1::2])
   return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
+
+
+def _corners(x):
+  """Returns the four pixels of blocks of 2 x 2, two rows of [B, H/2, W/2, C].
+
+  A GPU reads them from the blocks that `_conv_patches` writes, but writes each
+  strided slice to memory. A TPU would copy the image into another layout.
+  """
+  b, height, width, c = x.shape
+  x = x.reshape(b, height // 2, 2, width // 2, 2, c)
+  return [[x[:, :, i, :, j] for j in range(2)] for i in range(2)]
 
 
 def _lax_conv(x, kernel, *, padding):
@@ -195,46 +221,58 @@ def _lax_conv(x, kernel, *, padding):
   )
 
 
-def _patches(x, k, padding):
-  """Extracts patches [B, H', W', k * k * C], axes in a kernel's order."""
-  x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  height, width = x.shape[1] - k + 1, x.shape[2] - k + 1
-  return jnp.concatenate(
-    [x[:, i : i + height, j : j + width] for i in range(k) for j in range(k)],
-    axis=-1,
-  )
-
-
-def _products(x, kernel, padding):
-  k, _, c, o = kernel.shape
-  return _patches(x, k, padding) @ kernel.reshape(k * k * c, o)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv_patches(x, kernel, padding):
-  return _products(x, kernel, padding)
+  """Computes 2 x 2 neighbouring outputs by one product, [B, H', W', O].
 
+  The windows of four neighbours overlap: their union, the patch of a block,
+  has (k + 1)^2 pixels instead of 4 k^2, a third of the bytes if k is 5. The
+  product has up to twice the operations, of which a GPU has plenty.
 
-def _conv_patches_fwd(x, kernel, padding):
-  return _products(x, kernel, padding), (x, kernel)
-
-
-def _conv_patches_bwd(padding, residuals, g):
-  """Returns both gradients; `g` is the cotangent of the output [B, H', W', O].
-
-  The gradient of the images is a convolution of `g` with the kernel rotated by
-  180 degrees; XLA drops it if the images are data. The gradient of the kernel
-  is a product of the patches with `g`.
+  JAX's gradient of the images is one product and the sum of shifted blocks;
+  XLA drops it if the images are data.
   """
-  x, kernel = residuals
   k, _, c, o = kernel.shape
-  rotated = kernel[::-1, ::-1].swapaxes(2, 3)  # [k, k, O, C]
-  dx = _products(g, rotated, k - 1 - padding)
-  patches = _patches(x, k, padding).reshape(-1, k * k * c)
-  return dx, (patches.T @ g.reshape(-1, o)).reshape(kernel.shape)
+  t = 1 if k == 1 else 2  # The side of a tile of outputs.
+  n = -(-(k - 1) // t) + 1  # The side of its patch, in blocks of t x t pixels.
+  size = [side + 2 * padding - k + 1 for side in x.shape[1:3]]
+  tiles = [-(-side // t) for side in size]
+  blocks = [side + n - 1 for side in tiles]
+  below, right = (t * blocks[i] - padding - x.shape[1 + i] for i in range(2))
+  x = jnp.pad(x, ((0, 0), (padding, below), (padding, right), (0, 0)))
+  x = _blocks(x, t)
+  patches = jnp.concatenate(
+    [
+      x[:, i : i + tiles[0], j : j + tiles[1]]
+      for i in range(n)
+      for j in range(n)
+    ],
+    axis=-1,
+  )  # [B, H' / t, W' / t, n n t t C]
+  out = matmul(patches.reshape(-1, patches.shape[-1]), _of_tile(kernel, t, n))
+  out = out.reshape(-1, *tiles, t, t, o).swapaxes(2, 3)
+  out = out.reshape(-1, t * tiles[0], t * tiles[1], o)
+  return out[:, : size[0], : size[1]]
 
 
-_conv_patches.defvjp(_conv_patches_fwd, _conv_patches_bwd)
+def _blocks(x, t):
+  """Moves blocks of t x t pixels to channels, [B, H / t, W / t, t t C]."""
+  b, height, width, c = x.shape
+  x = x.reshape(b, height // t, t, width // t, t, c).swapaxes(2, 3)
+  return x.reshape(b, height // t, width // t, t * t * c)
+
+
+def _of_tile(kernel, t, n):
+  """Returns the kernel of t x t neighbouring outputs, [n n t t C, t t O]."""
+  k, _, c, o = kernel.shape
+  side = n * t
+  each = [
+    jnp.pad(kernel, ((i, side - k - i), (j, side - k - j), (0, 0), (0, 0)))
+    for i in range(t)
+    for j in range(t)
+  ]
+  own = jnp.concatenate(each, axis=-1)  # [n t, n t, C, t t O]
+  own = own.reshape(n, t, n, t, c, t * t * o).swapaxes(1, 2)
+  return own.reshape(n * n * t * t * c, t * t * o)
 
 
 def max_pool3(x: jax.Array) -> jax.Array:
@@ -254,8 +292,20 @@ def max_pool3(x: jax.Array) -> jax.Array:
   >>> fa.layers.max_pool3(jnp.ones((2, 8, 8, 3))).shape
   (2, 4, 4, 3)
   """
-  pad = (0, 1, 0)
-  x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), pad, pad, (0, 0, 0)))
+  outside = jnp.array(-jnp.inf, x.dtype)
+  none, one = (0, 0, 0), (0, 1, 0)
+  if traced_platform() == 'gpu':
+    next_ = (-1, 1, 0)
+    columns = [
+      jnp.maximum(
+        jnp.maximum(upper, lower),
+        lax.pad(upper, outside, (none, next_, none, none)),
+      )
+      for upper, lower in zip(*_corners(x), strict=True)
+    ]
+    after = lax.pad(columns[0], outside, (none, none, next_, none))
+    return jnp.maximum(jnp.maximum(*columns), after)
+  x = lax.pad(x, outside, (none, one, one, none))
   x = jnp.maximum(jnp.maximum(x[:, :-1:2], x[:, 1::2]), x[:, 2::2])
   return jnp.maximum(jnp.maximum(x[:, :, :-1:2], x[:, :, 1::2]), x[:, :, 2::2])
 
@@ -332,8 +382,14 @@ def lstm(
   """
   x = x.swapaxes(0, 1)  # [T, B, I]
   t, b, inputs = x.shape
+  recurrent, bias, peephole = (
+    own.astype(x.dtype) for own in (recurrent, bias, peephole)
+  )
   a = matmul(x.reshape(t * b, inputs), kernel) + bias[None]
-  return _lstm(a.reshape(t, b, -1), recurrent, peephole, steps).swapaxes(0, 1)
+  h = peephole_lstm(
+    a.reshape(t, b, -1), recurrent, peephole, steps, traced_platform() == 'gpu'
+  )
+  return h.swapaxes(0, 1)
 
 
 def longest(lengths: jax.Array) -> jax.Array:
@@ -363,107 +419,3 @@ def longest(lengths: jax.Array) -> jax.Array:
     return largest(lengths.reshape(-1)), False
 
   return largest(lengths)
-
-
-@jax.custom_vjp
-def _lstm(a, recurrent, peephole, steps):
-  return _lstm_forward(a, recurrent, peephole, steps)[0]
-
-
-def _lstm_forward(a, recurrent, peephole, steps):
-  """Returns h, c [T, B, H] and gates [T, B, 4 H]; a is [T, B, 4 H]."""
-  p_i, p_f, p_o = (p[None] for p in peephole)
-
-  def cell(h, c, a):
-    i, f, g, o = jnp.split(a + h @ recurrent, 4, axis=1)
-    i, f = jax.nn.sigmoid(i + p_i * c), jax.nn.sigmoid(f + 1 + p_f * c)
-    g = jnp.tanh(g)
-    c = f * c + i * g
-    o = jax.nn.sigmoid(o + p_o * c)
-    h = o * jnp.tanh(c)
-    return h, c, jnp.concatenate([i, f, g, o], axis=1)
-
-  def step(t, carry):
-    h, c, *seen = carry
-    now = cell(h, c, a[t])
-    seen = [all_.at[t].set(one) for all_, one in zip(seen, now, strict=True)]
-    return *now[:2], *seen
-
-  times, examples, gates = a.shape
-  nothing = jnp.zeros((examples, gates // 4), a.dtype)
-  if steps is None:
-    _, seen = lax.scan(
-      lambda carry, a: ((now := cell(*carry, a))[:2], now),
-      (nothing, nothing),
-      a,
-    )
-    return seen
-  states = jnp.zeros((times, *nothing.shape), a.dtype)
-  *_, hs, cs, all_gates = lax.fori_loop(
-    0, steps, step, (nothing, nothing, states, states, jnp.zeros_like(a))
-  )
-  return hs, cs, all_gates
-
-
-def _lstm_fwd(a, recurrent, peephole, steps):
-  hs, cs, gates = _lstm_forward(a, recurrent, peephole, steps)
-  return hs, (recurrent, peephole, steps, hs, cs, gates)
-
-
-def _lstm_bwd(residuals, dhs):
-  recurrent, peephole, steps, hs, cs, gates = residuals
-  p_i, p_f, p_o = (p[None] for p in peephole)
-
-  def before(states):  # [T, B, H] -> [T, B, H], of the previous step.
-    return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
-
-  cs_before = before(cs)
-
-  def cell(dh, dc, dh_t, gates_t, c, c_before):
-    """Takes one step back: cotangents of h, of c, and of a."""
-    i, f, g, o = jnp.split(gates_t, 4, axis=1)
-    dh = dh + dh_t
-    tanh_c = jnp.tanh(c)
-    do = dh * tanh_c * o * (1 - o)
-    dc = dc + dh * o * (1 - tanh_c * tanh_c) + do * p_o
-    di = dc * g * i * (1 - i)
-    df = dc * c_before * f * (1 - f)
-    da = jnp.concatenate([di, df, dc * i * (1 - g * g), do], axis=1)
-    dh = lax.dot_general(da, recurrent, (((1,), (1,)), ((), ())))
-    return dh, dc * f + di * p_i + df * p_f, da
-
-  def step(s, carry):
-    dh, dc, das = carry
-    t = steps - 1 - s
-    dh, dc, da = cell(dh, dc, dhs[t], gates[t], cs[t], cs_before[t])
-    return dh, dc, das.at[t].set(da)
-
-  nothing = jnp.zeros_like(hs[0])
-  if steps is None:
-    _, das = lax.scan(
-      lambda carry, at_t: ((now := cell(*carry, *at_t))[:2], now[2]),
-      (nothing, nothing),
-      (dhs, gates, cs, cs_before),
-      reverse=True,
-    )
-  else:
-    _, _, das = lax.fori_loop(
-      0, steps, step, (nothing, nothing, jnp.zeros_like(gates))
-    )
-  size = hs.shape[2]
-  drecurrent = lax.dot_general(
-    before(hs).reshape(-1, size),
-    das.reshape(-1, 4 * size),
-    (((0,), (0,)), ((), ())),
-  )
-  di, df, _, do = jnp.split(das, 4, axis=2)
-  dpeephole = jnp.stack(
-    [
-      jnp.sum(da * c, axis=(0, 1))
-      for da, c in ((di, cs_before), (df, cs_before), (do, cs))
-    ]
-  )
-  return das, drecurrent, dpeephole, None
-
-
-_lstm.defvjp(_lstm_fwd, _lstm_bwd)

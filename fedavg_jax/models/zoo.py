@@ -37,7 +37,7 @@ class Dense(nn.Module):
     shape = (x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape)
     bias = self.param('bias', self.bias_init, (self.features,))
-    return layers.matmul(x, kernel) + bias[None]
+    return layers.matmul(x, kernel) + bias[None].astype(x.dtype)
 
 
 class MLP(nn.Module):
@@ -77,7 +77,7 @@ class ConvPoolRelu(nn.Module):
     bias = self.param('bias', self.bias_init, (self.features,))
     x = layers.conv2d(x, kernel, padding=self.conv_padding, method=self.method)
     x = layers.max_pool2(x, padding=self.pool_padding)
-    return nn.relu(x + bias[None, None, None])
+    return nn.relu(x + bias[None, None, None].astype(x.dtype))
 
 
 class MnistCNN(nn.Module):
@@ -140,8 +140,9 @@ class CifarCNN(nn.Module):
       layers.local_response_norm, radius=4, bias=1.0, alpha=0.001 / 9, beta=0.75
     )
     # Pool before bias and ReLU: the function is the same, and it is cheaper.
-    x = nn.relu(layers.max_pool3(self._conv(x, 1)) + self._bias(1, 64, 0.0))
-    x = nn.relu(self._conv(norm(x), 2) + self._bias(2, 64, 0.1))
+    x = layers.max_pool3(self._conv(x, 1))
+    x = nn.relu(self._add_bias(x, 1, 0.0))
+    x = nn.relu(self._add_bias(self._conv(norm(x), 2), 2, 0.1))
     x = layers.max_pool3(norm(x))
     x = x.reshape(x.shape[0], -1)
     for features in (384, 192):
@@ -154,9 +155,10 @@ class CifarCNN(nn.Module):
     kernel = self.param(f'kernel_{number}', init, shape)
     return layers.conv2d(x, kernel, padding=2, method=self.method)
 
-  def _bias(self, number, features, value):
+  def _add_bias(self, x, number, value):
     init = nn.initializers.constant(value)
-    return self.param(f'bias_{number}', init, (features,))[None, None, None]
+    bias = self.param(f'bias_{number}', init, (x.shape[-1],))
+    return x + bias[None, None, None].astype(x.dtype)
 
 
 def _truncated(features, deviation, bias):
@@ -204,6 +206,7 @@ class LanguageModel(nn.Module):
   embedding: int
   num_layers: int
   padding: int | None  # The token after the end of a sequence.
+  precision: str = 'float32'
 
   @nn.compact
   def __call__(self, x):
@@ -220,7 +223,7 @@ class LanguageModel(nn.Module):
       # Skip the time steps after the end of the longest sequence.
       positions = jnp.arange(1, t + 1, dtype=jnp.int32)
       steps = layers.longest(jnp.where(x != self.padding, positions[None], 0))
-    x = table[x]
+    x = table[x].astype(self.precision)
     for _ in range(self.num_layers):
       x = Lstm(256)(x, steps)
     logits = Dense(self.num_tokens)(x.reshape(b * t, -1))
@@ -320,11 +323,13 @@ def build_model(
       f"augmentation = 'tutorial': needs images of at least {augment.CROP} x"
       f' {augment.CROP}, those of {data.name} have shape {data.input_shape}'
     )
+  dtype = 'bfloat16' if precision == 'bfloat16' else 'float32'
   if sequences:
-    module = _SEQUENCES[name](data.num_classes, padding=data.padding)
+    module = _SEQUENCES[name](
+      data.num_classes, padding=data.padding, precision=dtype
+    )
   else:
     module = _IMAGES[name](data.num_classes, convolution)
-  dtype = 'bfloat16' if precision == 'bfloat16' else 'float32'
   mean, std = data.pixel_statistics() if pixels == 'standard' else (0.0, 1.0)
 
   def prepared(x):
@@ -337,8 +342,8 @@ def build_model(
     return x.astype(dtype)
 
   def apply(params, x) -> Any:
-    # The cast's gradient brings the parameters' gradient back to float32.
-    params = jax.tree.map(lambda a: a.astype(dtype), params)
+    # Layers round the weights to the dtype of their inputs where they use them;
+    # the gradient of that brings the weights' gradient back to float32.
     logits: Any = module.apply({'params': params}, prepared(x))
     return logits.astype(jnp.float32)
 

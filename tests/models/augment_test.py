@@ -192,9 +192,12 @@ def test_the_test_set_is_not_augmented():
   assert first.test_loss == plain.test_loss
 
 
-def test_the_crop_is_the_same_for_other_devices():
-  """Indices of rows and columns make the same crop as a slice."""
+@pytest.mark.parametrize('platform', ['gpu', 'tpu'])
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+def test_the_crop_is_the_same_for_other_devices(platform, dtype):
+  """Indices, or products with zeros and ones, make the same crop as a slice."""
   (x,) = images(side=29)
-  with layers.for_platform('tpu'):
+  x = (x + 0.001).astype(dtype)
+  with layers.for_platform(platform):
     elsewhere = many(x)
   np.testing.assert_array_equal(many(x), elsewhere)

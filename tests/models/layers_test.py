@@ -184,6 +184,36 @@ def test_max_pool3_is_tensorflows():
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('pool', [layers.max_pool2, layers.max_pool3])
+def test_pools_of_blocks_are_those_of_slices(pool):
+  """A GPU's form has the same bits, and the same shares of equal maxima."""
+  rng = np.random.default_rng(13)
+  x = jnp.float32(rng.integers(0, 3, (2, 8, 6, 3)))  # Many are equal.
+  weight = jnp.float32(rng.normal(size=(2, 4, 3, 3)))
+  value = jax.value_and_grad(lambda x: jnp.sum(pool(x) * weight))
+  expected = value(x)
+  with layers.for_platform('gpu'):
+    got = value(x)
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_a_float32_kernel_of_bfloat16_inputs():
+  """It is rounded; its gradient is that of the rounded product, in float32."""
+  rng = np.random.default_rng(14)
+  x = jnp.asarray(rng.normal(size=(4, 5)), jnp.bfloat16)
+  kernel = jnp.float32(rng.normal(size=(5, 2)))
+  g = jnp.asarray(rng.normal(size=(4, 2)), jnp.bfloat16)
+  out, gradients = jax.vjp(layers.matmul, x, kernel)
+  dx, dkernel = gradients(g)
+  assert (out.dtype, dx.dtype, dkernel.dtype) == (x.dtype, x.dtype, jnp.float32)
+  exact_x, exact_g, rounded = (
+    np.asarray(own.astype(jnp.bfloat16), np.float64) for own in (x, g, kernel)
+  )
+  np.testing.assert_allclose(np.float64(out), exact_x @ rounded, rtol=1e-2)
+  np.testing.assert_allclose(np.float64(dx), exact_g @ rounded.T, rtol=1e-2)
+  np.testing.assert_allclose(dkernel, exact_x.T @ exact_g, rtol=1e-5)
+
+
 # The peephole cell in NumPy.
 
 
@@ -227,16 +257,20 @@ def numpy_lstm(x, weights):
   return out
 
 
-@pytest.mark.parametrize('steps', [1, 3, 5, None])
-def test_lstm_is_the_numpy_twins(steps):
+@pytest.mark.parametrize(
+  ('platform', 'steps'),
+  [('cpu', 1), ('cpu', 3), ('cpu', 5), ('tpu', None), ('gpu', None)],
+)
+def test_lstm_is_the_numpy_twins(platform, steps):
   """None takes all steps."""
   rng = np.random.default_rng(7)
   x, weights = rng.normal(size=(2, 5, 3)), lstm_weights(rng, 3, 4)
-  got = layers.lstm(
-    jnp.float32(x),
-    *map(jnp.float32, weights.values()),
-    None if steps is None else jnp.int32(steps),
-  )
+  with layers.for_platform(platform):
+    got = layers.lstm(
+      jnp.float32(x),
+      *map(jnp.float32, weights.values()),
+      None if steps is None else jnp.int32(steps),
+    )
   expected = numpy_lstm(x[:, :steps], weights)
   np.testing.assert_allclose(got[:, :steps], expected, atol=1e-5)
   assert steps is None or not np.any(got[:, steps:])
@@ -273,7 +307,8 @@ def test_lstm_gradients_are_those_of_the_numpy_twin(steps):
       np.testing.assert_allclose(got[n][index], expected, atol=1e-4)
 
 
-def test_lstm_gradients_with_loops_of_known_length():
+@pytest.mark.parametrize('platform', ['gpu', 'tpu'])
+def test_lstm_gradients_with_loops_of_known_length(platform):
   """They are those of all steps; a device's host reads no flag of its loops."""
   rng = np.random.default_rng(12)
   x, target = rng.normal(size=(2, 4, 3)), rng.normal(size=(2, 4, 2))
@@ -286,12 +321,21 @@ def test_lstm_gradients_with_loops_of_known_length():
   known, counted = (
     jax.jit(jax.grad(value, argnums=range(1, 6))) for _ in range(2)
   )
-  for a, b in zip(
-    known(None, *arrays), counted(jnp.int32(4), *arrays), strict=True
-  ):
+  expected = counted(jnp.int32(4), *arrays)
+  with layers.for_platform(platform):
+    got = known(None, *arrays)
+    program = jax.make_jaxpr(jax.grad(value, range(1, 6)))(None, *arrays)
+  for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
-  program = str(jax.make_jaxpr(jax.grad(value, argnums=1))(None, *arrays))
-  assert 'scan[' in program and 'while[' not in program
+  loops = [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == 'scan']
+  assert len(loops) == 2 and 'while[' not in str(program)
+  if platform == 'tpu':
+    return
+  for loop in loops:  # Otherwise a GPU's host stacks what the next step reads.
+    body, carried = loop.params['jaxpr'].jaxpr, loop.params['num_carry']
+    (stacked,) = body.outvars[carried:]
+    assert not any(stacked in eqn.invars for eqn in body.eqns)
+    assert stacked not in body.outvars[:carried]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fedavg_jax as fa
@@ -246,3 +247,68 @@ def test_padding_takes_no_steps_and_changes_nothing():
   short = model.apply(params, x[:, :3])
   np.testing.assert_allclose(alone, together, atol=1e-6)
   np.testing.assert_allclose(alone, short, atol=1e-6)
+
+
+def gradients(name, data, precision, **kwargs):
+  """Returns the gradient of random weights' loss on four examples."""
+  model = fa.build_model(name, data, precision=precision, **kwargs)
+  params = model.init(jax.random.key(0))
+  x, y = (own[:4] for own in data.train)
+
+  def loss(params):
+    logits = model.apply(params, x)
+    assert logits.dtype == jnp.float32
+    labels = jax.nn.one_hot(y, data.num_classes)
+    return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * labels, axis=-1))
+
+  return jax.jit(jax.grad(loss))(params)
+
+
+@pytest.mark.parametrize(
+  ('name', 'data', 'kwargs'),
+  rest_slow(
+    1,
+    [
+      ('2nn', images(), {}),
+      ('cnn', images(), {'convolution': 'patches'}),
+      ('cifar_cnn', coloured(24), {'convolution': 'patches'}),
+      ('word_lstm', sequences(4, 300), {}),
+    ],
+    several=True,
+  ),
+)
+def test_gradients_in_bfloat16_are_close_to_those_in_float32(
+  name, data, kwargs
+):
+  """All weights have float32 gradients; a few maxima and ReLUs differ."""
+  rounded, exact = (
+    gradients(name, data, precision, **kwargs)
+    for precision in ('bfloat16', 'float32')
+  )
+  for a, b in zip(
+    jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True
+  ):
+    assert a.dtype == b.dtype == jnp.float32
+    assert jnp.linalg.norm(a - b) < 0.2 * jnp.linalg.norm(b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'rounds'), [('2nn', 15), ('cnn', 8)])
+def test_training_in_bfloat16_learns_as_in_float32(name, rounds):
+  data = fa.load_dataset('digits')
+  clients = fa.build_clients(
+    data.train, np.array_split(np.arange(len(data.train.y)), 10)
+  )
+  accuracy = {}
+  for precision in choices.PRECISIONS:
+    simulation = fa.build_simulation(
+      fa.build_model(name, data, precision=precision, convolution='patches'),
+      fa.Federation(
+        clients, data.test, client_fraction=0.5, epochs=3, batch_size=10
+      ),
+      fa.fedavg(optax.sgd(0.1), optax.sgd(1.0)),
+    )
+    *_, last = fa.simulate(simulation, rounds=rounds)
+    accuracy[precision] = last.test_accuracy
+  assert accuracy['float32'] > 0.85
+  assert abs(accuracy['bfloat16'] - accuracy['float32']) < 0.02
