@@ -229,10 +229,13 @@ def listing(folder):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_one_line_and_nothing_changed(name, command, places):
+def test_one_line_and_nothing_changed(name, command, training_server, places):
   args, words = CASES[name]
   before = listing(places)
-  outcome = command(*args)
+  if args[0] == 'sweep':
+    outcome = training_server.run(places, *args)
+  else:
+    outcome = command(*args)
   assert outcome.code == 2, outcome
   (line,) = outcome.err.splitlines()
   assert line.startswith('error: ') and words in line and len(line) < 1200

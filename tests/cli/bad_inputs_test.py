@@ -9,23 +9,14 @@ import pytest
 
 from tests.testing import hostile_data
 from tests.testing import hostile_inputs
-from tests.testing.commands import CommandServer
 
 CASES = hostile_inputs.CASES | hostile_data.CASES
 
 
 @pytest.fixture(scope='module')
-def server(tmp_path_factory):
-  """Executes `python -m fedavg_jax run ARGS` in a folder; imports JAX once."""
-  home = tmp_path_factory.mktemp('home')
-  server = CommandServer(
-    home,
-    # Most cases import this, so it is imported once.
-    ('fedavg_jax.runs.train', 'sklearn.datasets', 'orbax.checkpoint'),
-    TFDS_DATA_DIR=str(home / 'tfds'),
-  )
-  yield lambda folder, args: server.run(folder, 'run', *args)[:3]
-  server.close()
+def server(training_server):
+  """Executes `python -m fedavg_jax run ARGS` in a folder."""
+  return lambda folder, args: training_server.run(folder, 'run', *args)[:3]
 
 
 @pytest.fixture(scope='module')

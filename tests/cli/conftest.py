@@ -16,6 +16,19 @@ def _server(tmp_path_factory):
   server.close()
 
 
+@pytest.fixture(scope='session')
+def training_server(tmp_path_factory):
+  """Returns a server whose commands find JAX and the engine imported."""
+  home = tmp_path_factory.mktemp('home')
+  server = CommandServer(
+    home,
+    ('fedavg_jax.runs.grid', 'sklearn.datasets', 'orbax.checkpoint'),
+    TFDS_DATA_DIR=str(home / 'tfds'),
+  )
+  yield server
+  server.close()
+
+
 @pytest.fixture
 def command(_server, tmp_path):
   """Returns a function that runs `python -m fedavg_jax ARGS` in `tmp_path`."""

@@ -11,6 +11,7 @@ import pytest
 
 import fedavg_jax as fa
 from tests.testing import quadratics
+from tests.testing import rest_slow
 from tests.testing import results
 from tests.testing.pages import python_of
 
@@ -45,7 +46,7 @@ def test_fednova_has_no_bias_of_updates(page):
     assert w == pytest.approx((pull * c).sum() / pull.sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize('momentum', [0.0, 0.5, 0.8])
+@pytest.mark.parametrize('momentum', rest_slow(1, [0.8, 0.5, 0.0]))
 def test_fednova_with_momentum_of_clients(page, momentum):
   """Clients of 4 to 24 updates end at the optimum, on a known path.
 
@@ -103,7 +104,7 @@ def messages(number=20, attackers=6, seed=0):
   return {'a': jnp.float32(honest[:, :30]), 'b': jnp.float32(honest[:, 30:])}
 
 
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', rest_slow(1, range(5)))
 def test_robust_rules(page, seed):
   sent = messages(seed=seed)
   flat = np.concatenate([sent['a'], sent['b']], axis=1)

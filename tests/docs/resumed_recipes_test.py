@@ -7,6 +7,7 @@ import pytest
 
 import fedavg_jax as fa
 from tests.testing import normalised
+from tests.testing import rest_slow
 
 SGD, SERVER = optax.sgd(0.1), optax.sgd(1.0, momentum=0.5)
 ROUNDS, SAVED = 6, 3  # Mime's rounds are pairs; it is saved within one.
@@ -73,7 +74,9 @@ def row_of(record):
 
 @pytest.mark.parametrize(
   'recipe',
-  ['fednova', 'feddyn', 'fedbn', 'mime', 'ifca', 'qsgd', 'local_noise'],
+  rest_slow(
+    3, ['mime', 'fedbn', 'qsgd', 'fednova', 'feddyn', 'ifca', 'local_noise']
+  ),
 )
 def test_resumed_and_uninterrupted_runs_have_equal_bits(page, recipe, tmp_path):
   simulation = built_of(page, recipe)

@@ -14,6 +14,7 @@ from fedavg_jax.core import client_data
 from fedavg_jax.core.choices import SHUFFLES
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.schedule.planning import Planner
+from tests.testing import covering
 from tests.testing import rest_slow
 from tests.testing import twin
 from tests.testing.rounds import CLASSES
@@ -33,8 +34,9 @@ def population(uneven_examples):
   return client_data.build_clients(client_data.Examples(x, y), parts)
 
 
-@pytest.mark.parametrize('shuffle', SHUFFLES)
-@pytest.mark.parametrize('batch_size', [1, 3, 4, 0])
+@pytest.mark.parametrize(
+  ('batch_size', 'shuffle'), covering([1, 3, 4, 0], SHUFFLES)
+)
 @pytest.mark.parametrize('cohort_size', rest_slow(1, [3, 1, 5]))
 def test_numpy_twin_after_three_rounds(
   uneven_examples, population, shuffle, batch_size, cohort_size
@@ -421,22 +423,15 @@ def twin_without(bad, examples, *, epochs, sizes):
 
 
 @pytest.mark.parametrize(
-  ('value', 'bad'),
-  rest_slow(
-    1,
-    [(np.nan, (0, 2)), (np.nan, (1, 3)), (np.inf, (0, 2)), (-np.inf, (4,))],
-    several=True,
-  ),
-)
-@pytest.mark.parametrize(
-  ('layout', 'weighting'),
+  ('value', 'bad', 'layout', 'weighting'),
   rest_slow(
     2,
     [
-      ({'lanes': 2, 'num_devices': 2}, 'uniform'),
-      ({'lanes': 4, 'widths': (4, 2, 1)}, 'examples'),
-      ({'lanes': 1}, 'examples'),
-      ({'lanes': 5, 'micro_batch': 2}, 'uniform'),
+      (np.nan, (0, 2), {'lanes': 2, 'num_devices': 2}, 'uniform'),
+      (np.inf, (1, 3), {'lanes': 4, 'widths': (4, 2, 1)}, 'examples'),
+      (-np.inf, (4,), {'lanes': 1}, 'examples'),
+      (np.nan, (1, 3), {'lanes': 5, 'micro_batch': 2}, 'uniform'),
+      (np.inf, (0, 2), {'lanes': 5, 'micro_batch': 2}, 'examples'),
     ],
     several=True,
   ),

@@ -56,8 +56,8 @@ def test_all_messages_and_their_weights_give_the_mean(clients):
     return jax.tree.map(lambda m: jnp.tensordot(weights, m, 1), messages)
 
   gathered = rounds.fedavg()._replace(aggregate=fa.gathered(mean))
+  one = last(clients, rounds.fedavg())
   for lanes in (1, 2):
-    one = last(clients, rounds.fedavg(), lanes=lanes)
     other = last(clients, gathered, lanes=lanes)
     rounds.assert_close(one.state.params, other.state.params, 1e-6)
 

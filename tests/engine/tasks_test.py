@@ -1,5 +1,7 @@
 """Custom losses, metrics and models are compared with plain NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,20 @@ def build(model, y_of, *, algorithm=None, loss, metrics=None, **options):
     loss=loss,
     metrics=metrics,
     execution=execution,
+  )
+
+
+@functools.cache
+def plain():
+  """Returns the linear regression that several tests compare with."""
+  return build(linear(), noisy, loss=fa.losses.squared_error)
+
+
+@functools.cache
+def classifier():
+  """Returns a linear model of three classes with all metrics."""
+  return build(
+    linear(3), three_classes, loss=fa.losses.cross_entropy, metrics=METRICS
   )
 
 
@@ -169,9 +185,7 @@ METRICS = (
 
 
 def test_metrics_of_a_classifier():
-  simulation = build(
-    linear(3), three_classes, loss=fa.losses.cross_entropy, metrics=METRICS
-  )
+  simulation = classifier()
   *_, record = fa.simulate(simulation, rounds=2)
   _, test = population(three_classes)
   logits = test.x @ np.asarray(record.state.params['w'])
@@ -251,10 +265,7 @@ def test_a_sweep_has_custom_metrics_of_each_value():
   *_, record = fa.simulate(sweep, rounds=2)
   for g in range(2):
     params = jax.tree.map(lambda leaf, g=g: leaf[g], record.state.params)
-    one = build(
-      linear(3), three_classes, loss=fa.losses.cross_entropy, metrics=METRICS
-    ).evaluate(params)
-    for name, value in one.items():
+    for name, value in classifier().evaluate(params).items():
       assert record.test[name][g] == pytest.approx(value, rel=1e-6)
 
 
@@ -352,8 +363,7 @@ def test_dropout_keys_depend_on_client_and_batch_alone():
     for simulation in models
   )
   np.testing.assert_allclose(one, other, rtol=1e-6)
-  plain = build(linear(), noisy, loss=fa.losses.squared_error)
-  without = list(fa.simulate(plain, rounds=3))[-1].state.params['w']
+  without = list(fa.simulate(plain(), rounds=3))[-1].state.params['w']
   assert np.abs(np.asarray(one) - np.asarray(without)).max() > 1e-3
 
 
@@ -394,20 +404,15 @@ def test_a_gradient_written_out_is_the_default_one():
     del context
     return fa.losses.mean_gradient(loss_fn, params, batch)
 
-  plain = fa.fedavg(optax.sgd(ETA), optax.sgd(1.0))
+  algorithm = fa.fedavg(optax.sgd(ETA), optax.sgd(1.0))._replace(
+    client_gradient=mean_gradient
+  )
+  written_out = build(
+    linear(), noisy, loss=fa.losses.squared_error, algorithm=algorithm
+  )
   one, other = (
-    list(
-      fa.simulate(
-        build(
-          linear(), noisy, loss=fa.losses.squared_error, algorithm=algorithm
-        ),
-        rounds=2,
-      )
-    )[-1]
-    for algorithm in (
-      plain,
-      plain._replace(client_gradient=mean_gradient),
-    )
+    list(fa.simulate(simulation, rounds=2))[-1]
+    for simulation in (plain(), written_out)
   )
   np.testing.assert_array_equal(one.state.params['w'], other.state.params['w'])
   assert one.train_loss == other.train_loss

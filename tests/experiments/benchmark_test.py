@@ -122,15 +122,10 @@ def test_own_convolutions(repository):
     (('--starts', '-1'), '--starts -1: must be at least 0'),
   ],
 )
-def test_bad_arguments_of_the_benchmark(repository, arguments, said):
-  process = subprocess.run(
-    [sys.executable, '-m', 'experiments.benchmark', *arguments],
-    cwd=repository,
-    capture_output=True,
-    text=True,
-  )
-  assert process.returncode == 2
-  assert said in process.stderr and 'Traceback' not in process.stderr
+def test_bad_arguments_of_the_benchmark(refusing, tmp_path, arguments, said):
+  found = refusing.run(tmp_path, *arguments, module='experiments.benchmark')
+  assert found.code == 2
+  assert said in found.err and 'Traceback' not in found.err
 
 
 @pytest.mark.slow

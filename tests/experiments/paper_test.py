@@ -158,12 +158,16 @@ def test_a_damaged_last_line_is_kept_reported_and_run_again(
     (('--values', '0'), '--values 0: must be at least 1'),
   ],
 )
-def test_bad_arguments(repository, tmp_path, args, said):
-  process = start(repository, tmp_path, 'none.jsonl', *args)
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 2
-  assert err.startswith('error: ' + said) and 'Traceback' not in err
-  assert not (tmp_path / 'none.jsonl').exists()
+def test_bad_arguments(refusing, tmp_path, args, said):
+  found = refusing.run(
+    tmp_path,
+    *('--results', 'none.jsonl', '--values', '3', *args),
+    module='tests.testing.programs.two_cells',
+  )
+  assert found.code == 2
+  assert found.err.startswith('error: ' + said)
+  assert 'Traceback' not in found.err
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_instead_of_the_results(repository, tmp_path):

@@ -49,8 +49,8 @@ def test_conv_gradients_match_jax(method, k, padding):
     out = layers.conv2d(x, kernel, padding=padding, method=method)
     return jnp.sum(jnp.sin(out) * weight)
 
-  got = jax.grad(value, argnums=(0, 1))(x, kernel, method)
-  expected = jax.grad(value, argnums=(0, 1))(x, kernel, 'lax')
+  grad = jax.jit(jax.grad(value, argnums=(0, 1)), static_argnums=2)
+  got, expected = grad(x, kernel, method), grad(x, kernel, 'lax')
   for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4)
 
@@ -73,8 +73,9 @@ def test_conv_of_many_clients_is_that_of_each(method, clients, batched):
     return jnp.sum(jnp.sin(out))
 
   got = jax.jit(jax.vmap(one, in_axes=batched))(*args)
+  alone = jax.jit(one)
   for c in range(clients):
-    expected = one(
+    expected = alone(
       *(a[c] if b == 0 else a for a, b in zip(args, batched, strict=True))
     )
     for a, b in zip(
@@ -90,6 +91,7 @@ def test_conv_under_two_vmaps(method):
   x = jnp.float32(rng.normal(size=(2, 3, 1, 5, 5, 1)))
   kernel = jnp.float32(rng.normal(size=(2, 3, 3, 3, 1, 2)))
 
+  @jax.jit
   def grad(x, kernel):
     return jax.grad(
       lambda k: jnp.sum(layers.conv2d(x, k, padding=1, method=method) ** 2)
@@ -139,10 +141,10 @@ def test_max_pool_matches_reduce_window(padding, size):
 
   np.testing.assert_array_equal(layers.max_pool2(x, padding=padding), pooled(x))
   weight = jnp.float32(rng.normal(size=pooled(x).shape))
-  got = jax.grad(
-    lambda x: jnp.sum(layers.max_pool2(x, padding=padding) * weight)
+  got = jax.jit(
+    jax.grad(lambda x: jnp.sum(layers.max_pool2(x, padding=padding) * weight))
   )(x)
-  expected = jax.grad(lambda x: jnp.sum(pooled(x) * weight))(x)
+  expected = jax.jit(jax.grad(lambda x: jnp.sum(pooled(x) * weight)))(x)
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -152,11 +154,10 @@ def test_matmul_and_its_gradients():
   kernel = jnp.float32(rng.normal(size=(3, 5, 2)))
 
   def value(product):
-    return jax.vmap(
-      jax.value_and_grad(
-        lambda x, k: jnp.sum(jnp.sin(product(x, k))), argnums=(0, 1)
-      )
-    )(x, kernel)
+    one = jax.value_and_grad(
+      lambda x, k: jnp.sum(jnp.sin(product(x, k))), argnums=(0, 1)
+    )
+    return jax.jit(jax.vmap(one))(x, kernel)
 
   for a, b in zip(
     jax.tree.leaves(value(layers.matmul)),
@@ -178,7 +179,7 @@ def test_max_pool3_is_tensorflows():
   np.testing.assert_array_equal(layers.max_pool3(x), pooled(x))
   weight = jnp.float32(rng.normal(size=(2, 4, 3, 3)))
   got, expected = (
-    jax.grad(lambda x, pool=pool: jnp.sum(pool(x) * weight))(x)
+    jax.jit(jax.grad(lambda x, pool=pool: jnp.sum(pool(x) * weight)))(x)
     for pool in (layers.max_pool3, pooled)
   )
   np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -1,5 +1,6 @@
 """A run from Python has the same rounds in one call or in several."""
 
+import functools
 import json
 import signal
 import time
@@ -12,21 +13,34 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import InterruptedRunError
+from fedavg_jax.engine import program
 from fedavg_jax.runs import compare
 from fedavg_jax.runs import signals
 from fedavg_jax.runs import train
+from tests import testing
 from tests.testing import simulations
 from tests.testing.run_folders import load
 
 # Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
-CLIENTS_STAY = {'devices': {}, 'host': {'client_states_on': 'host'}}
+BUILDS = {
+  'plain': {},
+  'on the host': {'client_states_on': 'host'},
+  'fedavg': {'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(0.9))},
+  'its number': {'algorithm': fa.scaffold(0.1, 0.8)},
+  'by loss': {'metrics': (fa.metrics.mean_loss(fa.losses.cross_entropy),)},
+  # The second value diverges.
+  'sweep': {
+    'algorithm': lambda eta: fa.scaffold(eta, 1.0),
+    'sweep': (0.1, 1e30),
+  },
+}
 
 
-def build(uneven_examples, own=None, **changes):
+def build(examples=None, own=None, **changes):
   """Builds a simulation of SCAFFOLD: server and clients have states."""
-  x, y, parts = uneven_examples
+  x, y, parts = examples or testing.uneven_examples()
   return simulations.build(
     fa.build_clients(fa.Examples(x, y), parts),
     own or simulations.model(),
@@ -34,9 +48,15 @@ def build(uneven_examples, own=None, **changes):
   )
 
 
-@pytest.fixture(params=CLIENTS_STAY)
-def simulation(request, uneven_examples):
-  return build(uneven_examples, **CLIENTS_STAY[request.param])
+@functools.cache
+def built(name='plain'):
+  """Returns a simulation that tests share: runs do not change it."""
+  return build(**BUILDS[name])
+
+
+@pytest.fixture(params=['plain', 'on the host'])
+def simulation(request):
+  return built(request.param)
 
 
 def of(result):
@@ -77,8 +97,8 @@ def test_a_folder_is_saved_and_continued(simulation, tmp_path):
   )
 
 
-def test_interrupted_in_a_cell_and_continued(uneven_examples, tmp_path):
-  simulation, folder = build(uneven_examples), tmp_path / 'own'
+def test_interrupted_in_a_cell_and_continued(tmp_path):
+  simulation, folder = built(), tmp_path / 'own'
 
   def interrupt(record):
     if record.round == 3:
@@ -97,8 +117,8 @@ def test_interrupted_in_a_cell_and_continued(uneven_examples, tmp_path):
   check_equal(result, fa.run(simulation, rounds=5))
 
 
-def test_on_round_has_every_model_and_ends_the_run(uneven_examples):
-  simulation, found = build(uneven_examples), {}
+def test_on_round_has_every_model_and_ends_the_run():
+  simulation, found = built(), {}
 
   def enough(record):
     assert record.client_states is not None
@@ -112,10 +132,9 @@ def test_on_round_has_every_model_and_ends_the_run(uneven_examples):
   assert int(result.state.round) == 3
 
 
-def test_the_best_model_is_that_of_its_round(uneven_examples, tmp_path):
+def test_the_best_model_is_that_of_its_round(tmp_path):
   """The first metric decides, the first of equal rounds; a folder keeps it."""
-  simulation = build(uneven_examples)
-  models = {}
+  simulation, models = built(), {}
   result = fa.run(
     simulation,
     rounds=6,
@@ -136,18 +155,23 @@ def test_the_best_model_is_that_of_its_round(uneven_examples, tmp_path):
     again.predict(x, best=True),
     simulation.task.model.apply(models[best], x),
   )
-
-
-def test_the_smallest_error_is_the_best(uneven_examples):
-  simulation = build(
-    uneven_examples, metrics=(fa.metrics.mean_loss(fa.losses.cross_entropy),)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    fa.load_params(tmp_path / 'own', best=True),
+    result.best.variables,
   )
-  result = fa.run(simulation, rounds=3, keep_best=True)
+  fa.run(simulation, rounds=1, folder=tmp_path / 'none')
+  with pytest.raises(FileNotFoundError, match='saves it with keep_best=True'):
+    fa.load_params(tmp_path / 'none', best=True)
+
+
+def test_the_smallest_error_is_the_best():
+  result = fa.run(built('by loss'), rounds=3, keep_best=True)
   assert result.best.value == result['test_loss'].min()
 
 
-def test_predict_works_for_any_number_of_examples(uneven_examples):
-  result = fa.run(build(uneven_examples), rounds=1)
+def test_predict_works_for_any_number_of_examples():
+  result = fa.run(built(), rounds=1)
   x = np.random.default_rng(0).integers(0, 256, (600, 3, 3, 1), np.uint8)
   expected = result.simulation.task.model.apply(result.params, x)
   np.testing.assert_allclose(result.predict(x), expected, rtol=1e-5, atol=1e-5)
@@ -155,22 +179,23 @@ def test_predict_works_for_any_number_of_examples(uneven_examples):
   np.testing.assert_allclose(one, expected[:1], rtol=1e-5, atol=1e-5)
 
 
-def test_a_sweep_has_a_history_per_value(uneven_examples, tmp_path):
-  def sweep():
-    return build(
-      uneven_examples,
-      algorithm=lambda eta: fa.scaffold(eta, 1.0),
-      sweep=(0.1, 0.3),
-    )
-
-  uninterrupted = fa.run(sweep(), rounds=3)
+def test_a_sweep_has_a_history_per_value(tmp_path):
+  uninterrupted = fa.run(built('sweep'), rounds=3)
   assert uninterrupted['test_loss'].shape == (4, 2)
-  fa.run(sweep(), rounds=1, folder=tmp_path / 'own')
-  check_equal(fa.run(sweep(), rounds=3, folder=tmp_path / 'own'), uninterrupted)
+  fa.run(built('sweep'), rounds=1, folder=tmp_path / 'own')
+  again = build(**BUILDS['sweep'])
+  check_equal(fa.run(again, rounds=3, folder=tmp_path / 'own'), uninterrupted)
 
 
-def test_a_bar_shows_rounds_and_the_first_metric(uneven_examples, capsys):
-  fa.run(build(uneven_examples), rounds=2, progress=True)
+def test_a_value_that_diverges_is_marked():
+  result = fa.run(built('sweep'), rounds=2)
+  assert result['finite'].shape == (3, 2)
+  assert result['finite'][0].all()
+  assert result['finite'][-1].tolist() == [True, False]
+
+
+def test_a_bar_shows_rounds_and_the_first_metric(capsys):
+  fa.run(built(), rounds=2, progress=True)
   shown = capsys.readouterr().err
   assert '2/2' in shown and 'test accuracy=' in shown
 
@@ -193,19 +218,9 @@ REFUSED = {
   'seed': ({'seed': 6}, r'seed = 6: was 5 in folder = .*own; set it back'),
   'epochs': ({'epochs': 3}, 'epochs = 3: was 2'),
   'on_nan': ({'on_nan': 'skip_client'}, "on_nan = 'skip_client': was 'stop'"),
-  'best': ({'keep_best': True}, 'keep_best = True: was False'),
-  'sweep': (
-    {'algorithm': lambda eta: fa.scaffold(eta, 1.0), 'sweep': (0.1,)},
-    r'sweep = \[0.1',
-  ),
-  'algorithm': (
-    {'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(0.9))},
-    r'algorithm = .*fedavg.* was .*scaffold',
-  ),
-  'its number': (
-    {'algorithm': fa.scaffold(0.1, 0.8)},
-    'algorithm: computes something else',
-  ),
+  'sweep': (BUILDS['sweep'], r'sweep = \[0.1'),
+  'algorithm': (BUILDS['fedavg'], r'algorithm = .*fedavg.* was .*scaffold'),
+  'its number': (BUILDS['its number'], 'algorithm: computes something else'),
   'loss': ({'loss': squared}, 'loss = .*squared.* was .*cross_entropy'),
   'metrics': ({'metrics': (fa.metrics.accuracy(),)}, 'metrics = .*accuracy'),
   'participation': (
@@ -218,77 +233,93 @@ REFUSED = {
 }
 
 
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """Returns the folder of a round of the plain simulation."""
+  folder = tmp_path_factory.mktemp('finished') / 'own'
+  fa.run(built(), rounds=1, folder=folder)
+  return folder
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+  """Lets simulations be built that no round can be run with."""
+  built()  # What tests share is compiled.
+  monkeypatch.setattr(program.Program, 'compile', lambda self, lowered: None)
+
+
+@pytest.mark.usefixtures('uncompiled')
 @pytest.mark.parametrize('change', REFUSED)
-def test_a_folder_of_another_run_is_refused(uneven_examples, tmp_path, change):
-  folder = tmp_path / 'own'
-  fa.run(build(uneven_examples), rounds=1, folder=folder)
-  before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+def test_a_folder_of_another_run_is_refused(finished, change):
+  """It is refused before a round is run."""
+  before = {p: p.read_bytes() for p in finished.rglob('*') if p.is_file()}
   changes, said = REFUSED[change]
-  options = {'keep_best': changes.get('keep_best', False)}
-  changes = {k: v for k, v in changes.items() if k != 'keep_best'}
-  examples = uneven_examples
-  if not (changes or options['keep_best']):
-    examples = other_examples(uneven_examples, change)
+  examples = testing.uneven_examples()
+  if not changes:
+    examples = other_examples(examples, change)
   with pytest.raises(InputError, match=said):
-    fa.run(build(examples, **changes), rounds=2, folder=folder, **options)
-  assert before == {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+    fa.run(build(examples, **changes), rounds=2, folder=finished)
+  assert before == {
+    p: p.read_bytes() for p in finished.rglob('*') if p.is_file()
+  }
 
 
-def test_a_loss_of_one_line_and_a_sweep_are_compared(uneven_examples, tmp_path):
+def test_keeping_the_best_model_is_another_run(finished):
+  with pytest.raises(InputError, match='keep_best = True: was False'):
+    fa.run(built(), rounds=2, folder=finished, keep_best=True)
+
+
+def test_a_loss_of_one_line_and_a_sweep_are_compared(tmp_path):
   """Two lambdas have the same name, two sweeps have the same values."""
 
-  def run(factor, power, folder):
+  def run(factor, power):
     simulation = build(
-      uneven_examples,
-      algorithm=lambda eta: fa.scaffold(factor * eta, 1.0),
+      algorithm=lambda eta: fa.fedavg(optax.sgd(factor * eta), optax.sgd(1.0)),
       sweep=(0.1, 0.3),
       loss=lambda outputs, batch: squared(outputs, batch, power),
     )
-    return fa.run(simulation, rounds=1, folder=tmp_path / folder)
+    return fa.run(simulation, rounds=1, folder=tmp_path / 'own')
 
-  for folder, other, said in (
-    ('a', (1.0, 4), 'loss: computes something else'),
-    ('b', (2.0, 2), 'algorithm: computes something else'),
-  ):
-    run(1.0, 2, folder)
-    run(1.0, 2, folder)
-    with pytest.raises(InputError, match=said):
-      run(*other, folder)
+  run(1.0, 2)
+  run(1.0, 2)
+  with pytest.raises(InputError, match='loss: computes something else'):
+    run(1.0, 4)
+  with pytest.raises(InputError, match='algorithm: computes something else'):
+    run(2.0, 2)
 
 
-def test_other_versions_have_other_programs(uneven_examples, tmp_path):
+def test_other_versions_have_other_programs(tmp_path):
   """Only names and examples are compared then; the next call compares all."""
   folder = tmp_path / 'own'
-  fa.run(build(uneven_examples), rounds=1, folder=folder)
+  fa.run(built(), rounds=1, folder=folder)
   path = folder / 'config.json'
   began = json.loads(path.read_text())
   began['from_python']['made_by']['optax'] = '0.0.1'
   began['from_python']['parts_sha256']['algorithm'] = 64 * '0'
   path.write_text(json.dumps(began))
-  fa.run(build(uneven_examples), rounds=2, folder=folder)
-  other = build(uneven_examples, algorithm=fa.scaffold(0.1, 0.8))
+  fa.run(built(), rounds=2, folder=folder)
   with pytest.raises(InputError, match='algorithm: computes something else'):
-    fa.run(other, rounds=3, folder=folder)
+    fa.run(built('its number'), rounds=3, folder=folder)
 
 
-def test_what_was_compiled_counts(uneven_examples, tmp_path):
+def test_what_was_compiled_counts(tmp_path):
   """A number that has changed since a simulation was built is not in it."""
-  factor = [1.0]
+  factor, fedavg = [1.0], BUILDS['fedavg']
 
   def loss(outputs, batch):
     return factor[0] * fa.losses.cross_entropy(outputs, batch)
 
-  built = build(uneven_examples, loss=loss)
+  before = build(loss=loss, **fedavg)
   factor[0] = 50.0
-  fa.run(built, rounds=1, folder=tmp_path / 'own')
+  fa.run(before, rounds=1, folder=tmp_path / 'own')
   with pytest.raises(InputError, match='simulation: was compiled with other'):
-    fa.run(build(uneven_examples, loss=loss), rounds=2, folder=tmp_path / 'own')
-  fa.run(built, rounds=2, folder=tmp_path / 'own')
+    fa.run(build(loss=loss, **fedavg), rounds=2, folder=tmp_path / 'own')
+  fa.run(before, rounds=2, folder=tmp_path / 'own')
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_is_raised(uneven_examples, tmp_path, number):
-  simulation, folder = build(uneven_examples), tmp_path / 'own'
+def test_a_signal_saves_and_is_raised(tmp_path, number):
+  simulation, folder = built(), tmp_path / 'own'
   before = signal.getsignal(number)
 
   def send(record):
@@ -305,19 +336,16 @@ def test_a_signal_saves_and_is_raised(uneven_examples, tmp_path, number):
   check_equal(result, fa.run(simulation, rounds=5))
 
 
-def test_the_best_of_a_run_that_continues(uneven_examples, tmp_path):
+def test_the_best_of_a_run_that_continues():
   """An earlier best counts where it was kept, by the current test."""
-  simulation = build(uneven_examples)
+  simulation = built()
   first = fa.run(simulation, rounds=2, keep_best=True)
   assert fa.run(simulation, rounds=3, start=first).best is None
   state, kept = fa.run(simulation, rounds=2).to_start()
   result = fa.run(simulation, rounds=2, start=(state, kept), keep_best=True)
   assert result.best.round == 2
-  by_loss = build(
-    uneven_examples, metrics=(fa.metrics.mean_loss(fa.losses.cross_entropy),)
-  )
   first = fa.run(simulation, rounds=2, keep_best=True)
-  result = fa.run(by_loss, rounds=3, start=first, keep_best=True)
+  result = fa.run(built('by loss'), rounds=3, start=first, keep_best=True)
   losses = result['test_loss']
   best = result.best
   assert losses.shape == (4,)
@@ -325,13 +353,9 @@ def test_the_best_of_a_run_that_continues(uneven_examples, tmp_path):
   assert best.value <= min(losses[2:].min(), losses[first.best.round])
 
 
-def test_the_best_of_an_interrupted_run_is_that_of_a_whole_one(
-  uneven_examples, tmp_path
-):
+def test_the_best_of_an_interrupted_run_is_that_of_a_whole_one(tmp_path):
   """What it resumes from was not tested, and is no candidate."""
-  simulation = build(
-    uneven_examples, metrics=(fa.metrics.mean_loss(fa.losses.cross_entropy),)
-  )
+  simulation = built('by loss')
   options = {'rounds': 8, 'eval_every': 4, 'keep_best': True}
 
   def interrupt(record):
@@ -346,9 +370,7 @@ def test_the_best_of_an_interrupted_run_is_that_of_a_whole_one(
   jax.tree.map(np.testing.assert_array_equal, result.best, whole.best)
 
 
-def test_a_second_interrupt_raises_and_saves(
-  uneven_examples, tmp_path, monkeypatch
-):
+def test_a_second_interrupt_raises_and_saves(tmp_path, monkeypatch):
   """A kernel survives it; what was done is there."""
   monkeypatch.setattr(signals, '_SECONDS_OF_ONE_WISH', 0.0)
   folder = tmp_path / 'own'
@@ -361,45 +383,19 @@ def test_a_second_interrupt_raises_and_saves(
       raise AssertionError('it is raised at once')
 
   with pytest.raises(KeyboardInterrupt):
-    fa.run(build(uneven_examples), rounds=9, folder=folder, on_round=ask)
+    fa.run(built(), rounds=9, folder=folder, on_round=ask)
   assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 4
-  result = fa.run(build(uneven_examples), rounds=3, folder=folder)
+  result = fa.run(built(), rounds=3, folder=folder)
   assert result['round'].tolist() == [0, 1, 2, 3]
 
 
-def test_states_alone_start_a_run_that_starts_another(uneven_examples):
-  simulation = build(uneven_examples)
+def test_states_alone_start_a_run_that_starts_another():
+  simulation = built()
   first = fa.run(simulation, rounds=2)
   alone = fa.run(simulation, rounds=2, start=first.to_start())
   assert not alone.history
   result = fa.run(simulation, rounds=3, start=alone)
   assert result['round'].tolist() == [3]
-
-
-def test_the_best_model_is_loaded_from_a_folder(uneven_examples, tmp_path):
-  folder = tmp_path / 'own'
-  simulation = build(uneven_examples)
-  result = fa.run(simulation, rounds=4, keep_best=True, folder=folder)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    fa.load_params(folder, best=True),
-    result.best.variables,
-  )
-  fa.run(simulation, rounds=1, folder=tmp_path / 'none')
-  with pytest.raises(FileNotFoundError, match='saves it with keep_best=True'):
-    fa.load_params(tmp_path / 'none', best=True)
-
-
-def test_a_value_that_diverges_is_marked(uneven_examples, tmp_path):
-  simulation = build(
-    uneven_examples,
-    algorithm=lambda eta: fa.scaffold(eta, 1.0),
-    sweep=(0.1, 1e30),
-  )
-  result = fa.run(simulation, rounds=2)
-  assert result['finite'].shape == (3, 2)
-  assert result['finite'][0].all()
-  assert result['finite'][-1].tolist() == [True, False]
 
 
 NARROW = simulations.model()._replace(
@@ -417,18 +413,19 @@ NARROW = simulations.model()._replace(
       {'own': NARROW},
       r'start: server state: expected .*5\], got .*6\];',
     ),
-    ({'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))}, 'start: '),
+    (BUILDS['fedavg'], 'start: '),
     (
-      {'algorithm': lambda eta: fa.scaffold(eta, 1.0), 'sweep': (0.1,)},
-      r'server state: expected .round int32\[1\], got .round int32\[\];',
+      BUILDS['sweep'],
+      r'server state: expected .round int32\[2\], got .round int32\[\];',
     ),
   ],
 )
-def test_a_start_of_another_simulation_is_refused(uneven_examples, other, said):
-  simulation = build(uneven_examples)
+def test_a_start_of_another_simulation_is_refused(uncompiled, other, said):
+  del uncompiled
+  simulation = built()
   start = fa.run(simulation, rounds=1)
   with pytest.raises(InputError, match=said) as raised:
-    fa.run(build(uneven_examples, **other), rounds=2, start=start)
+    fa.run(build(**other), rounds=2, start=start)
   assert len(str(raised.value).splitlines()) == 1
   with pytest.raises(
     InputError, match='client states: expected .* got nothing'
@@ -436,8 +433,8 @@ def test_a_start_of_another_simulation_is_refused(uneven_examples, other, said):
     fa.run(simulation, rounds=2, start=(start.state, None))
 
 
-def test_invalid_arguments_are_refused(uneven_examples, tmp_path):
-  simulation = build(uneven_examples)
+def test_invalid_arguments_are_refused(tmp_path):
+  simulation = built()
   result = fa.run(simulation, rounds=1)
   for call, said in (
     (
@@ -479,10 +476,8 @@ def test_invalid_arguments_are_refused(uneven_examples, tmp_path):
     fa.run(simulation, rounds=1, folder=tmp_path / 'mine')
 
 
-def test_commands_refuse_such_a_folder(uneven_examples, tmp_path, repository):
-  folder = tmp_path / 'own'
-  fa.run(build(uneven_examples), rounds=1, folder=folder)
+def test_commands_refuse_such_a_folder(finished, repository):
   with pytest.raises(InputError, match='contains no config of a run'):
-    compare.read_run(folder)
+    compare.read_run(finished)
   with pytest.raises(InputError, match='must hold the config of a run'):
-    train.train(load(repository, 'quickstart'), folder)
+    train.train(load(repository, 'quickstart'), finished)

@@ -60,12 +60,14 @@ def history(seed):
   return str({k: v.tolist() for k, v in found.items() if k != 'seconds'})
 
 
+@pytest.mark.slow
 def test_threads_do_not_disturb_each_other():
   with concurrent.futures.ThreadPoolExecutor(2) as threads:
     together = list(threads.map(history, (0, 1)))
   assert together == [history(0), history(1)]
 
 
+@pytest.mark.slow
 def test_within_an_event_loop_as_in_a_notebook(repository, tmp_path):
   """Two runs are in threads of a loop at once, and one in the loop itself."""
 

@@ -36,8 +36,7 @@ SETTINGS = {
     'server.momentum': 0.9,
     'eval_every': 5,
   },
-  'scaffold': {'algorithm': 'scaffold', 'client.epochs': 1},
-  'scaffold, checkpoint by rounds': {
+  'scaffold': {
     'algorithm': 'scaffold',
     'client.epochs': 1,
     'checkpoint.rounds': 2,

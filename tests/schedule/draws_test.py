@@ -10,6 +10,7 @@ import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.schedule.participation import Participation
 from fedavg_jax.schedule.planning import Planner
+from tests.testing import rest_slow
 from tests.testing import simulations
 from tests.testing.plans import shapes
 
@@ -201,7 +202,7 @@ def test_invalid_draws_are_refused(participation, words):
 
 
 @pytest.mark.parametrize(
-  'layout', [{}, {'lanes': 2}, {'rounds_per_call': 1}, {'examples_on': 'host'}]
+  'layout', rest_slow(1, [{'examples_on': 'host'}, {'rounds_per_call': 1}])
 )
 def test_a_simulation_with_the_uniform_draw_has_the_bits_of_the_default(
   uneven_examples, layout

@@ -4,9 +4,21 @@ from collections.abc import Iterable
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 PROGRAMS = pathlib.Path(__file__).parent / 'programs'
+
+
+def uneven_examples() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+  """Returns 23 images of 3 x 3 pixels and their division among 5 clients.
+
+  One client has a single example; sizes are no multiples of the batch sizes.
+  """
+  rng = np.random.default_rng(7)
+  x = rng.integers(0, 256, (23, 3, 3, 1)).astype(np.uint8)
+  y = rng.integers(0, 4, 23).astype(np.int32)
+  return x, y, np.split(rng.permutation(23), [1, 8, 12, 21])
 
 
 def rest_slow(

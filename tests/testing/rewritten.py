@@ -47,7 +47,7 @@ def check_the_same(function, *args, rewritten=True):
       assert a.dtype == b.dtype
       np.testing.assert_allclose(a, b, atol=3e-5 * max(1, np.abs(b).max()))
 
-  compare(lambda one: one(*args))
+  compare(lambda one: jax.jit(one)(*args))
   clients = jax.tree.map(
     lambda a: jnp.stack([a, a[::-1] if a.ndim else a, 2 * a]), args
   )

@@ -8,6 +8,7 @@ and records whether JAX is imported at its end.
 
 """
 
+import gc
 import importlib
 import json
 import os
@@ -55,6 +56,7 @@ def run_case(case) -> int:
 warnings.simplefilter('ignore')
 for module in sys.argv[1:]:
   importlib.import_module(module)
+gc.freeze()  # Forks copy what a collection touches.
 for line in sys.stdin:
   child = os.fork()
   if not child:
