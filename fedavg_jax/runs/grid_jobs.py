@@ -14,7 +14,6 @@ import urllib.parse
 
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
-from fedavg_jax.core.suggest import did_you_mean
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs import config_changes
 from fedavg_jax.runs import metric_words
@@ -120,10 +119,7 @@ def plan_jobs(
         ' of each'
       )
     if key not in known:
-      raise InputError(
-        f'--grid {key}: unknown key{did_you_mean(key, known)}; expected one of'
-        f' {", ".join(known)}'
-      )
+      raise InputError(f'--grid {key}: {run_config.unknown(key, known)}')
     values = [_value(key, text, known[key]) for text in texts]
     if len(set(values)) < len(values):
       raise InputError(f'--grid {key}={",".join(texts)}: duplicate value')

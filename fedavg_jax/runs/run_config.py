@@ -5,6 +5,7 @@ turns the config of a file into a `RunConfig`, so that the code after it sees no
 dictionary. Letters are those of McMahan et al. (2017).
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import copy
@@ -262,6 +263,14 @@ def names() -> list[str]:
   return [name for name, _ in flat_fields(RunConfig)]
 
 
+def unknown(key: str, known: Iterable[str]) -> str:
+  """Returns what a message says of a key that is none of the known ones."""
+  return (
+    f'unknown key{did_you_mean(key, known)}; `fedavg-jax config show default`'
+    ' lists all'
+  )
+
+
 def read(config: Any) -> RunConfig:
   """Turns a ConfigDict into typed settings; a RunConfig is returned as it is.
 
@@ -290,10 +299,7 @@ def from_dict(config: Mapping[str, Any]) -> RunConfig:
   flat, known = dict(flatten(config)), names()
   for key in flat:
     if not is_known(key):
-      raise InputError(
-        f'{key}: unknown key{did_you_mean(key, known)}; expected one of'
-        f' {", ".join(known)}'
-      )
+      raise InputError(f'{key}: {unknown(key, known)}')
   return RunConfig().replace(flat)
 
 
