@@ -297,7 +297,8 @@ def test_a_fault_between_two_checkpoints(
   repository, tmp_path, monkeypatch, name
 ):
   """SCAFFOLD's client states are in use then, and cannot be saved."""
-  config = small(repository, **{'rounds_per_call': 1} | SETTINGS[name])
+  rare = {'rounds_per_call': 1, 'checkpoint.rounds': 0}
+  config = small(repository, **SETTINGS[name] | rare)
   train.train(config, tmp_path / 'whole')
   simulate = recorder.simulate
 
