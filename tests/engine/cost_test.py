@@ -20,6 +20,8 @@ TWO = (784 * 200, 200 * 200, 200 * 10)
 @pytest.mark.parametrize(('name', 'products'), [('cnn', CNN), ('2nn', TWO)])
 def test_gradient_of_the_papers_models(name, products, method):
   """A layer has three products; the first has no gradient of its data."""
+  if (name, method) == ('cnn', 'patches'):  # 6 x 6 pixels make 2 x 2 outputs.
+    products = [*(n * 36 // 25 for n in products[:-2]), *products[-2:]]
   examples = client_data.Examples(
     np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32)
   )

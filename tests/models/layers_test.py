@@ -383,7 +383,9 @@ def test_the_loops_have_only_what_needs_the_previous_step():
     for eqn in jaxpr.eqns:
       found[0 if inside else 1] += eqn.primitive.name == 'dot_general'
       loop = inside or eqn.primitive.name == 'while'
-      found += sum((products(sub, loop) for sub in cost._inner(eqn)), 0)
+      found += sum(
+        (products(sub, loop) for sub in cost.programs_inside(eqn)), 0
+      )
     return found
 
   # Forward: x kernel. Backward: two weights; the data need none.

@@ -4,6 +4,7 @@ import functools
 import json
 import signal
 import time
+import types
 
 import jax
 import numpy as np
@@ -245,7 +246,8 @@ def finished(tmp_path_factory):
 def uncompiled(monkeypatch):
   """Lets simulations be built that no round can be run with."""
   built()  # What tests share is compiled.
-  monkeypatch.setattr(program.Program, 'compile', lambda self, lowered: None)
+  nothing = types.SimpleNamespace(memory_analysis=lambda: None)
+  monkeypatch.setattr(program.Program, 'compile', lambda self, lowered: nothing)
 
 
 @pytest.mark.usefixtures('uncompiled')

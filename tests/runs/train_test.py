@@ -483,7 +483,7 @@ VALIDATED = {'rounds': 4, 'validation_fraction': 0.2, 'num_clients': 10}
 def test_a_validation_set_is_part_of_the_training_examples(
   repository, tmp_path, monkeypatch
 ):
-  """With other test labels, only the last accuracy is another one."""
+  """Other test labels change the last accuracy, and nothing else."""
   target = {'target_accuracy': 0.5, 'rounds': 30}
   config = load(repository, 'quickstart', **(VALIDATED | target))
   summary = train.train(config, tmp_path / 'run')
