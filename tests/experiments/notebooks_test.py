@@ -6,12 +6,16 @@ import re
 import nbformat
 import pytest
 
-NAMES = ('fedavg_in_ten_minutes', 'your_own', 'rounds_per_second', 'paper')
+NAMES = (
+  *('fedavg_in_ten_minutes', 'your_own', 'families', 'rounds_per_second'),
+  'paper',
+)
 
 # Numbers in a notebook's output: name and value.
 SAYS = {
   'fedavg_in_ten_minutes': r'(\d+ +[\d.]+)   (\d+)\n',  # E, C: rounds.
   'your_own': r'(accuracy|model +mean of clients) (0\.\d+)',
+  'families': r'(?m)^(\S.*?) {2,}(0\.\d{3})',
   'rounds_per_second': r'(\d+ clients per round)  ([\d.]+) ms',
   'paper': r'(weights: .*in the middle|FedSGD|B = 10:?) +([\d.]+)',
 }
@@ -25,6 +29,11 @@ def _ten_minutes(rounds):
 
 def _your_own(numbers):
   assert numbers['accuracy'] > 0.85
+
+
+def _families(accuracy):
+  assert accuracy['QSGD, 4 levels'] > accuracy['FedAvg'] - 0.1
+  assert accuracy['median'] > accuracy['mean'] + 0.3
 
 
 def _per_second(milliseconds):
@@ -43,6 +52,7 @@ LESS = {
     ('rounds=100', 'rounds=50'),
     ('rounds_to(0.9,', 'rounds_to(0.7,'),
   ],
+  'families': [('ROUNDS = 100', 'ROUNDS = 20')],
   'rounds_per_second': [
     ('for _ in range(3)', 'for _ in range(1)'),
     ('max(4, 200 // cohort)', '2'),
@@ -59,6 +69,7 @@ LESS = {
 PROMISES = {
   'fedavg_in_ten_minutes': _ten_minutes,
   'your_own': _your_own,
+  'families': _families,
   'rounds_per_second': _per_second,
   'paper': _paper,
 }
