@@ -35,12 +35,13 @@ class ClientContext(NamedTuple):
     client_state: the client's state at the start of the round.
     client_id: int32 scalar, the client's number in [0, K - 1].
     num_examples: int32 scalar, n_k.
-    round: int32 scalar, the round's number, from 1.
+    round: int32 scalar, the number of the round that follows `global_params`,
+      from 1.
     key: a random key that depends on the seed, the round, the client, the
       function that receives this context and, in the optimizer or
       `Model.train`, on the local update or the batch alone.
     staleness: int32 scalar, the number of rounds by which `global_params` is
-      behind the newest model when the client's message arrives; None unless
+      behind the newest model when the client's message arrives; 0 unless
       clients are asynchronous (`Participation.buffer`).
 
   >>> import jax
@@ -61,7 +62,7 @@ class ClientContext(NamedTuple):
   num_examples: Array
   round: Array
   key: Array
-  staleness: Array | None = None
+  staleness: Array | int = 0
 
 
 class ClientResult(NamedTuple):

@@ -97,6 +97,41 @@ def check_algorithm(
   _must_match('server_update', 'server_state', new_server, context.server_state)
 
 
+def check_is_delta(
+  wrapper: str, message: PyTree, model: Params, *, whole: bool = False
+) -> None:
+  """Raises InputError unless a message is a delta, or some leaves of one.
+
+  Quotients, products and corrections are sound for means alone: those of
+  medians, say, belong to no client.
+
+  Args:
+    wrapper: the name of the function that needs a delta.
+    message: the message of a client.
+    model: a tree with the structure of the model.
+    whole: whether the message must have all leaves of the model.
+  """
+
+  def shapes(tree):
+    return {
+      (jax.tree_util.keystr(path), leaf.shape)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+  sent, expected = shapes(message), shapes(model)
+  if more := sent - expected:
+    raise InputError(
+      f'{wrapper}: the message of a client has'
+      f' {", ".join(name or "an array" for name, _ in sorted(more))}'
+      ' beside the delta of the model, must be the delta alone'
+    )
+  if whole and sent != expected:
+    raise InputError(
+      f'{wrapper}: the message of a client has only some leaves of the model,'
+      ' must have all of them'
+    )
+
+
 class Traffic(NamedTuple):
   """Counts the bytes that a client receives and sends in a round.
 
@@ -126,6 +161,42 @@ def traffic(
       sends the state of the model.
   """
   params, state = split(variables)
+  message, read = _message_and_reads(algorithm, variables)
+  received = params
+  if algorithm.received is not None:
+    received = jax.eval_shape(algorithm.received, params)
+  coded = _coded_bytes(algorithm, message)
+  state_bytes = num_bytes(state) if state_of == 'everybody' else 0
+  return Traffic(
+    down=num_bytes((received, read)) + state_bytes,
+    up=(num_bytes(message) if coded is None else coded) + state_bytes,
+    coded=coded is None and algorithm.num_bytes is not None,
+  )
+
+
+def check_asynchronous(
+  algorithm: Algorithm, variables: Params | Variables
+) -> None:
+  """Raises InputError for clients that need more of the server than a model.
+
+  The server stores earlier models, but not its earlier states.
+
+  Args:
+    algorithm: the algorithm of asynchronous clients.
+    variables: the model's variables, or their shapes.
+  """
+  _, read = _message_and_reads(algorithm, variables)
+  if read or algorithm.full_gradient:
+    raise InputError(
+      'buffer: must be 0 with an algorithm whose clients need the state of the'
+      ' server or full gradients, as SCAFFOLD and MimeLite do'
+    )
+
+
+def _message_and_reads(
+  algorithm: Algorithm, variables: Params | Variables
+) -> tuple[PyTree, list[Any]]:
+  """Returns a message, and the leaves of the server state that clients read."""
   result = _result(algorithm, variables)
   server = result.context.server_state
 
@@ -148,16 +219,7 @@ def traffic(
     for leaf, v in zip(leaves, traced.invars, strict=False)
     if id(v) in used
   ]
-  received = params
-  if algorithm.received is not None:
-    received = jax.eval_shape(algorithm.received, params)
-  coded = _coded_bytes(algorithm, message)
-  state_bytes = num_bytes(state) if state_of == 'everybody' else 0
-  return Traffic(
-    down=num_bytes((received, read)) + state_bytes,
-    up=(num_bytes(message) if coded is None else coded) + state_bytes,
-    coded=coded is None and algorithm.num_bytes is not None,
-  )
+  return message, read
 
 
 def message_shapes(
@@ -179,6 +241,7 @@ def _result(algorithm: Algorithm, variables: Params | Variables) -> Any:
     num_examples=_WHOLE,
     round=_WHOLE,
     key=_key(),
+    staleness=_WHOLE,
   )
   return ClientResult(
     delta=params,

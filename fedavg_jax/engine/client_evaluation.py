@@ -178,6 +178,7 @@ def _build_personal(
     participation=EVERYBODY,
     gathers=False,
     cohort_size=number,
+    concurrency=0,
     epochs=epochs,
   )
 

@@ -17,6 +17,7 @@ from fedavg_jax.contracts import losses
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm_checks import Traffic
 from fedavg_jax.contracts.algorithm_checks import check_algorithm
+from fedavg_jax.contracts.algorithm_checks import check_asynchronous
 from fedavg_jax.contracts.algorithm_checks import message_shapes
 from fedavg_jax.contracts.algorithm_checks import traffic
 from fedavg_jax.contracts.model import Model
@@ -146,7 +147,10 @@ def lay_out(parts: Parts) -> LaidOut:
   cohort_size = sampling.cohort_size(
     clients.num_clients, federation.client_fraction
   )
-  check_algorithm(algorithm, variables, cohort_size)
+  buffer = federation.participation.buffer
+  check_algorithm(algorithm, variables, buffer or cohort_size)
+  if buffer:
+    check_asynchronous(algorithm, variables)
   with own.tracing():
     check_task(
       task, algorithm, variables, clients.x, clients.y, federation.seed
@@ -159,7 +163,6 @@ def lay_out(parts: Parts) -> LaidOut:
       "client_states_on = 'host': is not supported with sweeps; must be"
       " 'device'"
     )
-  buffer = federation.participation.buffer
   planner = planning.Planner(
     num_examples=clients.num_examples,
     cohort_size=buffer or cohort_size,

@@ -171,15 +171,18 @@ def client_context(
 ) -> ClientContext:
   """Returns the context of ONE client for a hook, with the hook's key."""
   global_params, _ = initial_model(context, lane)
+  number, staleness = context.number, jnp.int32(0)
+  if lane.staleness is not None:
+    number, staleness = number - lane.staleness, lane.staleness
   return ClientContext(
     global_params=global_params,
     server_state=context.server_state,
     client_state=lane.client_state,
     client_id=lane.client_id,
     num_examples=lane.num_examples,
-    round=context.number,
+    round=number,
     key=key,
-    staleness=lane.staleness,
+    staleness=staleness,
   )
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # Algorithms whose messages have several parts, of different magnitudes.
 _SEVERAL_PARTS = ('scaffold', 'mimelite')
+# Algorithms whose server sums up what clients also keep, and the codes that
+# lose a part of it.
+_CONTROLS, _BIASED = ('scaffold', 'feddyn'), ('top_k', 'sign', 'drive')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,4 +74,11 @@ def check(cfg: 'RunConfig') -> None:
     raise InputError(
       f'compression.per_leaf = False: must be True with {named} and algorithm'
       f' = {cfg.algorithm!r}, whose messages have parts of different magnitudes'
+    )
+  biased = compression.scheme in _BIASED and not compression.error_feedback
+  if cfg.algorithm in _CONTROLS and biased:
+    raise InputError(
+      f'compression.error_feedback = False: must be True with {named} and'
+      f' algorithm = {cfg.algorithm!r}: what the code drops would be missing'
+      " from the server's correction for good"
     )

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 # Algorithms whose messages are more than a delta, or whose corrections add up
 # to zero for means alone.
-_MEANS_ALONE = ('scaffold', 'fednova', 'feddyn', 'fedexp', 'qfedavg')
+_MEANS_ALONE = (
+  *('scaffold', 'fednova', 'fednova_prox', 'feddyn', 'fedexp', 'qfedavg'),
+  'mimelite',
+)
+
+
+_SPARSE = ('top_k', 'random_k')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +119,17 @@ def check(cfg: 'RunConfig') -> None:
       f' asynchronous.buffer = {cfg.asynchronous.buffer}, whose clients start'
       ' from different models'
     )
+  _check_compressed(cfg)
+  if cfg.robust.rule == 'trimmed_mean' and not cfg.robust.trimmed_fraction:
+    raise InputError(
+      'robust.trimmed_fraction = 0.0: must be above 0 with robust.rule ='
+      " 'trimmed_mean', which else is a mean"
+    )
+  if cfg.robust.rule == 'norm_bound' and cfg.robust.bucket_size > 1:
+    raise InputError(
+      f'robust.bucket_size = {cfg.robust.bucket_size}: must be 1 with'
+      " robust.rule = 'norm_bound', which clips single messages"
+    )
   if cfg.robust.rule in ('centred_clipping', 'norm_bound'):
     if not cfg.robust.clip:
       raise InputError(
@@ -123,12 +140,33 @@ def check(cfg: 'RunConfig') -> None:
     _check_cohort(cfg)
 
 
+def _check_compressed(cfg: 'RunConfig') -> None:
+  """Raises InputError where a rule combines messages that are mostly zeros."""
+  rule, code = cfg.robust.rule, cfg.compression
+  if rule in ('median', 'trimmed_mean') and code.scheme in _SPARSE:
+    raise InputError(
+      f'compression.scheme = {code.scheme!r}: must be another code with'
+      f' robust.rule = {rule!r}: most clients send 0 for a coordinate, so that'
+      ' its middle is 0'
+    )
+  if code.error_feedback and rule != 'norm_bound':
+    raise InputError(
+      'compression.error_feedback = True: must be False with robust.rule ='
+      f' {rule!r}, which leaves out messages that clients count as sent'
+    )
+
+
 def _check_attack(cfg: 'RunConfig') -> None:
   """Raises InputError where an attack has nobody or no labels to flip."""
   attack = cfg.attack
   if attack.kind == 'none' or not attack.fraction:
     return
   _check_own(cfg, 'attack.kind', attack.kind)
+  if attack.kind == 'scaling' and attack.scale == 1:
+    raise InputError(
+      "attack.scale = 1.0: must not be 1 with attack.kind = 'scaling', which"
+      ' then changes nothing'
+    )
   clients = cfg.num_clients
   if clients and not int(round(attack.fraction * clients, 6)):
     raise InputError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -49,6 +50,7 @@ _FITS = (
   *('lanes', 'client_states_on', 'on_nan', 'target', 'target_accuracy'),
   *('partition', 'num_clients', 'client_fraction'),
 )
+_SECTIONS = 'personal', 'compression', 'asynchronous', 'robust', 'attack'
 _OVER = ('finished', 'target reached', 'diverged')
 
 
@@ -228,8 +230,8 @@ def check_data(
     clients = population.build_population(cfg, data[source]).clients
     population.build_participation(cfg, clients.num_examples)
     fits = [getattr(cfg, name) for name in _FITS]
-    fits += cfg.personal.method, cfg.personal.leaves
-    kind = json.dumps(fits, sort_keys=True)
+    fits += [dataclasses.asdict(getattr(cfg, name)) for name in _SECTIONS]
+    kind = json.dumps([*fits, cfg.client.control], sort_keys=True)
     if kind not in fitted:
       fitted.add(kind)
       check_model(cfg, data[source])

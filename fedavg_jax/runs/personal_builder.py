@@ -1,11 +1,9 @@
 """Builds the personal models that a config names."""
 
-from collections.abc import Callable
-
 import optax
 
 from fedavg_jax.algorithms import experimental
-from fedavg_jax.algorithms.experimental.roles import is_named
+from fedavg_jax.algorithms.experimental.roles import Shared
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.model import Model
 from fedavg_jax.models import zoo
@@ -17,6 +15,8 @@ def build_model(cfg: RunConfig, model: Model) -> Model:
   """Returns the model of a checked config, with a second one if it needs it."""
   if cfg.personal.method in TWO_MODELS:
     return experimental.two_models(model)
+  if cfg.personal.method == 'fedbn':  # The statistics stay with a client too.
+    return model._replace(state_of='client')
   return model
 
 
@@ -44,10 +44,9 @@ def build_algorithm(
     '*Norm*' if own.method == 'fedbn' else zoo.HEADS[cfg.model]
   ]
   if own.method in ('lg', 'adapters'):
-    roles = _others(roles, 'personal' if own.method == 'lg' else 'frozen')
+    return experimental.personal(
+      algorithm,
+      Shared(roles, 'personal' if own.method == 'lg' else 'frozen'),
+      optimizer,
+    )
   return experimental.personal(algorithm, roles, optimizer, first=first)
-
-
-def _others(patterns: list[str], role: str) -> Callable[[str], str]:
-  """Returns roles in which the leaves that no pattern names have one role."""
-  return lambda path: 'shared' if is_named(path, patterns) else role

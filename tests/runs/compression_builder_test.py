@@ -64,3 +64,11 @@ def test_refused(changes, said):
 def test_refused_with_an_algorithm(algorithm, said):
   with pytest.raises(fa.InputError, match=said):
     config(scheme='sign').replace({'algorithm': algorithm})
+
+
+def test_a_biased_code_needs_error_feedback_where_corrections_add_up():
+  scaffold = {'algorithm': 'scaffold', 'compression.per_leaf': True}
+  with pytest.raises(fa.InputError, match='error_feedback = False: must be'):
+    config(scheme='sign').replace(scaffold)
+  config(scheme='qsgd').replace(scaffold)
+  config(scheme='sign', error_feedback=True).replace(scaffold)

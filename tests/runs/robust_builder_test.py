@@ -139,13 +139,39 @@ REFUSED = [
     "attack.kind = 'scaling': must be 'none' with algorithm =",
   ),
   (
-    {'attack__kind': 'scaling', 'attack__fraction': 0.01},
+    {'attack__kind': 'sign_flip', 'attack__fraction': 0.01},
     'attack.fraction = 0.01: is less than one of num_clients = 50',
   ),
   (
     {'attack__kind': 'label_flip', 'loss': 'squared_error'},
     "attack.kind = 'label_flip': must be another attack with loss =",
   ),
+  (
+    {'robust__rule': 'median', 'compression__scheme': 'top_k'},
+    "compression.scheme = 'top_k': must be another code with robust.rule",
+  ),
+  (
+    {
+      'robust__rule': 'krum',
+      'compression__scheme': 'qsgd',
+      'compression__error_feedback': True,
+    },
+    'compression.error_feedback = True: must be False with robust.rule',
+  ),
+  (
+    {'robust__rule': 'norm_bound', 'algorithm': 'mimelite'},
+    "robust.rule = 'norm_bound': must be 'none' with algorithm = 'mimelite'",
+  ),
+  (
+    {
+      'robust__rule': 'norm_bound',
+      'robust__clip': 1.0,
+      'robust__bucket_size': 2,
+    },
+    'robust.bucket_size = 2: must be 1 with',
+  ),
+  ({'robust__rule': 'trimmed_mean'}, 'trimmed_fraction = 0.0: must be above 0'),
+  ({'attack__kind': 'scaling'}, 'attack.scale = 1.0: must not be 1'),
   ({'attack__fraction': 1.0}, r'attack.fraction = 1.0: must be in \[0, 1\)'),
   ({'robust__trimmed_fraction': 0.5}, 'trimmed_fraction = 0.5: must be in'),
 ]

@@ -35,6 +35,7 @@ from fedavg_jax.algorithms.experimental.robust_rules import coordinate_median
 from fedavg_jax.algorithms.experimental.robust_rules import geometric_median
 from fedavg_jax.algorithms.experimental.robust_rules import krum
 from fedavg_jax.algorithms.experimental.robust_rules import trimmed_mean
+from fedavg_jax.algorithms.experimental.roles import Shared
 from fedavg_jax.algorithms.experimental.rotation import drive
 from fedavg_jax.algorithms.experimental.rotation import eden
 from fedavg_jax.algorithms.experimental.sparsifiers import random_k
@@ -47,6 +48,7 @@ __all__ = [
   'Attack',
   'Compressor',
   'Rule',
+  'Shared',
   'apfl',
   'attack',
   'bound_norms',

@@ -76,7 +76,7 @@ def ifca(
 
   A client measures the losses in the first of its local epochs and trains in
   the others: set `epochs` to E + 1. Each epoch also computes the outputs of all
-  k models.
+  k models. The losses are in the client's delta: do not clip it by its norm.
 
   Args:
     client_optimizer: the optimizer of local updates, which does not move where

@@ -200,7 +200,7 @@ def _with_own_state(algorithm: Algorithm) -> Algorithm:
     return optimizer.update(updates, state, params, **extra)
 
   def on_own(hook: Callable | None) -> Callable | None:
-    # The context is the last argument of both hooks.
+    # The context is the last argument of each hook.
     return hook and (lambda *args: hook(*args[:-1], _own(args[-1])))
 
   return algorithm._replace(
@@ -209,4 +209,5 @@ def _with_own_state(algorithm: Algorithm) -> Algorithm:
     ),
     client_start=on_own(algorithm.client_start),
     client_gradient=on_own(algorithm.client_gradient),
+    own_model=on_own(algorithm.own_model),
   )

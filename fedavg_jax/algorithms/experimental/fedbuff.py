@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientResult
+from fedavg_jax.contracts.algorithm_checks import check_is_delta
 from fedavg_jax.core import rules
 
 
@@ -24,8 +25,8 @@ def fedbuff(algorithm: Algorithm, exponent: float = 0.5) -> Algorithm:
 
   Args:
     algorithm: the algorithm of clients and server, such as `fa.fedavg(...)`,
-      whose messages may be scaled: not SCAFFOLD, whose control variate would no
-      longer be the mean of those of its clients.
+      whose message is one delta. SCAFFOLD's and FedNova's, for example, have
+      parts that must not be scaled.
     exponent: the exponent of the discount, in [0, 100]; 0 discounts nothing.
 
   Returns:
@@ -33,14 +34,15 @@ def fedbuff(algorithm: Algorithm, exponent: float = 0.5) -> Algorithm:
     synchronous rounds it is `algorithm`, bit for bit.
 
   Raises:
-    InputError: `exponent` is out of range.
+    InputError: `exponent` is out of range; when a simulation is built, if the
+      message has more than a delta.
 
   >>> import jax.numpy as jnp, optax
   >>> import fedavg_jax as fa
   >>> fedavg = fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
   >>> fedbuff = fa.experimental.fedbuff(fedavg)
   >>> x = jnp.zeros(2)
-  >>> context = fa.ClientContext(x, (), (), 0, 9, 5, None, jnp.int32(3))
+  >>> context = fa.ClientContext(x, (), (), 0, 9, 5, key=None, staleness=3)
   >>> result = fa.ClientResult(x + 4, x + 4, (), 1, 0.5, (), context)
   >>> fedbuff.client_finish(result).message.tolist()
   [2.0, 2.0]
@@ -49,10 +51,9 @@ def fedbuff(algorithm: Algorithm, exponent: float = 0.5) -> Algorithm:
 
   def client_finish(result: ClientResult):
     output = algorithm.client_finish(result)
-    staleness = result.context.staleness
-    if staleness is None:
-      return output
-    scale = (1.0 + staleness.astype(jnp.float32)) ** -exponent
+    check_is_delta('fedbuff', output.message, result.delta)
+    staleness = jnp.float32(result.context.staleness)
+    scale = (1 + staleness) ** -exponent
     return output._replace(
       message=jax.tree.map(lambda leaf: scale * leaf, output.message),
       info=output.info | {'staleness': staleness},

@@ -74,22 +74,22 @@ def personal(
   ==============  ============================================================
   FedPer          `['head']`, Arivazhagan et al. 2019
   FedRep          `['head']` with `first`, Collins et al. 2021, Algorithm 1
-  LG-FedAvg       `['body']`, Liang et al. 2020
+  LG-FedAvg       `Shared(['head'])`, Liang et al. 2020
   FedBN           `['*Norm*']` and `Model(state_of='client')`, Li et al. 2021
-  adapters        `lambda path: 'shared' if 'adapter' in path else 'frozen'`
+  adapters        `Shared(['adapter'], others='frozen')`
   ==============  ============================================================
 
   Args:
     algorithm: the algorithm of the shared leaves. Clip its deltas before, as in
       `personal(clip_delta(algorithm, 1.0), ...)`: the norm is then that of the
       shared leaves.
-    roles: the patterns of the personal leaves, or the function path -> role,
-      'shared', 'personal' or 'frozen', such as that of 'Dense_0/kernel'. A
-      pattern, with the wildcards `*`, `?` and `[...]`, names a leaf or all
-      leaves below it.
+    roles: the patterns of the personal leaves; or `Shared` with those of the
+      shared ones; or the function path -> role, 'shared', 'personal' or
+      'frozen', such as that of 'Dense_0/kernel'. A pattern, with the wildcards
+      `*`, `?` and `[...]`, names a leaf or all leaves below it.
     optimizer: the client optimizer of the personal leaves; its context has
       their values at the start of the round as the global ones. None is that of
-      the algorithm.
+      the algorithm, which must not have client states.
     first: the number of local updates of a round, from its first one, that
       train the personal leaves alone; the later ones train the shared leaves
       alone. It may be a function of the client's context, such as
@@ -100,9 +100,10 @@ def personal(
     and its state is a `PersonalState`.
 
   Raises:
-    InputError: `first` is negative, or `optimizer` is None though the algorithm
-      has client states; when a simulation is built, if a pattern names no leaf,
-      a role is unknown or no leaf is shared.
+    InputError: `first` is negative, `optimizer` is None though the algorithm
+      has client states, or the algorithm needs full gradients; when a
+      simulation is built, if a pattern names no leaf, a role is unknown or no
+      leaf is shared.
 
   >>> import jax.numpy as jnp, optax
   >>> import fedavg_jax as fa
@@ -167,8 +168,10 @@ def personal(
 
   def client_finish(result: ClientResult):
     params, updates = split(result.params), result.num_updates
+    later = jnp.bool_(True)
     if callable(first) or first:
-      updates = jnp.maximum(updates - number_alone(result.context), 1)
+      updates = updates - number_alone(result.context)
+      later, updates = updates > 0, jnp.maximum(updates, 1)
     output = algorithm.client_finish(
       result._replace(
         delta=split(result.delta).shared,
@@ -178,6 +181,15 @@ def personal(
         context=inside(result.context),
       )
     )
+    if callable(first) or first:
+      # A straggler may end before its first update of the shared leaves: it has
+      # nothing to send, and its quotients may be 0 / 0.
+      nothing = jax.tree.map(jnp.zeros_like, output.message)
+      inner = result.context.client_state.inner
+      output = output._replace(
+        message=_where(later, output.message, nothing),
+        state=_where(later, output.state, inner),
+      )
     return output._replace(state=PersonalState(params.personal, output.state))
 
   def client_init(params, client_id):
@@ -250,7 +262,17 @@ def first_epochs(
 def check_optimizer(
   algorithm: Algorithm, optimizer: optax.GradientTransformation | None
 ) -> None:
-  """Raises InputError if the personal leaves need an optimizer of their own."""
+  """Raises InputError if the algorithm does not fit personal leaves.
+
+  Args:
+    algorithm: the algorithm of what is shared.
+    optimizer: the client optimizer of what is personal, or None.
+  """
+  if algorithm.full_gradient:
+    raise InputError(
+      "algorithm.full_gradient: must be False with personal models: a client's"
+      ' gradient at the global model is not that of its own leaves'
+    )
   if optimizer is None and algorithm.client_init is not keep_nothing:
     raise InputError(
       'optimizer: must be given with an algorithm that has client states, which'

@@ -13,7 +13,7 @@ from fedavg_jax.contracts.aggregation import weighted_mean
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientContext
 from fedavg_jax.contracts.algorithm import ClientResult
-from fedavg_jax.contracts.model import Params
+from fedavg_jax.contracts.algorithm_checks import check_is_delta
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.trees import PyTree
@@ -77,7 +77,8 @@ messages in its own way, must take their weighted mean
 
   def server_update(params, server, gathered, context):
     messages, weights = gathered
-    _check_deltas(messages, params, whole=rule.has_centre)
+    one = jax.tree.map(lambda all_: all_[0], messages)
+    check_is_delta('robust', one, params, whole=rule.has_centre)
     if weights.size < rule.least:
       raise InputError(
         f'robust: a cohort of {context.clients.size} in buckets of'
@@ -109,7 +110,8 @@ def bound_norms(algorithm: Algorithm, max_norm: float) -> Algorithm:
 
   Raises:
     InputError: `max_norm` is out of range, or the algorithm does not take the
-      weighted mean.
+      weighted mean; when a simulation is built, if a message has more than a
+      delta.
 
   >>> import jax, jax.numpy as jnp, optax
   >>> import fedavg_jax as fa
@@ -131,7 +133,13 @@ def bound_norms(algorithm: Algorithm, max_norm: float) -> Algorithm:
     )
     return mean.add(sums, clipped, weights, positions)
 
-  return algorithm._replace(aggregate=mean._replace(add=add))
+  def server_update(params, server, aggregate, context):
+    check_is_delta('bound_norms', aggregate, params)
+    return algorithm.server_update(params, server, aggregate, context)
+
+  return algorithm._replace(
+    aggregate=mean._replace(add=add), server_update=server_update
+  )
 
 
 class Buckets(NamedTuple):
@@ -212,35 +220,11 @@ def check_takes_the_mean(wrapper: str, algorithm: Algorithm) -> None:
     )
 
 
-def _check_deltas(messages: PyTree, params: Params, whole: bool) -> None:
-  """Raises InputError unless messages are deltas, of all leaves if `whole`.
-
-  Quotients, products and corrections are sound for means alone: those of
-  medians, say, belong to no client.
-  """
-
-  def shapes(tree, drop):
-    return {
-      (jax.tree_util.keystr(path), leaf.shape[drop:])
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-  sent, model = shapes(messages, 1), shapes(params, 0)
-  if not sent <= model or (whole and sent != model):
-    raise InputError(
-      'robust: the message of a client has'
-      f' {", ".join(name or "an array" for name, _ in sorted(sent - model))}'
-      ' beside the delta of the model, must be the delta alone'
-      if sent - model
-      else 'robust: the message of a client has only some leaves of the model,'
-      ' must have all of them for a rule with a centre'
-    )
-
-
 def _with_own_server_state(algorithm: Algorithm) -> Algorithm:
   """Returns the algorithm with hooks that find their own server state."""
   optimizer = optax.with_extra_args_support(algorithm.client_optimizer)
   start, gradient = algorithm.client_start, algorithm.client_gradient
+  own_model = algorithm.own_model
 
   def own(context: ClientContext) -> ClientContext:
     return context._replace(server_state=context.server_state.own)
@@ -257,6 +241,7 @@ def _with_own_server_state(algorithm: Algorithm) -> Algorithm:
       optimizer.init, update
     ),
     client_start=start and (lambda context: start(own(context))),
+    own_model=own_model and (lambda context: own_model(own(context))),
     client_finish=client_finish,
     client_gradient=gradient
     and (

@@ -92,6 +92,11 @@ def trimmed_mean(fraction: float) -> Rule:
   >>> float(trimmed.combine(messages, jnp.full(4, 0.25), ()))
   1.5
   """
+  if rules.is_traced(fraction):
+    raise InputError(
+      'fraction: must be the same for all values of a sweep, whose program has'
+      ' the number of messages that are left out'
+    )
   rules.check_real('fraction', fraction, 0, 0.5)
   if fraction == 0.5:
     raise InputError(f'fraction = {fraction!r}: must be below 0.5')

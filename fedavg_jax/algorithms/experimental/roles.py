@@ -14,11 +14,29 @@ import jax
 from fedavg_jax.contracts.model import Params
 from fedavg_jax.core.errors import InputError
 
-# Patterns of the personal leaves, or path -> role.
-Roles = Sequence[str] | Callable[[str], str]
 ROLES = ('shared', 'personal', 'frozen')
 # The most names of leaves that a message lists.
 _MOST_NAMES = 8
+
+
+class Shared(NamedTuple):
+  """Names the shared leaves of a model; the others have one other role.
+
+  >>> import fedavg_jax as fa
+  >>> fa.experimental.Shared(['head']).others  # As in LG-FedAvg.
+  'personal'
+
+  Attributes:
+    patterns: the patterns of the shared leaves, as in `personal`.
+    others: the role of the other leaves, 'personal' or 'frozen'.
+  """
+
+  patterns: Sequence[str]
+  others: str = 'personal'
+
+
+# Patterns of the personal leaves, or those of the shared ones, or path -> role.
+Roles = Sequence[str] | Shared | Callable[[str], str]
 
 
 class Parts(NamedTuple):
@@ -45,8 +63,9 @@ def split_by(roles: Roles) -> Callable[[Params], Parts]:
     InputError: the roles are one text; in the function, if they do not fit the
       leaves of its argument.
   """
-  if isinstance(roles, str):
-    raise InputError(f'roles = {roles!r}: must be a list of patterns')
+  patterns = roles.patterns if isinstance(roles, Shared) else roles
+  if isinstance(patterns, str):
+    raise InputError(f'roles = {patterns!r}: must be a list of patterns')
 
   def split(tree: Params) -> Parts:
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
@@ -88,15 +107,16 @@ def _roles_of(roles: Roles, names: Sequence[str]) -> list[str]:
   if callable(roles):
     found = [roles(name) for name in names]
   else:
+    named, others = 'personal', 'shared'
+    if isinstance(roles, Shared):
+      named, others, roles = 'shared', roles.others, roles.patterns
     for pattern in roles:
       if not any(is_named(name, [pattern]) for name in names):
         raise InputError(
           f'roles: the pattern {pattern!r} names no leaf of the model, must'
           f' name some of {known}'
         )
-    found = [
-      'personal' if is_named(name, roles) else 'shared' for name in names
-    ]
+    found = [named if is_named(name, roles) else others for name in names]
   for name, role in zip(names, found, strict=True):
     if role not in ROLES:
       raise InputError(

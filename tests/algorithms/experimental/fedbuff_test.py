@@ -1,6 +1,9 @@
 """FedBuff follows its equations in NumPy, and is FedAvg where all is fresh."""
 
+import json
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -28,12 +31,12 @@ def asynchronous(buffer=2, most_staleness=5, speeds=SPEEDS, **rules):
   )
 
 
-def fedbuff(exponent=0.5):
-  base = fa.fedavg(optax.sgd(ETA), optax.sgd(ETA_G))
+def fedbuff(exponent=0.5, client=None):
+  base = fa.fedavg(client or optax.sgd(ETA), optax.sgd(ETA_G))
   return fa.experimental.fedbuff(base, exponent)
 
 
-def twin(planner, exponent, rounds, weights):
+def twin(planner, exponent, rounds, weights, decay=1.0):
   """Returns w after each round: every client's steps in closed form."""
   models = [1.0]
   for t in range(1, rounds + 1):
@@ -43,7 +46,8 @@ def twin(planner, exponent, rounds, weights):
     for k, tau in zip(arrived.clients, arrived.staleness, strict=True):
       start, centre = models[t - 1 - tau], quadratics.CENTRES[k]
       # n_k steps of gradient descent on (w - c_k)^2 / 2.
-      local = centre + (start - centre) * (1 - ETA) ** SIZES[k]
+      eta = ETA * decay ** (t - 1 - tau)  # That of the round of its start.
+      local = centre + (start - centre) * (1 - eta) ** SIZES[k]
       step += weights[k] / total * (1 + tau) ** -exponent * (local - start)
     models.append(models[-1] + ETA_G * step)
   return np.array(models)
@@ -70,6 +74,52 @@ def test_equations():
   )
   assert costs[0].bytes_down == 4 * costs[0].drawn  # One float32 each.
   assert [c.reported for c in costs] == [2] * ROUNDS
+
+
+def test_a_client_knows_its_own_round_and_staleness():
+  """It takes the learning rate of its start; a custom hook reads both."""
+  seen = {}
+
+  def client_finish(result):
+    context = result.context
+    info = {'start': context.round, 'late': 1 + context.staleness}
+    seen.update(info)
+    return fa.ClientOutput(result.delta, info=info)
+
+  decayed = fedbuff(0, fa.decayed_sgd(ETA, 0.5, 1))
+  algorithm = decayed._replace(client_finish=client_finish)
+  simulation = quadratics.build(
+    algorithm, client_fraction=0.75, participation=asynchronous()
+  )
+  records = list(
+    fa.simulate(simulation, rounds=ROUNDS, needs_state=lambda number: True)
+  )
+  planner = simulation.planner
+  np.testing.assert_allclose(
+    [float(record.state.params['w']) for record in records],
+    twin(planner, 0, ROUNDS, SIZES, decay=0.5),
+    rtol=1e-5,
+  )
+  assert seen
+  for t, record in enumerate(records[1:], 1):
+    late = planner.arrivals.of_round(t).staleness.mean()
+    assert record.info['late'] == pytest.approx(1 + late)
+    assert record.info['start'] == pytest.approx(t - late)
+
+
+@pytest.mark.slow
+def test_clients_are_tested_after_training_on_their_own(tmp_path):
+  cfg = fa.RunConfig(
+    rounds=2,
+    num_clients=12,
+    holdout_fraction=0.3,
+    client_eval_every=2,
+    finetune_epochs=1,
+    pictures=False,
+  ).replace({'asynchronous.buffer': 3, 'clock.examples_per_second': 9.0})
+  fa.train(cfg, tmp_path / 'run')
+  *_, last = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  assert json.loads(last)['personal_tested'] == 12
 
 
 def test_equal_speeds_are_fedavg_to_the_bit():
@@ -133,14 +183,14 @@ def test_lanes_calls_streams_and_resume_agree():
 
 def test_a_skipped_round_keeps_every_model():
   """A round without a finite update still has its place in the buffer."""
-  broken = fedbuff()._replace(
-    client_finish=lambda result: fa.ClientOutput(
-      jax.tree.map(
-        lambda d: jax.numpy.where(result.context.round == 2, jax.numpy.nan, d),
-        result.delta,
-      )
+
+  def client_finish(result):
+    second = result.context.round + result.context.staleness == 2
+    return fa.ClientOutput(
+      jax.tree.map(lambda d: jnp.where(second, jnp.nan, d), result.delta)
     )
-  )
+
+  broken = fedbuff()._replace(client_finish=client_finish)
   simulation = quadratics.build(
     broken,
     client_fraction=0.75,

@@ -77,7 +77,10 @@ def equal(got, expected):
 FEDAVG = fa.fedavg(SGD, SERVER)
 FAMILIES = {
   'fedper': (fa.experimental.personal(FEDAVG, ['?2']), HEAD, (), 0),
-  'lg': (fa.experimental.personal(FEDAVG, BODY), BODY, (), 0),
+  'lg': (
+    fa.experimental.personal(FEDAVG, fa.experimental.Shared(HEAD)),
+    *(BODY, (), 0),
+  ),
   'fedrep': (
     fa.experimental.personal(
       FEDAVG, HEAD, first=fa.experimental.first_epochs(1, 3)

@@ -220,7 +220,7 @@ CASES = {
         own.centred_clipping(1.0),
       )
     ),
-    'must have all of them for a rule with a centre',
+    'must have all of them',
   ),
   'twice': (
     lambda: own.robust(own.robust(FEDAVG, MEDIAN), MEDIAN),
