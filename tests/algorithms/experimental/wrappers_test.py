@@ -42,7 +42,7 @@ def test_a_wrapped_algorithm_finds_its_own_models(wrap):
 
 
 def test_fedrep_of_a_client_that_never_trains_the_body():
-  """A straggler sends zeros, where its quotients would be 0 / 0."""
+  """Its message is zeros where quotients would be 0 / 0."""
   nova = fx.fednova(optax.sgd(0.1), optax.sgd(1.0))
   algorithm = fx.personal(nova, ['head'], first=4)
   result = results.of_client(PARAMS)
