@@ -27,6 +27,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -118,8 +119,8 @@ def check_of(cell: Cell, platform: str) -> str:
   method = options.get('convolution', 'auto')
   if method == 'auto':
     method = {'cpu': 'canonical', 'tpu': 'lax'}.get(platform, 'patches')
-  if model == '2nn' and options.get('gpu_graphs'):
-    return '2nn, graphs'
+  if options.get('gpu_graphs'):
+    return f'{model}, graphs'
   return _CHECK_OF.get(model, model).format(convolution=method)
 
 
@@ -312,10 +313,14 @@ def supervise(args: argparse.Namespace, cache: str) -> None:
       ],
       env=environment,
     )
-    while child.poll() is None:
-      time.sleep(0.2)
-      if _seconds_in_cell(args.out) > args.cell_seconds:
-        child.kill()
+    try:
+      while child.poll() is None:
+        time.sleep(0.2)
+        if _seconds_in_cell(args.out) > args.cell_seconds:
+          child.kill()
+    finally:  # SIGTERM or Ctrl-C ends the child, too.
+      child.kill()
+      child.wait()
     if child.returncode == 0:
       return
     print(f'a child ended with {child.returncode}; another continues')
@@ -329,6 +334,20 @@ def _seconds_in_cell(out: pathlib.Path) -> float:
     return time.time() - marker(out).stat().st_mtime
   except FileNotFoundError:
     return 0.0
+
+
+def end(number: int, _: Any) -> None:
+  """Ends this process in order, which a signal would not."""
+  signal.signal(number, signal.SIG_IGN)  # Once is enough.
+  raise SystemExit(128 + number)
+
+
+def pack(folder: pathlib.Path, cache: pathlib.Path) -> None:
+  """Writes the archive of a folder, under its name once it is complete."""
+  part = cache.with_name(f'{cache.name}.part')
+  with tarfile.open(part, 'w:gz') as archive:
+    archive.add(folder, '.')
+  os.replace(part, cache)
 
 
 def main() -> None:
@@ -363,6 +382,7 @@ def main() -> None:
   if args.child:
     work_through(args)
     return
+  signal.signal(signal.SIGTERM, end)
   with tempfile.TemporaryDirectory() as folder:
     if args.cache and args.cache.exists():
       with tarfile.open(args.cache) as archive:
@@ -371,8 +391,7 @@ def main() -> None:
       supervise(args, folder)
     finally:
       if args.cache:
-        with tarfile.open(args.cache, 'w:gz') as archive:
-          archive.add(folder, '.')
+        pack(pathlib.Path(folder), args.cache)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import re
 from typing import Any
 from typing import NamedTuple
 
+from absl import logging
 import jax
 
 from fedavg_jax.core import choices
@@ -88,11 +89,24 @@ class Arithmetic(NamedTuple):
 def check(arithmetic: Arithmetic, device: jax.Device | None = None) -> None:
   """Raises InputError for a precision that the devices do not have.
 
+  Warns where the precision replaces one that JAX has been set to.
+
   Args:
     arithmetic: the settings.
     device: a device, whose generation is checked; None checks the platform.
   """
   choices.check_choice('precision', arithmetic.precision, choices.PRECISIONS)
+  config: Any = jax.config
+  theirs = config.jax_default_matmul_precision
+  if theirs is not None and arithmetic.platform != 'cpu':
+    logging.log_first_n(
+      logging.WARNING,
+      'jax_default_matmul_precision = %r has no effect: precision = %r'
+      ' replaces it',
+      1,
+      theirs,
+      arithmetic.precision,
+    )
   if arithmetic.precision != 'tf32':
     return
   kind = {'cpu': 'a CPU', 'tpu': 'a TPU'}.get(arithmetic.platform, '')

@@ -124,7 +124,8 @@ class SealedPath(type(pathlib.Path())):
 
   def read_bytes(self) -> bytes:
     """Returns the content that `exists` has checked."""
-    _quiet.begin()  # JAX gives it to XLA next.
+    if jax.default_backend() == 'cpu':
+      _quiet.begin()  # JAX gives it to XLA next.
     return self.content
 
   def write_bytes(self, data: Any) -> int:
@@ -187,10 +188,28 @@ def _hold_stderr() -> None:
     if _held:
       return
     with contextlib.suppress(OSError):  # It may be closed.
+      # A process that is started meanwhile inherits neither of the two, only
+      # descriptor 2.
       written = tempfile.TemporaryFile()
       stderr = os.dup(2)
       os.dup2(written.fileno(), 2)
       _held.append((stderr, written))
+
+
+def _restore_in_child() -> None:
+  """Restores standard error in a forked process, where no reader continues."""
+  global _lock, _readers
+  _lock, _readers = threading.Lock(), 0
+  _quiet.reads = False
+  while _held:
+    stderr, written = _held.pop()
+    os.dup2(stderr, 2)
+    os.close(stderr)
+    written.close()  # The parent shows what it has.
+
+
+if hasattr(os, 'register_at_fork'):
+  os.register_at_fork(after_in_child=_restore_in_child)
 
 
 def _release_stderr() -> None:

@@ -58,7 +58,10 @@ def turn_on() -> None:
       error.strerror or error,
     )
     return
-  cache_entries.use(folder)
+  if config.jax_compilation_cache_max_size == -1:
+    cache_entries.use(folder)
+  else:  # JAX deletes files itself, in ways that sealed paths do not have.
+    jax.config.update('jax_compilation_cache_dir', os.fspath(folder))
   # JAX's default is a second.
   if (
     _JAX_SECONDS.upper() not in os.environ

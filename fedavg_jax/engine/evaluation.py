@@ -24,6 +24,7 @@ from fedavg_jax.core.client_data import NO_LABEL
 from fedavg_jax.core.client_data import Clients
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.engine import collectives
+from fedavg_jax.engine import processes
 from fedavg_jax.engine import step_cost
 from fedavg_jax.engine.devices import total_bytes
 from fedavg_jax.models import layers
@@ -56,7 +57,9 @@ class TestSet(NamedTuple):
     return Batch(self.x, self.y, self.mask, jnp.sum(self.mask, dtype=jnp.int32))
 
 
-def batch_size(task: Task, test: Examples, mesh: jax.sharding.Mesh) -> int:
+def batch_size(
+  task: Task, test: Examples, mesh: jax.sharding.Mesh, values: int = 1
+) -> int:
   """Chooses B for the platform that models are traced for.
 
   On a CPU it is 125. On an accelerator it is 1,000 to 2,000 for a larger test
@@ -68,6 +71,7 @@ def batch_size(task: Task, test: Examples, mesh: jax.sharding.Mesh) -> int:
     task: the task that is tested.
     test: the test set, or the held-out examples of clients.
     mesh: the devices of the test.
+    values: the number of models that are tested in parallel, those of a sweep.
   """
   if layers.traced_platform() == 'cpu':
     return _BATCH
@@ -85,13 +89,13 @@ def batch_size(task: Task, test: Examples, mesh: jax.sharding.Mesh) -> int:
     jax.eval_shape(task.model.init, jax.random.key(0)),
     *(x, y, jax.ShapeDtypeStruct((_LEAST,), bool)),
   )
-  room = int(
-    min(
-      _MOST_BYTES,
-      _MEMORY_SHARE * (total_bytes(mesh.devices.flat[0]) or math.inf),
-    )
-  )
-  most = min(_MOST, max(_LEAST, _LEAST * room // max(size.memory, 1)))
+  # All processes need the same B, and each knows its own devices.
+  devices = list(mesh.devices.flat)
+  mine = [d for d in devices if d.process_index == jax.process_index()]
+  memory = total_bytes((mine or devices)[0]) or math.inf
+  room = processes.smallest(int(min(_MOST_BYTES, _MEMORY_SHARE * memory)))
+  each = _MOST_BYTES if size is None else max(size.memory, 1)
+  most = min(_MOST, max(_LEAST, _LEAST * room // (values * each)))
   number = -(-trees.num_rows(test.y) // mesh.size)
   even = -(-number // -(-number // most))  # Batches of almost equal sizes.
   return -(-even // 8) * 8  # The rows of a TPU's registers.

@@ -124,10 +124,15 @@ def build_own_models(
   replicated = jax.sharding.NamedSharding(mesh, everywhere)
   own = place(held, replicated)
 
-  def test_device(state, states, clients, own):
+  sizes = collectives.put(
+    np.asarray(planner.num_examples, np.int32), replicated
+  )
+  seed = np.array(planner.seed, np.int32)
+
+  def test_device(state, states, clients, own, seed, sizes):
     # A client's model is that from which it would start the next round.
     zero, number = no_sums(task, state, own), state.round + 1
-    round_key = keys.of_clients(planner.seed, number)
+    round_key = keys.of_clients(seed, number)
 
     def one(k, client_state):
       kept = client_state
@@ -138,7 +143,7 @@ def build_own_models(
         server_state=state.server,
         client_state=kept.algorithm,
         client_id=k,
-        num_examples=jnp.asarray(planner.num_examples, jnp.int32)[k],
+        num_examples=sizes[k],
         round=number,
         key=keys.of_start(round_key, k),
       )
@@ -151,11 +156,12 @@ def build_own_models(
     jax.shard_map(
       test_device,
       mesh=mesh,
-      in_specs=(everywhere, divided, divided, everywhere),
+      in_specs=(everywhere, divided, divided, *3 * (everywhere,)),
       out_specs=divided,
       check_vma=False,
     ),
     out_shardings=replicated,
+    compiler_options=simulation.arithmetic.options() or None,
   )
   take = jax.jit(
     lambda states, clients: jax.tree.map(lambda leaf: leaf[clients], states),
@@ -173,7 +179,7 @@ def build_own_models(
       else:
         states = take(client_states, clients)
       with simulation.arithmetic.tracing():
-        found.append(test_some(state, states, clients, own))
+        found.append(test_some(state, states, clients, own, seed, sizes))
     return jax.tree.map(
       lambda *sums: np.concatenate(sums)[:number], *jax.device_get(found)
     )

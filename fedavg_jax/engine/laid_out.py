@@ -209,7 +209,9 @@ def _choose_lanes(
   algorithm, (params, _) = trained.first, split(variables)
   step = _step(parts.task, variables, planner, clients)
   margin = _MARGIN.get(devices[0].platform, _USUAL_MARGIN)
-  lane_bytes = int(margin * step.memory) + num_bytes(
+  # Where it is unknown, the compiled call alone decides.
+  step_bytes = 0 if step is None else int(margin * step.memory)
+  lane_bytes = step_bytes + num_bytes(
     _lane_state(parts.task.model, algorithm, variables, planner)
   )
   cohort_bytes = algorithm.aggregate.num_bytes(
@@ -225,7 +227,8 @@ def _choose_lanes(
     + algorithms * planner.num_models * num_bytes(variables)
     + algorithms * kept * state_bytes
     + together * cohort_bytes,
-    step=step._replace(
+    step=step
+    and step._replace(
       bytes=together * step.bytes,
       # The loop over steps is one of unknown length.
       host_reads=step.host_reads + (not parts.execution.gpu_graphs),
@@ -247,7 +250,7 @@ def _step(
   variables: Any,
   planner: planning.Planner,
   clients: client_data.Clients,
-) -> step_cost.StepCost:
+) -> step_cost.StepCost | None:
   """Estimates the cost of a step of one lane, that of plain SGD."""
   augment = task.model.augment
   params, state = split(variables)

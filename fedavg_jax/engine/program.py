@@ -114,7 +114,12 @@ class Program(NamedTuple):
   def test_batch(self) -> int:
     """Returns the examples of a batch of the test set."""
     with self.arithmetic.tracing():
-      return evaluation.batch_size(self.task, self.federation.test, self.mesh)
+      return evaluation.batch_size(
+        self.task,
+        self.federation.test,
+        self.mesh,
+        len(self.trained.values or (0,)),
+      )
 
   def evaluate(self) -> Any:
     """Returns the jitted evaluation, (variables, test) -> `Sums`."""

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 from typing import NamedTuple
 
+from absl import logging
 import jax
 from jax.extend import core
 
@@ -32,6 +33,7 @@ _KERNELS = (
   *('dot_general', 'conv_general_dilated', 'sort', 'top_k', 'scatter'),
   *('scatter-add', 'reduce_window_max', 'reduce_window_sum', 'fft', 'cumsum'),
   *('select_and_scatter_add', 'select_and_gather_add', 'custom_call'),
+  'pallas_call',
 )
 _LOOPS = ('scan', 'while', 'cond')
 
@@ -79,12 +81,15 @@ class _Op(NamedTuple):
   unknown: bool
 
 
-def estimate(fn: Callable, *args: Any) -> StepCost:
+def estimate(fn: Callable, *args: Any) -> StepCost | None:
   """Estimates the cost of `fn(*args)`, a step of one client.
 
   Args:
     fn: the function, from arrays to a tree of arrays.
     *args: its arguments, which may be `ShapeDtypeStruct`s.
+
+  Returns:
+    The estimate; None, with a warning, for a program that cannot be estimated.
 
   >>> import jax, jax.numpy as jnp
   >>> square = jax.ShapeDtypeStruct((4, 4), jnp.float32)
@@ -92,7 +97,12 @@ def estimate(fn: Callable, *args: Any) -> StepCost:
   >>> found.kernels, found.bytes == 5 * 64, found.memory == 2 * 64
   (2, True, True)
   """
-  return _estimate(jax.make_jaxpr(fn)(*args).jaxpr)
+  jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+  try:
+    return _estimate(jaxpr)
+  except Exception as error:  # An estimate must not end what needs it.
+    logging.warning('the cost of a step is unknown (%r)', error)
+    return None
 
 
 def _estimate(jaxpr: Any) -> StepCost:
@@ -190,11 +200,10 @@ def _inlined(jaxpr: Any, values: dict[Any, _Value]) -> Iterator[_Op]:
     if name in _VIEWS:
       values.update(zip(eqn.outvars, operands, strict=False))
       continue
-    if inner and name not in _LOOPS:
+    if name not in _LOOPS and _is_call(eqn, inner):
       called = inner[0]
-      own = dict(
-        zip(called.invars, operands[-len(called.invars) :], strict=True)
-      )
+      first = len(operands) - len(called.invars)
+      own = dict(zip(called.invars, operands[first:], strict=True))
       own |= {var: _Value(_bytes(var), given=True) for var in called.constvars}
       yield from _inlined(called, own)
       values.update(
@@ -207,10 +216,28 @@ def _inlined(jaxpr: Any, values: dict[Any, _Value]) -> Iterator[_Op]:
       name,
       operands,
       results,
-      [_estimate(own) for own in inner],
+      # Other operations, such as kernels of Pallas, apply it to parts.
+      [_estimate(own) for own in inner if name in _LOOPS],
       eqn.params.get('length', 1) if name == 'scan' else 1,
       unknown=name == 'while',
     )
+
+
+def _is_call(eqn: Any, inner: list[Any]) -> bool:
+  """Returns whether an operation does what the first program inside does."""
+  # The one of a scatter says how two numbers are combined.
+  scatters = 'update_jaxpr' in eqn.params
+  if not inner or scatters or eqn.primitive.name in _KERNELS:
+    return False
+  called, given = inner[0], len(eqn.invars) - len(inner[0].invars)
+  return given >= 0 and all(
+    [(v.aval.shape, v.aval.dtype) for v in ours]
+    == [(v.aval.shape, v.aval.dtype) for v in theirs]
+    for ours, theirs in (
+      (eqn.invars[given:], called.invars),
+      (eqn.outvars, called.outvars),
+    )
+  )
 
 
 def _value(var: Any, values: dict[Any, _Value]) -> _Value:

@@ -248,13 +248,13 @@ def build_last_test(
   if prepared.validation is None:
     return None
   task, mesh = simulation.task, simulation.mesh
-  own = simulation.arithmetic
+  own, given = simulation.arithmetic, prepared.dataset.test
   evaluate = evaluation.build_evaluate(task, mesh)
+  with own.tracing():
+    batch = evaluation.batch_size(task, given, mesh)  # On every process.
 
   def last_test(variables):
     with own.tracing():
-      given = prepared.dataset.test
-      batch = evaluation.batch_size(task, given, mesh)
       test = evaluation.place_test_set(given, mesh, batch)
       lowered = evaluate.lower(variables, test)
     sums = arithmetic.compiled(lowered, own.options())(variables, test)

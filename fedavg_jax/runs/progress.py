@@ -75,7 +75,11 @@ class Progress:
     self._rounds = rounds
     self._done = done
     self._may_end_sooner = may_end_sooner
-    self._first: tuple[int, float] | None = None  # A round, and its time.
+    # Rounds, and the times at which their records arrived. Those of one call
+    # arrive together, and have the same `seconds`.
+    self._first: tuple[int, float] | None = None
+    self._last_call: tuple[int, float] | None = None  # The last complete one.
+    self._call_arrived, self._call_seconds = 0.0, None
     self._last_line = time.monotonic()
     self._last_number = done
     self._measure = measure
@@ -95,17 +99,20 @@ class Progress:
     if self._first is None:  # A resumed run has no round 0.
       took = record['seconds'] if number else 0.0
       self._first = max(number - 1, 0), now - took
+    if record['seconds'] != self._call_seconds:
+      self._last_call = number - 1, self._call_arrived
+      self._call_arrived, self._call_seconds = now, record['seconds']
     if (value := self._measure.of(record)) is not None:
       self._value = value
     if self._bar is not None:
       shown = [] if self._value is None else [self._tested(self._value)]
-      if left := self._left(number, now):
+      if left := self._left(number):
         shown.append(left)
       self._bar.set_postfix_str('  '.join(shown), refresh=False)
       self._bar.update(1 if number else 0)
     else:
       self._line(number, now, record)
-    self._expect(number, now)
+    self._expect(number)
 
   def close(self) -> None:
     """Closes the bar, whose last state stays on the terminal."""
@@ -116,18 +123,23 @@ class Progress:
     measure = self._measure
     return f'{measure.on} {measure.name} {measure.show(value)}'
 
-  def _per_round(self, number: int, now: float) -> float:
-    """Returns the seconds per round, with all that comes between rounds."""
-    assert self._first is not None
-    first, then = self._first
-    return (now - then) / max(number - first, 1)
+  def _per_round(self) -> float | None:
+    """Returns the seconds per round, with all that comes between rounds.
 
-  def _left(self, number: int, now: float) -> str:
-    """Returns how long the remaining rounds will take; '' before round 1."""
-    left = self._rounds - number
-    if not number or not left:
+    The call whose records arrive now has an unknown number of rounds. So this
+    is of the calls before it; None if there is none.
+    """
+    if self._first is None or self._last_call is None:
+      return None
+    (first, then), (number, arrived) = self._first, self._last_call
+    return (arrived - then) / (number - first) if number > first else None
+
+  def _left(self, number: int) -> str:
+    """Returns how long the remaining rounds will take; '' if unknown."""
+    left, seconds = self._rounds - number, self._per_round()
+    if seconds is None or not left:
       return ''
-    return f'{duration(self._per_round(number, now) * left)} left'
+    return f'{duration(seconds * left)} left'
 
   def _line(self, number, now, record) -> None:
     tenth = number % max(1, self._rounds // 10) == 0
@@ -143,17 +155,17 @@ class Progress:
       text += f'  {self._tested(self._value)}'
     if record.get('train_loss') is not None:
       text += f'  train loss {record["train_loss"]:.4f}'
-    if left := self._left(number, now):
+    if left := self._left(number):
       text += f'  {left}'
     say(text)
 
-  def _expect(self, number, now) -> None:
+  def _expect(self, number) -> None:
     """Prints the expected duration of a long run, once, after three rounds."""
     mine, left = number - self._done, self._rounds - self._done
-    if self._estimated or mine < min(3, left):
+    seconds = self._per_round()
+    if self._estimated or mine < min(3, left) or seconds is None:
       return
     self._estimated = True
-    seconds = self._per_round(number, now)
     total = seconds * left
     if total > _LONG_RUN_SECONDS:
       text = (

@@ -195,6 +195,8 @@ class Recorder:
     self._tests = tests or self._tests
     if self._start_seconds is None:
       self._start_seconds = time.monotonic() - self._run.began
+      if record is not None and record.round:  # The first one of a resumed run.
+        self._start_seconds -= record.seconds
     if record is None:
       return
     folder, before = self._folder, self._folder.seal()

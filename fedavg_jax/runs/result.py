@@ -132,11 +132,15 @@ class Result(Mapping[str, np.ndarray]):
     examples.check_alike(test, x, 'x', 'the test set')
     if not trees.num_rows(x):
       raise InputError('x: must have at least one example')
-    apply = jax.jit(self.simulation.task.model.apply)
+    arithmetic = self.simulation.arithmetic
+    apply = jax.jit(
+      self.simulation.task.model.apply,
+      compiler_options=arithmetic.options() or None,
+    )
     # One batch size for all, so that the model is compiled once.
     number = trees.num_rows(x)
     rows = np.minimum(np.arange(-(-number // _BATCH) * _BATCH), number - 1)
-    with self.simulation.arithmetic.tracing():
+    with arithmetic.tracing():
       outputs = [
         jax.device_get(apply(variables, trees.take(x, rows[i : i + _BATCH])))
         for i in range(0, len(rows), _BATCH)

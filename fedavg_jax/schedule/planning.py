@@ -243,13 +243,21 @@ class Planner(Sampler):
 
   @functools.cached_property
   def buffer_examples(self) -> int:
-    """Returns the most examples that one device can have, for any cohort."""
+    """Returns the examples that suffice for one device and any cohort.
+
+    If clients differ in size, this is a power of two, as in `_sizes`.
+    """
     everybody = int(np.sort(self.num_examples)[-self.cohort_size :].sum())
     if self.participation.stops_early:
-      return everybody  # Steps are no bound for clients that stop early.
-    # The most that a device's lanes can take.
-    steps = self.widths[0] * self._longest_lane
-    return min(everybody, steps * self.step_examples // self.epochs)
+      most = everybody  # Steps are no bound for clients that stop early.
+    else:  # The most that a device's lanes can take.
+      steps = self.widths[0] * self._longest_lane
+      most = min(everybody, steps * self.step_examples // self.epochs)
+    return most if self._all_equal else next_power(most)
+
+  @functools.cached_property
+  def _all_equal(self) -> bool:
+    return bool(self.num_examples.min() == self.num_examples.max())
 
   @functools.cached_property
   def _longest_lane(self) -> int:
@@ -271,7 +279,7 @@ class Planner(Sampler):
     padding = self.cohort_size * (self.step_examples - 1)
     longest = self._longest_lane
     positions = int(self.epochs * largest.sum() + padding)
-    if self.num_examples.min() == self.num_examples.max():
+    if self._all_equal:
       return longest, positions
     return next_power(longest), next_power(positions)
 

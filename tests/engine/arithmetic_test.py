@@ -132,3 +132,15 @@ def test_an_unknown_option_is_one_line(doubled, monkeypatch):
     arithmetic.compiled(doubled, {'xla_gpu_no': True})
   with pytest.raises(jax.errors.JaxRuntimeError):  # It is none of ours.
     arithmetic.compiled(doubled, {'xla_gpu_nor_this': True})
+
+
+def test_a_precision_of_jax_that_is_replaced_is_one_warning(monkeypatch):
+  said = []
+  monkeypatch.setattr(
+    arithmetic.logging, 'log_first_n', lambda *own: said.append(own)
+  )
+  with jax.default_matmul_precision('bfloat16'):
+    arithmetic.check(Arithmetic('cpu'))
+    assert said == []
+    arithmetic.check(Arithmetic('tpu'))
+  assert said[0][-2:] == ('bfloat16', 'float32') and len(said) == 1

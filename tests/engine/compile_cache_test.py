@@ -99,6 +99,7 @@ class Settings(types.SimpleNamespace):
       jax_compilation_cache_dir=None,
       jax_enable_compilation_cache=True,
       jax_persistent_cache_min_compile_time_secs=1.0,
+      jax_compilation_cache_max_size=-1,
     )
     self.__dict__.update(changes)
     self.config = self
@@ -143,6 +144,14 @@ def test_it_is_on_unless_jax_has_settings(turn_on, tmp_path):
     assert settings.jax_persistent_cache_min_compile_time_secs == 1.0
   _, settings = turn_on(jax_persistent_cache_min_compile_time_secs=7.0)
   assert settings.jax_persistent_cache_min_compile_time_secs == 7.0
+
+
+def test_jax_limits_a_plain_folder(turn_on):
+  used, settings = turn_on(jax_compilation_cache_max_size=1000)
+  assert used == []
+  assert settings.jax_compilation_cache_dir == str(
+    compile_cache.default_folder()
+  )
 
 
 def test_the_folder_is_that_of_the_processor(turn_on, monkeypatch):
@@ -234,3 +243,18 @@ def test_only_the_wrong_lines_are_dropped(capfd, tmp_path):
   for _ in range(2):
     cache_entries._after_compiling(cache_entries._COMPILED, 1.0)
   assert capfd.readouterr().err.encode() == kept + b'no newline'
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
+def test_a_forked_process_and_other_backends_write_at_once(
+  capfd, tmp_path, monkeypatch
+):
+  path = sealed(tmp_path)
+  assert path.exists() and path.read_bytes() == b'program'
+  cache_entries._restore_in_child()  # What a fork does in its child.
+  os.write(2, b'child\n')
+  assert capfd.readouterr().err == 'child\n'
+  monkeypatch.setattr(cache_entries.jax, 'default_backend', lambda: 'gpu')
+  assert path.read_bytes() == b'program'
+  os.write(2, b'gpu\n')
+  assert capfd.readouterr().err == 'gpu\n'

@@ -120,3 +120,5 @@ def test_accelerators_take_large_batches_that_fit(
   mesh = compiled_round.lane_mesh(jax.devices()[:1])
   with layers.for_platform(platform):
     assert evaluation.batch_size(task, test, mesh) == expected
+    sweep = evaluation.batch_size(task, test, mesh, values=2)
+    assert sweep == (256 if expected == 504 else min(expected, sweep))

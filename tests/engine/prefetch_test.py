@@ -11,6 +11,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import prefetch
+from fedavg_jax.schedule import planning
 from tests.testing import covering
 from tests.testing import rest_slow
 from tests.testing import rounds
@@ -189,4 +190,5 @@ def test_refusals(clients):
   with pytest.raises(InputError, match='rounds_per_call = 2: must be 1'):
     build(clients, model(), examples_on='host', rounds_per_call=2)
   planner = dataclasses.replace(planner_of(clients, 2), cohort_size=2)
-  assert planner.buffer_examples == np.sort(clients.num_examples)[-2:].sum()
+  most = np.sort(clients.num_examples)[-2:].sum()
+  assert planner.buffer_examples == planning.next_power(int(most))

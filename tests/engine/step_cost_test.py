@@ -4,6 +4,7 @@ import json
 
 import jax
 from jax import lax
+from jax.experimental import pallas
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,6 +53,23 @@ def test_a_loop_of_unknown_length_is_read_by_the_host():
 
   assert step_cost.estimate(step, SQUARE).host_reads == 1
   assert step_cost.estimate(jax.jit(step), SQUARE).host_reads == 1
+
+
+def test_scatter_add_writes_its_table_and_a_kernel_of_pallas_is_one():
+  rows = jax.ShapeDtypeStruct((3,), jnp.int32)
+  found = step_cost.estimate(lambda w, i: w.at[i].add(1.0), SQUARE, rows)
+  assert found is not None and found.bytes >= 2 * BYTES
+
+  def kernel(x, y):
+    y[...] = x[...]
+
+  step = pallas.pallas_call(kernel, SQUARE)
+  assert step_cost.estimate(step, SQUARE) == (1, 0, 2 * BYTES, BYTES)
+
+
+def test_a_fault_of_an_estimate_is_no_error(monkeypatch):
+  monkeypatch.setattr(step_cost, '_flatten', lambda jaxpr: {}['a fault'])
+  assert step_cost.estimate(jnp.sin, SQUARE) is None
 
 
 CASES = {

@@ -401,6 +401,36 @@ def test_accelerator_records_what_has_ended_the_process(script):
   assert 'failed' not in run('--cells', '2nn', '--again')[0][key]
 
 
+def test_a_signal_ends_the_child_and_the_archive_is_written(
+  tmp_path, monkeypatch
+):
+  class Child:
+    returncode, killed = None, False
+
+    def poll(self):
+      os.kill(os.getpid(), signal.SIGTERM)
+
+    def kill(self):
+      self.killed = True
+
+    def wait(self):
+      assert self.killed
+
+  child, cache = Child(), tmp_path / 'cache.tar.gz'
+  monkeypatch.setattr(accelerator.subprocess, 'Popen', lambda *_, **__: child)
+  argv = ['accelerator', '--out', str(tmp_path / 'rows'), '--cache', str(cache)]
+  monkeypatch.setattr(sys, 'argv', argv)
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    with pytest.raises(SystemExit) as error:
+      accelerator.main()
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert error.value.code == 143 and child.killed
+  assert [path.name for path in tmp_path.iterdir()] == ['cache.tar.gz']
+  assert tarfile.is_tarfile(cache)
+
+
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
 def test_cells_of_the_accelerator_can_be_built(platform):
   """Each has a check, a workload, lanes for its cohort and known options."""

@@ -38,7 +38,8 @@ def watch(
   for number in range(done + bool(done), (until or rounds) + 1):
     clock.now += seconds if number else 0.0
     record = {'round': number, 'train_loss': 0.25 if number else None}
-    record['seconds'] = seconds / 2 if number else 0.0
+    # No two calls take equally long.
+    record['seconds'] = (1 + 1e-9 * number) * seconds / 2 if number else 0.0
     if number % 2 == 0:
       record['test_accuracy'] = 0.5 + number / 1000
     shown.update(record)
@@ -61,6 +62,26 @@ def test_the_time_left_counts_all_that_happens_between_rounds(
   text = watch(monkeypatch, terminal=terminal, until=80)
   assert '  16 min left' in text  # 320 rounds.
   assert '8 min left' not in text.replace('18 min left', '')
+
+
+def test_rounds_of_one_call_arrive_together(monkeypatch):
+  """The first record of a call does not pay for all of its rounds."""
+  out, clock = io.StringIO(), Clock()
+  monkeypatch.setattr('sys.stdout', out)
+  monkeypatch.setattr(progress, 'time', clock)
+  shown = progress.Progress(100_000, done=0, may_end_sooner=False)
+  lefts = []
+  for number in range(67):
+    if number in (1, 2, 3, 65):
+      clock.now += 0.008 if number < 3 else 62 * 0.008
+    seconds = 0.008 + 1e-6 * (number > 1) + 1e-6 * (number > 2)
+    seconds += 1e-6 * (number > 64)
+    shown.update({'round': number, 'seconds': seconds if number else 0.0})
+    lefts.append(shown._left(number))
+  assert lefts[:2] == ['', ''] and set(lefts[2:]) == {'13 min left'}
+  assert '0.008 s per round: all 100000 rounds take about 13 min' in (
+    out.getvalue()
+  )
 
 
 def test_the_bar_counts_from_the_command(monkeypatch):

@@ -382,6 +382,7 @@ def test_rounded_shapes_add_only_what_is_never_read(monkeypatch):
   )
   rounded = Planner(**arguments)
   assert rounded(1).start.shape == (2, 32)
+  room = rounded.buffer_examples
   monkeypatch.setattr(planning, 'next_power', lambda number: number)
   exact = Planner(**arguments)
   for number in (1, 2, 3):
@@ -397,7 +398,7 @@ def test_rounded_shapes_add_only_what_is_never_read(monkeypatch):
       outside[inside] = 0
       assert not outside.any(), name
   assert exact(1).order.size < rounded(1).order.size
-  assert exact.buffer_examples == rounded.buffer_examples
+  assert exact.buffer_examples <= room == 1 << (room - 1).bit_length()
 
 
 def test_clients_of_one_size_have_exact_shapes():
