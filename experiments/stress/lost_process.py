@@ -118,13 +118,18 @@ def wait(processes: Sequence[subprocess.Popen], seconds: float) -> list[Ended]:
   return ended
 
 
-def run(number: int, workdir: pathlib.Path) -> None:
+def run(number: int, workdir: pathlib.Path, *changes: str) -> None:
   """Completes a run with a number of processes, resuming it if it exists.
+
+  Args:
+    number: the number of processes.
+    workdir: the folder of the run.
+    *changes: flags in addition to `SETTING`.
 
   Raises:
     RuntimeError: a process fails.
   """
-  arguments = (f'--workdir={workdir}', *SETTING)
+  arguments = (f'--workdir={workdir}', *SETTING, *changes)
   if number == 1:
     processes = [
       subprocess.Popen(

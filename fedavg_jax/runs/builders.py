@@ -21,6 +21,7 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import arithmetic
 from fedavg_jax.engine import client_evaluation
+from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
 from fedavg_jax.engine.options import Execution
 from fedavg_jax.engine.options import Federation
@@ -235,6 +236,13 @@ def build_client_tests(
   )
 
 
+def _local_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+  """Returns the mesh of those devices that belong to this process."""
+  mine = jax.process_index()
+  devices = [d for d in mesh.devices.flat if d.process_index == mine]
+  return compiled_round.lane_mesh(devices)
+
+
 def build_last_test(
   prepared: Prepared, simulation: Simulation
 ) -> Callable[[Any], dict[str, float]] | None:
@@ -243,17 +251,18 @@ def build_last_test(
   Returns:
     A function from variables to results on the test set, which is used only
     here; None without a validation set, where every evaluation uses the test
-    set.
+    set. One of several processes calls it, with its own devices.
   """
   if prepared.validation is None:
     return None
-  task, mesh = simulation.task, simulation.mesh
-  own, given = simulation.arithmetic, prepared.dataset.test
+  task, own = simulation.task, simulation.arithmetic
+  mesh, given = _local_mesh(simulation.mesh), prepared.dataset.test
   evaluate = evaluation.build_evaluate(task, mesh)
   with own.tracing():
     batch = evaluation.batch_size(task, given, mesh)  # On every process.
 
   def last_test(variables):
+    variables = jax.device_get(variables)  # Of the devices of all processes.
     with own.tracing():
       test = evaluation.place_test_set(given, mesh, batch)
       lowered = evaluate.lower(variables, test)

@@ -1,5 +1,6 @@
 """Several processes compute what one does, and report what is wrong."""
 
+import json
 import os
 import pathlib
 import re
@@ -70,6 +71,22 @@ def one_process(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('one') / 'run'
   lost_process.run(1, workdir)
   return workdir
+
+
+def test_one_process_tests_the_last_model(tmp_path):
+  """A validation set leaves the test set to the end, for process 0 alone."""
+  accuracy = []
+  for number in (1, 2):
+    workdir = tmp_path / str(number)
+    lost_process.run(
+      number,
+      workdir,
+      '--config.validation_fraction=0.2',
+      '--config.rounds=2',
+    )
+    summary = json.loads((workdir / 'summary.json').read_text())
+    accuracy.append(summary['final_test_accuracy'])
+  assert accuracy[0] == pytest.approx(accuracy[1], abs=0.01)
 
 
 def test_one_dies_the_others_report_it_the_run_resumes(one_process, tmp_path):
