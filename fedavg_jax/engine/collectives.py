@@ -33,7 +33,8 @@ def put(tree: Any, shardings: Any) -> Any:
   Args:
     tree: the arrays, equal on every process; each places the parts of its own
       devices.
-    shardings: one sharding, or a tree of them.
+    shardings: one sharding, or a tree of them; those of absent arrays, None in
+      `tree`, are ignored.
   """
   leaves = jax.tree.leaves(tree)
   # Tracers, of `jax.eval_shape`, need no transfer between processes.
@@ -43,6 +44,8 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.device_put(tree, shardings)
 
   def one(array, sharding):
+    if array is None:
+      return None
     if isinstance(array, jax.Array) and array.sharding == sharding:
       return array  # Already in place: skip the round trip to the host.
     array = np.asarray(array)
@@ -52,7 +55,7 @@ def put(tree: Any, shardings: Any) -> Any:
 
   if isinstance(shardings, jax.sharding.Sharding):
     return jax.tree.map(lambda array: one(array, shardings), tree)
-  return jax.tree.map(one, tree, shardings)
+  return jax.tree.map(one, tree, shardings, is_leaf=lambda leaf: leaf is None)
 
 
 def sum_over_devices(tree: Any) -> Any:
