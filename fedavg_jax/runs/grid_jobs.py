@@ -36,9 +36,6 @@ TOGETHER = (
   'server.adaptivity',
   'server.fairness',
   'server.epsilon',
-  'personal.proximal',
-  'personal.alpha',
-  'personal.alpha_rate',
 )
 _MOST_RUNS = 100_000
 _LONGEST_NAME = 255  # The limit for folders on common systems.

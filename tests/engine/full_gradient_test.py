@@ -20,7 +20,7 @@ CASES = [
   {'batch_size': 5, 'micro_batch': 2, 'lanes': 2},
   {'batch_size': 2, 'participation': fa.Participation(completion=little_work)},
   {'batch_size': 0, 'lanes': 1, 'micro_batch': 4},
-  {'batch_size': 0, 'lanes': 5},
+  {'batch_size': 0, 'lanes': 4},
 ]
 
 

@@ -30,9 +30,9 @@ def clustered(model: Model, number: int) -> Model:
     number: the number k of sets, each with its own initial weights, at least 1.
 
   Returns:
-    The model with the parameters `{'models': [k, ...], 'losses': [k]}`; its
-    outputs are those of the set with the smallest loss, the first one in tests
-    of the global model.
+    The model, whose parameters are a dictionary of 'models', [k, ...], and
+    'losses', [k]. Its outputs are those of the set with the smallest loss, the
+    first one in tests of the global model.
 
   Raises:
     InputError: `number` is below 1, or the model has `train`; when it is

@@ -29,8 +29,8 @@ class Compressor(NamedTuple):
     apply: (key, x [d] float32) -> C(x), the vector [d] that the server decodes;
       both sides derive random numbers from the same key.
     num_bits: d -> size of the encoded vector, in bits.
-    omega: d -> the least known omega with E|C(x) - x|^2 <= omega |x|^2 if C is
-      unbiased, E C(x) = x; 0 if it is biased.
+    omega: d -> the least known omega with `E|C(x) - x|^2 <= omega |x|^2` if C
+      is unbiased, E C(x) = x; 0 if it is biased.
 
   >>> import jax, jax.numpy as jnp
   >>> import fedavg_jax as fa

@@ -46,8 +46,8 @@ def two_models(model: Model) -> Model:
     model: the model, without untrained state.
 
   Returns:
-    The model with the parameters `{'global': x, 'own': v, 'alpha': alpha}`,
-    equal at first; its outputs are those of x.
+    The model, whose parameters are a dictionary of 'global' (x), 'own' (v,
+    equal to x at first) and 'alpha'. Its outputs are those of x.
 
   Raises:
     InputError: when it is initialised, if the model has untrained state.
