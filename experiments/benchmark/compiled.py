@@ -127,14 +127,7 @@ def compiled(case: Case, devices: list[jax.Device]) -> jax.stages.Compiled:
   fast = 'bfloat16' if devices[0].platform == 'tpu' else 'tf32'
   program = fa.lower_simulation(
     workloads.make_model(workload, data, precision=case.precision),
-    fa.Federation(
-      clients,
-      data.test,
-      client_fraction=(case.cohort or workload.cohort) / len(workload.sizes),
-      epochs=workload.epochs,
-      batch_size=workload.batch,
-      weighting=workload.weighting,
-    ),
+    workloads.make_federation(workload, data, clients, case.cohort),
     algorithm,
     execution=fa.Execution(
       devices=devices[: case.devices],

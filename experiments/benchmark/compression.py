@@ -40,14 +40,7 @@ def build(
 ) -> fa.Simulation:
   """Returns the simulation of a workload, without tests."""
   data, clients = workloads.make_data(workload)
-  federation = fa.Federation(
-    clients,
-    data.test,
-    client_fraction=workload.cohort / len(workload.sizes),
-    epochs=workload.epochs,
-    batch_size=workload.batch,
-    weighting=workload.weighting,
-  )
+  federation = workloads.make_federation(workload, data, clients)
   return fa.build_simulation(
     workloads.make_model(workload, data),
     federation,

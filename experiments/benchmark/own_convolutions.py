@@ -91,13 +91,7 @@ def compare(
     `ratio_to_ours`, the ratio to the package's layers.
   """
   data, clients = workloads.make_data(workload)
-  federation = fa.Federation(
-    clients,
-    data.test,
-    client_fraction=workload.cohort / len(workload.sizes),
-    epochs=workload.epochs,
-    batch_size=workload.batch,
-  )
+  federation = workloads.make_federation(workload, data, clients)
   linen = linen_model(workload)
   rate = workload.learning_rate
   forms = {

@@ -76,14 +76,7 @@ def build(
     return fa.fedavg(optax.sgd(rate), optax.sgd(1.0))
 
   rate = workload.learning_rate
-  federation = fa.Federation(
-    clients,
-    data.test,
-    client_fraction=workload.cohort / len(workload.sizes),
-    epochs=workload.epochs,
-    batch_size=workload.batch,
-    weighting=workload.weighting,
-  )
+  federation = workloads.make_federation(workload, data, clients)
   execution = fa.Execution(
     lanes=number,
     widths=widths,

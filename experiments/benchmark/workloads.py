@@ -278,6 +278,27 @@ def _sequences(rng, number, length, tokens):
   return fa.Examples(x, y), tokens - 1
 
 
+def make_federation(
+  workload: Workload, data: fa.Dataset, clients: fa.Clients, cohort: int = 0
+) -> fa.Federation:
+  """Returns the federation of a workload.
+
+  Args:
+    workload: the workload.
+    data: its data set, of `make_data`.
+    clients: its clients, of `make_data`.
+    cohort: the clients of a round; 0 means the workload's.
+  """
+  return fa.Federation(
+    clients,
+    data.test,
+    client_fraction=(cohort or workload.cohort) / len(workload.sizes),
+    epochs=workload.epochs,
+    batch_size=workload.batch,
+    weighting=workload.weighting,
+  )
+
+
 def make_model(
   workload: Workload,
   data: fa.Dataset,
