@@ -21,7 +21,6 @@ from fedavg_jax.core.errors import InputError
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.engine import arithmetic
 from fedavg_jax.engine import client_evaluation
-from fedavg_jax.engine import compiled_round
 from fedavg_jax.engine import evaluation
 from fedavg_jax.engine.options import Execution
 from fedavg_jax.engine.options import Federation
@@ -236,13 +235,6 @@ def build_client_tests(
   )
 
 
-def _local_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-  """Returns the mesh of those devices that belong to this process."""
-  mine = jax.process_index()
-  devices = [d for d in mesh.devices.flat if d.process_index == mine]
-  return compiled_round.lane_mesh(devices)
-
-
 def build_last_test(
   prepared: Prepared, simulation: Simulation
 ) -> Callable[[Any], dict[str, float]] | None:
@@ -256,7 +248,7 @@ def build_last_test(
   if prepared.validation is None:
     return None
   task, own = simulation.task, simulation.arithmetic
-  mesh, given = _local_mesh(simulation.mesh), prepared.dataset.test
+  mesh, given = simulation.mesh.local_mesh, prepared.dataset.test
   evaluate = evaluation.build_evaluate(task, mesh)
   with own.tracing():
     batch = evaluation.batch_size(task, given, mesh)  # On every process.

@@ -17,9 +17,9 @@ from fedavg_jax.schedule import sampling
 if TYPE_CHECKING:
   from fedavg_jax.runs.run_config import RunConfig
 
-# The values that an algorithm needs, because its equations have no such term.
 # Algorithms whose message may be scaled by its staleness.
 _SCALABLE = 'fedavg', 'fedprox'
+# The values that an algorithm needs, because its equations have no such term.
 _PLAIN_SERVER = {'server.optimizer': 'sgd', 'server.momentum': 0}
 _FIXED_SERVER = _PLAIN_SERVER | {'server.learning_rate': 1}
 _NEEDS = {
