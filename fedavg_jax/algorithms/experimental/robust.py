@@ -91,7 +91,7 @@ messages in its own way, must take their weighted mean
     )
     return params, RobustServer(own, aggregate if rule.has_centre else ())
 
-  return _with_own_server_state(algorithm)._replace(
+  return with_own_server_state(algorithm)._replace(
     aggregate=buckets(bucket_size),
     server_init=server_init,
     server_update=server_update,
@@ -220,7 +220,7 @@ def check_takes_the_mean(wrapper: str, algorithm: Algorithm) -> None:
     )
 
 
-def _with_own_server_state(algorithm: Algorithm) -> Algorithm:
+def with_own_server_state(algorithm: Algorithm) -> Algorithm:
   """Returns the algorithm with hooks that find their own server state."""
   optimizer = optax.with_extra_args_support(algorithm.client_optimizer)
   start, gradient = algorithm.client_start, algorithm.client_gradient
