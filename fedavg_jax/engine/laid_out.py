@@ -150,11 +150,11 @@ def lay_out(parts: Parts) -> LaidOut:
     size = sampling.most_drawn
   cohort_size = size(clients.num_clients, federation.client_fraction)
   buffer = federation.participation.buffer
+  if algorithm.mechanism is not None:
+    check_private(algorithm, task.model, variables, federation)
   check_algorithm(algorithm, variables, buffer or cohort_size)
   if buffer:
     check_asynchronous(algorithm, variables)
-  if algorithm.mechanism is not None:
-    check_private(algorithm, task.model, variables, federation)
   with own.tracing():
     check_task(
       task, algorithm, variables, clients.x, clients.y, federation.seed

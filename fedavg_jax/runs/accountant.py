@@ -195,12 +195,12 @@ def rdp_of(event: Event) -> tuple[np.ndarray, np.ndarray]:
   if not full:
     return orders, whole
   _, truncated = of(dp_accounting.PoissonSampledDpEvent(rate, gaussian))
-  with np.errstate(divide='ignore'):  # The log of 0 is that of a case without.
-    terms = (
-      np.log1p(-full) + (orders - 1) * whole,
-      np.log(last) + (orders - 1) * truncated,
-      np.full(len(orders), np.log(full - last)),
-    )
+  cases = (
+    (1 - full, whole),
+    (last, truncated),
+    (full - last, np.zeros_like(whole)),
+  )
+  terms = [np.log(p) + (orders - 1) * own for p, own in cases if p > 0]
   return orders, np.logaddexp.reduce(terms) / (orders - 1)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from fedavg_jax.core import choices
-from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs.config_option import BELOW_ONE
 from fedavg_jax.runs.config_option import Options
@@ -150,11 +149,7 @@ def _check_noise(cfg: 'RunConfig') -> None:
       f'privacy.bit_noise = {own.bit_noise}: must be 0 with privacy.quantile ='
       ' 0.0, where clients send no bits'
     )
-  if (
-    own.bit_noise
-    and not rules.is_traced(own.noise_multiplier)
-    and own.bit_noise <= own.noise_multiplier / 2
-  ):
+  if own.bit_noise and own.bit_noise <= own.noise_multiplier / 2:
     raise InputError(
       f'privacy.bit_noise = {own.bit_noise}: must be above half of'
       f' privacy.noise_multiplier = {own.noise_multiplier}'

@@ -145,7 +145,7 @@ def privatize(
   check_takes_the_mean('privatize', algorithm)
   if adaptive is not None:
     adaptive = _checked(adaptive, noise_multiplier, denominator)
-  deviation = _deviation_of_deltas(noise_multiplier, adaptive)
+  deviation = deviation_of_deltas(noise_multiplier, adaptive)
   inside = with_own_server_state(algorithm)
 
   def server_init(params):
@@ -299,10 +299,15 @@ def _checked(
   return adaptive._replace(bit_noise=noise)
 
 
-def _deviation_of_deltas(
+def deviation_of_deltas(
   noise_multiplier: Scalar, adaptive: AdaptiveClip | None
 ) -> Scalar:
-  """Returns sigma_delta, which is sigma with a fixed clip."""
+  """Returns sigma_delta, which is sigma with a fixed clip.
+
+  Args:
+    noise_multiplier: sigma.
+    adaptive: adaptive clipping with its noise sigma_b, None with a fixed clip.
+  """
   if adaptive is None:
     return noise_multiplier
   # (z^-2 - (2 sigma_b)^-2)^(-1/2), which is 0 for z = 0.
