@@ -82,23 +82,19 @@ def _check_federation(mechanism: Mechanism, federation: Federation) -> None:
   ):
     if given:
       raise InputError(
-        f'{name}: is not supported with privatize, whose accountants know the'
-        ' draws of equal probability alone'
+        f'{name}: is not supported with privatize: all clients must be drawn'
+        ' with the same probability, and no data may decide who counts'
       )
-  expected = expected_cohort(federation)
+  expected = sampling.expected_cohort(
+    federation.clients.num_clients,
+    federation.client_fraction,
+    poisson=rules.poisson,
+  )
   if abs(mechanism.denominator - expected) > 1e-6 * expected:
     raise InputError(
       f'denominator = {mechanism.denominator!r}: must be {expected:g}, the'
       ' expected number of clients of a cohort'
     )
-
-
-def expected_cohort(federation: Federation) -> float:
-  """Returns the expected number of clients that a round draws."""
-  number, fraction = federation.clients.num_clients, federation.client_fraction
-  if federation.participation.poisson:
-    return sampling.poisson_rate(number, fraction) * number
-  return float(sampling.cohort_size(number, fraction))
 
 
 def _cohort_read(algorithm: Algorithm, params: Any, variables: Any) -> str:

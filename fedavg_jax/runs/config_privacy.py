@@ -91,7 +91,10 @@ def check(cfg: 'RunConfig') -> None:
   """Raises InputError where the section contradicts other options."""
   own = cfg.privacy
   if not own.clip:
-    for name in ('noise_multiplier', 'target_epsilon', 'quantile'):
+    for name in (
+      *('noise_multiplier', 'target_epsilon', 'quantile'),
+      'noise_cohort_size',
+    ):
       if value := getattr(own, name):
         raise InputError(
           f'privacy.clip = 0.0: must be above 0 with privacy.{name} = {value}'
@@ -111,9 +114,9 @@ def check(cfg: 'RunConfig') -> None:
 
 def expected_cohort(cfg: 'RunConfig', num_clients: int) -> float:
   """Returns the expected number of clients that a round draws."""
-  if cfg.sampling == 'poisson':
-    return sampling.poisson_rate(num_clients, cfg.client_fraction) * num_clients
-  return float(sampling.cohort_size(num_clients, cfg.client_fraction))
+  return sampling.expected_cohort(
+    num_clients, cfg.client_fraction, poisson=cfg.sampling == 'poisson'
+  )
 
 
 def check_noise_cohort(cfg: 'RunConfig', num_clients: int) -> None:
@@ -138,11 +141,14 @@ def _check_noise(cfg: 'RunConfig') -> None:
         )
   if cfg.num_clients:
     check_noise_cohort(cfg, cfg.num_clients)
-    if own.delta > 1 / cfg.num_clients:
+  for key, number in (
+    ('num_clients', cfg.num_clients),
+    ('privacy.population', own.population),
+  ):
+    if number and own.delta > 1 / number:
       raise InputError(
-        f'privacy.delta = {own.delta}: must be at most 1 / num_clients ='
-        f' {1 / cfg.num_clients:.3g}, else publishing one client would be'
-        ' private'
+        f'privacy.delta = {own.delta}: must be at most 1 / {key} ='
+        f' {1 / number:.3g}, else publishing one client would be private'
       )
   if own.bit_noise and not own.quantile:
     raise InputError(
@@ -158,23 +164,21 @@ def _check_noise(cfg: 'RunConfig') -> None:
 
 def _check_rounds(cfg: 'RunConfig') -> None:
   """Raises InputError where a round is not the event that is accounted."""
-  needed = _SAMPLING[cfg.privacy.accounting]
+  own = cfg.privacy
   if cfg.algorithm in choices.ALGORITHMS and cfg.algorithm not in (
     _SINGLE_DELTAS
   ):
     raise InputError(
       f'algorithm = {cfg.algorithm!r}: must be one of'
-      f' {", ".join(_SINGLE_DELTAS)} with privacy.clip = {cfg.privacy.clip};'
-      ' clients of others keep states, or send more than a delta'
+      f' {", ".join(_SINGLE_DELTAS)} with privacy.clip = {own.clip}; clients of'
+      ' others keep states, or send more than a delta'
+    )
+  if cfg.sampling != (needed := _SAMPLING[own.accounting]):
+    raise InputError(
+      f'sampling = {cfg.sampling!r}: must be {needed!r} with privacy.accounting'
+      f' = {own.accounting!r}, whose theorem is of such cohorts'
     )
   for key, value, word, why in (
-    (
-      'sampling',
-      cfg.sampling,
-      needed,
-      f'privacy.accounting = {cfg.privacy.accounting!r}, whose theorem is of'
-      ' such cohorts',
-    ),
     ('weighting', cfg.weighting, 'uniform', 'a client counts once'),
     ('on_nan', cfg.on_nan, 'skip_client', 'no client may end the run'),
     ('unavailable_fraction', cfg.unavailable_fraction, 0, 'draws are known'),
@@ -191,16 +195,14 @@ def _check_rounds(cfg: 'RunConfig') -> None:
     ),
   ):
     if value != word:
-      reason = (
-        why
-        if key == 'sampling'
-        else (f'privacy.clip = {cfg.privacy.clip}: {why}')
+      raise InputError(
+        f'{key} = {value!r}: must be {word!r} with privacy.clip = {own.clip}:'
+        f' {why}'
       )
-      raise InputError(f'{key} = {value!r}: must be {word!r} with {reason}')
   if cfg.attack.kind in ('little_is_enough', 'inner_product'):
     raise InputError(
       f'attack.kind = {cfg.attack.kind!r}: must be an attack that does not read'
-      f' other messages with privacy.clip = {cfg.privacy.clip}'
+      f' other messages with privacy.clip = {own.clip}'
     )
 
 

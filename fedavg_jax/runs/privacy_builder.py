@@ -18,6 +18,9 @@ from fedavg_jax.runs.accountant import Event
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.schedule import sampling
 
+# A larger epsilon by PLD would need gigabytes, and promise nothing.
+_MOST_TIGHT = 50.0
+
 
 def privatized(
   cfg: RunConfig, algorithm: Algorithm, num_clients: int
@@ -108,11 +111,11 @@ class Spending(NamedTuple):
     Args:
       number: the number of rounds.
       ended: whether the run has ended; only then is the epsilon by PLD
-        computed, which takes seconds.
+        computed, which takes seconds, unless that by RDP is above 50.
     """
     own, rdp = self.cfg.privacy, self.accountant.epsilon(number)
     tight = None
-    if ended and number:
+    if ended and number and rdp <= _MOST_TIGHT:
       tight = self.accountant.tight_epsilon(number)
     found = {
       'epsilon': rdp if tight is None else min(rdp, tight),

@@ -135,6 +135,8 @@ class Participation:
         'straggler_fraction': bool(self.straggler_fraction),
       },
     )
+    if not isinstance(self.poisson, bool):
+      raise InputError(f'poisson = {self.poisson!r}: must be True or False')
     if self.poisson:
       self._check_poisson()
     rules.check_whole('buffer', self.buffer, 0)

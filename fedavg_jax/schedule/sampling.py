@@ -63,6 +63,26 @@ def poisson_rate(num_clients: int, client_fraction: float) -> float:
   return max(float(client_fraction), 1 / num_clients)
 
 
+def expected_cohort(
+  num_clients: int, client_fraction: float, *, poisson: bool
+) -> float:
+  """Returns the expected number of clients that a round draws.
+
+  Args:
+    num_clients: K, the number of clients.
+    client_fraction: C in [0, 1].
+    poisson: whether each client is drawn independently.
+
+  >>> expected_cohort(101, 0.1, poisson=False)
+  10.0
+  >>> round(expected_cohort(101, 0.1, poisson=True), 6)
+  10.1
+  """
+  if poisson:
+    return poisson_rate(num_clients, client_fraction) * num_clients
+  return float(cohort_size(num_clients, client_fraction))
+
+
 def most_drawn(num_clients: int, client_fraction: float) -> int:
   """Returns the largest cohort of a Poisson draw, for one compiled shape.
 

@@ -190,6 +190,8 @@ def test_bad_numbers_are_refused(monkeypatch):
   ):
     with pytest.raises(fa.InputError, match=said):
       fa.epsilon(simulation, **({'rounds': 1, 'delta': 0.1} | options))
+  with pytest.raises(fa.InputError, match='simulation: is a sweep, must be'):
+    fa.epsilon(simulation._replace(sweep=(1.0,)), rounds=1, delta=0.1)
   with pytest.raises(fa.InputError, match='algorithm: adds no noise'):
     accountant.event_of(simulation.planner, None, 'zero_out')
   monkeypatch.setitem(sys.modules, 'dp_accounting', None)

@@ -143,8 +143,9 @@ def test_a_larger_cohort_is_a_projection_alone():
     privacy__population=1_000_000,
     privacy__delta=1e-6,
   )
-  summary = spent(cfg, noise=0.012).summary(4, ended=False)
+  summary = spent(cfg, noise=0.012).summary(4, ended=True)
   assert summary['epsilon'] > 1000 > 1 > summary['projected_epsilon']
+  assert summary['epsilon_pld'] is None
   assert summary['projected_cohort'] == 1000
   assert summary['projected_population'] == 1_000_000
 
@@ -223,6 +224,19 @@ REFUSED = [
   ({'privacy__clip': 0.0}, 'privacy.clip = 0.0: must be above 0 with'),
   ({'privacy__clip': -1.0}, r'privacy.clip = -1.0: must be in \[0, 1e\+30\]'),
   ({'privacy__delta': 0.03}, 'privacy.delta = 0.03: must be at most 1 / num_'),
+  (
+    {'privacy__noise_cohort_size': 100, 'privacy__population': 10_000},
+    'privacy.delta = 0.001: must be at most 1 / privacy.population = 0.0001',
+  ),
+  (
+    {
+      'privacy__clip': 0.0,
+      'privacy__noise_multiplier': 0.0,
+      'privacy__noise_cohort_size': 100,
+      'privacy__population': 1000,
+    },
+    'privacy.clip = 0.0: must be above 0 with privacy.noise_cohort_size = 100',
+  ),
   ({'privacy__delta': 0.0}, r'privacy.delta = 0.0: must be in \(0, 1\)'),
   (
     {'privacy__target_epsilon': 2.0},

@@ -1,4 +1,4 @@
-"""Poisson cohorts: independent draws, truncated to the shape of one program."""
+"""Poisson cohorts are independent draws, truncated to one compiled shape."""
 
 import numpy as np
 import pytest
@@ -110,6 +110,10 @@ def test_rates_and_caps(number, fraction, rate, most):
   ('make', 'said'),
   [
     (lambda: make(rate=0.0), 'rate = 0.0: must be in'),
+    (
+      lambda: make(participation=Participation(poisson=0.3)),
+      'poisson = 0.3: must be True or False',
+    ),
     (
       lambda: make(participation=Participation()),
       'rate = 0.3: must be in .0, 1. with participation.poisson, else 0',

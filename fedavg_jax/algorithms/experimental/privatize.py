@@ -204,22 +204,23 @@ def clipped(message: PyTree, clip: Array) -> tuple[PyTree, Array]:
     clip: [] S, the largest norm over all leaves together.
 
   Returns:
-    The message with a norm of at most S up to rounding, zeros if a value is not
-    finite; and the bit, 1/2 or -1/2, 0 if a value is not finite.
+    The message in float32 with a norm of at most S up to rounding, zeros if a
+    value is not finite; and the bit, 1/2 or -1/2, 0 if a value is not finite.
   """
+  # Rounding to fewer bits after the clip would make a message longer.
+  message = jax.tree.map(lambda m: m.astype(jnp.float32), message)
   leaves = jax.tree.leaves(message)
   largest = jnp.max(jnp.stack([jnp.max(jnp.abs(m)) for m in leaves]))
   finite = jnp.isfinite(largest)
   # Squares of numbers of at most 1 do not overflow.
   scale = jnp.where(finite & (largest > 0), largest, 1.0)
-  squares = [jnp.sum((m / scale) ** 2, dtype=jnp.float32) for m in leaves]
+  squares = [jnp.sum((m / scale) ** 2) for m in leaves]
   norm = jnp.sqrt(sum(squares, jnp.float32(0)))  # Of message / scale.
   below = norm <= clip / scale
 
   def cut(leaf):
     short = leaf / scale * (clip / jnp.maximum(norm, _TINY))
-    kept = jnp.where(below, leaf, short.astype(leaf.dtype))
-    return jnp.where(finite, kept, jnp.zeros_like(leaf))
+    return jnp.where(finite, jnp.where(below, leaf, short), 0.0)
 
   bit = jnp.where(finite, below.astype(jnp.float32) - 0.5, 0.0)
   return jax.tree.map(cut, message), bit

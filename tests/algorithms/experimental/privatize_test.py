@@ -76,7 +76,7 @@ def failing(algorithm, client):
 
 
 def test_rounds_equal_loops_in_numpy():
-  """Uneven clients, one of which never sends a number; cohorts of 0 to 5."""
+  """Clients are uneven, one never sends a number; cohorts have 0 to 5."""
   adaptive = own.AdaptiveClip(0.6, learning_rate=0.7, bit_noise=1e-12)
   algorithm = private(failing(FEDAVG, 4), adaptive=adaptive)
   built = simulation(algorithm, lanes=2, devices=jax.devices()[:2])
@@ -143,6 +143,9 @@ def test_clipped_messages():
     found, _ = of(size, size, -size, clip=min(size, 2.0))
     norm = np.linalg.norm(found.astype(np.float64))
     assert norm == pytest.approx(min(size, 2.0), rel=1e-5)
+  numbers = jnp.arange(1, 300, dtype=jnp.bfloat16)  # Rounded only before.
+  short, _ = clipped(numbers, jnp.float32(0.7))
+  assert np.linalg.norm(np.float64(short)) == pytest.approx(0.7, rel=1e-6)
   assert of(0.0, 0.0, 0.0)[0].tolist() == [0, 0, 0]
   for bad in (np.nan, np.inf, -np.inf):
     found, bit = of(1.0, bad, 0.0)
@@ -257,7 +260,7 @@ def test_the_clip_converges_to_the_quantile(quantile):
 
 @pytest.mark.parametrize(('noise', 'bits'), [(1.0, 0.6), (0.3, 4.0), (2.0, 50)])
 def test_both_sums_together_have_the_noise_multiplier(noise, bits):
-  """One client moves the sums by S and 1/2, in units of their noise."""
+  """They are at a distance of S and 1/2, in units of their noise."""
   adaptive = own.AdaptiveClip(0.5, bit_noise=bits)
   deviation = deviation_of_deltas(noise, adaptive)
   distance = np.hypot(1 / deviation, 0.5 / bits)
