@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedavg_jax.algorithms.experimental.contexts import with_own_server_state
 from fedavg_jax.algorithms.experimental.robust import check_takes_the_mean
-from fedavg_jax.algorithms.experimental.robust import with_own_server_state
 from fedavg_jax.contracts.aggregation import Aggregator
 from fedavg_jax.contracts.aggregation import weighted_mean
 from fedavg_jax.contracts.algorithm import Algorithm
