@@ -1,6 +1,6 @@
 """Trains on handwritten digits divided by label, in seconds, without download.
 
-The data are 1,500 real digits of 8 x 8 pixels that come with scikit-learn. Each
+The data are 1,500 real digits of 8 x 8 pixels that come with the package. Each
 of 50 clients has about two of the ten digits; a cohort has 25 clients.
 
 python -m fedavg_jax.main --config configs/quickstart.py
@@ -17,7 +17,7 @@ import fedavg_jax as fa
 def get_config() -> ml_collections.ConfigDict:
   """Returns the config."""
   config = fa.default_config()
-  config.dataset = 'digits'  # It comes with scikit-learn.
+  config.dataset = 'digits'  # It comes with the package.
   config.model = '2nn'
   config.partition = 'shards'  # By label: two shards give about two labels.
   config.num_clients = 50  # K

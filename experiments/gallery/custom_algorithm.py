@@ -50,7 +50,7 @@ def send_largest(algorithm: fa.Algorithm, share: float) -> fa.Algorithm:
 
 
 def run(algorithm: fa.Algorithm, rounds: int) -> float:
-  """Returns the final test accuracy on scikit-learn's digits, non-IID."""
+  """Returns the final test accuracy on the package's digits, non-IID."""
   data = fa.load_dataset('digits')
   parts = fa.partition.shards(
     data.train.y, num_clients=50, shards_per_client=2, seed=0

@@ -1,6 +1,6 @@
 """Watches a long run of short rounds: no resource may grow with the rounds.
 
-It runs the command on scikit-learn's digits and samples, from another process,
+It runs the command on the package's digits and samples, from another process,
 its resident memory, open files, threads and the bytes of its log. Live arrays
 on the devices are counted in this process, over as many rounds of
 `fedavg_jax.simulate`.

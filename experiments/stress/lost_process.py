@@ -1,6 +1,6 @@
 """Kills one of several processes in the middle of a round; the run resumes.
 
-Several processes of this machine share a run on scikit-learn's digits. During
+Several processes of this machine share a run on the package's digits. During
 its rounds one of them gets SIGKILL, or SIGSTOP, which looks to the others like
 a host that has lost its network. The others must end without help, each with
 one line that states the reason. Then the run resumes with another number of

@@ -1,10 +1,6 @@
 """Loads image data sets: MNIST, Fashion-MNIST, CIFAR-10 and digits."""
 
-import contextlib
-import gzip
-import importlib.util
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +12,7 @@ from fedavg_jax.data import readers
 from fedavg_jax.data.data_dirs import did_you_mean
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.data.downloads import download
-from fedavg_jax.data.downloads import tfds_dir
+from fedavg_jax.data.downloads import download_dir
 from fedavg_jax.data.downloads import unpack
 
 _CIFAR_TRAIN = [f'data_batch_{i}.bin' for i in range(1, 6)]
@@ -45,7 +41,7 @@ def load_mnist(name: str, folder: pathlib.Path | None) -> Dataset:
     InputError: a file is missing or wrong, or cannot be downloaded.
   """
   files = 'mnist' if name == 'mnist_writers' else name
-  paths = _find_idx_files(folder or tfds_dir() / files)
+  paths = _find_idx_files(folder or download_dir() / files)
   if folder and name == 'mnist_writers':  # MNIST may be in its own folder.
     paths = _find_idx_files(folder / files) | paths
   missing = [key for key in _IDX_FILES if key not in paths]
@@ -56,8 +52,8 @@ def load_mnist(name: str, folder: pathlib.Path | None) -> Dataset:
       f' empty to download them{did_you_mean(folder, files)}'
     )
   if missing:
-    download(files, _addresses(files), tfds_dir())
-    paths = _find_idx_files(tfds_dir() / files)
+    download(files)
+    paths = _find_idx_files(download_dir() / files)
   dataset = _from_idx(files, paths)
   if name == files:
     return dataset
@@ -140,9 +136,9 @@ def load_cifar10(folder: pathlib.Path | None) -> Dataset:
   Raises:
     InputError: a file is missing or wrong, or cannot be downloaded.
   """
-  place = folder or tfds_dir() / 'cifar10'
+  place = folder or download_dir() / 'cifar10'
   if not folder and not all((place / name).is_file() for name in _CIFAR_FILES):
-    (archive,) = download('cifar10', _addresses('cifar10'), tfds_dir()).values()
+    (archive,) = download('cifar10')
     unpack(archive, _CIFAR_FILES)
   parts = []
   for name in _CIFAR_FILES:
@@ -167,10 +163,11 @@ def load_cifar10(folder: pathlib.Path | None) -> Dataset:
 
 def load_digits() -> Dataset:
   """Loads 1,500 training and 297 test digits, shuffled with a fixed seed."""
-  rows = _digits()
-  order = np.random.default_rng(0).permutation(len(rows))
-  x = rows[order, :-1].astype(np.uint8).reshape(-1, 8, 8, 1)
-  y = rows[order, -1].astype(np.int32)
+  # Their source and licence are in digits.txt.
+  with np.load(pathlib.Path(__file__).with_name('digits.npz')) as arrays:
+    x, y = arrays['x'][..., None], arrays['y'].astype(np.int32)
+  order = np.random.default_rng(0).permutation(len(y))
+  x, y = x[order], y[order]
   return Dataset(
     'digits',
     train=Examples(x[:1500], y[:1500]),
@@ -178,32 +175,3 @@ def load_digits() -> Dataset:
     num_classes=10,
     max_value=16.0,
   )
-
-
-def _digits() -> np.ndarray:
-  """Reads scikit-learn's digits: rows of 64 pixels and a label, [1797, 65].
-
-  Importing scikit-learn takes a second, so its file is read first.
-  """
-  package = importlib.util.find_spec('sklearn')
-  for folder in (package and package.submodule_search_locations) or ():
-    path = pathlib.Path(folder) / 'datasets' / 'data' / 'digits.csv.gz'
-    with contextlib.suppress(OSError, ValueError, EOFError):
-      text = gzip.decompress(path.read_bytes())
-      rows = np.array(text.replace(b'\n', b',').split(b',')[:-1], np.float64)
-      return rows.reshape(1797, 65)
-  from sklearn import datasets  # Its files have moved.
-
-  bunch: Any = datasets.load_digits()
-  return np.column_stack([bunch.data, bunch.target])
-
-
-def _addresses(name: str) -> dict[str, str]:
-  """Returns file name -> address for an image data set."""
-  import tensorflow_datasets as tfds
-
-  builder: Any = tfds.builder_cls(name)
-  if name == 'cifar10':
-    return {url.rpartition('/')[2]: url for url in builder.url_infos}
-  stems = [stem for stem, _, _ in _IDX_FILES.values()]
-  return {f'{stem}.gz': f'{builder.URL}{stem}.gz' for stem in stems}

@@ -148,13 +148,17 @@ def check(names: str) -> None:
         f'log = {names!r}: must be a comma-separated list of'
         f' {", ".join(choices.LOGGERS)}'
       )
-    package = {'tensorboard': 'tensorboardX', 'wandb': 'wandb'}.get(name)
+    package, install = {
+      'tensorboard': ('tensorboardX', "'fedavg_jax[tensorboard]'"),
+      'wandb': ('wandb', 'wandb'),
+    }.get(name, ('', ''))
     if package:
       try:
         importlib.import_module(package)
       except ImportError as error:
         raise InputError(
-          f'log = {names!r}: {package} cannot be imported ({error}); install it'
+          f'log = {names!r}: {package} cannot be imported ({error}); install'
+          f' it: pip install {install}'
         ) from error
 
 

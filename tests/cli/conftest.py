@@ -22,7 +22,7 @@ def training_server(tmp_path_factory):
   home = tmp_path_factory.mktemp('home')
   server = CommandServer(
     home,
-    ('fedavg_jax.runs.grid', 'sklearn.datasets', 'orbax.checkpoint'),
+    ('fedavg_jax.runs.grid', 'orbax.checkpoint'),
     TFDS_DATA_DIR=str(home / 'tfds'),
   )
   yield server

@@ -282,7 +282,7 @@ def test_no_tensorflow_and_no_heavy_import_at_the_start():
     'tensorflow_datasets',
     'matplotlib',
     'orbax',
-    'sklearn',
+    'tensorboardX',
   )
   process = subprocess.run(
     [

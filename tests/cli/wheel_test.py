@@ -14,8 +14,11 @@ import pytest
 import fedavg_jax
 
 # A build may read these; the folders beside them must be left alone.
-FILES = ('LICENSE', 'README.md', 'pyproject.toml', 'setup.py')
-FOLDERS = ('configs', 'experiments', 'fedavg_jax', 'tests')
+FILES = (
+  *('LICENSE', 'MANIFEST.in', 'README.md', 'ARCHITECTURE.md', 'CHANGELOG.md'),
+  *('pyproject.toml', 'setup.py'),
+)
+FOLDERS = ('configs', 'docs', 'experiments', 'fedavg_jax', 'tests')
 
 
 def call(command, folder, **environment):
@@ -53,7 +56,7 @@ def checkout(tmp_path_factory):
   """Copies the repository, so that nothing is built inside it."""
   repository = pathlib.Path(__file__).parents[2]
   folder = tmp_path_factory.mktemp('checkout')
-  ignored = shutil.ignore_patterns('__pycache__', '*.png', '*.jsonl')
+  ignored = shutil.ignore_patterns('__pycache__', '_build', '*.png', '*.jsonl')
   for name in FOLDERS:
     shutil.copytree(repository / name, folder / name, ignore=ignored)
   for name in FILES:
@@ -62,15 +65,20 @@ def checkout(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def wheel(checkout, tmp_path_factory):
-  """Builds the wheel from the source distribution."""
+def source(checkout, tmp_path_factory):
+  """Returns the folder of an unpacked source distribution."""
   major = int(metadata.version('setuptools').split('.')[0])
   assert major >= 77, "setuptools is too old: pip install -e '.[test]'"
   out = tmp_path_factory.mktemp('built')
   sdist = build('sdist', checkout, out / 'sdist')
   shutil.unpack_archive(sdist, out, filter='data')
-  source = out / sdist.name.removesuffix('.tar.gz')
-  return build('wheel', source, out / 'wheel')
+  return out / sdist.name.removesuffix('.tar.gz')
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+  """Builds the wheel from the source distribution."""
+  return build('wheel', source, tmp_path_factory.mktemp('built_wheel'))
 
 
 @pytest.fixture(scope='module')
@@ -87,6 +95,18 @@ def installed(wheel, tmp_path_factory):
   return folder
 
 
+def test_the_source_distribution_has_everything(source, checkout):
+  """Tests, pages and experiments are in it too."""
+  names = {
+    path.relative_to(checkout)
+    for path in checkout.rglob('*')
+    if path.is_file() and '.egg-info' not in str(path)
+  }
+  assert len(names) > 300
+  for name in names:
+    assert (source / name).read_bytes() == (checkout / name).read_bytes(), name
+
+
 def test_contents_of_the_wheel(wheel, repository):
   """The wheel has every module and config, byte for byte, and no more."""
   expected = {
@@ -97,7 +117,8 @@ def test_contents_of_the_wheel(wheel, repository):
     for path in (repository / 'fedavg_jax').rglob('*.py')
   }
   assert len(expected) > 80 and 'fedavg_jax/configs/quickstart.py' in expected
-  expected['fedavg_jax/py.typed'] = repository / 'fedavg_jax' / 'py.typed'
+  for name in ('py.typed', 'data/digits.npz', 'data/digits.txt'):
+    expected[f'fedavg_jax/{name}'] = repository / 'fedavg_jax' / name
   with zipfile.ZipFile(wheel) as file:
     names = {name for name in file.namelist() if '.dist-info/' not in name}
     assert names == set(expected)

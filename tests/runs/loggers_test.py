@@ -112,6 +112,22 @@ def test_names():
     loggers.check('csv,excel')
 
 
+@pytest.mark.parametrize(
+  ('name', 'package', 'install'),
+  [
+    ('tensorboard', 'tensorboardX', "'fedavg_jax.tensorboard.'"),
+    ('wandb', 'wandb', 'wandb'),
+  ],
+)
+def test_a_missing_library_is_one_line(monkeypatch, name, package, install):
+  monkeypatch.setitem(sys.modules, package, None)
+  with pytest.raises(
+    InputError, match=f'{package} cannot be imp.*: pip install {install}$'
+  ) as info:
+    loggers.check(name)
+  assert '\n' not in str(info.value)
+
+
 def test_nothing_is_written_into_a_folder_of_another_process(tmp_path):
   (tmp_path / 'metrics.csv').write_text('of another run')
 

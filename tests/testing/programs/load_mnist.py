@@ -5,5 +5,5 @@ import sys
 from fedavg_jax.data import catalog
 
 print(len(catalog.load_dataset('mnist').train.y))
-heavy = ('tensorflow', 'tensorflow_datasets', 'matplotlib', 'sklearn', 'jax')
+heavy = ('tqdm', 'tensorflow_datasets', 'matplotlib', 'urllib.request', 'jax')
 print([name for name in heavy if name in sys.modules])
