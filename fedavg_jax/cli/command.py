@@ -109,21 +109,30 @@ def read_path(flag: str, default: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(os.path.expanduser(value or default))
 
 
-def new_file(flag: str, default: str) -> pathlib.Path:
-  """Returns the path that a flag names, of a PNG that does not exist yet.
+def output_file(
+  flag: str,
+  default: str,
+  suffixes: Sequence[str],
+  is_own: Callable[[pathlib.Path], bool] = lambda path: False,
+) -> pathlib.Path:
+  """Returns the path that a flag names, of a file to write.
 
   Args:
     flag: the name of the flag.
     default: the path where the flag was not given.
+    suffixes: the endings that it may have.
+    is_own: a function of an existing file: whether it may be replaced.
 
   Raises:
-    InputError: the path is empty, exists already, does not end with .png, or
-      its folder does not exist.
+    InputError: the path is empty, exists already, has another ending, or its
+      folder does not exist.
   """
   path = read_path(flag, default)
-  if path.suffix != '.png':
-    raise InputError(f'--{flag} {path}: must end with .png')
-  if os.path.lexists(path):
+  if path.suffix not in suffixes:
+    *others, last = suffixes
+    known = f'{", ".join(others)} or {last}'
+    raise InputError(f'--{flag} {path}: must end with {known}')
+  if os.path.lexists(path) and not is_own(path):
     raise InputError(
       f'--{flag} {path}: exists already; choose a new path; existing files'
       ' are never overwritten'

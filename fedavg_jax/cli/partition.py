@@ -26,7 +26,9 @@ from fedavg_jax.runs.progress import show
 def define_flags() -> None:
   """Defines the flags of the command."""
   command.define_config()
-  flags.DEFINE_string('picture', None, 'PNG to write; default partition.png.')
+  flags.DEFINE_string(
+    'picture', None, 'PNG, PDF or SVG to write; default partition.png.'
+  )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run() -> None:
   config, name = command.read_config()
-  path = command.new_file('picture', 'partition.png')
+  path = command.output_file('picture', 'partition.png', plots.SUFFIXES)
   cfg = run_config.read(config)
   dataset = own_parts.load_dataset(cfg)
   clients = population.build_population(cfg, dataset).clients

@@ -59,6 +59,7 @@ ON_NAN = ('stop', 'skip_client')
 
 EXAMPLES_ON = ('device', 'host')
 CLIENT_STATES_ON = ('device', 'host', 'disk')
+CHOOSE_ON = ('validation', 'test')
 LOGGERS = ('csv', 'tensorboard', 'wandb')
 
 

@@ -6,6 +6,7 @@ different data cannot be compared; those with different partitions and seeds
 can.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import json
 import math
@@ -26,6 +27,7 @@ from fedavg_jax.runs.targets import from_json
 
 # Tests of two runs can be compared if these are equal.
 _SAME = ('dataset', 'test_sha256', 'measured_on', 'loss')
+_CODE = ('from_python_sha256', 'own_code_sha256')
 _NUMBERS = (
   *(
     'seconds',
@@ -48,6 +50,8 @@ class Run(NamedTuple):
     records: the lines of metrics.jsonl.
     status: the status at its end.
     measure: the measure that decides target and best model.
+    final: its value on the test set at the end; None if there was no such test.
+    code: the SHA-256 of user-defined code; None if there is none.
   """
 
   name: str
@@ -56,6 +60,13 @@ class Run(NamedTuple):
   records: list[dict[str, Any]]
   status: str
   measure: Measure = Measure()
+  final: float | None = None
+  code: Any = None
+
+  @property
+  def seed(self) -> int:
+    """Returns the seed of the run."""
+    return self.config.get('seed', 0)
 
 
 def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
@@ -100,7 +111,16 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
     records=records,
     status=str(summary.get('status', '')),
     measure=measure,
+    final=_final(summary, measure),
+    code=[began.get(key) for key in _CODE],
   )
+
+
+def _final(summary: dict[str, Any], measure: Measure) -> float | None:
+  """Returns the test of the last model; None if it has none, or is NaN."""
+  value = summary.get(f'final_test_{measure.name}')
+  is_number = isinstance(value, (int, float)) and math.isfinite(value)
+  return float(value) if is_number else None
 
 
 def _loss(began: dict[str, Any], measure: Measure) -> Any:
@@ -117,8 +137,7 @@ def _loss(began: dict[str, Any], measure: Measure) -> Any:
   options = options if isinstance(options, dict) else {}
   name = config.get('loss', '')
   from_python, files = (
-    found if isinstance(found := began.get(key), dict) else {}
-    for key in ('from_python_sha256', 'own_code_sha256')
+    found if isinstance(found := began.get(key), dict) else {} for key in _CODE
   )
   code = from_python.get('loss'), files.get(name.partition(':')[0])
   return name, options.get('loss', {}), code
@@ -276,12 +295,12 @@ def amount(number: float) -> str:
 
 
 def draw(
-  path: pathlib.Path, groups: dict[str, Sequence[Run]], target: float
+  path: pathlib.Path, groups: Mapping[str, Sequence[Run]], target: float
 ) -> None:
   """Draws the tests of runs against rounds, bytes and simulated seconds.
 
   Args:
-    path: the path of the new PNG.
+    path: the path of the new picture: a PNG, PDF or SVG, by its end.
     groups: the runs of each name, such as seeds; the curve is their mean, with
       a band from the lowest to the highest.
     target: a value of the measure to draw as a line; 0 is none.

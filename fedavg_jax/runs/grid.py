@@ -4,9 +4,11 @@ Settings that differ only in numbers such as the learning rate are trained
 together, in the same compiled calls; the others one after another. Every run
 has its own folder, as from `train`; the sweep has a table and a picture. The
 same call resumes a stopped sweep; with further values or seeds it runs what is
-missing, and the table has all of them.
+missing, and the tables have all of them. With more rounds, finished runs
+continue.
 """
 
+from collections.abc import Sequence
 import contextlib
 import json
 import pathlib
@@ -14,6 +16,7 @@ import pathlib
 import filelock
 import ml_collections
 
+from fedavg_jax.core import choices
 from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import InterruptedRunError
@@ -27,6 +30,7 @@ from fedavg_jax.runs import run_config
 from fedavg_jax.runs import train
 from fedavg_jax.runs.given import Given
 from fedavg_jax.runs.grid_jobs import MARK
+from fedavg_jax.runs.grid_jobs import Grid
 from fedavg_jax.runs.grid_jobs import Job
 from fedavg_jax.runs.grid_jobs import check_data
 from fedavg_jax.runs.grid_jobs import earlier_jobs
@@ -44,18 +48,24 @@ from fedavg_jax.runs.signals import stop_on_signals
 
 def run_sweep(
   config: ml_collections.ConfigDict | RunConfig,
-  grid: dict[str, list[str]],
+  grid: Grid | Sequence[Grid],
   seeds: int,
   workdir: pathlib.Path,
+  *,
+  choose_on: str = 'validation',
 ) -> list[Job]:
-  """Trains the missing runs of a sweep, then writes its table and picture.
+  """Trains the missing runs of a sweep, then writes its tables and picture.
 
   Args:
     config: the config of all runs, except for the keys of the grid and the
       seed.
     grid: the values of each key, as text; a setting has one value of every key.
+      Several grids are alternatives: the sweep has the settings of each.
     seeds: the number of seeds per setting, from that of the config on.
-    workdir: a new folder, or that of a sweep with the same config.
+    workdir: a new folder, or that of a sweep with the same config; `rounds` may
+      be larger than they were.
+    choose_on: the set on which the best setting is chosen, 'validation' or
+      'test'; without a validation set none is chosen on it.
 
   Returns:
     All runs of the folder, those of earlier commands first.
@@ -65,7 +75,13 @@ def run_sweep(
     InterruptedRunError: a signal stopped the sweep; the same call resumes it.
   """
   base = run_config.read(config)
+  choices.check_choice('--choose_on', choose_on, choices.CHOOSE_ON)
   planned = plan_jobs(base, grid, seeds, workdir)
+  if choose_on == 'test' and planned[0].cfg.measured_on == 'validation':
+    raise InputError(
+      '--choose_on test: the runs of the sweep are tested on a validation set;'
+      ' must be validation, or validation_fraction 0'
+    )
   check_data(_with_earlier(planned, workdir, base), _check_model)
   workdir.mkdir(parents=True, exist_ok=True)
   try:
@@ -89,7 +105,7 @@ def run_sweep(
     }
     write_text(workdir / MARK, json.dumps(content, indent=1) + '\n')
     _run_all(jobs, workdir, lock_file)
-    report(jobs, workdir)
+    report(jobs, workdir, choose_on)
   return jobs
 
 
@@ -116,7 +132,7 @@ def _run_all(
         else:
           # Divergence of one setting is a result of the sweep.
           with contextlib.suppress(DivergedError):
-            train.train(group[0].cfg, group[0].folder)
+            train.train(group[0].cfg, group[0].folder, extend=True)
       lock_file.check()
       if stop():
         raise InterruptedRunError(

@@ -1,6 +1,7 @@
 """Plans the runs of a sweep: their names, groups, and those that ended."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
@@ -51,7 +52,11 @@ _FITS = (
 _SECTIONS = (
   *('personal', 'compression', 'asynchronous', 'robust', 'attack', 'privacy'),
 )
-_OVER = ('finished', 'target reached', 'diverged')
+# These end a run at any number of rounds.
+_EARLY_ENDS = ('target reached', 'diverged')
+
+# The values of each key, as text.
+Grid = Mapping[str, Sequence[str]]
 
 
 class Job(NamedTuple):
@@ -72,7 +77,7 @@ class Job(NamedTuple):
   @property
   def name(self) -> str:
     """Returns the setting as text, such as 'client.epochs=5'."""
-    return ', '.join(f'{k}={v}' for k, v in self.setting.items()) or 'as it is'
+    return name_of(self.setting)
 
   @property
   def key(self) -> list[Any]:
@@ -82,27 +87,53 @@ class Job(NamedTuple):
 
 def plan_jobs(
   base: RunConfig,
-  grid: dict[str, list[str]],
+  grid: Grid | Sequence[Grid],
   seeds: int,
   workdir: pathlib.Path,
 ) -> list[Job]:
-  """Returns every run of a grid, with a checked config.
+  """Returns every run of a grid, or of several, with a checked config.
 
   Args:
-    base: the config of all runs, except for the keys of the grid and the seed.
-    grid: the values of each key, as text.
+    base: the config of all runs, except for the keys of the grids and the seed.
+    grid: the values of each key, as text; a setting has one value of every key
+      of one grid.
     seeds: the number of seeds per setting.
     workdir: the folder of the sweep.
 
   Raises:
-    InputError: a key is unknown, a value breaks its rule, or there are too many
-      runs.
+    InputError: a key is unknown, a value breaks its rule, a setting occurs
+      twice, or there are too many runs.
   """
   if not 1 <= seeds <= rules.MOST - base.seed:
     raise InputError(
       f'--seeds {seeds}: must be at least 1, and the last one, seed + {seeds} -'
       f' 1, at most {rules.MOST}'
     )
+  grids = [grid] if isinstance(grid, Mapping) else list(grid)
+  choices = [_choices(base, one) for one in grids]
+  number = seeds * sum(math.prod(map(len, of_one)) for of_one in choices)
+  if number > _MOST_RUNS:
+    raise InputError(
+      f'--grid and --seeds request {number:,} runs, must be at most'
+      f' {_MOST_RUNS:,}'
+    )
+  settings = [
+    setting for of_one in choices for setting in itertools.product(*of_one)
+  ]
+  if len(set(settings)) < len(settings):
+    twice = next(one for one in settings if settings.count(one) > 1)
+    raise InputError(
+      f'--grid: {name_of(dict(twice))} occurs in two alternatives'
+    )
+  return [
+    _job(base, dict(setting), seed, workdir)
+    for setting in settings
+    for seed in range(base.seed, base.seed + seeds)
+  ]
+
+
+def _choices(base: RunConfig, grid: Grid) -> list[list[tuple[str, Any]]]:
+  """Returns the pairs (key, value) of each key of a grid, sorted by key."""
   known = dict(run_config.flatten(base))
   choices = []
   for key, texts in sorted(grid.items()):
@@ -126,21 +157,23 @@ def plan_jobs(
     if len(set(values)) < len(values):
       raise InputError(f'--grid {key}={",".join(texts)}: duplicate value')
     choices.append([(key, value) for value in values])
-  number = seeds * math.prod(map(len, choices))
-  if number > _MOST_RUNS:
-    raise InputError(
-      f'--grid and --seeds request {number:,} runs, must be at most'
-      f' {_MOST_RUNS:,}'
-    )
-  return [
-    _job(base, dict(setting), seed, workdir)
-    for setting in itertools.product(*choices)
-    for seed in range(base.seed, base.seed + seeds)
-  ]
+  return choices
 
 
 def _job(base, setting, seed, workdir) -> Job:
-  """Makes the run of a setting and a seed, and names its folder."""
+  """Makes the run of a setting and a seed."""
+  cfg = base.replace(setting | {'seed': seed})
+  return Job(setting, seed, cfg, run_folder(workdir, setting, seed))
+
+
+def run_folder(
+  workdir: pathlib.Path, setting: Mapping[str, Any], seed: int
+) -> pathlib.Path:
+  """Returns the folder of a run of a sweep.
+
+  Raises:
+    InputError: its name would be too long.
+  """
   name = ','.join(f'{k}={v}' for k, v in setting.items()) or 'as it is'
   folder = urllib.parse.quote(name, safe='=,. ')
   if len(folder) > _LONGEST_NAME:
@@ -148,12 +181,12 @@ def _job(base, setting, seed, workdir) -> Job:
       f'--grid: {name[:60]}... would be the name of a folder of {len(folder)}'
       f' characters, must be at most {_LONGEST_NAME}; sweep fewer keys at once'
     )
-  return Job(
-    setting,
-    seed,
-    base.replace(setting | {'seed': seed}),
-    workdir / folder / f'seed_{seed}',
-  )
+  return workdir / folder / f'seed_{seed}'
+
+
+def name_of(setting: Mapping[str, Any]) -> str:
+  """Returns a setting as text, such as 'client.epochs=5'."""
+  return ', '.join(f'{k}={v}' for k, v in setting.items()) or 'as it is'
 
 
 def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
@@ -185,13 +218,28 @@ def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
       f'{mark}: cannot be read ({error}); restore it, or choose a new workdir'
     ) from error
   check_format(mark, began)
-  if differ := config_changes.differences(base, config):
+  differ = config_changes.differences(base, config)
+  if 'rounds' in differ and base.rounds > config.get('rounds', base.rounds):
+    _check_extension(workdir, differ.pop('rounds'))
+  if differ:
     raise InputError(
       f'workdir = {workdir}: its sweep began with another config:'
       f' {config_changes.listed(differ)}; use those values, or choose a new'
       ' workdir'
     )
   return [_job(base, setting, seed, workdir) for setting, seed in runs]
+
+
+def _check_extension(workdir: pathlib.Path, difference: str) -> None:
+  """Raises InputError where runs that train together have not ended.
+
+  Their saved progress is that of their rounds.
+  """
+  if (workdir / _PARTS).is_dir():
+    raise InputError(
+      f'workdir = {workdir}: {difference}: some of its runs were interrupted;'
+      ' finish the sweep with the rounds that it began with, then extend it'
+    )
 
 
 def check_data(
@@ -304,6 +352,8 @@ def _check_settings(job: Job) -> None:
     for key, text in found.items()
     if key not in config_changes.MACHINE_KEYS
   }
+  if began['config'].get('rounds', 0) <= job.cfg.rounds:
+    differ.pop('rounds', None)  # It ended early, or continues.
   if differ:
     raise InputError(
       f'{job.folder}: belongs to a run with other settings:'
@@ -332,9 +382,14 @@ def parts_of(job: Job, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def is_over(job: Job) -> bool:
-  """Returns whether a run has ended, according to its summary."""
+  """Returns whether a run has ended, according to its summary.
+
+  One that has finished with fewer rounds than now asked for continues.
+  """
   try:
     summary = json.loads((job.folder / 'summary.json').read_text())
-  except (OSError, ValueError):
+    status, rounds = summary['status'], summary['rounds']
+    finished = status == 'finished' and rounds >= job.cfg.rounds
+  except (OSError, ValueError, TypeError, KeyError):
     return False
-  return isinstance(summary, dict) and summary.get('status') in _OVER
+  return status in _EARLY_ENDS or finished

@@ -12,6 +12,10 @@ from fedavg_jax.runs.targets import Measure
 
 # The most clients that a picture of a partition shows.
 MOST_CLIENTS = 5000
+# The formats of pictures, by the ends of their names.
+SUFFIXES = ('.png', '.pdf', '.svg')
+# Comparisons contain this text, in their metadata.
+_OWN = 'fedavg_jax compare'
 _MEASURE, _LOSS, _TARGET = '#1f5f99', '#b8541a', '#666666'
 
 
@@ -155,7 +159,7 @@ def draw_comparison(
   """Draws the tests of several runs, with one panel per cost.
 
   Args:
-    path: the path of the new PNG.
+    path: the path of the new picture, whose end is one of `SUFFIXES`.
     curves: name -> curves, each with 'value' and all keys of `axes`, [T]; if
       there are several, their mean is drawn over a band from the lowest to the
       highest.
@@ -209,7 +213,13 @@ def draw_comparison(
     ncols=columns,
     fontsize=9,
   )
-  figure.savefig(path, dpi=120)
+  maker = 'Software' if path.suffix == '.png' else 'Creator'
+  figure.savefig(path, dpi=120, metadata={maker: _OWN})
+
+
+def is_own(path: pathlib.Path) -> bool:
+  """Returns whether a file is a picture that `draw_comparison` has drawn."""
+  return path.is_file() and _OWN.encode() in path.read_bytes()
 
 
 def draw_partition(

@@ -110,8 +110,8 @@ CASES = {
   # Partitions.
   'partition: of nothing': (('partition',), '--config is missing'),
   'partition: a picture of another kind': (
-    ('partition', *quickstart('--picture=a.pdf')),
-    '--picture a.pdf: must end with .png',
+    ('partition', *quickstart('--picture=a.gif')),
+    '--picture a.gif: must end with .png',
   ),
   'partition: a picture that is there': (
     ('partition', *quickstart('--picture=there.png')),

@@ -29,6 +29,7 @@ from fedavg_jax.runs.targets import Measure
 from tests.testing import conversions
 from tests.testing.run_folders import lines
 from tests.testing.run_folders import load
+from tests.testing.run_folders import write_run
 
 # Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
@@ -56,7 +57,8 @@ def swept(tmp_path_factory, request):
   repository = request.config.rootpath
   folder = tmp_path_factory.mktemp('sweeps') / 'grid'
   config = small(repository)
-  return config, grid.run_sweep(config, GRID, 2, folder), folder
+  jobs = grid.run_sweep(config, GRID, 2, folder, choose_on='test')
+  return config, jobs, folder
 
 
 @pytest.mark.slow
@@ -139,11 +141,8 @@ def test_it_resumes_with_further_values_and_seeds(swept, tmp_path, monkeypatch):
   ]
   assert len(jobs) == 10
   text = (own / 'table.md').read_text()
-  assert len(
-    [line for line in text.splitlines() if 'client.epochs=' in line]
-  ) == (
-    6 + 1  # And the best.
-  )
+  rows = [line for line in text.splitlines() if 'client.epochs=' in line]
+  assert len(rows) == 6
   ran.clear()
   swapped = dict(reversed(GRID.items()))  # The order differs, the runs do not.
   grid.run_sweep(config, swapped, 2, own)
@@ -362,7 +361,9 @@ def test_a_group_on_stored_clients_only_resumes_on_the_same_data(
 def test_a_setting_that_diverges_and_one_at_its_target(repository, tmp_path):
   config = small(repository, target_accuracy=0.5, rounds=30, eval_every=1)
   values = {'client.learning_rate': ['0.2', '1e20']}
-  good, bad = grid.run_sweep(config, values, 1, tmp_path / 'grid')
+  good, bad = grid.run_sweep(
+    config, values, 1, tmp_path / 'grid', choose_on='test'
+  )
   summaries = [
     json.loads((job.folder / 'summary.json').read_text()) for job in (good, bad)
   ]
@@ -576,12 +577,155 @@ def test_the_best_has_not_diverged_and_reached_the_target():
     (['rounds'], 'must be key=value'),
     (['rounds=1,,2'], 'must be key=value'),
     (['sizes=equal;'], 'must be key=value'),
-    (['rounds=1', 'rounds=2'], 'duplicate key'),
+    (['rounds=1 rounds=2'], 'rounds: duplicate key'),
+    (
+      ['algorithm=fedavg,fedprox', 'rounds=1 algorithm=fedexp'],
+      '--grid algorithm: duplicate key; alternatives begin with the same key',
+    ),
+    ([' '], 'must be key=value'),
   ],
 )
 def test_grids_that_cannot_be_read(texts, words):
   with pytest.raises(InputError, match=words):
     sweep._parse(texts)
+
+
+def test_flags_with_one_first_key_are_alternatives():
+  assert sweep._parse([]) == [{}]
+  grids = sweep._parse(
+    [
+      'client.epochs=1,5',
+      'algorithm=fedavg',
+      'algorithm=fedprox client.proximal=0.1,1',
+      'data_dir=/my data,/other  sizes=equal;3,4',
+    ]
+  )
+  rest = {
+    'client.epochs': ['1', '5'],
+    'data_dir': ['/my data', '/other'],
+    'sizes': ['equal', '3,4'],
+  }
+  assert grids == [
+    rest | {'algorithm': ['fedavg']},
+    rest | {'algorithm': ['fedprox'], 'client.proximal': ['0.1', '1']},
+  ]
+
+
+def test_settings_of_alternatives(tmp_path):
+  base = run_config.RunConfig(seed=4)
+  grids = [
+    {'algorithm': ['fedavg'], 'client.epochs': ['1', '5']},
+    {'algorithm': ['fedprox'], 'client.proximal': ['0.1', '1']},
+  ]
+  jobs = grid_jobs.plan_jobs(base, grids, 2, tmp_path)
+  assert [job.name for job in jobs[::2]] == [
+    'algorithm=fedavg, client.epochs=1',
+    'algorithm=fedavg, client.epochs=5',
+    'algorithm=fedprox, client.proximal=0.1',
+    'algorithm=fedprox, client.proximal=1.0',
+  ]
+  assert [job.cfg.seed for job in jobs] == [4, 5] * 4
+  prox = jobs[4].cfg
+  assert prox == base.replace({'algorithm': 'fedprox', 'client.proximal': 0.1})
+  with pytest.raises(InputError, match='client.epochs=1 occurs in two altern'):
+    grid_jobs.plan_jobs(base, [*grids, grids[0]], 1, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rates', [['0.1'], ['0.1', '0.3']])
+def test_more_rounds_continue_what_is_done(
+  repository, tmp_path, monkeypatch, rates
+):
+  """Runs alone and together end as one that had all rounds from the start."""
+  values = {'client.learning_rate': rates}
+  own, whole = tmp_path / 'own', tmp_path / 'whole'
+  grid.run_sweep(small(repository, rounds=2), values, 1, own)
+  before = {job: job.read_bytes() for job in own.rglob('metrics.jsonl')}
+  started = []
+  train_run = train.train
+  monkeypatch.setattr(
+    train,
+    'train',
+    lambda cfg, folder, **kwargs: (
+      started.append(folder) or train_run(cfg, folder, **kwargs)
+    ),
+  )
+  jobs = grid.run_sweep(small(repository, rounds=6), values, 1, own)
+  assert started == [job.folder for job in jobs]
+  for path, content in before.items():
+    assert path.read_bytes().startswith(content)
+  for job in jobs:
+    train_run(job.cfg, whole / job.name)
+    for found, other in zip(
+      lines(job.folder), lines(whole / job.name), strict=True
+    ):
+      assert found.keys() == other.keys()
+      for key in found.keys() - {'seconds'}:
+        assert found[key] == (
+          other[key] and pytest.approx(other[key], rel=1e-4)
+        )
+    if len(rates) == 1:  # To the same bits.
+      jax.tree.map(
+        np.testing.assert_array_equal,
+        *map(fa.load_params, (job.folder, whole / job.name)),
+      )
+  started.clear()
+  grid.run_sweep(small(repository, rounds=6), values, 1, own)
+  assert not started
+  with pytest.raises(InputError, match=r'rounds = 5 .was 6.; use those'):
+    grid.run_sweep(small(repository, rounds=5), values, 1, own)
+  (own / 'parts').mkdir()
+  with pytest.raises(InputError, match=r'rounds = 7 .was 6.: some .* interru'):
+    grid.run_sweep(small(repository, rounds=7), values, 1, own)
+
+
+def test_runs_that_ended_early_are_over_at_any_number_of_rounds(tmp_path):
+  (job,) = grid_jobs.plan_jobs(run_config.RunConfig(rounds=9), {}, 1, tmp_path)
+  job.folder.mkdir(parents=True)
+  for status, rounds, over in (
+    ('finished', 9, True),
+    ('finished', 8, False),
+    ('target reached', 3, True),
+    ('diverged', 3, True),
+    ('interrupted', 3, False),
+  ):
+    (job.folder / 'summary.json').write_text(
+      json.dumps({'status': status, 'rounds': rounds})
+    )
+    assert grid_jobs.is_over(job) == over
+
+
+def test_the_test_set_chooses_only_if_asked(repository, tmp_path):
+  """Tables are made of runs that are written by hand."""
+  config = run_config.read(small(repository, rounds=2))
+  jobs = grid_jobs.plan_jobs(
+    config, {'client.learning_rate': ['0.1', '0.2']}, 2, tmp_path
+  )
+  for i, job in enumerate(jobs):
+    values = [0.1, 0.4, 0.5 + 0.1 * i]
+    write_run(job.folder, values, **job.cfg.to_dict())
+  grid_report.report(jobs, tmp_path)
+  text = (tmp_path / 'table.md').read_text()
+  assert 'Best: none is chosen, because' in text and ' * |' not in text
+  assert '**' not in (tmp_path / 'results.md').read_text()
+  grid_report.report(jobs, tmp_path, 'test')
+  text = (tmp_path / 'table.md').read_text()
+  assert 'Best: client.learning_rate=0.2, highest mean of the best' in text
+  first, second = (tmp_path / 'results.md').read_text().splitlines()[2:4]
+  assert '| client.learning_rate=0.1 | 2 | 0.5500 ± 0.0707 |' in first
+  assert '| **client.learning_rate=0.2** | 2 | 0.7500 ± 0.0707 |' in second
+  assert '+0.2000 ± 0.0000 (n = 2)' in second
+  assert {'results.csv', 'results.tex', 'sweep.png'} <= {
+    path.name for path in tmp_path.iterdir()
+  }
+  for changes, choose_on, words in (
+    ({'validation_fraction': 0.1}, 'test', '--choose_on test: the runs of'),
+    ({}, 'train', "--choose_on = 'train': must be one of validation, test"),
+  ):
+    with pytest.raises(InputError, match=words):
+      grid.run_sweep(
+        small(repository, **changes), {}, 1, tmp_path, choose_on=choose_on
+      )
 
 
 # Comparisons.
@@ -658,13 +802,12 @@ def test_compare_command(swept, repository, tmp_path):
   first, *_ = path.read_text().splitlines()
   path.write_text(first + '\n{"round": 3, "test_accuracy": null}\n')
   for args, words in (
-    (folders, 'compare.png: exists already'),
     ([folders[0], 'other', '--picture=x.png'], 'other: has another test'),
     ([folders[0], folders[0] + '/', '--picture=x.png'], 'duplicate value'),
     ([folders[0], 'nowhere', '--picture=x.png'], 'nowhere/config.json'),
     ([folders[0], '--target=2', '--picture=x.png'], '--target 2.0'),
     (['--picture=x.png'], 'give the folders'),
-    ([folders[0], '--picture=x'], '--picture x: must end with .png'),
+    ([folders[0], '--picture=x'], '--picture x: must end with .png,'),
     (['broken', '--picture=x.png'], 'line 2 is not a round'),
     ([folders[0], '--picture=no/x.png'], 'folder no does not exist'),
   ):
@@ -690,7 +833,7 @@ def test_sweep_command(repository, tmp_path):
       ),
       *('--config', repository / 'configs' / 'quickstart.py'),
       *('--config.rounds=2', '--grid', 'client.learning_rate=0.1,0.2'),
-      *('--workdir', 'grid'),
+      *('--workdir', 'grid', '--choose_on=test'),
     ],
     cwd=tmp_path,
     capture_output=True,

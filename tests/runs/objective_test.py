@@ -207,6 +207,7 @@ def test_comparison_and_sweep_prefer_the_smallest(module, regression, tmp_path):
     {'client.learning_rate': ['0.001', str(RATE)]},
     1,
     tmp_path / 'sweep',
+    choose_on='test',
   )
   text = (tmp_path / 'sweep' / 'table.md').read_text()
   first = next(i for i, error in enumerate(errors) if error <= goal)
@@ -231,7 +232,7 @@ def test_comparison_and_sweep_prefer_the_smallest(module, regression, tmp_path):
     compare.check_target('--target', 9.0, Measure())
   # Without a target, the smallest mean of the best values wins.
   plain = [job._replace(cfg=job.cfg.replace({'target': 0.0})) for job in jobs]
-  grid_report.report(plain, tmp_path / 'sweep')
+  grid_report.report(plain, tmp_path / 'sweep', 'test')
   text = (tmp_path / 'sweep' / 'table.md').read_text()
   assert f'Best: client.learning_rate={RATE}, lowest mean of the best' in text
   assert 'the best squared_error is the minimum over the rounds' in text

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 
 from fedavg_jax.runs import recorder
+from fedavg_jax.runs.run_dir import FORMAT
 
 
 def load(repository, name, *, pictures=False, **changes):
@@ -45,3 +46,27 @@ def signal_after(monkeypatch, number, signum):
         signal.raise_signal(signum)
 
   monkeypatch.setattr(recorder, 'simulate', interrupted)
+
+
+def write_run(folder, accuracies, *, status='finished', **config):
+  """Writes the folder of a run by hand: one tested round per accuracy.
+
+  Every round after the first sends 100 bytes each way, in two simulated
+  seconds.
+  """
+  folder.mkdir(parents=True)
+  sent = {'bytes_down': 100, 'bytes_up': 100, 'simulated_seconds': 2.0}
+  records = [
+    {'round': i, 'seconds': 0.5, 'test_accuracy': value} | (sent if i else {})
+    for i, value in enumerate(accuracies)
+  ]
+  config = {'dataset': 'digits', 'seed': 0} | config
+  began = {'format': FORMAT, 'config': config, 'test_sha256': 'a'}
+  summary = {'status': status, 'rounds': len(records) - 1}
+  summary['final_test_accuracy'] = accuracies[-1]
+  (folder / 'config.json').write_text(json.dumps(began))
+  (folder / 'summary.json').write_text(json.dumps(summary))
+  (folder / 'metrics.jsonl').write_text(
+    ''.join(json.dumps(record) + '\n' for record in records)
+  )
+  return folder
