@@ -77,6 +77,8 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.models.zoo import build_model
   from fedavg_jax.runs.accountant import epsilon
   from fedavg_jax.runs.checkpoint import load_params
+  from fedavg_jax.runs.loaded_run import LoadedRun
+  from fedavg_jax.runs.loaded_run import load_run
   from fedavg_jax.runs.python_run import run
   from fedavg_jax.runs.result import Result
   from fedavg_jax.runs.run_config import RunConfig
@@ -116,6 +118,8 @@ __all__ = [
   'layers',
   'load_dataset',
   'load_params',
+  'load_run',
+  'LoadedRun',
   'losses',
   'lower_simulation',
   'Metric',

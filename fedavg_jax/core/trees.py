@@ -6,6 +6,8 @@ as an array; a tuple of lists is ambiguous and `exact.array` rejects it.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from fedavg_jax.core.errors import InputError
@@ -82,3 +84,33 @@ def take(tree: Any, rows: Any) -> Any:
 def num_rows(tree: Any) -> int:
   """Returns n, the number of rows of each array."""
   return len(arrays(tree)[0])
+
+
+def nested(paths: Iterable[Sequence[str]], leaves: Iterable[Any]) -> Any:
+  """Returns nested dictionaries with each leaf at the keys of its path.
+
+  >>> nested([['a'], ['b', 'c']], [1, 2])
+  {'a': 1, 'b': {'c': 2}}
+  """
+  tree: dict[str, Any] = {}
+  for path, leaf in zip(paths, leaves, strict=True):
+    *parents, name = path
+    inner = tree
+    for parent in parents:
+      inner = inner.setdefault(parent, {})
+    inner[name] = leaf
+  return tree
+
+
+def flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns the leaves of nested dictionaries by their keys with dots.
+
+  >>> flat({'a': 1, 'b': {'c': 2}})
+  {'a': 1, 'b.c': 2}
+  """
+  if not isinstance(tree, dict):
+    return {prefix: tree}
+  found: dict[str, Any] = {}
+  for key, inner in tree.items():
+    found |= flat(inner, f'{prefix}.{key}' if prefix else key)
+  return found

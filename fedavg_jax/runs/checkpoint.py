@@ -26,6 +26,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 
 FOLDER = 'checkpoints'
@@ -236,6 +237,11 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
   ...   fa.load_params(workdir)['dense']['kernel'].shape
   (3, 2)
   """
+  return load_tree(workdir, best=best)['params']
+
+
+def load_tree(workdir: str | pathlib.Path, *, best: bool) -> dict[str, Any]:
+  """Loads a checkpoint by `load_params`, 'model_state' and others included."""
   folder = pathlib.Path(workdir).resolve() / FOLDER
   newest = next(iter(_numbers(folder)), None)
   scored = _best(folder) if best else None
@@ -255,20 +261,14 @@ def load_params(workdir: str | pathlib.Path, *, best: bool = False) -> Any:
     ) from error
   finally:
     checkpointer.close()
-  tree: dict[str, Any] = {}
-  for path, leaf in zip(metadata['paths'], leaves, strict=True):
-    *parents, name = path
-    inner = tree
-    for parent in parents:
-      inner = inner.setdefault(parent, {})
-    inner[name] = leaf
+  tree = trees.nested(metadata['paths'], leaves)
   if best and scored is None:
     tree = tree.get(BEST, {})
     if not tree:
       raise FileNotFoundError(
         f'{folder}: contains no best model; `run` saves it with keep_best=True'
       )
-  return tree['params']
+  return tree
 
 
 def digest(arrays: Sequence[np.ndarray]) -> str:

@@ -132,7 +132,9 @@ def _run_all(
         else:
           # Divergence of one setting is a result of the sweep.
           with contextlib.suppress(DivergedError):
-            train.train(group[0].cfg, group[0].folder, extend=True)
+            folder = group[0].folder
+            began = (folder / 'config.json').is_file()
+            train.train(group[0].cfg, folder, extend=began)
       lock_file.check()
       if stop():
         raise InterruptedRunError(

@@ -15,6 +15,7 @@ from typing import Any
 from typing import Protocol
 
 from fedavg_jax.core import choices
+from fedavg_jax.core import optional
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import first_lines
 from fedavg_jax.core.files import atomic_write
@@ -148,18 +149,12 @@ def check(names: str) -> None:
         f'log = {names!r}: must be a comma-separated list of'
         f' {", ".join(choices.LOGGERS)}'
       )
-    package, install = {
-      'tensorboard': ('tensorboardX', "'fedavg_jax[tensorboard]'"),
-      'wandb': ('wandb', 'wandb'),
-    }.get(name, ('', ''))
-    if package:
-      try:
-        importlib.import_module(package)
-      except ImportError as error:
-        raise InputError(
-          f'log = {names!r}: {package} cannot be imported ({error}); install'
-          f' it: pip install {install}'
-        ) from error
+    if name == 'tensorboard':
+      optional.load(
+        'tensorboardX', f'log = {names!r}', "'fedavg_jax[tensorboard]'"
+      )
+    elif name == 'wandb':
+      optional.load('wandb', f'log = {names!r}', 'wandb')
 
 
 def open_loggers(

@@ -12,15 +12,12 @@ import numpy as np
 
 from fedavg_jax.contracts.model import split
 from fedavg_jax.core import exact
-from fedavg_jax.core import trees
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine import examples
 from fedavg_jax.engine.compiled_round import ServerState
 from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.runs.prediction import predict
 from fedavg_jax.runs.snapshots import are_stored
-
-# The examples per call: enough to be fast, few enough to bound memory.
-_BATCH = 256
 
 
 class Best(NamedTuple):
@@ -130,22 +127,8 @@ class Result(Mapping[str, np.ndarray]):
     x = exact.inputs(x, 'x')
     test = jax.tree.map(lambda array: array[0], self.simulation.test.x)
     examples.check_alike(test, x, 'x', 'the test set')
-    if not trees.num_rows(x):
-      raise InputError('x: must have at least one example')
-    arithmetic = self.simulation.arithmetic
-    apply = jax.jit(
-      self.simulation.task.model.apply,
-      compiler_options=arithmetic.options() or None,
-    )
-    # One batch size for all, so that the model is compiled once.
-    number = trees.num_rows(x)
-    rows = np.minimum(np.arange(-(-number // _BATCH) * _BATCH), number - 1)
-    with arithmetic.tracing():
-      outputs = [
-        jax.device_get(apply(variables, trees.take(x, rows[i : i + _BATCH])))
-        for i in range(0, len(rows), _BATCH)
-      ]
-    return jax.tree.map(lambda *a: np.concatenate(a)[:number], *outputs)
+    task = self.simulation.task
+    return predict(task.model, variables, x, self.simulation.arithmetic)
 
   def __getitem__(self, name: str) -> np.ndarray:
     return self.history[name]
