@@ -12,9 +12,9 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns the settings."""
   config = ml_collections.ConfigDict()
 
-  # Data set, or your function as module:function; see docs/data.md. One of
-  # digits, mnist, fashion_mnist, cifar10, mnist_writers, leaf, shakespeare,
-  # words, stored.
+  # Data set, that of a library as hf:NAME or tfds:NAME, or your function as
+  # module:function; see docs/data.md. One of digits, mnist, fashion_mnist,
+  # cifar10, mnist_writers, leaf, shakespeare, words, stored, parquet.
   config.dataset = 'digits'
 
   # Folder or file of the data; empty: $FEDAVG_DATA, then a download.

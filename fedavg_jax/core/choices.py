@@ -6,8 +6,10 @@ from fedavg_jax.core.errors import InputError
 
 DATASETS = (
   *('digits', 'mnist', 'fashion_mnist', 'cifar10'),
-  *('mnist_writers', 'leaf', 'shakespeare', 'words', 'stored'),
+  *('mnist_writers', 'leaf', 'shakespeare', 'words', 'stored', 'parquet'),
 )
+# Data sets of other libraries: these, followed by their names there.
+LIBRARIES = ('hf:', 'tfds:')
 PARTITIONS = (
   *('iid', 'shards', 'dirichlet', 'inner_dirichlet', 'pathological'),
   *('few_labels', 'natural'),
@@ -75,3 +77,14 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     raise InputError(
       f'{option} = {value!r}: must be one of {", ".join(choices)}'
     )
+
+
+def is_of_library(dataset: str) -> bool:
+  """Returns whether another library reads a data set, by its columns.
+
+  >>> is_of_library('hf:mnist'), is_of_library('mnist')
+  (True, False)
+  """
+  return dataset == 'parquet' or (
+    dataset.startswith(LIBRARIES) and dataset not in LIBRARIES
+  )

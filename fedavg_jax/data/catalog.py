@@ -14,6 +14,7 @@ The last four have natural clients, `Dataset.owners`.
 
 * `stored`: a folder that `fedavg-jax convert` has written, whose
   clients stay on disk, `Dataset.clients`.
+* `hf:NAME`, `tfds:NAME`, `parquet`: by other libraries, see `libraries`.
 """
 
 import os
@@ -22,6 +23,7 @@ import pathlib
 from fedavg_jax.core import choices
 from fedavg_jax.core.client_data import Examples
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import libraries
 from fedavg_jax.data import stored
 from fedavg_jax.data.data_dirs import shared_folder
 from fedavg_jax.data.dataset import Dataset
@@ -31,9 +33,14 @@ from fedavg_jax.data.images import load_mnist
 from fedavg_jax.data.leaf import load_leaf
 from fedavg_jax.data.natural import load_shakespeare
 from fedavg_jax.data.natural import load_words
+from fedavg_jax.data.tables import Columns
 
 
-def load_dataset(name: str, data_dir: str = '') -> Dataset:
+def load_dataset(
+  name: str,
+  data_dir: str = '',
+  columns: Columns = Columns(),  # noqa: B008
+) -> Dataset:
   """Loads a data set by name.
 
   * MNIST, Fashion-MNIST and CIFAR-10 need a folder with their original files,
@@ -45,12 +52,15 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
     or a folder of plays.
   * `words` needs a folder or file of `texts.read_authors`.
   * `stored` needs a folder that `fedavg-jax convert` has written.
+  * `hf:NAME`, `tfds:NAME` and `parquet` need a library and the names of the
+    columns, see `libraries`.
   * `digits` needs nothing.
 
   Args:
-    name: one of `choices.DATASETS`.
+    name: one of `choices.DATASETS`, or `hf:NAME` or `tfds:NAME`.
     data_dir: the folder or file with the data. Where it is empty, the data
       set's folder in $FEDAVG_DATA, such as mnist/, is used if it exists.
+    columns: the names of columns and splits of a library's data set.
 
   Raises:
     InputError: the name is unknown, or a file is missing, cut short or wrong.
@@ -64,11 +74,14 @@ def load_dataset(name: str, data_dir: str = '') -> Dataset:
   >>> data.train.x.shape, data.client_names  # Ann trains, Bob is tested.
   ((1, 10), ('ann',))
   """
-  choices.check_choice('dataset', name, choices.DATASETS)
+  if not choices.is_of_library(name):
+    choices.check_choice('dataset', name, choices.DATASETS)
   # Unlike Path.expanduser, this does not fail for an unknown user.
   folder = pathlib.Path(os.path.expanduser(data_dir)) if data_dir else None
   if folder is None:
     folder = shared_folder(name)
+  if choices.is_of_library(name):
+    return libraries.load(name, folder, columns)
   if name == 'digits':
     return load_digits()
   if name in ('mnist', 'fashion_mnist', 'mnist_writers'):

@@ -24,6 +24,11 @@ _SIZES = Rule(
   choices.SIZE_LAWS,
 )
 _YES_OR_NO = ANYTHING
+_BUILT_IN = one_of_or_own(choices.DATASETS)
+_DATASET = _BUILT_IN._replace(
+  holds=lambda value: _BUILT_IN.holds(value) or choices.is_of_library(value),
+  text=_BUILT_IN.text.replace(', or module', ', hf:NAME, tfds:NAME, or module'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +37,9 @@ class TaskOptions(Options):
 
   dataset: str = option(
     'digits',
-    one_of_or_own(choices.DATASETS),
-    'Data set, or your function as module:function; see docs/data.md.',
+    _DATASET,
+    'Data set, that of a library as hf:NAME or tfds:NAME, or your function as'
+    ' module:function; see docs/data.md.',
   )
   data_dir: str = option(
     '',

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.data import tables
 from fedavg_jax.runs import config_compression
 from fedavg_jax.runs import config_personal
 from fedavg_jax.runs import config_privacy
@@ -71,7 +72,9 @@ def check(cfg: 'RunConfig') -> None:
       raise InputError(
         f'options.{part}: must be below one of {", ".join(OWN_PARTS)}'
       )
-    if not own_name(cfg, part):
+    if part == 'dataset' and choices.is_of_library(cfg.dataset):
+      tables.check(cfg.options[part])
+    elif not own_name(cfg, part):
       raise InputError(
         f'options.{part}: must be empty with {part} ='
         f' {getattr(cfg, part)!r}, which is not a user-defined function'

@@ -13,6 +13,7 @@ from typing import Any
 from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import catalog
+from fedavg_jax.data import tables
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs import metric_words
 from fedavg_jax.runs import own_code
@@ -43,7 +44,8 @@ def load_dataset(cfg: RunConfig) -> Dataset:
   """Loads the data set of a config, or calls `function(**options)` for it."""
   if is_own(cfg, 'dataset'):
     return _call(cfg, 'dataset', Dataset)
-  return catalog.load_dataset(cfg.dataset, cfg.data_dir)
+  columns = tables.check(cfg.options.get('dataset', {}))
+  return catalog.load_dataset(cfg.dataset, cfg.data_dir, columns)
 
 
 def model(cfg: RunConfig, dataset: Dataset) -> 'Model':

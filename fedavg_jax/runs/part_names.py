@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from fedavg_jax.core import choices
 from fedavg_jax.core import references
 from fedavg_jax.runs import metric_words
 
@@ -17,4 +18,6 @@ def own_name(cfg: 'RunConfig', part: str) -> str:
   text = getattr(cfg, part)
   if part == 'metrics':
     return metric_words.own(text)
+  if part == 'dataset' and choices.is_of_library(text):
+    return ''
   return text if references.is_reference(text) else ''

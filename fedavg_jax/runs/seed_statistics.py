@@ -80,8 +80,8 @@ class Setting(NamedTuple):
 def moments(values: Sequence[float | None]) -> Moments | None:
   """Returns mean and standard deviation; None where a value is missing.
 
-  >>> moments([0.5, 0.7])
-  Moments(mean=0.6, std=0.1414213562373095, n=2)
+  >>> moments([0.0, 2.0])
+  Moments(mean=1.0, std=1.4142135623730951, n=2)
   >>> moments([0.5]), moments([0.5, None]), moments([])
   (Moments(mean=0.5, std=None, n=1), None, None)
   """
