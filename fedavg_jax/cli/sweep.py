@@ -10,12 +10,12 @@ alternatives, each with its own further keys:
 fedavg-jax sweep quickstart --seeds 3 --grid client.learning_rate=0.03,0.1
   --grid algorithm=fedavg --grid "algorithm=fedprox client.proximal=0.1,1"
 
-Settings that differ only in numbers such as the
-learning rate are trained together, in the same compiled calls; others in turn.
-Every run has its own folder, like those of `fedavg-jax run`. The same command
-resumes an interrupted sweep; with further values or seeds it runs those that
-are missing, with more --config.rounds it continues all, and the tables list
-all of them: means, standard deviations and differences over the seeds.
+Settings that differ only in numbers such as the learning rate are trained
+together, in the same compiled calls; others in turn. Every run has its own
+folder, like those of `fedavg-jax run`. The same command resumes an interrupted
+sweep; with further values or seeds it runs those that are missing, and with
+more --config.rounds it continues all. The tables have all of them: means,
+standard deviations and differences over the seeds.
 
 What XLA compiles is kept in $XDG_CACHE_HOME/fedavg_jax or ~/.cache/fedavg_jax;
 the environment variable JAX_ENABLE_COMPILATION_CACHE=0 turns this off.
