@@ -68,7 +68,7 @@ def _run(folders: Sequence[str]) -> None:
     if names.count(name) > 1:
       raise InputError(f'{name}: duplicate value')
   groups = run_groups.read_groups(names)
-  runs = run_groups.all_runs(groups)
+  runs = [run for group in groups.values() for run in group]
   check_same_data(runs)
   measure = runs[0].measure
   check_target('--target', target, measure)

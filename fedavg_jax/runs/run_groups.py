@@ -1,10 +1,8 @@
 """Reads runs and sweeps, and groups the runs that differ only in the seed."""
 
-from collections.abc import Mapping
 from collections.abc import Sequence
 import json
 import pathlib
-from typing import Any
 
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import config_changes
@@ -87,12 +85,3 @@ def _read_sweep(folder: pathlib.Path) -> dict[str, list[Run]]:
 
 def _mark(folder: str | pathlib.Path) -> pathlib.Path:
   return pathlib.Path(folder) / grid_jobs.MARK
-
-
-def all_runs(groups: Mapping[str, Sequence[Run]]) -> list[Any]:
-  """Returns the runs of all groups.
-
-  >>> all_runs({'a': [1, 2], 'b': [3]})
-  [1, 2, 3]
-  """
-  return [run for runs in groups.values() for run in runs]
