@@ -134,7 +134,10 @@ def _cells(
       table.append([title, *(cell(one, show) for one in found)])
   if target:
     table.append(['reached by', *(f'{row.reached}' for row in rows)])
-  for title, name in (('difference', 'final'), ('difference of best', 'best')):
+  for title, name in (
+    ('difference of final', 'final'),
+    ('difference of best', 'best'),
+  ):
     found = [getattr(row.differences, name) for row in rows]
     if any(found):
       table.append([title, *(_difference(one, measure) for one in found)])

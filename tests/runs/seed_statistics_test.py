@@ -97,7 +97,7 @@ def test_tables_of_a_page_and_of_a_paper(groups):
   for cell in (
     'final test accuracy',
     'rounds to 0.5',
-    'difference',
+    'difference of final',
     'diverged',
   ):
     assert f'| {cell} |' in head
