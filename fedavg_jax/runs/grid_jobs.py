@@ -18,6 +18,7 @@ from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.runs import config_changes
+from fedavg_jax.runs import config_privacy
 from fedavg_jax.runs import metric_words
 from fedavg_jax.runs import own_code
 from fedavg_jax.runs import own_parts
@@ -218,28 +219,39 @@ def earlier_jobs(workdir: pathlib.Path, base: RunConfig) -> list[Job]:
       f'{mark}: cannot be read ({error}); restore it, or choose a new workdir'
     ) from error
   check_format(mark, began)
+  jobs = [_job(base, setting, seed, workdir) for setting, seed in runs]
   differ = config_changes.differences(base, config)
-  if 'rounds' in differ and base.rounds > config.get('rounds', base.rounds):
-    _check_extension(workdir, differ.pop('rounds'))
+  before = config.get('rounds', base.rounds)
+  if 'rounds' in differ and base.rounds > before:
+    _check_extension(workdir, differ.pop('rounds'), jobs, before)
   if differ:
     raise InputError(
       f'workdir = {workdir}: its sweep began with another config:'
       f' {config_changes.listed(differ)}; use those values, or choose a new'
       ' workdir'
     )
-  return [_job(base, setting, seed, workdir) for setting, seed in runs]
+  return jobs
 
 
-def _check_extension(workdir: pathlib.Path, difference: str) -> None:
-  """Raises InputError where runs that train together have not ended.
+def _check_extension(
+  workdir: pathlib.Path, difference: str, jobs: Sequence[Job], before: int
+) -> None:
+  """Raises InputError where runs cannot continue with more rounds.
 
-  Their saved progress is that of their rounds.
+  Args:
+    workdir: the folder of the sweep.
+    difference: the old and the new rounds, as text.
+    jobs: the runs of the sweep.
+    before: the number of rounds that it began with.
   """
-  if (workdir / _PARTS).is_dir():
+  if (workdir / _PARTS).is_dir():  # What is saved there is for their rounds.
     raise InputError(
       f'workdir = {workdir}: {difference}: some of its runs were interrupted;'
       ' finish the sweep with the rounds that it began with, then extend it'
     )
+  for job in jobs:
+    if 'rounds' not in job.setting:
+      config_privacy.check_resume(job.cfg, before)
 
 
 def check_data(

@@ -18,6 +18,7 @@ from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.errors import InterruptedRunError
 from fedavg_jax.runs import compare
+from fedavg_jax.runs import config_privacy
 from fedavg_jax.runs import grid
 from fedavg_jax.runs import grid_jobs
 from fedavg_jax.runs import grid_report
@@ -25,6 +26,7 @@ from fedavg_jax.runs import grid_training
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import summary
 from fedavg_jax.runs import train
+from fedavg_jax.runs.run_dir import FORMAT
 from fedavg_jax.runs.targets import Measure
 from tests.testing import conversions
 from tests.testing.run_folders import lines
@@ -677,6 +679,22 @@ def test_more_rounds_continue_what_is_done(
   (own / 'parts').mkdir()
   with pytest.raises(InputError, match=r'rounds = 7 .was 6.: some .* interru'):
     grid.run_sweep(small(repository, rounds=7), values, 1, own)
+
+
+def test_private_runs_do_not_continue_with_the_noise_of_fewer_rounds(tmp_path):
+  base = run_config.RunConfig(
+    rounds=5,
+    weighting='uniform',
+    sampling='poisson',
+    on_nan='skip_client',
+    privacy=config_privacy.PrivacyConfig(clip=1.0, target_epsilon=2.0),
+  )
+  mark = {'format': FORMAT, 'config': base.to_dict(), 'runs': [[{}, 0]]}
+  (tmp_path / 'sweep.json').write_text(json.dumps(mark))
+  (tmp_path / 'as it is').mkdir()
+  assert len(grid_jobs.earlier_jobs(tmp_path, base)) == 1
+  with pytest.raises(InputError, match='rounds = 6: must be 5 with privacy'):
+    grid_jobs.earlier_jobs(tmp_path, base.replace({'rounds': 6}))
 
 
 def test_runs_that_ended_early_are_over_at_any_number_of_rounds(tmp_path):
