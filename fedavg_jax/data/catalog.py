@@ -4,7 +4,7 @@ NumPy only; heavy packages are imported when they are used.
 
 * `digits`: 1,797 real handwritten digits of 8 x 8, in the package.
 * `mnist`, `fashion_mnist`: the four original IDX files, from a folder or
-  downloaded, with their checksums.
+  downloaded through tensorflow-datasets, which knows their checksums.
 * `cifar10`: the six files of `cifar-10-batches-bin`, in the same two ways.
 * `mnist_writers`: MNIST by the writers of its digits, with QMNIST's labels.
 * `leaf`: LEAF's json by user, such as FEMNIST.
@@ -44,7 +44,8 @@ def load_dataset(
   """Loads a data set by name.
 
   * MNIST, Fashion-MNIST and CIFAR-10 need a folder with their original files,
-    gzipped or not. Without a folder they are downloaded to `download_dir()`.
+    gzipped or not. Without a folder they are downloaded through
+    tensorflow-datasets to `tfds_dir()`.
   * `mnist_writers` needs a folder with MNIST's files and QMNIST's
     `qmnist-train-labels-idx2-int` (Yadav and Bottou 2019).
   * `leaf` needs a folder with json in train/ and test/ (Caldas et al. 2018).

@@ -1,152 +1,86 @@
-"""Downloads the original files of data sets, and verifies their checksums."""
+"""Downloads through tensorflow-datasets' manager, which verifies checksums."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
-import hashlib
 import os
 import pathlib
+import shutil
 import tarfile
-import tempfile
-from typing import NamedTuple
+from typing import Any
 
 from fedavg_jax.core.errors import InputError
 
-_SECONDS_WITHOUT_AN_ANSWER = 20.0
-_BLOCK = 2**20  # bytes
 
-
-class File(NamedTuple):
-  """Describes an original file: its SHA-256, in hexadecimal, and its bytes."""
-
-  sha256: str
-  size: int
-
-
-# Those that tensorflow-datasets registers too.
-ADDRESSES = {
-  'mnist': 'https://storage.googleapis.com/cvdf-datasets/mnist',
-  'fashion_mnist': 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com',
-  'cifar10': 'https://www.cs.toronto.edu/~kriz',
-}
-FILES = {
-  'mnist': {
-    'train-images-idx3-ubyte.gz': File(
-      '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
-      9_912_422,
-    ),
-    'train-labels-idx1-ubyte.gz': File(
-      '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
-      28_881,
-    ),
-    't10k-images-idx3-ubyte.gz': File(
-      '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
-      1_648_877,
-    ),
-    't10k-labels-idx1-ubyte.gz': File(
-      'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6',
-      4_542,
-    ),
-  },
-  'fashion_mnist': {
-    'train-images-idx3-ubyte.gz': File(
-      '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84',
-      26_421_880,
-    ),
-    'train-labels-idx1-ubyte.gz': File(
-      'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845',
-      29_515,
-    ),
-    't10k-images-idx3-ubyte.gz': File(
-      '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073',
-      4_422_102,
-    ),
-    't10k-labels-idx1-ubyte.gz': File(
-      '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5',
-      5_148,
-    ),
-  },
-  'cifar10': {
-    'cifar-10-binary.tar.gz': File(
-      'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',
-      170_052_171,
-    ),
-  },
-}
-
-
-def download_dir() -> pathlib.Path:
-  """Returns the folder of downloads, in $TFDS_DATA_DIR.
-
-  It is that of tensorflow-datasets, whose users have the files already.
-  """
+def tfds_dir() -> pathlib.Path:
+  """Returns tensorflow-datasets' download folder, in $TFDS_DATA_DIR."""
   home = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   return pathlib.Path(home).expanduser() / 'downloads'
 
 
-def download(name: str) -> list[pathlib.Path]:
-  """Downloads the original files of a data set that are not there yet.
+def download(
+  name: str, files: Mapping[str, str], download_dir: pathlib.Path
+) -> dict[str, pathlib.Path]:
+  """Downloads files through tensorflow-datasets' download manager.
 
-  A file gets its name in `download_dir()/NAME` after its SHA-256 was verified.
+  It verifies size and SHA-256 against those that tensorflow-datasets registers.
+  The manager needs no TensorFlow, unlike the builders of these data sets, which
+  encode every image with it. The verified files are linked under their own
+  names into download_dir/NAME, where the next start finds them without
+  tensorflow-datasets.
 
   Args:
-    name: a key of `FILES`.
+    name: the name of the data set in tensorflow-datasets.
+    files: file name -> address.
+    download_dir: the folder for downloads.
 
   Returns:
-    The paths, in the order of `FILES`.
+    File name -> path.
 
   Raises:
     InputError: there is no network or no space, or a checksum is wrong.
   """
-  import http.client  # Needed only once, as the imports of `_fetch`.
-
-  folder = download_dir() / name
-  paths = [folder / file for file in FILES[name]]
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-      if not path.is_file():
-        _fetch(f'{ADDRESSES[name]}/{path.name}', path, FILES[name][path.name])
-  except (OSError, ValueError, http.client.HTTPException) as error:
-    reason = f'{type(error).__name__}: {" ".join(str(error).split())}'[:160]
-    raise InputError(
-      f'dataset = {name!r}: could not be downloaded from {ADDRESSES[name]}'
-      f' into {folder} ({reason}); put the original files in a folder and set'
-      ' data_dir to it'
-    ) from error
-  return paths
-
-
-def _fetch(address: str, path: pathlib.Path, expected: File) -> None:
-  """Downloads one file; raises ValueError where its checksum is wrong."""
   import urllib.request
 
-  from tqdm import tqdm
+  import tensorflow_datasets as tfds  # Heavy, and needed only once.
+  from tensorflow_datasets.core.download import download_manager
 
-  digest = hashlib.sha256()
-  with (
-    urllib.request.urlopen(
-      address, timeout=_SECONDS_WITHOUT_AN_ANSWER
-    ) as answer,
-    _whole_file(path) as part,
-    open(part, 'wb') as file,
-    # None: no bar where the output is not a terminal.
-    tqdm(
-      total=expected.size,
-      desc=path.name,
-      unit='B',
-      unit_scale=True,
-      disable=None,
-    ) as bar,
-  ):
-    left = expected.size + 1  # A longer file is refused, not stored.
-    while left and (block := answer.read(min(_BLOCK, left))):
-      file.write(block)
-      digest.update(block)
-      bar.update(len(block))
-      left -= len(block)
-    if digest.hexdigest() != expected.sha256:
-      raise ValueError(f'{path.name} has another checksum than the original')
+  builder: Any = tfds.builder_cls(name)
+  try:
+    # Without network this fails at once; the manager would retry for minutes.
+    head = urllib.request.Request(min(files.values(), key=len), method='HEAD')
+    urllib.request.urlopen(head, timeout=20).close()
+    manager = tfds.download.DownloadManager(
+      download_dir=download_dir,
+      url_infos=builder.url_infos,
+      dataset_name=name,
+      force_checksums_validation=True,
+    )
+    downloads: Any = manager.download(dict(files))
+    return {
+      file: _link(pathlib.Path(downloads[file]), download_dir / name / file)
+      for file in files
+    }
+  except (
+    OSError,  # The base class of the errors of urllib and requests too.
+    tfds.download.DownloadError,
+    download_manager.NonMatchingChecksumError,
+  ) as error:
+    reason = f'{type(error).__name__}: {" ".join(str(error).split())}'[:160]
+    raise InputError(
+      f'dataset = {name!r}: tensorflow-datasets could not download it from'
+      f' {min(files.values(), key=len)} into {download_dir} ({reason}); put the'
+      ' original files in a folder and set data_dir to it'
+    ) from error
+
+
+def _link(path: pathlib.Path, name: pathlib.Path) -> pathlib.Path:
+  """Links a file under a second name; copies it if links are not supported."""
+  name.unlink(missing_ok=True)
+  try:
+    os.link(path, name)
+  except OSError:
+    shutil.copyfile(path, name)
+  return name
 
 
 def unpack(archive: pathlib.Path, names: Sequence[str]) -> None:
@@ -156,17 +90,6 @@ def unpack(archive: pathlib.Path, names: Sequence[str]) -> None:
       name = pathlib.PurePosixPath(member.name).name
       content = tar.extractfile(member) if name in names else None
       if content is not None:
-        with _whole_file(archive.parent / name) as part:
-          part.write_bytes(content.read())
-
-
-@contextlib.contextmanager
-def _whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path of this process alone; renames it after the block succeeds.
-
-  Processes of one run, which need the same files, may download at once.
-  """
-  with tempfile.TemporaryDirectory(prefix='.part.', dir=path.parent) as folder:
-    part = pathlib.Path(folder) / path.name
-    yield part
-    part.replace(path)
+        part = archive.parent / f'{name}.part'
+        part.write_bytes(content.read())
+        part.replace(archive.parent / name)  # Never half a file.

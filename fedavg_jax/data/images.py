@@ -1,6 +1,7 @@
 """Loads image data sets: MNIST, Fashion-MNIST, CIFAR-10 and digits."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from fedavg_jax.data import readers
 from fedavg_jax.data.data_dirs import did_you_mean
 from fedavg_jax.data.dataset import Dataset
 from fedavg_jax.data.downloads import download
-from fedavg_jax.data.downloads import download_dir
+from fedavg_jax.data.downloads import tfds_dir
 from fedavg_jax.data.downloads import unpack
 
 _CIFAR_TRAIN = [f'data_batch_{i}.bin' for i in range(1, 6)]
@@ -41,7 +42,7 @@ def load_mnist(name: str, folder: pathlib.Path | None) -> Dataset:
     InputError: a file is missing or wrong, or cannot be downloaded.
   """
   files = 'mnist' if name == 'mnist_writers' else name
-  paths = _find_idx_files(folder or download_dir() / files)
+  paths = _find_idx_files(folder or tfds_dir() / files)
   if folder and name == 'mnist_writers':  # MNIST may be in its own folder.
     paths = _find_idx_files(folder / files) | paths
   missing = [key for key in _IDX_FILES if key not in paths]
@@ -52,8 +53,8 @@ def load_mnist(name: str, folder: pathlib.Path | None) -> Dataset:
       f' empty to download them{did_you_mean(folder, files)}'
     )
   if missing:
-    download(files)
-    paths = _find_idx_files(download_dir() / files)
+    download(files, _addresses(files), tfds_dir())
+    paths = _find_idx_files(tfds_dir() / files)
   dataset = _from_idx(files, paths)
   if name == files:
     return dataset
@@ -136,9 +137,9 @@ def load_cifar10(folder: pathlib.Path | None) -> Dataset:
   Raises:
     InputError: a file is missing or wrong, or cannot be downloaded.
   """
-  place = folder or download_dir() / 'cifar10'
+  place = folder or tfds_dir() / 'cifar10'
   if not folder and not all((place / name).is_file() for name in _CIFAR_FILES):
-    (archive,) = download('cifar10')
+    (archive,) = download('cifar10', _addresses('cifar10'), tfds_dir()).values()
     unpack(archive, _CIFAR_FILES)
   parts = []
   for name in _CIFAR_FILES:
@@ -175,3 +176,14 @@ def load_digits() -> Dataset:
     num_classes=10,
     max_value=16.0,
   )
+
+
+def _addresses(name: str) -> dict[str, str]:
+  """Returns file name -> address for an image data set."""
+  import tensorflow_datasets as tfds
+
+  builder: Any = tfds.builder_cls(name)
+  if name == 'cifar10':
+    return {url.rpartition('/')[2]: url for url in builder.url_infos}
+  stems = [stem for stem, _, _ in _IDX_FILES.values()]
+  return {f'{stem}.gz': f'{builder.URL}{stem}.gz' for stem in stems}

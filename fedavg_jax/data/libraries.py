@@ -98,11 +98,10 @@ def _tfds(
   name: str, own: str, folder: pathlib.Path | None, columns: Columns
 ) -> Callable[[str], Table]:
   """Opens a prepared data set of tensorflow-datasets."""
-  library = optional.load(
-    'tensorflow_datasets', f'dataset = {name!r}', "'fedavg_jax[tfds]'"
-  )
+  import tensorflow_datasets as library
+
   with _one_line(name):
-    builder = library.builder(own, data_dir=folder and str(folder))
+    builder: Any = library.builder(own, data_dir=folder and str(folder))
     info = builder.info
     known = list(info.splits)
     if not known:
@@ -129,9 +128,7 @@ def _parquet(
 ) -> Callable[[str], Table]:
   """Opens a folder of Parquet files."""
   del own
-  parquet = optional.load(
-    'pyarrow.parquet', f'dataset = {name!r}', "'fedavg_jax[parquet]'"
-  )
+  parquet = optional.load('pyarrow.parquet', f'dataset = {name!r}', 'pyarrow')
   if folder is None or not folder.is_dir():
     raise InputError(
       f'data_dir = {str(folder or "")!r}: must be a folder of Parquet files'

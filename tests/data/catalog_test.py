@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.data import catalog
-from fedavg_jax.data import downloads
 from fedavg_jax.data import images
 from tests.conftest import REPOSITORY
 from tests.testing import PROGRAMS
@@ -189,25 +189,39 @@ def serve(folder):
   )
   thread = threading.Thread(target=httpd.serve_forever)
   thread.start()
-  yield f'http://127.0.0.1:{httpd.server_port}', served
+  yield f'http://127.0.0.1:{httpd.server_port}/', served
   httpd.shutdown()
   httpd.server_close()
   thread.join()
 
 
 @pytest.fixture
-def server(mnist_dir, tmp_path, monkeypatch):
-  """Serves MNIST's files from this machine; the checksums stay."""
-  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  monkeypatch.delenv('FEDAVG_DATA', raising=False)
+def server(mnist_dir, monkeypatch):
+  """Serves the data set from this machine; the checksums stay."""
+  import tensorflow_datasets as tfds
+
+  # Read all before replacing any: one builder inherits from the other.
+  registered = {
+    builder: list(builder.url_infos.values())
+    for builder in map(tfds.builder_cls, ('mnist', 'fashion_mnist'))
+  }
   with serve(mnist_dir) as (url, served):
-    for name in ('mnist', 'fashion_mnist'):
-      monkeypatch.setitem(downloads.ADDRESSES, name, url)
+    for builder, infos in registered.items():
+      monkeypatch.setattr(builder, 'URL', url)
+      monkeypatch.setattr(
+        builder, 'url_infos', {url + info.filename: info for info in infos}
+      )
     yield served
 
 
-def test_download(server, mnist_dir, tmp_path):
-  """The checksums are real; only the server is local."""
+# Warnings during a download come from the packages that download.
+@pytest.mark.filterwarnings('default')
+def test_download_through_tensorflow_datasets(
+  server, mnist_dir, tmp_path, monkeypatch
+):
+  """The download manager and checksums are real; only the server is local."""
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  monkeypatch.delenv('FEDAVG_DATA', raising=False)
   first = catalog.load_dataset('mnist')
   assert len(server) == 4
   expected = catalog.load_dataset('mnist', str(mnist_dir))
@@ -216,32 +230,37 @@ def test_download(server, mnist_dir, tmp_path):
   second = catalog.load_dataset('mnist')
   np.testing.assert_array_equal(first.test.x, second.test.x)
   assert len(server) == 4  # No new download.
-  # A file that is lost is downloaded alone.
-  (tmp_path / 'downloads' / 'mnist' / 't10k-labels-idx1-ubyte.gz').unlink()
-  catalog.load_dataset('mnist')
-  assert server[4:] == ['/t10k-labels-idx1-ubyte.gz']
 
 
-def test_a_wrong_checksum_is_refused(server, tmp_path):
+@pytest.mark.filterwarnings('default')
+def test_a_wrong_checksum_is_refused(server, tmp_path, monkeypatch):
   """MNIST's files have Fashion-MNIST's names here, but not its checksums."""
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  monkeypatch.delenv('FEDAVG_DATA', raising=False)
   with pytest.raises(InputError, match='fashion_mnist.*checksum') as info:
     catalog.load_dataset('fashion_mnist')
   assert '\n' not in str(info.value)
-  assert not list((tmp_path / 'downloads' / 'fashion_mnist').iterdir())
 
 
+@pytest.mark.filterwarnings('default')
 def test_no_network_is_reported_at_once(tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   monkeypatch.delenv('FEDAVG_DATA', raising=False)
-  monkeypatch.setitem(downloads.ADDRESSES, 'mnist', 'http://127.0.0.1:9/a')
-  with pytest.raises(
-    InputError, match="dataset = 'mnist'.*URLError.*data_dir"
-  ) as info:
+  monkeypatch.setattr(
+    tfds.builder_cls('mnist'), 'URL', 'http://127.0.0.1:9/nobody/'
+  )
+  start = time.monotonic()
+  with pytest.raises(InputError, match="dataset = 'mnist'.*data_dir") as info:
     catalog.load_dataset('mnist')
   assert '\n' not in str(info.value)
+  assert time.monotonic() - start < 60  # Without the minutes of its retries.
 
 
-def test_second_start_needs_no_network(mnist_dir, tmp_path):
+def test_second_start_needs_neither_network_nor_tensorflow_datasets(
+  mnist_dir, tmp_path
+):
   """Files in the download folder are read without importing heavy packages."""
   folder = tmp_path / 'downloads' / 'mnist'
   folder.mkdir(parents=True)
@@ -263,15 +282,14 @@ def test_second_start_needs_no_network(mnist_dir, tmp_path):
   assert out[1] == '[]'
 
 
-def test_checksums_are_those_that_tensorflow_datasets_registers():
-  tfds = pytest.importorskip('tensorflow_datasets')
-  for name, files in downloads.FILES.items():
-    infos = tfds.builder_cls(name).url_infos
-    assert {url.rpartition('/')[2] for url in infos} == set(files)
-    for url, info in infos.items():
-      address, _, file = url.rpartition('/')
-      assert address == downloads.ADDRESSES[name]
-      assert files[file] == (info.checksum, int(info.size))
+def test_checksums_that_tensorflow_datasets_registers(mnist_dir):
+  import tensorflow_datasets as tfds
+
+  infos = tfds.builder_cls('mnist').url_infos
+  assert len(infos) == 4
+  for info in infos.values():
+    content = (mnist_dir / info.filename).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == info.checksum
 
 
 # The data folder.
@@ -411,8 +429,11 @@ def test_labels_of_leaf_may_be_floats(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings('default')
 def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
-  """The archive has the official layout."""
+  """The download manager is real; the archive has the official layout."""
+  import tensorflow_datasets as tfds
+
   rng = np.random.default_rng(0)
   source = tmp_path / 'source'
   (source / 'cifar-10-batches-bin').mkdir(parents=True)
@@ -424,11 +445,16 @@ def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
   with tarfile.open(archive, 'w:gz', compresslevel=0) as tar:
     tar.add(source / 'cifar-10-batches-bin', 'cifar-10-batches-bin')
   with serve(source) as (url, served):
+    builder = tfds.builder_cls('cifar10')
+    (info,) = builder.url_infos.values()
+    assert info.filename == archive.name  # As registered.
     content = archive.read_bytes()
-    made = downloads.File(hashlib.sha256(content).hexdigest(), len(content))
-    assert archive.name in downloads.FILES['cifar10']
-    monkeypatch.setitem(downloads.FILES, 'cifar10', {archive.name: made})
-    monkeypatch.setitem(downloads.ADDRESSES, 'cifar10', url)
+    info = type(info)(
+      size=tfds.core.utils.Size(len(content)),
+      checksum=hashlib.sha256(content).hexdigest(),
+      filename=info.filename,
+    )
+    monkeypatch.setattr(builder, 'url_infos', {url + archive.name: info})
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     monkeypatch.delenv('FEDAVG_DATA', raising=False)
     first = catalog.load_dataset('cifar10')

@@ -144,17 +144,18 @@ def test_columns_of_a_library(library, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('name', 'module', 'extra'),
+  ('name', 'module', 'install'),
   [
-    ('hf:mine', 'datasets', 'hf'),
-    ('tfds:mine', 'tensorflow_datasets', 'tfds'),
-    ('parquet', 'pyarrow.parquet', 'parquet'),
+    ('hf:mine', 'datasets', "'fedavg_jax.hf.'"),
+    ('parquet', 'pyarrow.parquet', 'pyarrow'),
   ],
 )
-def test_a_library_that_is_missing(monkeypatch, tmp_path, name, module, extra):
+def test_a_library_that_is_missing(
+  monkeypatch, tmp_path, name, module, install
+):
   monkeypatch.setitem(sys.modules, module, None)
   with pytest.raises(
-    InputError, match=rf"dataset = '{name}': {module} .*fedavg_jax.{extra}.'$"
+    InputError, match=rf"dataset = '{name}': {module} .*install {install}$"
   ) as info:
     fa.load_dataset(name, str(tmp_path))
   assert '\n' not in str(info.value)
