@@ -6,6 +6,7 @@ import fnmatch
 from experiments.gallery import fedprox_mnist
 from experiments.gallery import fedprox_synthetic
 from experiments.gallery import flower_mnist
+from experiments.gallery import flute
 from experiments.gallery import niid_bench
 from experiments.gallery import pfl_cifar10
 from experiments.gallery.cell import Cell
@@ -16,6 +17,7 @@ from fedavg_jax.core.suggest import did_you_mean
 CELLS: tuple[Cell, ...] = (
   *fedprox_synthetic.CELLS,
   *fedprox_mnist.CELLS,
+  *flute.CELLS,
   *niid_bench.CELLS,
   *pfl_cifar10.CELLS,
   *flower_mnist.CELLS,

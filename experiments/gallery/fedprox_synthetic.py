@@ -50,8 +50,8 @@ SOURCE = Source(
   published='Li et al. 2020, Figures 1 and 2: curves, without numbers.',
   inside='no number was published',
   differences='The data of a seed are drawn anew by the published recipe; the'
-  " paper has one draw. The paper's order of the examples is the same in every"
-  ' epoch of a process, ours is a new one.',
+  " paper has one draw. The authors' code applies the same permutation to a"
+  " device's examples before each epoch, ours draws a new one.",
 )
 
 
@@ -142,13 +142,12 @@ def measures(dataset: fa.Dataset) -> fa.Metric:
     inputs = batch.x.at[:, FEATURES].set(1.0)  # The bias is the last weight.
     errors = jnp.exp(logs) - labels
     gradients = inputs[:, :, None] * errors[:, None, :]  # [B, F + 1, C]
-    is_test = (device == _TEST).astype(jnp.float32)
-    correct = (jnp.argmax(logits, axis=1) == batch.y) * is_test
-    loss = -jnp.sum(logs * labels, axis=1) * (1 - is_test)
+    is_test = device == _TEST
+    correct = is_test & (jnp.argmax(logits, axis=1) == batch.y)
     return {
-      'tested': is_test,
-      'correct': correct,
-      'loss': loss,
+      'tested': is_test.astype(jnp.float32),
+      'correct': correct.astype(jnp.float32),
+      'loss': jnp.where(is_test, 0.0, -jnp.sum(logs * labels, axis=1)),
       'examples': of_device,
       'gradients': of_device[:, :, None, None] * gradients[:, None],
     }

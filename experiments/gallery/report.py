@@ -104,9 +104,9 @@ def _numbers(done: Sequence[Outcome]) -> str:
   ]
   for cell, rows in done:
     assert cell.published is not None
-    published = f'{100 * cell.published.value:.2f}'
+    published = f'{100 * cell.published.value:g}'
     if cell.published.spread is not None:
-      published += f' ± {100 * cell.published.spread:.2f}'
+      published += f' ± {100 * cell.published.spread:g}'
     outcome = Outcome(cell, rows)
     each = ', '.join(
       f'{100 * rows[seed]["value"]:.2f}' for seed in sorted(rows)
