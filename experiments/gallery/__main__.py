@@ -4,6 +4,7 @@ python -m experiments.gallery --list
 python -m experiments.gallery --run flute,niid_bench/mnist/iid --seeds 0,1,2
 python -m experiments.gallery --run niid_bench --max-seconds 3600
 python -m experiments.gallery --check 2
+python -m experiments.gallery --report
 
 A name is that of a cell, its beginning up to a slash, or a pattern such as
 niid_bench/mnist/*/fedavg. Each finished cell and seed is a line in the folder
@@ -24,6 +25,7 @@ import threading
 from typing import NamedTuple
 
 from experiments.gallery import catalog
+from experiments.gallery import pictures
 from experiments.gallery import report
 from experiments.gallery import training
 from experiments.gallery.cell import Cell
@@ -47,10 +49,13 @@ def main() -> None:
   if args.list:
     print(report.listing(args.out))
     return
+  if args.report:
+    write_report()
+    return
   if args.check is not None and args.check < 1:
     raise fa.InputError(f'--check {args.check}: must be at least 1')
   if args.check is None and not args.run:
-    raise fa.InputError('needs one of --list, --run and --check')
+    raise fa.InputError('needs one of --list, --run, --check and --report')
   fa.use_cpu_devices(0)
   cells = catalog.named(args.run) if args.run else []
   seeds = command.numbers_from_zero('--seeds', args.seeds)
@@ -85,6 +90,11 @@ def arguments() -> argparse.ArgumentParser:
     const=1,
     help='run this many random finished cells again and compare; default 1',
   )
+  does.add_argument(
+    '--report',
+    action='store_true',
+    help='write docs/gallery.md, the list of missing cells and the pictures',
+  )
   parser.add_argument('--seeds', default='0', help='seeds, such as 0,1,2')
   parser.add_argument(
     '--data',
@@ -105,6 +115,14 @@ def arguments() -> argparse.ArgumentParser:
     help='folder of the results, a file for each source',
   )
   return parser
+
+
+def write_report() -> None:
+  """Writes the page, the list and the pictures of the repository's results."""
+  text = report.PAGE.read_text('utf-8')
+  report.PAGE.write_text(report.page(text, report.RESULTS), 'utf-8')
+  report.MISSING.write_text(report.missing(report.RESULTS), 'utf-8')
+  pictures.draw(report.RESULTS)
 
 
 class Limit(NamedTuple):

@@ -77,6 +77,22 @@ class Published(NamedTuple):
     return abs(ours - self.value) <= margin + 1e-9  # For decimal numbers.
 
 
+class Claim(NamedTuple):
+  """Describes what a published figure without numbers shows.
+
+  Attributes:
+    text: what it shows.
+    curve: the name of the compared curve.
+    lower: the cell whose curve ends lower, without its source.
+    higher: the cell whose curve ends higher.
+  """
+
+  text: str
+  curve: str
+  lower: str
+  higher: str
+
+
 class Source(NamedTuple):
   """Describes where the numbers of a group of cells were published.
 
@@ -86,6 +102,7 @@ class Source(NamedTuple):
     published: the publication, and how its numbers were read.
     inside: what counts as inside.
     differences: known differences between our settings and the published ones.
+    claims: what its figures show, where it has no numbers.
   """
 
   key: str
@@ -93,6 +110,7 @@ class Source(NamedTuple):
   published: str
   inside: str
   differences: str
+  claims: tuple[Claim, ...] = ()
 
 
 class Cell(NamedTuple):

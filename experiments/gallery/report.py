@@ -1,6 +1,6 @@
-"""Writes the gallery's page, its list of missing cells, and its pictures.
+"""Writes the gallery's page and its list of missing cells.
 
-python -m experiments.gallery.report
+python -m experiments.gallery --report
 
 Every block between `<!-- NAME -->` and `<!-- end -->` of docs/gallery.md is
 generated from the files of results; the text around the blocks is not changed.
@@ -20,6 +20,7 @@ import numpy as np
 from experiments.gallery import catalog
 from experiments.gallery import training
 from experiments.gallery.cell import Cell
+from experiments.gallery.cell import Claim
 from experiments.gallery.cell import Source
 from fedavg_jax.runs.progress import duration
 
@@ -70,11 +71,14 @@ def table(folder: pathlib.Path) -> str:
     found = outcomes(folder, source)
     done = [outcome for outcome in found if outcome.rows]
     marks = [o.is_inside for o in done if o.is_inside is not None]
-    printed = any(outcome.cell.published for outcome in found)
-    inside = f'{sum(marks)} of {len(marks)}' if printed else 'a figure only'
+    what = ''
+    if source.claims:
+      counts = [holds(claim, found) for claim in source.claims]
+      marks = [number == seeds for number, seeds in counts if seeds]
+      what = ' claims'
     lines.append(
-      f'| {source.title} | {len(found)} | {len(done)} | {inside} |'
-      f' `--run {source.key}` |'
+      f'| {source.title} | {len(found)} | {len(done)} |'
+      f' {sum(marks)} of {len(marks)}{what} | `--run {source.key}` |'
     )
   return '\n'.join(lines)
 
@@ -83,10 +87,13 @@ def detail(folder: pathlib.Path) -> str:
   """Returns a folded part for each source that has finished cells."""
   parts = []
   for source in catalog.sources():
-    done = [o for o in outcomes(folder, source) if o.rows]
+    found = outcomes(folder, source)
+    done = [outcome for outcome in found if outcome.rows]
     if done:
-      printed = done[0].cell.published is not None
-      rows = _numbers(done) if printed else _curves(done)
+      if source.claims:
+        rows = f'{_claims(source, found)}\n\n{_curves(done)}'
+      else:
+        rows = _numbers(done)
       parts.append(
         f'<details><summary>{source.title}</summary>\n\n'
         f'Published: {source.published} Inside: {source.inside}.'
@@ -116,6 +123,27 @@ def _numbers(done: Sequence[Outcome]) -> str:
       f' {100 * outcome.mean:.2f} | {each} |'
       f' {"inside" if outcome.is_inside else "outside"} |'
     )
+  return '\n'.join(lines)
+
+
+def holds(claim: Claim, found: Sequence[Outcome]) -> tuple[int, int]:
+  """Returns in how many seeds a claim holds, and how many have both cells."""
+  rows = {_short(outcome.cell): outcome.rows for outcome in found}
+  lower, higher = rows[claim.lower], rows[claim.higher]
+  both = sorted(set(lower) & set(higher))
+  ends = [
+    [_end(r[seed], claim.curve) for r in (lower, higher)] for seed in both
+  ]
+  return sum(low < high for low, high in ends), len(both)
+
+
+def _claims(source: Source, found: Sequence[Outcome]) -> str:
+  """Returns a table of the claims, and in how many seeds each holds."""
+  lines = ['| what a figure shows | holds |', '|---|---|']
+  for claim in source.claims:
+    number, seeds = holds(claim, found)
+    if seeds:
+      lines.append(f'| {claim.text} | in {number} of {seeds} seeds |')
   return '\n'.join(lines)
 
 
@@ -168,7 +196,7 @@ def missing(folder: pathlib.Path) -> str:
     '# Missing cells',
     '',
     'Cells without a result, and the time of one seed on one CPU core, as'
-    ' `python -m experiments.gallery.report` estimates it:',
+    ' `python -m experiments.gallery --report` estimates it:',
     '',
   ]
   total = 0.0
@@ -214,11 +242,3 @@ def page(text: str, folder: pathlib.Path) -> str:
 def mean_curve(outcome: Outcome, name: str) -> np.ndarray:
   """Returns the mean of a curve over the seeds, [T]."""
   return np.mean([r['curves'][name] for r in outcome.rows.values()], axis=0)
-
-
-if __name__ == '__main__':
-  from experiments.gallery import pictures
-
-  PAGE.write_text(page(PAGE.read_text('utf-8'), RESULTS), 'utf-8')
-  MISSING.write_text(missing(RESULTS), 'utf-8')
-  pictures.draw(RESULTS)
