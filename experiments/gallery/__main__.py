@@ -160,7 +160,7 @@ def limited(seconds: float) -> Iterator[Limit]:
 def run(
   cells: list[Cell], seeds: list[int], folder: pathlib.Path, stop: Stop
 ) -> None:
-  """Runs the cells that have no line yet, all of a seed before the next.
+  """Trains the cells that have no line yet, all of a seed before the next.
 
   Raises:
     InterruptedRunError: the time is over, or a signal arrived.
@@ -184,7 +184,7 @@ def run(
 
 
 def check(number: int, folder: pathlib.Path) -> None:
-  """Runs random finished cells again; exits with 1 where a curve differs."""
+  """Trains random finished cells again; exits with 1 where a curve differs."""
   done = [
     (cell, row)
     for source in catalog.sources()

@@ -16,7 +16,7 @@ class Reading(NamedTuple):
   """Makes the number of a cell from a curve.
 
   Attributes:
-    name: what the number is, such as 'best over rounds'.
+    name: the words for the number, such as 'best over rounds'.
     of: (rounds [T], values [T]) -> the number.
   """
 
@@ -81,7 +81,7 @@ class Claim(NamedTuple):
   """Describes what a published figure without numbers shows.
 
   Attributes:
-    text: what it shows.
+    text: the claim, as a sentence.
     curve: the name of the compared curve.
     lower: the cell whose curve ends lower, without its source.
     higher: the cell whose curve ends higher.
@@ -100,9 +100,9 @@ class Source(NamedTuple):
     key: the first part of its cells' names, and its file of results.
     title: the name of the group.
     published: the publication, and how its numbers were read.
-    inside: what counts as inside.
+    inside: the rule by which a number counts as inside.
     differences: known differences between our settings and the published ones.
-    claims: what its figures show, where it has no numbers.
+    claims: the claims of its figures, if it has no numbers.
   """
 
   key: str
@@ -118,7 +118,7 @@ class Cell(NamedTuple):
 
   Attributes:
     name: the source's key and the setting, with slashes.
-    source: where it was published.
+    source: the publication.
     config: our setting, with seed 0.
     reading: how a run's curve of test accuracies becomes the number.
     minutes: the estimated minutes of a seed on one CPU core.

@@ -21,6 +21,7 @@ from experiments.gallery.cell import Source
 from experiments.paper import results
 from experiments.paper import sweeps
 import fedavg_jax as fa
+from fedavg_jax.data import data_dirs
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import provenance
@@ -205,8 +206,7 @@ def check_data(cell: Cell) -> None:
   if not home or name not in _FOLDERS:
     return
   folder, files = _FOLDERS[name]
-  names = (folder, name, folder.upper(), name.upper())
-  if not any((pathlib.Path(home) / inner).is_dir() for inner in names):
+  if data_dirs.shared_folder(name) is None:
     raise fa.InputError(
       f'--data {home}: cell {cell.name} needs its folder {folder}/, with'
       f' {files}; without --data and $FEDAVG_DATA they are downloaded'
@@ -252,7 +252,7 @@ def again(
   Args:
     cell: the cell.
     row: its kept row.
-    train: as in `run`.
+    train: the argument of `run`.
 
   Raises:
     InterruptedRunError: it was stopped; nothing is kept of it.

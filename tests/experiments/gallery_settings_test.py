@@ -105,7 +105,7 @@ def test_lenet_has_the_published_numbers_of_parameters():
 
 
 def test_lenet_computes_what_its_equations_say():
-  """The twin pools after ReLU, in float64."""
+  """LeNet equals a twin that pools after ReLU, in float64."""
   data = dataset([0], (16, 16, 3))
   model = lenet.lenet(data)
   params = jax.jit(model.init)(jax.random.key(1))
@@ -251,7 +251,7 @@ def test_iid_synthetic_devices_have_one_model():
 
 @pytest.mark.parametrize('equal', [False, True])
 def test_dissimilarity_is_that_of_the_devices_gradients(equal):
-  """The twin computes each device's gradient in float64, one at a time."""
+  """The metric equals a twin that has one float64 gradient per device."""
   rng = np.random.default_rng(0)
   owners = np.repeat(np.arange(30), 4 if equal else rng.integers(1, 6, 30))
   x, y = rng.normal(size=(len(owners), 60)), rng.integers(0, 10, len(owners))
