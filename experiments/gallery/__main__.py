@@ -106,7 +106,7 @@ def arguments() -> argparse.ArgumentParser:
     '--max-seconds',
     type=float,
     default=math.inf,
-    help='save and stop after this time',
+    help='save and stop with the round in which this time ends',
   )
   parser.add_argument(
     '--out',
@@ -199,7 +199,7 @@ def check(number: int, folder: pathlib.Path) -> None:
     comparison = training.again(cell, row)
     differ |= comparison.difference > 0
     say(
-      f'{comparison} (kept: {row["num_devices"]} device(s) of kind'
+      f'{comparison.describe()} (kept: {row["num_devices"]} device(s) of kind'
       f' {row["device"]}, jax {row["versions"].get("jax")}, commit'
       f' {row["commit"]})'
     )

@@ -12,6 +12,7 @@ uniform with biases 0.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.gallery import cell as cell_lib
 from experiments.gallery.cell import Cell
@@ -39,9 +40,7 @@ SHAPES = {
 
 def cnn(dataset: fa.Dataset) -> fa.Model:
   """Builds the model; dropout is in training only."""
-  pixels = dataset.train.x.reshape(-1, 3).astype('float32') / dataset.max_value
-  mean = [float(value) for value in pixels.mean(axis=0)]
-  deviation = [float(value) for value in pixels.std(axis=0)]
+  mean, deviation = channel_statistics(dataset.train.x)
 
   def init(key):
     glorot = jax.nn.initializers.glorot_uniform()
@@ -52,8 +51,8 @@ def cnn(dataset: fa.Dataset) -> fa.Model:
     }
 
   def logits(params, x, drop):  # [B, 32, 32, 3] -> [B, 10]
-    x = x.astype(jnp.float32) / dataset.max_value
-    x = (x - jnp.array(mean)) / jnp.array(deviation)
+    x = x.astype(jnp.float32) - mean.astype(np.float32)
+    x = x / deviation.astype(np.float32)
     for name in ('conv_1', 'conv_2'):
       x = fa.layers.conv2d(x, params[name]['kernel'], padding=0)
       x = jax.nn.relu(x + params[name]['bias'][None, None, None])
@@ -73,6 +72,23 @@ def cnn(dataset: fa.Dataset) -> fa.Model:
     return logits(params, batch.x, drop), ()
 
   return fa.Model('pfl_cnn', init, apply, train=train)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns mean and standard deviation of each channel, [1, 1, 1, C] each.
+
+  Args:
+    images: [n, H, W, C] uint8.
+  """
+  values = np.arange(256.0)
+  counts = [
+    np.bincount(channel.ravel(), minlength=256)
+    for channel in np.moveaxis(images, -1, 0)
+  ]
+  weights = np.array(counts) / (images.size // images.shape[-1])  # [C, 256]
+  mean = weights @ values
+  deviation = np.sqrt(weights @ values**2 - mean**2)
+  return mean[None, None, None], deviation[None, None, None]
 
 
 def _dense(params, x):

@@ -109,18 +109,16 @@ def _numbers(done: Sequence[Outcome]) -> str:
     '| cell | number | published | ours | seeds | |',
     f'|{"---|" * 6}',
   ]
-  for cell, rows in done:
+  for outcome in done:
+    cell, rows = outcome
     assert cell.published is not None
     published = f'{100 * cell.published.value:g}'
     if cell.published.spread is not None:
       published += f' ± {100 * cell.published.spread:g}'
-    outcome = Outcome(cell, rows)
-    each = ', '.join(
-      f'{100 * rows[seed]["value"]:.2f}' for seed in sorted(rows)
-    )
+    each = [f'{100 * rows[seed]["value"]:.2f}' for seed in sorted(rows)]
     lines.append(
       f'| {_short(cell)} | {cell.reading.name} | {published} |'
-      f' {100 * outcome.mean:.2f} | {each} |'
+      f' {100 * outcome.mean:.2f} | {", ".join(each)} |'
       f' {"inside" if outcome.is_inside else "outside"} |'
     )
   return '\n'.join(lines)

@@ -4,13 +4,13 @@ The lines of a source are in one file, which several processes may extend. A
 run that is stopped has a folder next to it, from which the next call resumes.
 """
 
-from collections.abc import Callable
 import dataclasses
 import os
 import pathlib
 import shutil
 import tempfile
 from typing import Any
+from typing import NamedTuple
 
 import filelock
 import jax
@@ -83,20 +83,13 @@ def tested_rounds(cell: Cell) -> np.ndarray:
   return np.unique([*range(0, last, every), last])
 
 
-def run(
-  cell: Cell,
-  seed: int,
-  store: results.Lines,
-  *,
-  train: Callable[[Cell, int, pathlib.Path], dict[str, Any]] | None = None,
-) -> str:
+def run(cell: Cell, seed: int, store: results.Lines) -> str:
   """Trains a cell with a seed unless its line exists, and appends the line.
 
   Args:
     cell: the cell.
     seed: the seed of data that are generated, partition, weights and cohorts.
     store: the file of the cell's source.
-    train: (cell, seed, folder of the run) -> the row; None is `row_of`.
 
   Returns:
     What happened: 'done', 'was done' or 'another process has it'.
@@ -123,7 +116,7 @@ def run(
       return 'was done'
     store.append([])  # Fails before any work where it cannot be written.
     folder = parts / name
-    store.append([(train or row_of)(cell, seed, folder)])
+    store.append([row_of(cell, seed, folder)])
     shutil.rmtree(folder, ignore_errors=True)
   return 'done'
 
@@ -213,8 +206,7 @@ def check_data(cell: Cell) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
   """Compares a row with that of a second run.
 
   Attributes:
@@ -229,7 +221,8 @@ class Comparison:
   values: tuple[float, float]
   difference: float
 
-  def __str__(self) -> str:
+  def describe(self) -> str:
+    """Returns the comparison as a sentence."""
     kept, new = self.values
     return (
       f'{self.cell}, seed {self.seed}: {kept:.4f}, again {new:.4f}; the curves'
@@ -241,24 +234,14 @@ class Comparison:
     )
 
 
-def again(
-  cell: Cell,
-  row: dict[str, Any],
-  *,
-  train: Callable[[Cell, int, pathlib.Path], dict[str, Any]] | None = None,
-) -> Comparison:
-  """Trains a cell of a kept row once more and compares.
-
-  Args:
-    cell: the cell.
-    row: its kept row.
-    train: the argument of `run`.
+def again(cell: Cell, row: dict[str, Any]) -> Comparison:
+  """Trains the cell of a kept row once more and compares.
 
   Raises:
     InterruptedRunError: it was stopped; nothing is kept of it.
   """
   with tempfile.TemporaryDirectory() as folder:
-    new = (train or row_of)(cell, row['seed'], pathlib.Path(folder) / 'run')
+    new = row_of(cell, row['seed'], pathlib.Path(folder) / 'run')
   kept, found = (np.array(r['curves']['accuracy']) for r in (row, new))
   return Comparison(
     cell.name,

@@ -69,13 +69,20 @@ def train(cell, seed, folder):
   return row_of(cell, seed)
 
 
+@pytest.fixture
+def without_training(monkeypatch):
+  """Replaces the training of cells."""
+  monkeypatch.setattr(training, 'row_of', train)
+
+
+@pytest.mark.usefixtures('without_training')
 def test_a_cell_runs_once_per_seed_and_setting(tmp_path):
   store = training.opened(tmp_path, SOURCE)
-  assert training.run(CELL, 0, store, train=train) == 'done'
-  assert training.run(CELL, 0, store, train=train) == 'was done'
-  assert training.run(CELL, 1, store, train=train) == 'done'
+  assert training.run(CELL, 0, store) == 'done'
+  assert training.run(CELL, 0, store) == 'was done'
+  assert training.run(CELL, 1, store) == 'done'
   changed = CELL._replace(config=CELL.config.replace({'rounds': 7}))
-  assert training.run(changed, 0, store, train=train) == 'done'
+  assert training.run(changed, 0, store) == 'done'
   again = training.opened(tmp_path, SOURCE)
   assert sorted(training.rows_of(CELL, again)) == [0, 1]
   assert sorted(training.rows_of(changed, again)) == [0]
@@ -88,13 +95,13 @@ def test_a_cell_runs_once_per_seed_and_setting(tmp_path):
   'damage',
   ['{"cell": "tiny/di', '[]', json.dumps(row_of(CELL, 0) | {'curves': {}})],
 )
+@pytest.mark.usefixtures('without_training')
 def test_a_damaged_line_is_kept_and_its_cell_is_run_again(
-  tmp_path, damage, monkeypatch, capsys
+  tmp_path, damage, capsys
 ):
   """The last line may lack its end, as after a full disk."""
   path = tmp_path / 'tiny.jsonl'
   path.write_text(damage)
-  monkeypatch.setattr(training, 'row_of', train)
   with stop_on_signals() as stop:
     command.run([CELL], [0], tmp_path, stop)
   assert 'line 1 is damaged; it is kept' in capsys.readouterr().out
@@ -102,17 +109,18 @@ def test_a_damaged_line_is_kept_and_its_cell_is_run_again(
   assert first == damage and json.loads(second) == row_of(CELL, 0)
 
 
-def test_two_at_once_take_different_cells(tmp_path):
+def test_two_at_once_take_different_cells(tmp_path, monkeypatch):
   """The second runs while the first trains; both lines are whole."""
   other = CELL._replace(name='tiny/other')
   outcomes = []
 
   def train_first(cell, seed, folder):
+    monkeypatch.setattr(training, 'row_of', train)
     store = training.opened(tmp_path, SOURCE)
 
     def second():
       for each in (CELL, other):
-        outcomes.append(training.run(each, 0, store, train=train))
+        outcomes.append(training.run(each, 0, store))
 
     thread = threading.Thread(target=second)
     thread.start()
@@ -120,12 +128,14 @@ def test_two_at_once_take_different_cells(tmp_path):
     return train(cell, seed, folder)
 
   store = training.opened(tmp_path, SOURCE)
-  assert training.run(CELL, 0, store, train=train_first) == 'done'
+  monkeypatch.setattr(training, 'row_of', train_first)
+  assert training.run(CELL, 0, store) == 'done'
   assert outcomes == ['another process has it', 'done']
-  assert training.run(other, 0, store, train=train) == 'was done'
+  assert training.run(other, 0, store) == 'was done'
   assert not store.damaged and len(store.rows) == 2
 
 
+@pytest.mark.usefixtures('without_training')
 def test_a_claim_ends_with_its_process(tmp_path):
   """A lock file that a killed process has left claims nothing."""
   parts = tmp_path / 'tiny.parts'
@@ -133,9 +143,9 @@ def test_a_claim_ends_with_its_process(tmp_path):
   (parts / 'tiny-digits-0.lock').touch()
   store = training.opened(tmp_path, SOURCE)
   with filelock.FileLock(parts / 'tiny-digits-0.lock'):
-    found = training.run(CELL, 0, store, train=train)
+    found = training.run(CELL, 0, store)
   assert found == 'another process has it'
-  assert training.run(CELL, 0, store, train=train) == 'done'
+  assert training.run(CELL, 0, store) == 'done'
 
 
 @pytest.mark.slow
@@ -163,7 +173,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path):
     (row,) = store.rows
     comparison = training.again(cell, row)
   assert comparison.difference == 0
-  assert 'the curves are equal' in str(comparison)
+  assert 'the curves are equal' in comparison.describe()
   assert len(row['curves']['accuracy']) == 4  # Rounds 0, 2, 4 and 6.
   assert row['value'] == max(row['curves']['accuracy'])
   assert row['seed'] == 0 and row['config_sha256'] == cell.digest(0)

@@ -402,3 +402,44 @@ def test_first_round_of_niid_bench():
   for kind in ('scaffold', 'fednova'):
     np.testing.assert_allclose(found[kind], found['fedavg'], atol=1e-6)
   assert np.abs(found['fedprox'] - found['fedavg']).max() > 1e-4
+
+
+# --- pfl and Flower's MNIST.
+
+
+def test_setting_and_dropout_of_pfl():
+  """Dropout is in training only, by the key of the minibatch."""
+  config = cell_named('pfl_cifar10/iid').config
+  assert sampling.cohort_size(config.num_clients, config.client_fraction) == 50
+  assert (config.rounds, config.weighting) == (1500, 'uniform')
+  assert (config.client.epochs, config.client.batch_size) == (1, 10)
+  data = dataset([0, 1], (32, 32, 3))
+  x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+  data = data._replace(train=fa.Examples(x, data.train.y))
+  model = pfl_cifar10.cnn(data)
+  params = jax.jit(model.init)(jax.random.key(0))
+  mean, deviation = pfl_cifar10.channel_statistics(x)
+  np.testing.assert_allclose(mean[0, 0, 0], x.mean(axis=(0, 1, 2)))
+  np.testing.assert_allclose(deviation[0, 0, 0], x.std(axis=(0, 1, 2)))
+  batch = fa.Batch(x, data.train.y, data.train.y >= 0, np.int32(2))
+
+  @jax.jit
+  def outputs(key):
+    context = fa.ClientContext(*[None] * len(fa.ClientContext._fields))
+    logits, state = model.train(params, batch, context._replace(key=key))
+    assert state == ()
+    return logits
+
+  first, other = (outputs(jax.random.key(seed)) for seed in (1, 2))
+  assert (first == outputs(jax.random.key(1))).all() and (first != other).any()
+  plain = jax.jit(model.apply)(params, x)
+  assert (plain != first).any() and plain.shape == (2, 10)
+
+
+def test_settings_of_flower_mnist():
+  for cell in catalog.named('flower_mnist'):
+    config = cell.config
+    assert (config.num_clients, config.client_fraction) == (100, 1.0)
+    assert (config.model, config.holdout_fraction) == ('cnn_torch', 0.1)
+    point = int(cell.reading.name.removeprefix('at round '))
+    assert (point, config.rounds) in ((100, 130), (200, 300))
