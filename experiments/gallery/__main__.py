@@ -50,7 +50,7 @@ def main() -> None:
     print(report.listing(args.out))
     return
   if args.report:
-    write_report()
+    write_report(args.out)
     return
   if args.check is not None and args.check < 1:
     raise fa.InputError(f'--check {args.check}: must be at least 1')
@@ -117,12 +117,12 @@ def arguments() -> argparse.ArgumentParser:
   return parser
 
 
-def write_report() -> None:
-  """Writes the page, the list and the pictures of the repository's results."""
+def write_report(folder: pathlib.Path) -> None:
+  """Writes the page, the list and the pictures of a folder of results."""
   text = report.PAGE.read_text('utf-8')
-  report.PAGE.write_text(report.page(text, report.RESULTS), 'utf-8')
-  report.MISSING.write_text(report.missing(report.RESULTS), 'utf-8')
-  pictures.draw(report.RESULTS)
+  report.PAGE.write_text(report.page(text, folder), 'utf-8')
+  report.MISSING.write_text(report.missing(folder), 'utf-8')
+  pictures.draw(folder)
 
 
 class Limit(NamedTuple):

@@ -5,6 +5,8 @@ run that is stopped has a folder next to it, from which the next call resumes.
 """
 
 import dataclasses
+import json
+import math
 import os
 import pathlib
 import shutil
@@ -21,11 +23,14 @@ from experiments.gallery.cell import Source
 from experiments.paper import results
 from experiments.paper import sweeps
 import fedavg_jax as fa
+from fedavg_jax.core.errors import DivergedError
 from fedavg_jax.data import data_dirs
 from fedavg_jax.runs import builders
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import provenance
+from fedavg_jax.runs import result
 from fedavg_jax.runs.builders import Prepared
+from fedavg_jax.runs.progress import say
 
 # Data set -> its folder in $FEDAVG_DATA, and where its files come from.
 _FOLDERS = {
@@ -102,8 +107,7 @@ def run(cell: Cell, seed: int, store: results.Lines) -> str:
   name = f'{cell.name.replace("/", "-")}-{seed}'
   try:
     parts.mkdir(parents=True, exist_ok=True)
-    claim = filelock.FileLock(parts / f'{name}.lock')
-    claim.acquire(timeout=0)
+    claim = filelock.FileLock(parts / f'{name}.lock').acquire(timeout=0)
   except filelock.Timeout:
     return 'another process has it'
   except OSError as error:
@@ -125,7 +129,8 @@ def row_of(cell: Cell, seed: int, folder: pathlib.Path) -> dict[str, Any]:
   """Trains a cell in a folder, from which the same call resumes.
 
   Returns:
-    The row: names, number, curves by test metric [T], and provenance.
+    The row: names, number, curves by test metric, and provenance. The curves
+    of a run that diverged end before that round.
 
   Raises:
     InputError: the data are missing.
@@ -135,18 +140,23 @@ def row_of(cell: Cell, seed: int, folder: pathlib.Path) -> dict[str, Any]:
   check_data(cell)
   prepared = builders.prepare(config)
   simulation = build(cell, seed, prepared)
-  result = fa.run(
-    simulation,
-    rounds=config.rounds,
-    eval_every=config.eval_every,
-    folder=folder,
-  )
+  try:
+    history = fa.run(
+      simulation,
+      rounds=config.rounds,
+      eval_every=config.eval_every,
+      folder=folder,
+    ).history
+  except DivergedError as error:
+    say(f'  {error}')
+    history = finite_history(folder)
   rounds = tested_rounds(cell)
+  rounds = rounds[rounds < len(history['round'])]
   curves = {
     name.removeprefix('test_'): [
       float(f'{value:.6g}') for value in column[rounds]
     ]
-    for name, column in result.history.items()
+    for name, column in history.items()
     if name.startswith('test_')
   }
   beside = sweeps.beside_numbers(provenance.environment())
@@ -157,7 +167,7 @@ def row_of(cell: Cell, seed: int, folder: pathlib.Path) -> dict[str, Any]:
     'curves': curves,
     'eval_every': config.eval_every,
     'rounds': config.rounds,
-    'seconds': round(float(np.nansum(result['seconds'])), 1),
+    'seconds': round(float(np.nansum(history['seconds'])), 1),
     'config_sha256': cell.digest(seed),
     'data_sha256': _digest(prepared),
     **beside,
@@ -165,9 +175,23 @@ def row_of(cell: Cell, seed: int, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def value_of(cell: Cell, curves: dict[str, list[float]]) -> float:
-  """Returns the number of a cell, read from the curve of test accuracies."""
-  accuracies = np.array(curves['accuracy'])
-  return round(cell.reading.of(tested_rounds(cell), accuracies), 6)
+  """Returns the number of a cell, read from the curve of test accuracies.
+
+  Rounds after a divergence count as accuracy 0.
+  """
+  rounds, found = tested_rounds(cell), curves['accuracy']
+  accuracies = np.pad(np.array(found), (0, len(rounds) - len(found)))
+  return round(cell.reading.of(rounds, accuracies), 6)
+
+
+def finite_history(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the history of a run that diverged, up to the round before.
+
+  Args:
+    folder: the folder of the run, whose last line is the diverged round.
+  """
+  text = (folder / 'metrics.jsonl').read_text('utf-8')
+  return result.history([json.loads(line) for line in text.splitlines()][:-1])
 
 
 def build(cell: Cell, seed: int, prepared: Prepared) -> fa.Simulation:
@@ -243,11 +267,12 @@ def again(cell: Cell, row: dict[str, Any]) -> Comparison:
   with tempfile.TemporaryDirectory() as folder:
     new = row_of(cell, row['seed'], pathlib.Path(folder) / 'run')
   kept, found = (np.array(r['curves']['accuracy']) for r in (row, new))
+  same_length = len(kept) == len(found)
   return Comparison(
     cell.name,
     row['seed'],
     (row['value'], new['value']),
-    float(np.abs(kept - found).max()),
+    float(np.abs(kept - found).max()) if same_length else math.inf,
   )
 
 

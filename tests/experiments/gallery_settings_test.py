@@ -407,12 +407,16 @@ def test_first_round_of_niid_bench():
 # --- pfl and Flower's MNIST.
 
 
-def test_setting_and_dropout_of_pfl():
-  """Dropout is in training only, by the key of the minibatch."""
+def test_setting_of_pfl():
   config = cell_named('pfl_cifar10/iid').config
   assert sampling.cohort_size(config.num_clients, config.client_fraction) == 50
   assert (config.rounds, config.weighting) == (1500, 'uniform')
   assert (config.client.epochs, config.client.batch_size) == (1, 10)
+
+
+@pytest.mark.slow
+def test_dropout_of_pfl():
+  """Dropout is in training only, by the key of the minibatch."""
   data = dataset([0, 1], (32, 32, 3))
   x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
   data = data._replace(train=fa.Examples(x, data.train.y))
