@@ -309,7 +309,8 @@ def get_config() -> ml_collections.ConfigDict:
   # same, and the head is trained first) | 'lg' (each client has its own body) |
   # 'fedbn' (its own normalisation layers) | 'adapters' (nobody trains the body)
   # | 'ditto' (a model near the global one) | 'apfl' (a model mixed with the
-  # global one); empty: none. See docs/personal.md.
+  # global one) | 'ifca' (the best of a few models); empty: none. See
+  # docs/personal.md.
   config.personal.method = ''
 
   # Comma-separated patterns of the leaves that are the head, the normalisation
@@ -328,6 +329,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Learning rate of each client's alpha in 'apfl'; 0: alpha stays.
   config.personal.alpha_rate = 0.0
+
+  # k: models of 'ifca'; a client chooses in the first of its local epochs and
+  # trains in the others.
+  config.personal.clusters = 2
 
   # Reaction to a client update with NaN or infinity: 'stop' (ends the run) |
   # 'skip_client' (drops the update).

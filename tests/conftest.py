@@ -15,14 +15,30 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
+# XLA compiles the same operations in a third of the time, to slower code.
+_COMPILED_SOONER = (
+  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+  ' --xla_cpu_parallel_codegen_split_count=1'
+)
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--real-programs',
+    action='store_true',
+    help='compile with all optimizations, as a run does',
+  )
+
+
 def pytest_configure(config):
   """Prepares this process and those that tests start."""
   if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs so; commands would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
   _share_compiled(config)
-  if config.option.markexpr == 'slow':
-    _compile_sooner()
+  flags = os.environ.get('XLA_FLAGS', '')
+  if not config.option.real_programs and _COMPILED_SOONER not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} {_COMPILED_SOONER}'.strip()
 
 
 def pytest_collection_finish():
@@ -34,17 +50,6 @@ def pytest_collection_finish():
   gc.collect()
   gc.freeze()
   gc.set_threshold(50_000, 20, 20)
-
-
-def _compile_sooner():
-  """Skips LLVM's costly passes, here and in processes that tests start.
-
-  Slow tests start processes, commands and pages, which compile much and compute
-  little; the laws are tested by the other tests, in the real program.
-
-  """
-  flags = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = f'{flags} {_FEWER_PASSES}'.strip()
 
 
 def _share_compiled(config):
@@ -62,28 +67,6 @@ def _share_compiled(config):
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _compiled_sooner(request):
-  """Compiles short runs and recipes in a third of the time, unoptimized.
-
-  The laws of the engine and of what it trains are tested in the real program.
-
-  """
-  if request.path.parent.name not in ('docs', 'runs'):
-    yield
-    return
-  from fedavg_jax.engine import program
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(program, '_CPU', program._CPU | _UNOPTIMIZED)
-    yield
-
-
-_FEWER_PASSES = '--xla_llvm_disable_expensive_passes=true'
-_UNOPTIMIZED = {
-  'xla_backend_optimization_level': 0,
-  'xla_cpu_use_fusion_emitters': False,
-}
 REPOSITORY = pathlib.Path(__file__).parent.parent
 # Processes that tests start run this code, whatever is installed.
 os.environ['PYTHONPATH'] = str(REPOSITORY)

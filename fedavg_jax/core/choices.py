@@ -46,7 +46,7 @@ COMPRESSIONS = (
 )
 SERVER_OPTIMIZERS = ('sgd', 'adagrad', 'adam', 'yogi')
 PERSONAL_METHODS = (
-  *('fedper', 'fedrep', 'lg', 'fedbn', 'adapters', 'ditto', 'apfl'),
+  *('fedper', 'fedrep', 'lg', 'fedbn', 'adapters', 'ditto', 'apfl', 'ifca'),
 )
 WEIGHTINGS = ('examples', 'uniform')
 SHUFFLES = ('epoch', 'round')

@@ -17,8 +17,10 @@ from fedavg_jax.runs.config_option import option
 if TYPE_CHECKING:
   from fedavg_jax.runs.run_config import RunConfig
 
-# The methods whose clients have a second model, of which no leaves are named.
+# The methods whose clients have a second model.
 TWO_MODELS = ('ditto', 'apfl')
+# The methods of whole models: no leaves are named.
+_WHOLE_MODELS = (*TWO_MODELS, 'ifca')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,8 @@ class PersonalConfig(Options):
     " same, and the head is trained first) | 'lg' (each client has its own"
     " body) | 'fedbn' (its own normalisation layers) | 'adapters' (nobody"
     " trains the body) | 'ditto' (a model near the global one) | 'apfl' (a"
-    ' model mixed with the global one); empty: none. See docs/personal.md.',
+    " model mixed with the global one) | 'ifca' (the best of a few models);"
+    ' empty: none. See docs/personal.md.',
   )
   leaves: str = option(
     '',
@@ -64,6 +67,12 @@ class PersonalConfig(Options):
     between(0, 1e30),
     "Learning rate of each client's alpha in 'apfl'; 0: alpha stays.",
   )
+  clusters: int = option(
+    2,
+    at_least(1),
+    "k: models of 'ifca'; a client chooses in the first of its local epochs and"
+    ' trains in the others.',
+  )
 
   @property
   def patterns(self) -> list[str]:
@@ -74,7 +83,7 @@ class PersonalConfig(Options):
 def check(cfg: 'RunConfig') -> None:
   """Raises InputError where the section contradicts other options."""
   own = cfg.personal
-  if own.patterns and own.method in ('', *TWO_MODELS):
+  if own.patterns and own.method in ('', *_WHOLE_MODELS):
     raise InputError(
       f'personal.leaves = {own.leaves!r}: must be empty with personal.method ='
       f' {own.method!r}, which names no leaves'
@@ -97,6 +106,8 @@ def check(cfg: 'RunConfig') -> None:
       f'personal.head_epochs = {own.head_epochs}: must be below client.epochs ='
       f' {cfg.client.epochs}, whose last epochs train the body'
     )
+  if own.method == 'ifca':
+    _check_clusters(cfg)
   if cfg.finetune_epochs:
     raise InputError(
       f'finetune_epochs = {cfg.finetune_epochs}: must be 0 with'
@@ -108,3 +119,28 @@ def check(cfg: 'RunConfig') -> None:
       f'personal.method = {own.method!r}: must be empty with an algorithm given'
       ' from Python, which fa.experimental can make personal'
     )
+
+
+def _check_clusters(cfg: 'RunConfig') -> None:
+  """Raises InputError where an option does not fit several global models."""
+  if cfg.client.epochs < 2:
+    raise InputError(
+      f'client.epochs = {cfg.client.epochs}: must be at least 2 with'
+      " personal.method = 'ifca', whose first epoch chooses a model"
+    )
+  for key, value, neutral in (
+    ('algorithm', cfg.algorithm, 'fedavg'),
+    ('client.clip_norm', cfg.client.clip_norm, 0.0),
+    ('server.optimizer', cfg.server.optimizer, 'sgd'),
+    ('server.learning_rate', cfg.server.learning_rate, 1.0),
+    ('server.momentum', cfg.server.momentum, 0.0),
+    ('compression.scheme', cfg.compression.scheme, 'none'),
+    ('asynchronous.buffer', cfg.asynchronous.buffer, 0),
+    ('robust.rule', cfg.robust.rule, 'none'),
+    ('attack.kind', cfg.attack.kind, 'none'),
+  ):
+    if value != neutral:
+      raise InputError(
+        f"{key} = {value!r}: must be {neutral!r} with personal.method = 'ifca',"
+        " whose server replaces each model by its clients' mean"
+      )

@@ -12,9 +12,11 @@ from fedavg_jax.runs.run_config import RunConfig
 
 
 def build_model(cfg: RunConfig, model: Model) -> Model:
-  """Returns the model of a checked config, with a second one if it needs it."""
+  """Returns the model of a checked config, with those that its method adds."""
   if cfg.personal.method in TWO_MODELS:
     return experimental.two_models(model)
+  if cfg.personal.method == 'ifca':
+    return experimental.clustered(model, cfg.personal.clusters)
   if cfg.personal.method == 'fedbn':  # The statistics stay with a client too.
     return model._replace(state_of='client')
   return model
@@ -37,6 +39,8 @@ def build_algorithm(
     return experimental.ditto(algorithm, own.proximal, optimizer)
   if own.method == 'apfl':
     return experimental.apfl(algorithm, own.alpha, own.alpha_rate, optimizer)
+  if own.method == 'ifca':
+    return experimental.ifca(optimizer, own.clusters, cfg.client.batch_size)
   first = 0
   if own.method == 'fedrep':
     first = experimental.first_epochs(own.head_epochs, cfg.client.batch_size)

@@ -70,7 +70,7 @@ def test_the_order_is_fedjax_s(page):
 def test_fedprox(page):
   algorithm = fa.fedprox(0.01, optax.sgd(1.0), optax.sgd(1.0))
   w = after(page, algorithm, LARGE, 1)
-  assert w == pytest.approx(-3.77, rel=1e-7)
+  assert w == pytest.approx(-3.77, rel=3e-7)
 
 
 @pytest.mark.parametrize(

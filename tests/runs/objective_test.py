@@ -198,6 +198,7 @@ def test_a_resumed_run_with_a_target_has_the_same_bits(
   assert train.train(own, tmp_path / 'run', extend=True) == summary
 
 
+@pytest.mark.slow
 def test_comparison_and_sweep_prefer_the_smallest(module, regression, tmp_path):
   folder, _, errors = regression
   goal = sorted(errors)[1] * 1.001
@@ -292,6 +293,7 @@ def objects(module):
   }
 
 
+@pytest.mark.slow
 def test_losses_of_one_maker_are_not_compared(module, tmp_path):
   """What they compute differs, though their functions have one name."""
   runs = []
@@ -369,6 +371,7 @@ def test_objects_are_the_same_run_as_names(module, tmp_path):
   refused(f'{module}: its code is not that', **objects(module))
 
 
+@pytest.mark.slow
 def test_programs_of_another_platform_are_not_compared(module, tmp_path):
   """There the same functions are other programs, as with other versions."""
   config, folder = settings(module, rounds=2, metrics=''), tmp_path / 'run'
@@ -477,6 +480,7 @@ def test_a_sweep_has_one_measure(tmp_path, key, metrics):
     grid.run_sweep(base, {key: ['loss']}, 1, tmp_path / 'sweep')
 
 
+@pytest.mark.slow
 def test_runs_of_other_losses_are_compared_by_another_measure(module, tmp_path):
   """Two losses have the same name in the lines; another metric serves both."""
 

@@ -107,6 +107,7 @@ def test_a_run_of_custom_parts_resumes_and_records_their_code(module, tmp_path):
     train.train(changed, folder)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_an_option_of_a_custom_model(module, tmp_path):
   jobs = grid.run_sweep(
     settings(module),

@@ -104,6 +104,22 @@ def test_refusals_with_other_options():
     config(personal__method='lg', model='mine:model')
 
 
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'client__epochs': 1}, 'client.epochs = 1: must be at least 2'),
+    ({'algorithm': 'fedexp'}, "algorithm = 'fedexp': must be 'fedavg' with"),
+    ({'server__learning_rate': 0.5}, 'rate = 0.5: must be 1.0 with'),
+    ({'robust__rule': 'median'}, "robust.rule = 'median': must be 'none'"),
+    ({'personal__leaves': 'x'}, "'ifca', which names no leaves"),
+    ({'personal__clusters': 0}, 'personal.clusters = 0: must be'),
+  ],
+)
+def test_refusals_of_clusters(changes, said):
+  with pytest.raises(fa.InputError, match=said):
+    config(personal__method='ifca', **changes)
+
+
 def run(folder, **changes):
   """Trains on two digits per client; returns the lines of metrics.jsonl."""
   cfg = config(
@@ -134,6 +150,20 @@ def test_a_run_has_both_accuracies(tmp_path, method):
   model = 4 * (64 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10)
   sent = model - 4 * 2010 if method == 'fedper' else model
   assert line['bytes_up'] == line['bytes_down'] == sent * line['clients']
+
+
+@pytest.mark.slow
+def test_clients_of_clusters_receive_all_models_and_send_one(tmp_path):
+  *_, line = run(
+    tmp_path / 'run',
+    rounds=4,
+    personal__method='ifca',
+    personal__clusters=3,
+  )
+  assert line['personal_accuracy_mean'] > line['client_accuracy_mean']
+  model = 4 * (64 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10)
+  assert line['bytes_up'] == (model + 4) * line['clients']
+  assert line['bytes_down'] == 3 * model * line['clients']
 
 
 @pytest.mark.slow

@@ -180,6 +180,7 @@ def test_predict_works_for_any_number_of_examples():
   np.testing.assert_allclose(one, expected[:1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_history_per_value(tmp_path):
   uninterrupted = fa.run(built('sweep'), rounds=3)
   assert uninterrupted['test_loss'].shape == (4, 2)
@@ -271,6 +272,7 @@ def test_keeping_the_best_model_is_another_run(finished):
     fa.run(built(), rounds=2, folder=finished, keep_best=True)
 
 
+@pytest.mark.slow
 def test_a_loss_of_one_line_and_a_sweep_are_compared(tmp_path):
   """Two lambdas have the same name, two sweeps have the same values."""
 
@@ -290,6 +292,7 @@ def test_a_loss_of_one_line_and_a_sweep_are_compared(tmp_path):
     run(2.0, 2)
 
 
+@pytest.mark.slow
 def test_other_versions_have_other_programs(tmp_path):
   """Only names and examples are compared then; the next call compares all."""
   folder = tmp_path / 'own'

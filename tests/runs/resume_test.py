@@ -164,6 +164,7 @@ def test_best_model_of_a_run(repository, tmp_path):
   assert accuracy == pytest.approx(max(tested.values()))
 
 
+@pytest.mark.slow
 def test_killed_between_two_checkpoints(repository, uninterrupted, stopped):
   again(repository, stopped)
   assert_same_bits(uninterrupted, stopped)

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import scipy.linalg
-import scipy.stats
 
 
 def qsgd(key, x, levels):
@@ -57,7 +56,8 @@ def eden(key, x, centroids):
 def fixed_point(centroids):
   """Returns the mean of N(0, 1) nearest to each centroid, by integration."""
   cuts = [-np.inf, *(centroids[1:] + centroids[:-1]) / 2, np.inf]
-  normal = scipy.stats.norm
+  from scipy.stats import norm as normal  # Half a second to import.
+
   return np.array(
     [
       normal.expect(lambda z: z, lb=a, ub=b, conditional=True)
