@@ -2,9 +2,10 @@
 
 Ten clients with a LeNet train in every round: 50 rounds, E = 10, B = 64, SGD
 with eta = 0.01, momentum 0.9 and weight decay 1e-5; a tenth of a client's
-examples is left out. A number is the best test accuracy of all rounds. The
-leaderboard of the benchmark's authors has 100 clients, a tenth of which train
-in each of 500 rounds.
+examples is left out. Images of CIFAR-10 are extended by four pixels, cropped at
+random and mirrored at random. A number is the best test accuracy of all rounds.
+The leaderboard of the benchmark's authors has 100 clients, a tenth of which
+train in each of 500 rounds.
 """
 
 from collections.abc import Iterator
