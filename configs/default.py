@@ -114,7 +114,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.availability_trace = ''
 
   # Probability of drawing client k: 'uniform' | 'examples' (in proportion to
-  # n_k, its number of examples; use weighting 'uniform' with it).
+  # n_k, its number of examples; use weighting 'uniform' with it) | 'poisson'
+  # (C, independently of the others, so that cohorts differ in size).
   config.sampling = 'uniform'
 
   # Mean fraction of a cohort that does partial work.
@@ -333,6 +334,45 @@ def get_config() -> ml_collections.ConfigDict:
   # k: models of 'ifca'; a client chooses in the first of its local epochs and
   # trains in the others.
   config.personal.clusters = 2
+
+  config.privacy = ml_collections.ConfigDict()
+
+  # S: largest L2 norm of a client's message; the first one with quantile > 0;
+  # 0: no privacy.
+  config.privacy.clip = 0.0
+
+  # sigma: standard deviation of the noise of the sum, over S.
+  config.privacy.noise_multiplier = 0.0
+
+  # Epsilon after all rounds, from which the noise multiplier is computed; 0:
+  # noise_multiplier is given.
+  config.privacy.target_epsilon = 0.0
+
+  # delta at which epsilon holds; at most 1 / K.
+  config.privacy.delta = 1e-05
+
+  # Federations between which epsilon protects: 'zero_out' (without the data of
+  # one client; needs sampling 'poisson') | 'replace_one' (with other data of
+  # one client, which needs twice the noise; for sampling 'uniform').
+  config.privacy.accounting = 'zero_out'
+
+  # gamma: fraction of the norms that the clip should not cut, which it follows
+  # from round to round; 0: the clip stays.
+  config.privacy.quantile = 0.0
+
+  # eta_C: rate of the geometric updates of the clip.
+  config.privacy.clip_learning_rate = 0.2
+
+  # sigma_b: standard deviation of the noise of the number of norms below the
+  # clip; 0: a twentieth of the expected cohort.
+  config.privacy.bit_noise = 0.0
+
+  # Size of a larger cohort whose noise the mean has, to predict its accuracy;
+  # its epsilon is 'projected_epsilon'. 0: the noise is that of this cohort.
+  config.privacy.noise_cohort_size = 0
+
+  # Number of clients from which cohorts of noise_cohort_size would be drawn.
+  config.privacy.population = 0
 
   # Reaction to a client update with NaN or infinity: 'stop' (ends the run) |
   # 'skip_client' (drops the update).

@@ -75,6 +75,7 @@ with _epy.lazy_api_imports(globals()):
   from fedavg_jax.engine.simulation import lower_simulation
   from fedavg_jax.models import layers
   from fedavg_jax.models.zoo import build_model
+  from fedavg_jax.runs.accountant import epsilon
   from fedavg_jax.runs.checkpoint import load_params
   from fedavg_jax.runs.python_run import run
   from fedavg_jax.runs.result import Result
@@ -103,6 +104,7 @@ __all__ = [
   'default_config',
   'DivergedError',
   'engine',
+  'epsilon',
   'Examples',
   'Execution',
   'experimental',

@@ -209,6 +209,17 @@ SETTINGS = {
     '--config.compression.per_leaf=True',
     '--config.client_states_on=disk',
   ),
+  'private, an adaptive clip': _run(
+    '--config.client_fraction=0.2',
+    '--config.sampling=poisson',
+    '--config.weighting=uniform',
+    '--config.on_nan=skip_client',
+    '--config.privacy.clip=0.5',
+    '--config.privacy.noise_multiplier=0.8',
+    '--config.privacy.delta=0.01',
+    '--config.privacy.quantile=0.5',
+    '--config.privacy.bit_noise=2.0',
+  ),
   'loggers': _run('--config.log=csv, tensorboard'),
   'skipped clients': _run(
     '--config.on_nan=skip_client', '--config.client.learning_rate=0.3'

@@ -16,6 +16,7 @@ import optax
 
 from fedavg_jax.contracts.aggregation import Aggregator
 from fedavg_jax.contracts.aggregation import weighted_mean
+from fedavg_jax.contracts.mechanism import Mechanism
 from fedavg_jax.contracts.model import Array
 from fedavg_jax.contracts.model import Batch
 from fedavg_jax.contracts.model import Params
@@ -196,6 +197,11 @@ class Algorithm(NamedTuple):
     own_model: (context: ClientContext) -> the client's own model, with the
       structure of params, which is tested on the client's held-out examples;
       None if clients have no models of their own.
+    server_info: (server state at the start of a round) -> scalars by name, for
+      the round's metrics; None for none.
+    mechanism: the description of a differentially private sum, from
+      `experimental.privatize`, which adds noise in rounds without clients too;
+      None if there is none.
 
   >>> import jax, jax.numpy as jnp, optax
   >>> import fedavg_jax as fa
@@ -224,3 +230,5 @@ class Algorithm(NamedTuple):
   full_gradient: bool = False
   received: Callable[[Params], PyTree] | None = None
   own_model: Callable[[ClientContext], Params] | None = None
+  server_info: Callable[[PyTree], dict[str, Scalar]] | None = None
+  mechanism: Mechanism | None = None

@@ -98,7 +98,7 @@ class RoundMetrics(NamedTuple):
       whose loss, message or new state was not finite. Loss and examples exclude
       theirs.
     info: name -> float32, the mean of `ClientOutput.info` over the clients that
-      count.
+      count, and what `Algorithm.server_info` returns.
     coded: float32, the size in bytes of the messages that count, if it depends
       on their values, else 0.
     finite: bool, False if the loss, the new model or a new state of the server
@@ -306,7 +306,8 @@ def build_round(
     sums = train_cohort(state, client_states, data, plan)
     new_state, finite = server_step(training, state, sums, plan)
     client_states = keep_states(client_states, sums, plan.slots, finite)
-    return new_state, client_states, round_metrics(sums, finite)
+    own = algorithm.server_info(state.server) if algorithm.server_info else {}
+    return new_state, client_states, round_metrics(sums, finite, own)
 
   def sharding(spec):
     return jax.sharding.NamedSharding(mesh, spec)
@@ -364,7 +365,9 @@ def server_step(
   )
   if training.model.state_of == 'nobody':
     model_state = state.model_state
-  any_trained = jnp.any(sums.trained > 0)
+  # A private round shows nobody whether there was a client in it.
+  private = training.algorithm.mechanism is not None
+  any_trained = private or jnp.any(sums.trained > 0)
   params, server, model_state = jax.tree.map(
     lambda new, old: jnp.where(any_trained, new, old),
     (params, server, model_state),
@@ -396,8 +399,10 @@ def keep_states(
   )
 
 
-def round_metrics(sums: RoundSums, finite: jax.Array) -> RoundMetrics:
-  """Computes the metrics of a round from its sums."""
+def round_metrics(
+  sums: RoundSums, finite: jax.Array, info: dict[str, Any]
+) -> RoundMetrics:
+  """Computes the metrics of a round; `info` has those of the server."""
   examples = jnp.maximum(sums.examples, 1).astype(jnp.float32)
   return RoundMetrics(
     train_loss=sums.loss / examples,
@@ -408,7 +413,8 @@ def round_metrics(sums: RoundSums, finite: jax.Array) -> RoundMetrics:
         total / jnp.maximum(jnp.sum(sums.trained), 1).astype(jnp.float32)
       ),
       sums.info,
-    ),
+    )
+    | info,
     coded=sums.coded,
     finite=finite,
   )

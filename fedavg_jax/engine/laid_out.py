@@ -45,6 +45,7 @@ from fedavg_jax.engine.options import Execution
 from fedavg_jax.engine.options import Federation
 from fedavg_jax.engine.options import Placement
 from fedavg_jax.engine.options import check_calls
+from fedavg_jax.engine.private_checks import check_private
 from fedavg_jax.models import rewriting
 from fedavg_jax.schedule import planning
 from fedavg_jax.schedule import sampling
@@ -144,10 +145,13 @@ def lay_out(parts: Parts) -> LaidOut:
     )
   federation = dataclasses.replace(federation, clients=clients, test=test)
   algorithm = trained.first
-  cohort_size = sampling.cohort_size(
-    clients.num_clients, federation.client_fraction
-  )
+  size, poisson = sampling.cohort_size, federation.participation.poisson
+  if poisson:
+    size = sampling.most_drawn
+  cohort_size = size(clients.num_clients, federation.client_fraction)
   buffer = federation.participation.buffer
+  if algorithm.mechanism is not None:
+    check_private(algorithm, task.model, variables, federation)
   check_algorithm(algorithm, variables, buffer or cohort_size)
   if buffer:
     check_asynchronous(algorithm, variables)
@@ -167,6 +171,11 @@ def lay_out(parts: Parts) -> LaidOut:
     num_examples=clients.num_examples,
     cohort_size=buffer or cohort_size,
     concurrency=cohort_size if buffer else 0,
+    rate=(
+      sampling.poisson_rate(clients.num_clients, federation.client_fraction)
+      if poisson
+      else 0.0
+    ),
     participation=federation.participation,
     epochs=federation.epochs,
     batch_size=federation.batch_size,

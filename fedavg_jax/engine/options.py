@@ -25,7 +25,8 @@ class Federation:
   Attributes:
     clients: the K clients and their examples, from `build_clients`.
     test: the central test set.
-    client_fraction: C in [0, 1]; a cohort has max(int(C * K), 1) clients.
+    client_fraction: C in [0, 1]; a cohort has max(int(C * K), 1) clients; with
+      `Participation.poisson` each client is drawn with probability C.
     epochs: E, the local epochs of a client in a round, at least 1.
     batch_size: B, the examples of a minibatch; 0 makes all of a client's
       examples one minibatch.

@@ -8,6 +8,7 @@ from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.runs import compression_builder
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import personal_builder
+from fedavg_jax.runs import privacy_builder
 from fedavg_jax.runs import robust_builder
 from fedavg_jax.runs.run_config import RunConfig
 
@@ -36,7 +37,8 @@ def build_algorithm(
       algorithm, cfg.asynchronous.staleness_exponent
     )
   algorithm = robust_builder.defended(cfg, algorithm)
-  return robust_builder.attacked(cfg, algorithm, num_clients, num_classes)
+  algorithm = robust_builder.attacked(cfg, algorithm, num_clients, num_classes)
+  return privacy_builder.privatized(cfg, algorithm, num_clients)
 
 
 def _named(cfg: RunConfig) -> Algorithm:

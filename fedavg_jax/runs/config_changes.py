@@ -5,6 +5,7 @@ from typing import Any
 
 from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import config_privacy
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs.part_names import OWN_PARTS
 from fedavg_jax.runs.run_config import RunConfig
@@ -101,3 +102,4 @@ def check_same(now: RunConfig, began: Any, *, extend: bool) -> None:
       f'rounds = {now.rounds}: must be at least the {rounds!r} that the run'
       ' began with'
     )
+  config_privacy.check_resume(now, rounds)

@@ -6,6 +6,7 @@ from fedavg_jax.core import choices
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import config_compression
 from fedavg_jax.runs import config_personal
+from fedavg_jax.runs import config_privacy
 from fedavg_jax.runs import config_robust
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import metric_words
@@ -83,12 +84,28 @@ def check(cfg: 'RunConfig') -> None:
   metric_words.check(cfg.metrics)
   if cfg.asynchronous.buffer:
     _check_asynchronous(cfg)
+  if cfg.sampling == 'poisson':
+    _check_poisson(cfg)
   _check_placement(cfg)
   loggers.check(cfg.log)
   _check_algorithm(cfg)
   config_robust.check(cfg)
   config_compression.check(cfg)
   config_personal.check(cfg)
+  config_privacy.check(cfg)
+
+
+def _check_poisson(cfg: 'RunConfig') -> None:
+  """Raises InputError for options by which draws would not be independent."""
+  for key, value, neutral in (
+    ('unavailable_fraction', cfg.unavailable_fraction, 0),
+    ('availability_trace', cfg.availability_trace, ''),
+  ):
+    if value != neutral:
+      raise InputError(
+        f"{key} = {value!r}: must be {neutral!r} with sampling = 'poisson',"
+        ' which draws every client with the same probability'
+      )
 
 
 def _check_cohort(cfg: 'RunConfig') -> None:

@@ -36,6 +36,7 @@ TOGETHER = (
   'server.adaptivity',
   'server.fairness',
   'server.epsilon',
+  'privacy.noise_multiplier',
 )
 _MOST_RUNS = 100_000
 _LONGEST_NAME = 255  # The limit for folders on common systems.
@@ -47,7 +48,9 @@ _FITS = (
   *('lanes', 'client_states_on', 'on_nan', 'target', 'target_accuracy'),
   *('partition', 'num_clients', 'client_fraction'),
 )
-_SECTIONS = 'personal', 'compression', 'asynchronous', 'robust', 'attack'
+_SECTIONS = (
+  *('personal', 'compression', 'asynchronous', 'robust', 'attack', 'privacy'),
+)
 _OVER = ('finished', 'target reached', 'diverged')
 
 

@@ -33,6 +33,7 @@ from fedavg_jax.runs.grid_jobs import TOGETHER
 from fedavg_jax.runs.grid_jobs import Job
 from fedavg_jax.runs.grid_jobs import is_over
 from fedavg_jax.runs.grid_jobs import parts_of
+from fedavg_jax.runs.privacy_builder import spending
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.runs.signals import stop_on_signals
@@ -104,6 +105,7 @@ def train_together(
       metrics=prepared.metrics,
     )
     measure = builders.build_measure(cfg, prepared, simulation)
+    spent = [spending(job.cfg, simulation, g) for g, job in enumerate(jobs)]
     # Per run: the lines of its metrics.jsonl, and why it ended.
     history: dict[str, Any] = {
       'round': 0,
@@ -132,7 +134,9 @@ def train_together(
       saved_round=history['round'],
       before=check,
     )
-    last = _simulate(cfg, simulation, history, snapshots, start, stop, measure)
+    last = _simulate(
+      cfg, simulation, history, snapshots, start, stop, measure, spent
+    )
     if '' in history['status']:
       raise InterruptedRunError(
         f'round {history["round"]} is saved', signum=stop.signum
@@ -140,14 +144,18 @@ def train_together(
     for g, job in enumerate(jobs):
       check()
       if not is_over(job):  # An earlier process may have been killed here.
-        _write_run(job, prepared, simulation, history, last, g, measure)
+        _write_run(
+          job, prepared, simulation, history, last, g, measure, spent[g]
+        )
   check()
   shutil.rmtree(folder)
   with contextlib.suppress(OSError):  # Other groups may use it.
     folder.parent.rmdir()
 
 
-def _simulate(cfg, simulation, history, snapshots, start, stopping, measure):
+def _simulate(
+  cfg, simulation, history, snapshots, start, stopping, measure, spent
+):
   """Trains to the end, or until `stopping`; returns the last states."""
   printed_at = time.monotonic()
   if '' not in history['status']:
@@ -165,7 +173,7 @@ def _simulate(cfg, simulation, history, snapshots, start, stopping, measure):
     for g, status in enumerate(history['status']):
       if not status:
         history['status'][g] = _add_line(
-          cfg, simulation, record, g, history['lines'][g], measure
+          cfg, simulation, record, g, history['lines'][g], measure, spent[g]
         )
     now = time.monotonic()
     if now - printed_at > _SECONDS_BETWEEN_LINES and record.round:
@@ -180,7 +188,7 @@ def _simulate(cfg, simulation, history, snapshots, start, stopping, measure):
   return last.state, last.client_states
 
 
-def _add_line(cfg, simulation, record, g, lines, measure) -> str:
+def _add_line(cfg, simulation, record, g, lines, measure, spent) -> str:
   """Appends the line of run g; returns why the run ended, '' if it has not."""
   finite = bool(record.finite[g])
 
@@ -198,7 +206,9 @@ def _add_line(cfg, simulation, record, g, lines, measure) -> str:
     test={n: of_run(value) for n, value in record.test.items() if finite},
     seconds=record.seconds / len(record.finite),
   )
-  lines.append(summary.to_line(run_record, simulation.planner, cfg.measured_on))
+  lines.append(
+    summary.to_line(run_record, simulation.planner, cfg.measured_on, spent)
+  )
   if not finite:
     return 'diverged'
   if measure.reached(lines[-1], cfg.ends_at):
@@ -206,7 +216,9 @@ def _add_line(cfg, simulation, record, g, lines, measure) -> str:
   return 'finished' if record.round == cfg.rounds else ''
 
 
-def _write_run(job, prepared, simulation, history, last, g, measure) -> None:
+def _write_run(
+  job, prepared, simulation, history, last, g, measure, spent
+) -> None:
   """Writes the folder of run g, as if it had been trained alone.
 
   The folder is renamed to its name once it is complete.
@@ -263,6 +275,7 @@ def _write_run(job, prepared, simulation, history, last, g, measure) -> None:
       simulation.planner.lanes,
       measure,
       functools.partial(last_test, state.variables) if last_test else None,
+      spending=spent,
     )
   job.folder.parent.mkdir(exist_ok=True)
   part.rename(job.folder)

@@ -173,6 +173,7 @@ def build_participation(
   return Participation(
     unavailable_fraction=cfg.unavailable_fraction,
     sampling_weights=num_examples if cfg.sampling == 'examples' else None,
+    poisson=cfg.sampling == 'poisson',
     trace=(
       availability.read_trace(trace, len(num_examples)) if trace else None
     ),

@@ -19,6 +19,7 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import plots
+from fedavg_jax.runs.privacy_builder import Spending
 from fedavg_jax.runs.progress import Progress
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
@@ -47,6 +48,7 @@ class Run(NamedTuple):
     stopping: a function that returns whether a signal has requested a stop.
     measure: the measure of the run.
     began: the `time.monotonic()` at which the command or `train` began.
+    spending: the report of its privacy, None if it has none.
   """
 
   cfg: RunConfig
@@ -58,6 +60,7 @@ class Run(NamedTuple):
   stopping: Callable[[], bool]
   measure: Measure
   began: float
+  spending: Spending | None = None
 
   def saves(self, number: int) -> bool:
     """Returns whether a checkpoint is due after a round, by its number."""
@@ -202,7 +205,10 @@ class Recorder:
     folder, before = self._folder, self._folder.seal()
     self._finite = record.finite
     line = to_line(
-      record, self._run.simulation.planner, self._run.cfg.measured_on
+      record,
+      self._run.simulation.planner,
+      self._run.cfg.measured_on,
+      self._run.spending,
     )
     if tests is not None:
       line |= client_evaluation.line(tests)
@@ -262,6 +268,7 @@ class Recorder:
       measure,
       test,
       self._start_seconds,
+      self._run.spending,
     )
 
   def _last_state(self) -> compiled_round.ServerState:

@@ -32,6 +32,7 @@ from fedavg_jax.runs.config_option import one_of_or_own
 from fedavg_jax.runs.config_option import option
 from fedavg_jax.runs.config_option import section
 from fedavg_jax.runs.config_personal import PersonalConfig
+from fedavg_jax.runs.config_privacy import PrivacyConfig
 from fedavg_jax.runs.config_robust import AttackConfig
 from fedavg_jax.runs.config_robust import RobustConfig
 from fedavg_jax.runs.config_sections import AsynchronousConfig
@@ -73,7 +74,8 @@ class RunConfig(TaskOptions):
     'uniform',
     one_of(choices.SAMPLINGS),
     "Probability of drawing client k: 'uniform' | 'examples' (in proportion to"
-    " n_k, its number of examples; use weighting 'uniform' with it).",
+    " n_k, its number of examples; use weighting 'uniform' with it) | 'poisson'"
+    ' (C, independently of the others, so that cohorts differ in size).',
   )
   straggler_fraction: float = option(
     0.0, between(0, 1), 'Mean fraction of a cohort that does partial work.'
@@ -109,6 +111,7 @@ class RunConfig(TaskOptions):
   attack: AttackConfig = section(AttackConfig)
   compression: CompressionConfig = section(CompressionConfig)
   personal: PersonalConfig = section(PersonalConfig)
+  privacy: PrivacyConfig = section(PrivacyConfig)
 
   on_nan: str = option(
     'stop',

@@ -13,6 +13,7 @@ from fedavg_jax.engine.driver import Record
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import plots
 from fedavg_jax.runs.builders import Prepared
+from fedavg_jax.runs.privacy_builder import Spending
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.runs.targets import Measure
@@ -49,6 +50,7 @@ def finish(
   measure: Measure,
   test: Callable[[], dict[str, float]] | None = None,
   start_seconds: float | None = None,
+  spending: Spending | None = None,
 ) -> dict[str, Any]:
   """Writes curves.png, then summary.json; returns the summary.
 
@@ -66,9 +68,13 @@ def finish(
       evaluation used the test set.
     start_seconds: the seconds until the first record of this process; None if
       several runs had one start.
+    spending: the report of the run's privacy, None if it has none.
   """
   summary = summarize(cfg, simulation, lines, status, lanes, measure)
   summary['start_seconds'] = start_seconds
+  if spending is not None:
+    ended = status in ('finished', 'target reached')
+    summary |= spending.summary(lines[-1]['round'], ended=ended)
   if test is not None:
     for name, value in test().items():
       summary[f'final_test_{name}'] = float(value)
@@ -172,7 +178,10 @@ def _spent(suffix: str, records) -> dict[str, Any]:
 
 
 def to_line(
-  record: Record, planner: planning.Planner, measured_on: str = 'test'
+  record: Record,
+  planner: planning.Planner,
+  measured_on: str = 'test',
+  spending: Spending | None = None,
 ) -> dict[str, Any]:
   """Returns a line of metrics.jsonl.
 
@@ -180,6 +189,7 @@ def to_line(
     record: the record of the round.
     planner: the planner of the simulation.
     measured_on: the set of examples of the evaluation, 'test' or 'validation'.
+    spending: the report of the run's privacy, None if it has none.
   """
   line = {
     'round': record.round,
@@ -199,6 +209,8 @@ def to_line(
       line['simulated_seconds'] = account.seconds
   if record.skipped:
     line['skipped'] = record.skipped
+  if spending is not None:
+    line |= spending.line(record.round)
   return line | {
     f'{measured_on}_{name}': value for name, value in record.test.items()
   }

@@ -40,6 +40,7 @@ from fedavg_jax.runs.builders import build_measure
 from fedavg_jax.runs.builders import prepare
 from fedavg_jax.runs.given import NOTHING
 from fedavg_jax.runs.given import Given
+from fedavg_jax.runs.privacy_builder import spending
 from fedavg_jax.runs.progress import say
 from fedavg_jax.runs.provenance import to_begin
 from fedavg_jax.runs.recorder import Run
@@ -146,6 +147,8 @@ def train_config(
     _import_ahead(pictures=cfg.pictures)
     simulation = build(cfg, prepared, lanes=left.lanes)
     _say(_layout(simulation))
+    if (spent := spending(cfg, simulation)) is not None:
+      _say(spent.text())
     client_tests = build_client_tests(cfg, prepared, simulation)
     last_test = build_last_test(prepared, simulation)
     measure = build_measure(cfg, prepared, simulation)
@@ -166,6 +169,7 @@ def train_config(
       stop,
       measure,
       began,
+      spent,
     )
     summary = folder.record(run)
   _check_end(cfg, summary, folder.path, stop.signum)

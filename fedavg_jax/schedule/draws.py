@@ -29,11 +29,14 @@ class DrawContext(NamedTuple):
     round_number: the round, counted from 1.
     num_examples: [K] int64, n_k of every client; read-only.
     cohort_size: M, the maximum number of clients drawn.
+    rate: q, the probability with which `poisson` draws each client; 0 for the
+      draws of a fixed number.
   """
 
   round_number: int
   num_examples: np.ndarray
   cohort_size: int
+  rate: float = 0.0
 
   @property
   def num_clients(self) -> int:
@@ -108,6 +111,20 @@ def at_random(
     return drawn[: context.cohort_size]
 
   return draw
+
+
+def poisson(rng: np.random.Generator, context: DrawContext) -> np.ndarray:
+  """Draws each client with probability q, independently; at most M of them.
+
+  Where more than M are drawn, a uniformly random subset of M is the cohort. The
+  draw depends on no client's data. With no client drawn the round has none.
+
+  >>> context = DrawContext(1, np.array([9, 8, 7]), cohort_size=3, rate=1.0)
+  >>> sorted(poisson(np.random.default_rng(0), context).tolist())
+  [0, 1, 2]
+  """
+  drawn = np.flatnonzero(rng.random(context.num_clients) < context.rate)
+  return rng.permutation(drawn)[: context.cohort_size]
 
 
 def check_cohort(drawn: object, context: DrawContext) -> np.ndarray:

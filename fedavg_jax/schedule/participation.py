@@ -66,6 +66,9 @@ class Participation:
       FedAvg does. Both also apply to a deadline and to a custom rule.
     clock: the clients' speeds; a client that would miss the deadline completes
       what it can until then. None simulates no time.
+    poisson: whether each client is drawn with probability C, independently of
+      the others, so that cohorts differ in size and may be empty; see
+      `sampling.most_drawn` for the largest. False draws a fixed number.
     draw: a custom draw, `(rng, DrawContext) -> clients [m]`; see `draws.Draw`.
     completion: a custom rule, `(rng, WorkContext) -> minibatches [m]`; see
       `completion.Completion`.
@@ -84,6 +87,7 @@ class Participation:
   straggler_work: str = 'minibatches'
   stragglers: str = 'keep'
   clock: Clock | None = None
+  poisson: bool = False
   draw: draws.Draw | None = None
   completion: Completion | None = None
   buffer: int = 0
@@ -121,6 +125,7 @@ class Participation:
         'unavailable_fraction': bool(self.unavailable_fraction),
         'sampling_weights': self.sampling_weights is not None,
         'trace': self.trace is not None,
+        'poisson': self.poisson,
       },
     )
     _check_custom(
@@ -130,10 +135,28 @@ class Participation:
         'straggler_fraction': bool(self.straggler_fraction),
       },
     )
+    if not isinstance(self.poisson, bool):
+      raise InputError(f'poisson = {self.poisson!r}: must be True or False')
+    if self.poisson:
+      self._check_poisson()
     rules.check_whole('buffer', self.buffer, 0)
     rules.check_whole('most_staleness', self.most_staleness, 0, 10_000)
     if self.buffer:
       self._check_asynchronous()
+
+  def _check_poisson(self) -> None:
+    """Raises InputError for rules by which draws would not be independent."""
+    for name, given in (
+      ('unavailable_fraction', bool(self.unavailable_fraction)),
+      ('sampling_weights', self.sampling_weights is not None),
+      ('availability_trace', self.trace is not None),
+      ('buffer', bool(self.buffer)),
+    ):
+      if given:
+        raise InputError(
+          f'{name}: is not supported with poisson = True, which draws every'
+          ' client with the same probability, independently'
+        )
 
   def _check_asynchronous(self) -> None:
     """Raises InputError for rules that only whole cohorts can follow."""
@@ -183,6 +206,8 @@ class Participation:
     """
     if self.draw is not None:
       return draws.check_cohort(self.draw(rng, context), context)
+    if self.poisson:
+      return draws.poisson(rng, context)
     return self._built_in_draw(rng, context)
 
   def completed(self, seed: int, work: WorkContext) -> np.ndarray:

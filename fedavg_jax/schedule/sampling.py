@@ -9,6 +9,7 @@ Shape letters: K clients, M cohort size, m <= M clients of a round.
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,59 @@ def cohort_size(num_clients: int, client_fraction: float) -> int:
   """
   rules.check_fraction('client_fraction', client_fraction, one=True)
   return max(int(round(client_fraction * num_clients, 6)), 1)
+
+
+def poisson_rate(num_clients: int, client_fraction: float) -> float:
+  """Returns the probability q of drawing each client independently.
+
+  It is C, but at least 1 / K: as in `cohort_size`, C = 0 stands for a cohort of
+  one client, here on average.
+
+  Args:
+    num_clients: K, the number of clients.
+    client_fraction: C in [0, 1].
+
+  >>> poisson_rate(100, 0.29), poisson_rate(100, 0.0)
+  (0.29, 0.01)
+  """
+  rules.check_fraction('client_fraction', client_fraction, one=True)
+  return max(float(client_fraction), 1 / num_clients)
+
+
+def expected_cohort(
+  num_clients: int, client_fraction: float, *, poisson: bool
+) -> float:
+  """Returns the expected number of clients that a round draws.
+
+  Args:
+    num_clients: K, the number of clients.
+    client_fraction: C in [0, 1].
+    poisson: whether each client is drawn independently.
+
+  >>> expected_cohort(101, 0.1, poisson=False)
+  10.0
+  >>> round(expected_cohort(101, 0.1, poisson=True), 6)
+  10.1
+  """
+  if poisson:
+    return poisson_rate(num_clients, client_fraction) * num_clients
+  return float(cohort_size(num_clients, client_fraction))
+
+
+def most_drawn(num_clients: int, client_fraction: float) -> int:
+  """Returns the largest cohort of a Poisson draw, for one compiled shape.
+
+  It is the mean plus five standard deviations of the number of clients drawn,
+  rounded up, at most K. Larger cohorts are truncated, see `draws.poisson`.
+
+  >>> most_drawn(100, 0.1), most_drawn(100, 1.0)
+  (25, 100)
+  """
+  rate = poisson_rate(num_clients, client_fraction)
+  mean = rate * num_clients
+  # Rounded before it is rounded up, as 10 + 5 * 3.0000000000000004 is not 25.
+  most = math.ceil(round(mean + 5 * math.sqrt(mean * (1 - rate)), 6))
+  return min(most, num_clients)
 
 
 class RoundCost(NamedTuple):
@@ -81,6 +135,8 @@ class Sampler:
     bytes_up: bytes that a client sends after it has trained.
     concurrency: the number of clients that train at any time with a
       `participation.buffer`, which M then is; 0 trains whole cohorts.
+    rate: q, the probability of drawing each client with `participation.poisson`
+      of which at most M then train; 0 draws M clients.
 
   Raises:
     InputError: a value breaks its rule.
@@ -96,6 +152,7 @@ class Sampler:
   bytes_down: int = 0
   bytes_up: int = 0
   concurrency: int = 0
+  rate: float = 0.0
 
   def __post_init__(self) -> None:
     rules.check_seed(self.seed)
@@ -112,6 +169,11 @@ class Sampler:
         'cohort_size',
         1 <= self.cohort_size <= available,
         f'must be in [1, {available}], the available clients',
+      ),
+      (
+        'rate',
+        0 < self.rate <= 1 if self.participation.poisson else self.rate == 0,
+        'must be in (0, 1] with participation.poisson, else 0',
       ),
       (
         'epochs',
@@ -166,7 +228,9 @@ class Sampler:
       return self.arrivals.of_round(round_number).clients
     return self.participation.cohort(
       np.random.default_rng([self.seed, _COHORT, round_number]),
-      DrawContext(round_number, self._readonly_sizes, self.cohort_size),
+      DrawContext(
+        round_number, self._readonly_sizes, self.cohort_size, self.rate
+      ),
     )
 
   @property

@@ -176,6 +176,16 @@ KEYS = {
     {'algorithm': 'feddyn'},
   ),
   'qfedavg': ({'server.fairness': ['0.0', '5.0']}, {'algorithm': 'qfedavg'}),
+  'private': (
+    {'privacy.noise_multiplier': ['0.1', '1.0']},
+    {
+      'privacy.clip': 0.5,
+      'privacy.delta': 0.01,
+      'sampling': 'poisson',
+      'weighting': 'uniform',
+      'on_nan': 'skip_client',
+    },
+  ),
   'fedexp': ({'server.epsilon': ['0.001', '1.0']}, {'algorithm': 'fedexp'}),
 }
 

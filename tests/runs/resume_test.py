@@ -41,6 +41,17 @@ SETTINGS = {
     'client.epochs': 1,
     'checkpoint.rounds': 2,
   },
+  'private, an adaptive clip': {
+    'sampling': 'poisson',
+    'weighting': 'uniform',
+    'on_nan': 'skip_client',
+    'client_fraction': 0.2,
+    'privacy.clip': 0.5,
+    'privacy.target_epsilon': 20.0,
+    'privacy.delta': 0.01,
+    'privacy.quantile': 0.5,
+    'privacy.bit_noise': 2.0,
+  },
   'several rounds per call': {'rounds_per_call': 3, 'checkpoint.rounds': 5},
   'every round, no time': {'checkpoint.rounds': 1, 'checkpoint.minutes': 0.0},
 }

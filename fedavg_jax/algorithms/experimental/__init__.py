@@ -24,6 +24,8 @@ from fedavg_jax.algorithms.experimental.fednova import fednova
 from fedavg_jax.algorithms.experimental.mimelite import mimelite
 from fedavg_jax.algorithms.experimental.personal import first_epochs
 from fedavg_jax.algorithms.experimental.personal import personal
+from fedavg_jax.algorithms.experimental.privatize import AdaptiveClip
+from fedavg_jax.algorithms.experimental.privatize import privatize
 from fedavg_jax.algorithms.experimental.qfedavg import qfedavg
 from fedavg_jax.algorithms.experimental.quantizers import qsgd
 from fedavg_jax.algorithms.experimental.quantizers import scaled_sign
@@ -45,6 +47,7 @@ from fedavg_jax.algorithms.experimental.two_models import ditto
 from fedavg_jax.algorithms.experimental.two_models import two_models
 
 __all__ = [
+  'AdaptiveClip',
   'Attack',
   'Compressor',
   'Rule',
@@ -74,6 +77,7 @@ __all__ = [
   'little_is_enough',
   'mimelite',
   'personal',
+  'privatize',
   'qfedavg',
   'qsgd',
   'random_k',

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from fedavg_jax.algorithms.experimental.contexts import with_own_client_state
 from fedavg_jax.contracts.algorithm import Algorithm
-from fedavg_jax.contracts.algorithm import ClientContext
 from fedavg_jax.contracts.algorithm import ClientResult
 from fedavg_jax.contracts.algorithm_checks import message_shapes
 from fedavg_jax.contracts.model import Array
@@ -117,9 +116,10 @@ def compress(
     output = algorithm.client_finish(result)
     return output._replace(message=decoded(result, output.message))
 
+  inside = with_own_client_state(algorithm)
+
   def client_finish_with_memory(result: ClientResult):
-    inside = result._replace(context=_own(result.context))
-    output = algorithm.client_finish(inside)
+    output = inside.client_finish(result)
     memory = result.context.client_state.memory
     owed = jax.tree.map(jnp.add, output.message, memory)
     sent = decoded(result, owed)
@@ -138,7 +138,7 @@ def compress(
     )
     return Compressed(algorithm.client_init(params, client_id), memory)
 
-  return _with_own_state(algorithm)._replace(
+  return inside._replace(
     client_init=client_init,
     client_finish=client_finish_with_memory,
     num_bytes=num_bytes,
@@ -184,30 +184,3 @@ def _vectors(leaves: Sequence[Any], per_leaf: bool) -> list[list[int]]:
   """Returns the numbers of the leaves that are compressed, vector by vector."""
   numbers = [i for i, leaf in enumerate(leaves) if leaf.size > 1]
   return [[i] for i in numbers] if per_leaf else [numbers] if numbers else []
-
-
-def _own(context: ClientContext) -> ClientContext:
-  """Returns the context that the wrapped algorithm sees."""
-  return context._replace(client_state=context.client_state.own)
-
-
-def _with_own_state(algorithm: Algorithm) -> Algorithm:
-  """Lets the hooks before `client_finish` see their own client state."""
-  optimizer = optax.with_extra_args_support(algorithm.client_optimizer)
-
-  def update(updates, state, params=None, **extra):
-    extra['context'] = _own(extra['context'])
-    return optimizer.update(updates, state, params, **extra)
-
-  def on_own(hook: Callable | None) -> Callable | None:
-    # The context is the last argument of each hook.
-    return hook and (lambda *args: hook(*args[:-1], _own(args[-1])))
-
-  return algorithm._replace(
-    client_optimizer=optax.GradientTransformationExtraArgs(
-      optimizer.init, update
-    ),
-    client_start=on_own(algorithm.client_start),
-    client_gradient=on_own(algorithm.client_gradient),
-    own_model=on_own(algorithm.own_model),
-  )

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedavg_jax.algorithms.experimental.contexts import with_own_server_state
 from fedavg_jax.algorithms.experimental.robust_rules import Rule
 from fedavg_jax.contracts.aggregation import Aggregator
 from fedavg_jax.contracts.aggregation import Gathered
 from fedavg_jax.contracts.aggregation import weighted_mean
 from fedavg_jax.contracts.algorithm import Algorithm
-from fedavg_jax.contracts.algorithm import ClientContext
-from fedavg_jax.contracts.algorithm import ClientResult
 from fedavg_jax.contracts.algorithm_checks import check_is_delta
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
@@ -91,7 +90,7 @@ messages in its own way, must take their weighted mean
     )
     return params, RobustServer(own, aggregate if rule.has_centre else ())
 
-  return _with_own_server_state(algorithm)._replace(
+  return with_own_server_state(algorithm)._replace(
     aggregate=buckets(bucket_size),
     server_init=server_init,
     server_update=server_update,
@@ -218,35 +217,3 @@ def check_takes_the_mean(wrapper: str, algorithm: Algorithm) -> None:
       f'{wrapper}: the algorithm aggregates its messages in its own way, must'
       ' take their weighted mean'
     )
-
-
-def _with_own_server_state(algorithm: Algorithm) -> Algorithm:
-  """Returns the algorithm with hooks that find their own server state."""
-  optimizer = optax.with_extra_args_support(algorithm.client_optimizer)
-  start, gradient = algorithm.client_start, algorithm.client_gradient
-  own_model = algorithm.own_model
-
-  def own(context: ClientContext) -> ClientContext:
-    return context._replace(server_state=context.server_state.own)
-
-  def update(updates, state, params=None, **extra):
-    extra['context'] = own(extra['context'])
-    return optimizer.update(updates, state, params, **extra)
-
-  def client_finish(result: ClientResult):
-    return algorithm.client_finish(result._replace(context=own(result.context)))
-
-  return algorithm._replace(
-    client_optimizer=optax.GradientTransformationExtraArgs(
-      optimizer.init, update
-    ),
-    client_start=start and (lambda context: start(own(context))),
-    own_model=own_model and (lambda context: own_model(own(context))),
-    client_finish=client_finish,
-    client_gradient=gradient
-    and (
-      lambda loss_fn, params, batch, context: gradient(
-        loss_fn, params, batch, own(context)
-      )
-    ),
-  )

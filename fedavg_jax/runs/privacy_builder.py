@@ -1,0 +1,189 @@
+"""Applies the privacy that a config names to an algorithm, and accounts it."""
+
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedavg_jax.algorithms import experimental
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.engine.simulation import Simulation
+from fedavg_jax.runs import accountant
+from fedavg_jax.runs import config_privacy
+from fedavg_jax.runs.accountant import Accountant
+from fedavg_jax.runs.accountant import Event
+from fedavg_jax.runs.run_config import RunConfig
+from fedavg_jax.schedule import sampling
+
+# A larger epsilon by PLD would need gigabytes, and promise nothing.
+_MOST_TIGHT = 50.0
+
+
+def privatized(
+  cfg: RunConfig, algorithm: Algorithm, num_clients: int
+) -> Algorithm:
+  """Returns the algorithm with the mechanism of `config.privacy`.
+
+  Args:
+    cfg: the checked config, in which a sweep has a traced noise multiplier.
+    algorithm: the algorithm, with compression and attacks.
+    num_clients: K, the number of clients.
+  """
+  own = cfg.privacy
+  if not own.clip:
+    return algorithm
+  accountant.check_installed()
+  accountant.check_delta('privacy.delta', own.delta, num_clients)
+  config_privacy.check_noise_cohort(cfg, num_clients)
+  expected = config_privacy.expected_cohort(cfg, num_clients)
+  noise: Any = own.noise_multiplier
+  if own.target_epsilon:
+    noise = calibrated(cfg, num_clients)
+  if own.noise_cohort_size:  # That of the mean, for a sum of fewer clients.
+    noise = noise * (expected / own.noise_cohort_size)
+  adaptive = None
+  if own.quantile:
+    adaptive = experimental.AdaptiveClip(
+      own.quantile, own.clip_learning_rate, own.bit_noise
+    )
+  return experimental.privatize(
+    algorithm,
+    clip=own.clip,
+    noise_multiplier=noise,
+    denominator=expected,
+    adaptive=adaptive,
+  )
+
+
+def calibrated(cfg: RunConfig, num_clients: int) -> float:
+  """Returns the noise multiplier for `privacy.target_epsilon`."""
+  own, fraction = cfg.privacy, cfg.client_fraction
+
+  def event(noise: float) -> Event:
+    if own.accounting == 'zero_out':
+      rate = sampling.poisson_rate(num_clients, fraction)
+      most = sampling.most_drawn(num_clients, fraction)
+      return Event(own.accounting, num_clients, rate, most, noise)
+    most = sampling.cohort_size(num_clients, fraction)
+    rate = most / num_clients
+    return Event(own.accounting, num_clients, rate, most, noise / 2)
+
+  return accountant.calibrate(
+    event,
+    rounds=cfg.rounds,
+    target_epsilon=own.target_epsilon,
+    delta=own.delta,
+  )
+
+
+class Spending(NamedTuple):
+  """Reports the epsilon of a run, in its lines and in its summary.
+
+  Attributes:
+    cfg: the config of the run.
+    accountant: the accountant of the mechanism that runs.
+    noise_multiplier: the noise multiplier of the mechanism.
+  """
+
+  cfg: RunConfig
+  accountant: Accountant
+  noise_multiplier: float
+
+  def text(self) -> str:
+    """Describes what the run will have spent after all rounds."""
+    event, rounds = self.accountant.event, self.cfg.rounds
+    return (
+      f'privacy: noise multiplier {self.noise_multiplier:g}, epsilon'
+      f' {self.accountant.epsilon(rounds):.4g} at delta'
+      f' {self.accountant.delta:g} after {rounds} rounds ({event.accounting})'
+    )
+
+  def line(self, number: int) -> dict[str, Any]:
+    """Returns what a line of metrics.jsonl has after some rounds."""
+    return {'epsilon': self.accountant.epsilon(number)}
+
+  def summary(self, number: int, *, ended: bool) -> dict[str, Any]:
+    """Returns what summary.json has after some rounds.
+
+    Args:
+      number: the number of rounds.
+      ended: whether the run has ended; only then is the epsilon by PLD
+        computed, which takes seconds, unless that by RDP is above 50.
+    """
+    own, rdp = self.cfg.privacy, self.accountant.epsilon(number)
+    tight = None
+    if ended and number and rdp <= _MOST_TIGHT:
+      tight = self.accountant.tight_epsilon(number)
+    found = {
+      'epsilon': rdp if tight is None else min(rdp, tight),
+      'epsilon_rdp': rdp,
+      'epsilon_pld': tight,
+      'delta': own.delta,
+      'accounting': self.accountant.event.accounting,
+      'noise_multiplier': self.noise_multiplier,
+    }
+    if own.noise_cohort_size:
+      found |= {
+        'projected_epsilon': projected(self.cfg).epsilon(number),
+        'projected_cohort': own.noise_cohort_size,
+        'projected_population': own.population,
+      }
+    return found
+
+
+def projected(cfg: RunConfig) -> Accountant:
+  """Returns the accountant of the larger cohort that a config imagines.
+
+  Its cohorts are not truncated, and drawn from `privacy.population` clients.
+  """
+  own = cfg.privacy
+  rate = own.noise_cohort_size / own.population
+  event = Event(
+    'zero_out', own.population, rate, own.population, own.noise_multiplier
+  )
+  if own.accounting == 'replace_one':
+    event = event._replace(
+      accounting=own.accounting,
+      most=own.noise_cohort_size,
+      noise=own.noise_multiplier / 2,
+    )
+  return Accountant(event, own.delta)
+
+
+def spending(
+  cfg: RunConfig, simulation: Simulation, index: int = 0
+) -> Spending | None:
+  """Returns the report of a run's privacy, None if its algorithm has none.
+
+  Args:
+    cfg: the config of the run.
+    simulation: the compiled simulation, whose mechanism and planner are
+      accounted, whatever the config says.
+    index: the number of the run in a sweep.
+
+  Raises:
+    InputError: the cohorts are not those of `privacy.accounting`.
+  """
+  trained = simulation.parts.trained
+  mechanism = trained.first.mechanism
+  if mechanism is None:
+    return None
+  noises = trained.init(_noise_multiplier)
+  noise = float(np.ravel(noises)[index])
+  mechanism = mechanism._replace(noise_multiplier=noise)
+  own, number = cfg.privacy, len(simulation.planner.num_examples)
+  accountant.check_delta('privacy.delta', own.delta, number)
+  try:
+    event = accountant.event_of(simulation.planner, mechanism, own.accounting)
+  except InputError as error:
+    raise InputError(f'privacy.{error}') from None
+  return Spending(cfg, Accountant(event, own.delta), noise)
+
+
+def _noise_multiplier(algorithm: Algorithm) -> jax.Array:
+  """Returns the noise multiplier of a private algorithm, as devices have it."""
+  assert algorithm.mechanism is not None
+  return jnp.float32(algorithm.mechanism.noise_multiplier)
