@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax.algorithms.experimental.attack_kinds import Attack
+from fedavg_jax.algorithms.experimental.secure_sums import (
+  check_no_single_messages,
+)
 from fedavg_jax.contracts.aggregation import Gathered
 from fedavg_jax.contracts.aggregation import gathered
 from fedavg_jax.contracts.algorithm import Algorithm
@@ -72,7 +75,8 @@ def attack(
     messages, whatever its own aggregation needs.
 
   Raises:
-    InputError: the attackers are not distinct clients.
+    InputError: the attackers are not distinct clients, or they change messages
+      after `secure_aggregation`.
 
   >>> import optax
   >>> import fedavg_jax as fa
@@ -95,6 +99,8 @@ def attack(
   numbers = np.array(attackers, np.int32)
   if kind.labels is not None:
     algorithm = _training_on(algorithm, numbers, kind.labels)
+  if kind.send is not None or kind.collude is not None:
+    check_no_single_messages('attack', algorithm)
   if kind.send is not None:
     algorithm = _sending(algorithm, numbers, kind.send)
   if kind.collude is not None:

@@ -1,0 +1,168 @@
+"""Clips and adds Gaussian noise, and computes the epsilon of what was added."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedavg_jax.contracts.aggregation import Aggregator
+from fedavg_jax.contracts.aggregation import weighted_mean
+from fedavg_jax.contracts.model import Array
+from fedavg_jax.contracts.model import Scalar
+from fedavg_jax.core import rules
+from fedavg_jax.core.errors import InputError
+from fedavg_jax.core.trees import PyTree
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def clipped_or_zero(tree: PyTree, clip: Scalar) -> PyTree:
+  """Scales a tree to a Euclidean norm of at most `clip` over all leaves.
+
+  A tree in which a number is not finite becomes zero: whether a client takes
+  part must not depend on its data.
+
+  Args:
+    tree: any tree of arrays.
+    clip: S, above 0.
+  """
+  leaves = jax.tree.leaves(tree)
+  largest = jnp.max(
+    jnp.stack([jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in leaves])
+  )
+  finite = jnp.isfinite(largest)
+  # Squares of numbers of at most 1 do not overflow.
+  unit = jnp.where(finite & (largest > 0), largest, 1.0)
+  squares = [
+    jnp.sum(jnp.square(leaf.astype(jnp.float32) / unit)) for leaf in leaves
+  ]
+  norm = jnp.sqrt(jnp.sum(jnp.stack(squares)))  # Of tree / unit.
+  scale = jnp.minimum(1.0, clip / unit / jnp.maximum(norm, _TINY))
+  return jax.tree.map(
+    lambda leaf: jnp.where(
+      finite, (leaf.astype(jnp.float32) * scale).astype(leaf.dtype), 0
+    ),
+    tree,
+  )
+
+
+def add_noise(key: Array, tree: PyTree, deviation: Scalar) -> PyTree:
+  """Adds independent Gaussian noise to each number of a tree.
+
+  Args:
+    key: a random key, from which each leaf derives its own.
+    tree: a tree of arrays.
+    deviation: the standard deviation; a Python 0 changes nothing.
+  """
+  if not rules.is_traced(deviation) and deviation == 0:
+    return tree
+  leaves, structure = jax.tree.flatten(tree)
+  return structure.unflatten(
+    leaf
+    + (deviation * jax.random.normal(own, leaf.shape, jnp.float32)).astype(
+      leaf.dtype
+    )
+    for own, leaf in zip(
+      jax.random.split(key, len(leaves)), leaves, strict=True
+    )
+  )
+
+
+def unweighted_sum() -> Aggregator:
+  """Builds the sum of messages in which every client has the weight 1."""
+  return _SUM
+
+
+def _add(sums: PyTree, messages: Any, weights: Array, positions: Array):
+  """Adds messages [L, ...]; those of clients that do not count are zeros."""
+  del weights, positions
+  return jax.tree.map(
+    lambda total, all_: total + jnp.sum(all_.astype(jnp.float32), axis=0),
+    sums,
+    messages,
+  )
+
+
+def _total(sums: PyTree, weight: Array) -> PyTree:
+  del weight
+  return sums
+
+
+_SUM = weighted_mean()._replace(add=_add, result=_total)
+
+
+def check_no_model_state(wrapper: str, model_state: PyTree) -> None:
+  """Raises InputError if a model's untrained state would be sent in the clear.
+
+  Args:
+    wrapper: the name of the wrapper that would not protect it.
+    model_state: the state of a client's model.
+  """
+  if jax.tree.leaves(model_state):
+    raise InputError(
+      f'{wrapper}: the model has untrained state, such as statistics of'
+      ' BatchNorm, to which no noise is added; must have none'
+    )
+
+
+def gaussian_epsilon(
+  noise_multiplier: float, delta: float, releases: int = 1
+) -> float:
+  """Computes the epsilon of Gaussian mechanisms, without amplification.
+
+  T releases of sensitivity 1 with noise of standard deviation sigma are
+  together one Gaussian mechanism with sigma / sqrt(T), also if each is chosen
+  after the others were seen (Dong et al. 2022, "Gaussian Differential
+  Privacy"); its epsilon is exact (Balle and Wang 2018, Theorem 8).
+
+  Args:
+    noise_multiplier: sigma over the sensitivity of a release, at least 0.
+    delta: delta, in (0, 1).
+    releases: T, the number of releases, at least 0.
+
+  Returns:
+    Epsilon; infinite without noise, and 0 without releases.
+
+  Raises:
+    InputError: a number is out of range, or dp-accounting is not installed.
+
+  >>> import fedavg_jax as fa
+  >>> one = fa.experimental.gaussian_epsilon(1.0, delta=1e-5)
+  >>> four = fa.experimental.gaussian_epsilon(2.0, delta=1e-5, releases=4)
+  >>> round(one, 2), abs(one - four) < 1e-9
+  (4.38, True)
+  """
+  rules.check_real('noise_multiplier', noise_multiplier, 0, 1e30)
+  rules.check_positive('delta', delta, 1)
+  rules.check_fraction('delta', delta)
+  rules.check_whole('releases', releases, 0)
+  if not releases:
+    return 0.0
+  if not noise_multiplier:
+    return float('inf')
+  accounting: Any = optional_package('dp_accounting', 'dp-accounting')
+  return float(
+    accounting.get_epsilon_gaussian(noise_multiplier / releases**0.5, delta)
+  )
+
+
+def optional_package(module: str, package: str) -> Any:
+  """Imports a module of the extra `privacy`.
+
+  Args:
+    module: the name of the module.
+    package: the name of its package.
+
+  Raises:
+    InputError: the package is not installed.
+  """
+  import importlib
+
+  try:
+    return importlib.import_module(module)
+  except ImportError as e:
+    raise InputError(
+      f'{package}: is not installed, must be for this function; use'
+      " pip install 'fedavg_jax[privacy]'"
+    ) from e

@@ -1,0 +1,251 @@
+"""Correlated noise is C^-1 z, and sensitivities are those of all schedules."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedavg_jax as fa
+from tests.testing import quadratics
+
+own = fa.experimental
+ETA = 0.2
+SIZES = (2, 6, 3, 1, 4)
+CENTRES = (0.0, 2.0, 4.0, 60.0, 1.0)
+FEDAVG = fa.fedavg(optax.sgd(ETA), optax.sgd(1.0))
+
+
+def toeplitz(strategy):
+  """Returns C, [T, T]."""
+  c = np.zeros((strategy.rounds, strategy.rounds))
+  for j, value in enumerate(strategy.coefficients):
+    c += value * np.eye(strategy.rounds, k=-j)
+  return c
+
+
+def schedules(rounds, separation, most):
+  """Yields all sets of rounds of a client, at least `separation` apart."""
+  for number in range(1, most + 1):
+    for chosen in itertools.combinations(range(rounds), number):
+      if all(b - a >= separation for a, b in itertools.pairwise(chosen)):
+        yield chosen
+
+
+@pytest.mark.parametrize(
+  ('rounds', 'bands', 'separation', 'most'),
+  [(7, 1, 1, 7), (8, 3, 3, 3), (9, 3, 4, 2), (6, 6, 6, 1)],
+)
+def test_sensitivity_bounds_all_schedules(rounds, bands, separation, most):
+  """It is the largest norm of C u over schedules and directions of deltas.
+
+  Columns that a schedule selects are orthogonal, so that all deltas of norm 1
+  have the same norm; the largest are those of complete columns.
+  """
+  strategy = own.banded_strategy(
+    rounds, bands, min_separation=separation, participations=most
+  )
+  c = toeplitz(strategy)
+  norms = [
+    np.linalg.norm(c[:, chosen].sum(axis=1))
+    for chosen in schedules(rounds, separation, most)
+  ]
+  assert max(norms) <= strategy.sensitivity + 1e-9
+  whole = max(
+    math.sqrt(len(s)) * math.hypot(*strategy.coefficients)
+    for s in schedules(rounds - bands + 1, separation, most)
+  )
+  assert max(norms) >= whole - 1e-9
+
+
+def test_strategies_of_jax_privacy():
+  """The closed form is theirs; optimized ones have less error."""
+  toeplitz_lib = pytest.importorskip(
+    'jax_privacy.matrix_factorization.toeplitz'
+  )
+  rounds, bands = 24, 4
+  closed = own.banded_strategy(rounds, bands)
+  optimized = own.banded_strategy(rounds, bands, optimized=True)
+  with jax.numpy_dtype_promotion('standard'):
+    theirs = np.asarray(toeplitz_lib.optimal_max_error_strategy_coefs(bands))
+    squared = toeplitz_lib.minsep_sensitivity_squared(
+      jnp.array(closed.coefficients), bands, n=rounds
+    )
+  np.testing.assert_allclose(
+    closed.coefficients, theirs / np.linalg.norm(theirs), rtol=1e-6
+  )
+  # Theirs is exact; the last columns of C are cut off, and ours ignores it.
+  assert 0.9 < math.sqrt(float(squared)) / closed.sensitivity <= 1 + 1e-6
+
+  def error(strategy):  # Of all prefixes, for equal epsilon.
+    prefix = np.tril(np.ones((rounds, rounds)))
+    noise = prefix @ np.linalg.inv(toeplitz(strategy))
+    return np.linalg.norm(noise) * strategy.sensitivity
+
+  one = own.banded_strategy(rounds, 1, min_separation=bands)
+  assert error(optimized) < error(closed) < error(one)
+
+
+def states(algorithm, number, **options):
+  options = {'sizes': SIZES, 'centres': CENTRES} | options
+  built = quadratics.build(algorithm, **options)
+  return list(
+    fa.simulate(built, rounds=number, needs_state=lambda number: True)
+  )
+
+
+def test_without_noise_it_is_the_mean_of_clipped_deltas():
+  strategy = own.banded_strategy(rounds=3, bands=2)
+  private = own.correlated_noise(
+    FEDAVG, strategy, clip=0.5, noise_multiplier=0.0, denominator=8
+  )
+  kept, w = (1 - ETA) ** np.array(SIZES), [1.0]
+  for _ in range(3):
+    deltas = np.clip((1 - kept) * (np.array(CENTRES) - w[-1]), -0.5, 0.5)
+    w.append(w[-1] + deltas.sum() / 8)
+  found = states(private, 4, lanes=2)
+  np.testing.assert_allclose(
+    [float(record.state.params['w']) for record in found[:4]], w, rtol=1e-5
+  )
+  assert [bool(record.finite) for record in found] == [True] * 4 + [False]
+
+
+def test_noise_is_that_of_the_matrix():
+  """C times the noise of all rounds is white, for many seeds in one program."""
+  strategy = own.banded_strategy(rounds=6, bands=3, participations=2)
+  still = fa.fedavg(optax.sgd(0.0), optax.sgd(1.0))
+  private = own.correlated_noise(
+    still, strategy, clip=0.5, noise_multiplier=2.0, denominator=4
+  )
+  model = jnp.zeros(500)
+
+  def one_round(carry, number):
+    params, server = carry
+    context = fa.ServerContext(
+      round=number,
+      key=jax.random.fold_in(jax.random.key(0), number),
+      share=jnp.float32(1),
+      clients=jnp.arange(1),
+      reported=jnp.ones(1, bool),
+    )
+    new, server = private.server_update(params, server, jnp.zeros(500), context)
+    return (new, server), new - params
+
+  start = model, private.server_init(model)
+  numbers = jnp.arange(1, 7, dtype=jnp.int32)
+  _, steps = jax.lax.scan(one_round, start, numbers)
+  white = toeplitz(strategy) @ np.asarray(steps) * 4  # [T, 500].
+  deviation = 2.0 * 0.5 * math.sqrt(2)
+  covariance = white @ white.T / 500 / deviation**2
+  np.testing.assert_allclose(covariance, np.eye(6), atol=5 * math.sqrt(2 / 500))
+  # One band is independent noise; the engine's rounds have the same numbers.
+  later = np.asarray(steps)[2:] * 4
+  assert abs(np.corrcoef(later)[0, 1]) > 0.2
+
+
+def test_a_resumed_run_continues_the_noise():
+  strategy = own.banded_strategy(rounds=9, bands=3)
+  private = own.correlated_noise(
+    FEDAVG, strategy, clip=0.5, noise_multiplier=1.0, denominator=2
+  )
+  draw = fa.Participation(draw=own.rotating_draw())
+  options = {'client_fraction': 0.4, 'participation': draw}
+  built = quadratics.build(
+    private, sizes=SIZES, centres=CENTRES, lanes=1, **options
+  )
+  own.check_separation(
+    [built.planner.cohort(t) for t in range(1, 10)], strategy
+  )
+  *_, early = fa.simulate(built, rounds=2)
+  start = early.state, early.client_states
+  *_, resumed = fa.simulate(built, rounds=5, start=start)
+  *_, whole = states(private, 5, lanes=2, rounds_per_call=1, **options)
+  jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
+  assert int(whole.state.server.drawn) == 5
+
+
+def test_after_a_round_that_nobody_reports_the_run_ends():
+  """The matrix would lack a row, and separations be shorter."""
+  strategy = own.banded_strategy(rounds=9, bands=1)
+  private = own.correlated_noise(
+    FEDAVG, strategy, clip=0.5, noise_multiplier=1.0, denominator=2
+  )
+
+  def draw(rng, context):
+    return np.arange(0 if context.round_number == 2 else 2)
+
+  found = states(private, 3, participation=fa.Participation(draw=draw))
+  assert [bool(record.finite) for record in found] == [True] * 3 + [False]
+
+
+STRATEGY = own.banded_strategy(rounds=4, bands=2)
+
+
+def noisy(algorithm, **options):
+  options = {'clip': 1.0, 'noise_multiplier': 1.0, 'denominator': 2} | options
+  return own.correlated_noise(algorithm, STRATEGY, **options)
+
+
+CASES = {
+  'more bands than rounds': (
+    lambda: own.banded_strategy(3, 4),
+    'bands = 4: must be in [1, 3]',
+  ),
+  'too little separation': (
+    lambda: own.banded_strategy(9, 4, min_separation=3),
+    'min_separation = 3: must be in [4, 9]',
+  ),
+  'more participations than fit': (
+    lambda: own.banded_strategy(9, 4, participations=4),
+    'participations = 4: must be in [1, 3]',
+  ),
+  'strategy by hand': (
+    lambda: own.correlated_noise(
+      FEDAVG,
+      own.Strategy((1.0, 0.5), 4, 1, 4),
+      clip=1.0,
+      noise_multiplier=1.0,
+      denominator=1,
+    ),
+    'strategy.min_separation = 1: must be at least the number of bands, 2',
+  ),
+  'denominator': (lambda: noisy(FEDAVG, denominator=0), 'denominator = 0'),
+  'median': (
+    lambda: noisy(own.robust(FEDAVG, own.coordinate_median())),
+    'correlated_noise: the algorithm aggregates its messages in its own way',
+  ),
+  'secure sums': (
+    lambda: noisy(own.secure_aggregation(FEDAVG, 1.0)),
+    'correlated_noise: the algorithm aggregates its messages in its own way',
+  ),
+  'more than a delta': (
+    lambda: states(noisy(fa.scaffold(0.1, 1.0)), 1),
+    'beside the delta of the model',
+  ),
+  'too soon': (
+    lambda: own.check_separation([[0], [1, 2], [2]], STRATEGY),
+    'client 2 takes part in rounds 2 and 3, must do so at least 2 rounds apart',
+  ),
+  'too often': (
+    lambda: own.check_separation(
+      [[0], [1], [0]],
+      own.banded_strategy(4, 2, participations=1),
+    ),
+    'client 0 takes part in 2 rounds, must do so in at most 1',
+  ),
+  'too long': (
+    lambda: own.check_separation([[0], [1], [2], [3], [4]], STRATEGY),
+    'has more than 4 rounds',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_what_is_refused(name):
+  build, line = CASES[name]
+  with pytest.raises(fa.InputError) as caught:
+    build()
+  assert line in str(caught.value) and '\n' not in str(caught.value)
