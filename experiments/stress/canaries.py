@@ -93,7 +93,7 @@ def noise_of_the_mean(deltas, present, key):
 
 
 def weighted_mean(deltas, present, key):
-  """Weights by n_k, 10 for canaries, with the noise of equal weights."""
+  """Takes a mean with n_k = 10 for canaries, with noise for equal weights."""
   sizes = jnp.where(jnp.arange(CLIENTS) < CANARIES, 10.0, 1.0)
   whole = jnp.sum(jnp.where(present, sizes, 0.0))
   mean = total(deltas, present, weights=sizes[:, None]) / whole
@@ -139,10 +139,9 @@ def banded(strategy: own.Strategy, chosen: Sequence[int]) -> RoundFn:
     denominator=1,
   )
   rounds = strategy.rounds
-  c = sum(
-    value * np.eye(rounds, k=-j)
-    for j, value in enumerate(strategy.coefficients)
-  )
+  c = np.zeros((rounds, rounds))
+  for j, value in enumerate(strategy.coefficients):
+    c += value * np.eye(rounds, k=-j)
   test = jnp.asarray(c.T @ c[:, chosen].sum(axis=1), jnp.float32)
   takes_part = jnp.zeros(rounds, bool).at[np.array(chosen)].set(True)
 
@@ -191,7 +190,7 @@ def repeated(draw: Callable[..., Any]) -> RoundFn:
 
 
 def poisson(key, present):
-  """Draws each client that exists by itself."""
+  """Draws each client that exists independently."""
   rate = COHORT / POPULATION
   return present & jax.random.bernoulli(key, rate, present.shape)
 

@@ -51,7 +51,7 @@ def orthogonal_canaries(key: Array, number: int, size: int) -> jax.Array:
   Args:
     key: a random key.
     number: N, in [1, d].
-    size: d.
+    size: the number d of weights.
 
   >>> import jax, jax.numpy as jnp
   >>> import fedavg_jax as fa
@@ -74,7 +74,7 @@ def canary_scores(
   key: Array,
   reference: bool = False,
 ) -> CanaryScores:
-  """Runs a round many times, with canaries that take part by fair coins.
+  """Repeats a round many times, with canaries that take part by fair coins.
 
   The score of a canary u in a run is the inner product of what the server
   learns and u / |u|^2. With orthogonal canaries and isotropic noise the scores
@@ -135,8 +135,8 @@ def algorithm_round(
   Args:
     algorithm: the algorithm, whose server adds the aggregate to the model, such
       as `local_dp(fa.fedavg(optax.sgd(1.0), optax.sgd(1.0)), ...)`.
-    size: d.
-    num_clients: N + P.
+    size: the number d of weights.
+    num_clients: the number N + P of clients.
 
   >>> import jax, jax.numpy as jnp, optax
   >>> import fedavg_jax as fa

@@ -50,7 +50,7 @@ class Strategy(NamedTuple):
 
   Attributes:
     coefficients: [b] c_0, ..., c_(b - 1), with c_0 above 0.
-    rounds: T.
+    rounds: the number T of rounds.
     min_separation: the least difference of two rounds in which a client takes
       part, at least b.
     participations: k, the most rounds in which a client takes part.

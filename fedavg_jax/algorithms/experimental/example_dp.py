@@ -99,9 +99,9 @@ def example_dp(
       lambda g: jnp.sum(g, axis=0) / denominator, short
     )
 
-  def update(grads, state, params=None, **extra):
+  def update(updates, state, params=None, **extra):
     key = jax.random.fold_in(extra['context'].key, _NOISE)
-    noisy = add_noise(key, grads, noise_multiplier * clip / denominator)
+    noisy = add_noise(key, updates, noise_multiplier * clip / denominator)
     return optimizer.update(noisy, state, params, **extra)
 
   def client_finish(result: ClientResult):

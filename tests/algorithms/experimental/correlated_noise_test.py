@@ -61,6 +61,25 @@ def test_sensitivity_bounds_all_schedules(rounds, bands, separation, most):
   assert max(norms) >= whole - 1e-9
 
 
+def error(strategy):
+  """Returns the error of all prefixes, for equal epsilon."""
+  prefix = np.tril(np.ones((strategy.rounds, strategy.rounds)))
+  noise = prefix @ np.linalg.inv(toeplitz(strategy))
+  return np.linalg.norm(noise) * strategy.sensitivity
+
+
+def test_errors_of_the_page(repository):
+  """The table of docs/private_parts.md has the closed form's errors."""
+  page = (repository / 'docs' / 'private_parts.md').read_text()
+  (row,) = (line for line in page.splitlines() if 'closed form (' in line)
+  errors = [
+    error(own.banded_strategy(100, bands, min_separation=20))
+    for bands in (1, 5, 10, 20)
+  ]
+  stated = [float(number) for number in row.split('|')[2:-1]]
+  np.testing.assert_allclose(np.array(errors) / errors[0], stated, atol=5e-4)
+
+
 def test_strategies_of_jax_privacy():
   """The closed form is theirs; optimized ones have less error."""
   toeplitz_lib = pytest.importorskip(
@@ -79,11 +98,6 @@ def test_strategies_of_jax_privacy():
   )
   # Theirs is exact; the last columns of C are cut off, and ours ignores it.
   assert 0.9 < math.sqrt(float(squared)) / closed.sensitivity <= 1 + 1e-6
-
-  def error(strategy):  # Of all prefixes, for equal epsilon.
-    prefix = np.tril(np.ones((rounds, rounds)))
-    noise = prefix @ np.linalg.inv(toeplitz(strategy))
-    return np.linalg.norm(noise) * strategy.sensitivity
 
   one = own.banded_strategy(rounds, 1, min_separation=bands)
   assert error(optimized) < error(closed) < error(one)
@@ -168,7 +182,7 @@ def test_a_resumed_run_continues_the_noise():
 
 
 def test_after_a_round_that_nobody_reports_the_run_ends():
-  """The matrix would lack a row, and separations be shorter."""
+  """The matrix would have a row less, and separations be shorter."""
   strategy = own.banded_strategy(rounds=9, bands=1)
   private = own.correlated_noise(
     FEDAVG, strategy, clip=0.5, noise_multiplier=1.0, denominator=2

@@ -1,4 +1,4 @@
-"""Clients clip and add noise to their own deltas, as in the equations."""
+"""Deltas that clients clip and add noise to are those of the equations."""
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +130,7 @@ def test_what_is_refused(name):
 
 
 def test_secure_sums_of_private_messages():
-  """Both compose: the sum of noisy messages, up to the step."""
+  """The sum is that of noisy messages, up to the step."""
   local = own.local_dp(FEDAVG, 0.5, 1.0)
   secure = own.secure_aggregation(local, 8.0, value_bits=24, bits=32)
   found, plain = models(secure), models(local, weighting='uniform')

@@ -126,7 +126,7 @@ def test_masked_sums_are_the_sums():
 
 
 def test_any_ring_decodes_the_same_mean():
-  """2^16 divides 2^32, so that sums of negative numbers survive both."""
+  """2^16 divides 2^32, so that negative sums are the same in both."""
   deltas = -jnp.abs(jax.random.normal(jax.random.key(0), (5, 40)))
   rings = [
     own.secure_aggregation(FEDAVG, 2.0, value_bits=13, bits=bits)
