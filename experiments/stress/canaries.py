@@ -65,6 +65,7 @@ def independent(sigma: float = SIGMA) -> fa.Algorithm:
     clip=CLIP,
     noise_multiplier=sigma,
     denominator=CLIENTS,
+    num_clients=CLIENTS,
   )
 
 
@@ -137,6 +138,7 @@ def banded(strategy: own.Strategy, chosen: Sequence[int]) -> RoundFn:
     clip=CLIP,
     noise_multiplier=SIGMA,
     denominator=1,
+    num_clients=1,
   )
   rounds = strategy.rounds
   c = np.zeros((rounds, rounds))
@@ -155,7 +157,7 @@ def banded(strategy: own.Strategy, chosen: Sequence[int]) -> RoundFn:
         key=jax.random.fold_in(key, number),
         share=jnp.ones(()),
         clients=jnp.arange(1),
-        reported=jnp.ones(1, bool),
+        reported=jnp.zeros(1, bool),  # `takes_part` decides.
       )
       here = jnp.where(takes_part[number - 1], sums, 0.0)
       new, server = private.server_update(params, server, here, context)

@@ -84,11 +84,15 @@ class CorrelatedServer(NamedTuple):
     noise: [b - 1, ...] the noise of the last rounds, the newest first, with the
       structure of a message.
     drawn: int32 scalar, the number of noises drawn so far.
+    last: [K] int32, the last round of each client; far in the past at first.
+    count: [K] int32, the number of rounds of each client.
   """
 
   own: PyTree
   noise: PyTree
   drawn: Any
+  last: Any
+  count: Any
 
 
 def banded_strategy(
@@ -151,6 +155,7 @@ def correlated_noise(
   clip: Scalar,
   noise_multiplier: Scalar,
   denominator: float,
+  num_clients: int,
 ) -> Algorithm:
   """Adds correlated Gaussian noise to the sums of clipped deltas.
 
@@ -163,12 +168,13 @@ def correlated_noise(
 
   that is noise = C^-1 z. All T rounds together are one Gaussian mechanism: T
   sums s of a federation with and without one client have |C (s - s')| <= S
-  Delta, so that epsilon is `gaussian_epsilon(sigma, delta)`, for whatever
-  cohorts `check_separation` accepts. Nothing is amplified by sampling.
+  Delta, so that epsilon is `gaussian_epsilon(sigma, delta)`. Nothing is
+  amplified by sampling.
 
   The noise is part of the server's state, so that a resumed run continues it.
-  After T rounds, or after a round in which no client counted, the statement
-  would not hold: the aggregate is then NaN, which ends the run.
+  Where the statement would not hold the aggregate is NaN, which ends the run:
+  after T rounds, after a round in which no client counted, and where a client
+  takes part too soon or too often, which `check_separation` finds in advance.
 
   Args:
     algorithm: the algorithm to wrap, whose clients send one delta; its
@@ -179,10 +185,11 @@ def correlated_noise(
     noise_multiplier: sigma, in [0, 1e30].
     denominator: m, the constant that divides the sum, above 0: the expected
       number of clients of a cohort.
+    num_clients: the number K of clients of the federation.
 
   Returns:
     The algorithm, whose server state is a `CorrelatedServer` and needs the
-    memory of b - 1 models.
+    memory of b - 1 models and 8 bytes per client.
 
   Raises:
     InputError: a number is out of range, or the algorithm does not average
@@ -194,13 +201,15 @@ def correlated_noise(
   >>> fedavg = fa.fedavg(optax.sgd(0.1), optax.sgd(1.0))
   >>> strategy = fa.experimental.banded_strategy(rounds=100, bands=10)
   >>> private = fa.experimental.correlated_noise(
-  ...     fedavg, strategy, clip=1.0, noise_multiplier=4.0, denominator=10)
+  ...     fedavg, strategy, clip=1.0, noise_multiplier=4.0, denominator=10,
+  ...     num_clients=100)
   >>> round(fa.experimental.gaussian_epsilon(4.0, delta=1e-5), 2)
   0.93
   """
   rules.check_positive('clip', clip, 1e30)
   rules.check_real('noise_multiplier', noise_multiplier, 0, 1e30)
   rules.check_positive('denominator', denominator, 2**31)
+  rules.check_whole('num_clients', num_clients, 1)
   check_takes_the_mean('correlated_noise', algorithm)
   bands = len(strategy.coefficients)
   if bands > strategy.min_separation:
@@ -216,8 +225,13 @@ def correlated_noise(
       lambda m: jnp.zeros((bands - 1, *m.shape), jnp.float32),
       message_shapes(algorithm, params),
     )
-    own = algorithm.server_init(params)
-    return CorrelatedServer(own, noise, jnp.zeros((), jnp.int32))
+    return CorrelatedServer(
+      own=algorithm.server_init(params),
+      noise=noise,
+      drawn=jnp.zeros((), jnp.int32),
+      last=jnp.full(num_clients, -strategy.min_separation, jnp.int32),
+      count=jnp.zeros(num_clients, jnp.int32),
+    )
 
   def client_finish(result: ClientResult):
     check_no_model_state('correlated_noise', result.model_state)
@@ -233,9 +247,7 @@ def correlated_noise(
     noise = jax.tree.map(
       functools.partial(_next_noise, strategy.coefficients), z, server.noise
     )
-    sound = (context.round == server.drawn + 1) & (
-      context.round <= strategy.rounds
-    )
+    sound = _is_sound(strategy, server, context)
     mean = jax.tree.map(
       lambda total, own: jnp.where(sound, (total + own) / denominator, jnp.nan),
       sums,
@@ -247,13 +259,36 @@ def correlated_noise(
       noise,
       server.noise,
     )
-    return params, CorrelatedServer(own, last, server.drawn + 1)
+    # Positions past the end, of clients that do not count, change nothing.
+    clients = jnp.where(context.reported, context.clients, num_clients)
+    return params, CorrelatedServer(
+      own=own,
+      noise=last,
+      drawn=server.drawn + 1,
+      last=server.last.at[clients].set(context.round, mode='drop'),
+      count=server.count.at[clients].add(1, mode='drop'),
+    )
 
   return inside._replace(
     server_init=server_init,
     client_finish=client_finish,
     aggregate=unweighted_sum(),
     server_update=server_update,
+  )
+
+
+def _is_sound(
+  strategy: Strategy, server: CorrelatedServer, context: ServerContext
+) -> jax.Array:
+  """Returns whether a round is one that a strategy allows, [] bool."""
+  clients = context.clients
+  unknown = clients >= server.last.size
+  soon = context.round - server.last[clients] < strategy.min_separation
+  often = server.count[clients] >= strategy.participations
+  return (
+    (context.round == server.drawn + 1)
+    & (context.round <= strategy.rounds)
+    & ~jnp.any(context.reported & (unknown | soon | often))
   )
 
 

@@ -19,6 +19,11 @@ CENTRES = (0.0, 2.0, 4.0, 60.0, 1.0)
 FEDAVG = fa.fedavg(optax.sgd(ETA), optax.sgd(1.0))
 
 
+def noisy(algorithm, strategy, **options):
+  options = {'clip': 0.5, 'noise_multiplier': 1.0, 'denominator': 2} | options
+  return own.correlated_noise(algorithm, strategy, num_clients=5, **options)
+
+
 def toeplitz(strategy):
   """Returns C, [T, T]."""
   c = np.zeros((strategy.rounds, strategy.rounds))
@@ -112,10 +117,8 @@ def states(algorithm, number, **options):
 
 
 def test_without_noise_it_is_the_mean_of_clipped_deltas():
-  strategy = own.banded_strategy(rounds=3, bands=2)
-  private = own.correlated_noise(
-    FEDAVG, strategy, clip=0.5, noise_multiplier=0.0, denominator=8
-  )
+  strategy = own.banded_strategy(rounds=3, bands=1)
+  private = noisy(FEDAVG, strategy, noise_multiplier=0.0, denominator=8)
   kept, w = (1 - ETA) ** np.array(SIZES), [1.0]
   for _ in range(3):
     deltas = np.clip((1 - kept) * (np.array(CENTRES) - w[-1]), -0.5, 0.5)
@@ -128,12 +131,10 @@ def test_without_noise_it_is_the_mean_of_clipped_deltas():
 
 
 def test_noise_is_that_of_the_matrix():
-  """C times the noise of all rounds is white, for many seeds in one program."""
+  """C times the noise of all rounds is white, over the numbers of a model."""
   strategy = own.banded_strategy(rounds=6, bands=3, participations=2)
   still = fa.fedavg(optax.sgd(0.0), optax.sgd(1.0))
-  private = own.correlated_noise(
-    still, strategy, clip=0.5, noise_multiplier=2.0, denominator=4
-  )
+  private = noisy(still, strategy, noise_multiplier=2.0, denominator=4)
   model = jnp.zeros(500)
 
   def one_round(carry, number):
@@ -143,7 +144,7 @@ def test_noise_is_that_of_the_matrix():
       key=jax.random.fold_in(jax.random.key(0), number),
       share=jnp.float32(1),
       clients=jnp.arange(1),
-      reported=jnp.ones(1, bool),
+      reported=jnp.zeros(1, bool),
     )
     new, server = private.server_update(params, server, jnp.zeros(500), context)
     return (new, server), new - params
@@ -162,9 +163,7 @@ def test_noise_is_that_of_the_matrix():
 
 def test_a_resumed_run_continues_the_noise():
   strategy = own.banded_strategy(rounds=9, bands=3)
-  private = own.correlated_noise(
-    FEDAVG, strategy, clip=0.5, noise_multiplier=1.0, denominator=2
-  )
+  private = noisy(FEDAVG, strategy)
   draw = fa.Participation(draw=own.rotating_draw())
   options = {'client_fraction': 0.4, 'participation': draw}
   built = quadratics.build(
@@ -181,12 +180,35 @@ def test_a_resumed_run_continues_the_noise():
   assert int(whole.state.server.drawn) == 5
 
 
+@pytest.mark.parametrize(
+  ('cohorts', 'strategy', 'ends'),
+  [
+    # Too soon, in round 3.
+    ([[0, 1], [2], [1], [3]], own.banded_strategy(9, 2, min_separation=3), 3),
+    # Too often, in round 4.
+    ([[0], [1], [0], [4, 0]], own.banded_strategy(9, 1, participations=2), 4),
+  ],
+)
+def test_a_schedule_that_breaks_the_strategy_ends_the_run(
+  cohorts, strategy, ends
+):
+  """The server finds the round that `check_separation` names."""
+
+  def draw(rng, context):
+    return np.array(cohorts[(context.round_number - 1) % 4])
+
+  private = noisy(FEDAVG, strategy, noise_multiplier=0.0)
+  found = states(private, 4, participation=fa.Participation(draw=draw))
+  assert [record.round for record in found if not record.finite] == [ends]
+  own.check_separation(cohorts[: ends - 1], strategy)
+  with pytest.raises(fa.InputError):
+    own.check_separation(cohorts[:ends], strategy)
+
+
 def test_after_a_round_that_nobody_reports_the_run_ends():
   """The matrix would have a row less, and separations be shorter."""
   strategy = own.banded_strategy(rounds=9, bands=1)
-  private = own.correlated_noise(
-    FEDAVG, strategy, clip=0.5, noise_multiplier=1.0, denominator=2
-  )
+  private = noisy(FEDAVG, strategy)
 
   def draw(rng, context):
     return np.arange(0 if context.round_number == 2 else 2)
@@ -196,13 +218,6 @@ def test_after_a_round_that_nobody_reports_the_run_ends():
 
 
 STRATEGY = own.banded_strategy(rounds=4, bands=2)
-
-
-def noisy(algorithm, **options):
-  options = {'clip': 1.0, 'noise_multiplier': 1.0, 'denominator': 2} | options
-  return own.correlated_noise(algorithm, STRATEGY, **options)
-
-
 CASES = {
   'more bands than rounds': (
     lambda: own.banded_strategy(3, 4),
@@ -217,26 +232,23 @@ CASES = {
     'participations = 4: must be in [1, 3]',
   ),
   'strategy by hand': (
-    lambda: own.correlated_noise(
-      FEDAVG,
-      own.Strategy((1.0, 0.5), 4, 1, 4),
-      clip=1.0,
-      noise_multiplier=1.0,
-      denominator=1,
-    ),
+    lambda: noisy(FEDAVG, own.Strategy((1.0, 0.5), 4, 1, 4)),
     'strategy.min_separation = 1: must be at least the number of bands, 2',
   ),
-  'denominator': (lambda: noisy(FEDAVG, denominator=0), 'denominator = 0'),
+  'denominator': (
+    lambda: noisy(FEDAVG, STRATEGY, denominator=0),
+    'denominator = 0',
+  ),
   'median': (
-    lambda: noisy(own.robust(FEDAVG, own.coordinate_median())),
+    lambda: noisy(own.robust(FEDAVG, own.coordinate_median()), STRATEGY),
     'correlated_noise: the algorithm aggregates its messages in its own way',
   ),
   'secure sums': (
-    lambda: noisy(own.secure_aggregation(FEDAVG, 1.0)),
+    lambda: noisy(own.secure_aggregation(FEDAVG, 1.0), STRATEGY),
     'correlated_noise: the algorithm aggregates its messages in its own way',
   ),
   'more than a delta': (
-    lambda: states(noisy(fa.scaffold(0.1, 1.0)), 1),
+    lambda: states(noisy(fa.scaffold(0.1, 1.0), STRATEGY), 1),
     'beside the delta of the model',
   ),
   'too soon': (

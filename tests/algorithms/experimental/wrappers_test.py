@@ -9,6 +9,7 @@ import pytest
 import fedavg_jax as fa
 from fedavg_jax.contracts import algorithm_checks
 from tests.testing import quadratics
+from tests.testing import rest_slow
 from tests.testing import results
 
 fx = fa.experimental
@@ -57,6 +58,46 @@ def test_fedrep_of_a_client_that_never_trains_the_body():
   output = algorithm.client_finish(result)
   for leaf in jax.tree.leaves(output.message):
     np.testing.assert_array_equal(leaf, 0 * leaf)
+
+
+STRATEGY = fx.banded_strategy(rounds=3, bands=1)
+PRIVATE = {  # value -> algorithm, and two values.
+  'correlated noise': (
+    lambda sigma: fx.correlated_noise(
+      FEDAVG,
+      STRATEGY,
+      clip=0.5,
+      noise_multiplier=sigma,
+      denominator=4,
+      num_clients=4,
+    ),
+    [0.0, 2.0],
+  ),
+  'ranges': (lambda r: fx.secure_aggregation(FEDAVG, r), [8.0, 0.25]),
+  'local clips': (
+    lambda clip: fx.local_dp(FEDAVG, clip, noise_multiplier=1.0),
+    [9.0, 0.5],
+  ),
+  'noise of examples': (
+    lambda sigma: fx.example_dp(FEDAVG, 1.0, sigma, denominator=1),
+    [0.0, 2.0],
+  ),
+}
+
+
+@pytest.mark.parametrize('name', rest_slow(1, PRIVATE))
+def test_a_sweep_of_private_algorithms_has_the_model_of_each(name):
+  build, values = PRIVATE[name]
+  models = [
+    record.state.params['w']
+    for built in (
+      quadratics.build(build, sweep=values),
+      quadratics.build(build(values[1])),
+    )
+    for *_, record in [fa.simulate(built, rounds=3)]
+  ]
+  np.testing.assert_allclose(models[0][1], models[1], rtol=1e-5)
+  assert abs(float(models[0][0] - models[0][1])) > 1e-3
 
 
 REFUSED = {
