@@ -1,5 +1,6 @@
 """Clips and adds Gaussian noise, and computes the epsilon of what was added."""
 
+import importlib
 from typing import Any
 
 import jax
@@ -157,8 +158,6 @@ def optional_package(module: str, package: str) -> Any:
   Raises:
     InputError: the package is not installed.
   """
-  import importlib
-
   try:
     return importlib.import_module(module)
   except ImportError as e:

@@ -156,7 +156,7 @@ def test_noise_is_that_of_the_matrix():
   deviation = 2.0 * 0.5 * math.sqrt(2)
   covariance = white @ white.T / 500 / deviation**2
   np.testing.assert_allclose(covariance, np.eye(6), atol=5 * math.sqrt(2 / 500))
-  # One band is independent noise; the engine's rounds have the same numbers.
+  # The noise itself is correlated.
   later = np.asarray(steps)[2:] * 4
   assert abs(np.corrcoef(later)[0, 1]) > 0.2
 
@@ -192,7 +192,7 @@ def test_a_resumed_run_continues_the_noise():
 def test_a_schedule_that_breaks_the_strategy_ends_the_run(
   cohorts, strategy, ends
 ):
-  """The server finds the round that `check_separation` names."""
+  """The round is the one that `check_separation` names."""
 
   def draw(rng, context):
     return np.array(cohorts[(context.round_number - 1) % 4])

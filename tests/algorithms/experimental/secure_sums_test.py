@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedavg_jax as fa
-from fedavg_jax.algorithms.experimental import secure_sums
+from fedavg_jax.contracts import algorithm_checks
 from tests.testing import quadratics
 from tests.testing import rest_slow
 
@@ -66,7 +66,7 @@ def last(built):
 
 
 def test_lanes_devices_and_order_change_no_bit():
-  """The sums of float32 would differ; stochastic rounding has clients' keys."""
+  """Whole numbers add exactly, and stochastic rounding has clients' keys."""
   secure = own.secure_aggregation(FEDAVG, 64.0, max_weight=6)
   whole = last(simulation(secure, lanes=1))
   for options in (
@@ -119,6 +119,9 @@ def test_masked_sums_are_the_sums():
   server = masked.sum(axis=0, dtype=np.uint32)
   np.testing.assert_array_equal(server[:-1], sums.levels)
   assert server[-1] == int(sums.weight) == np.minimum(SIZES, 3).sum()
+  backwards = jax.tree.map(lambda m: m[::-1], messages)
+  again, _ = decoded(secure, backwards)
+  jax.tree.map(np.testing.assert_array_equal, again, sums)
   # The bits of 1,505 uniform numbers are fair coins, 48,160 of them.
   ones = np.unpackbits(masked.view(np.uint8)).mean()
   assert abs(ones - 0.5) < 4 * 0.5 / np.sqrt(8 * masked.nbytes)
@@ -163,10 +166,8 @@ def test_bytes_and_clipped_share_are_counted():
   built = simulation(secure)
   *_, record = fa.simulate(built, rounds=1)
   assert float(record.info['clipped']) == pytest.approx(1 / 5)
-  shapes = secure_sums.FixedPoint(
-    {'w': jnp.zeros(7)}, jnp.zeros(()), jnp.zeros(())
-  )
-  assert secure.num_bytes(shapes) == 20  # 8 numbers of 20 bits.
+  bytes_ = algorithm_checks.traffic(secure, {'w': jnp.zeros(7)}, 'everybody')
+  assert (bytes_.down, bytes_.up) == (28, 20)  # 8 numbers of 20 bits.
 
 
 def test_a_message_that_is_not_finite_is_not_decoded():
@@ -233,6 +234,10 @@ CASES = {
   'attack that sees messages': (
     lambda: own.attack(SECURE, [0], own.little_is_enough()),
     'attack: needs the single messages of clients',
+  ),
+  'staleness of sums': (
+    lambda: simulation(own.fedbuff(SECURE)),
+    'fedbuff: the message of a client has',
   ),
   'codes twice': (lambda: own.compress(SECURE, own.qsgd(7)), 'num_bytes'),
   'encoded before': (
