@@ -26,6 +26,8 @@ import optax
 
 import fedavg_jax as fa
 from fedavg_jax.algorithms.experimental.canaries import RoundFn
+from fedavg_jax.runs.accountant import Accountant
+from fedavg_jax.runs.accountant import Event
 
 own = fa.experimental
 
@@ -57,15 +59,14 @@ class Case(NamedTuple):
   reference: bool = False
 
 
-def independent(sigma: float = SIGMA) -> fa.Algorithm:
-  """Builds DP-FedAvg: the noise of one band is independent."""
-  return own.correlated_noise(
+def private(adaptive: own.AdaptiveClip | None = None) -> fa.Algorithm:
+  """Builds DP-FedAvg with a fixed or an adaptive clip."""
+  return own.privatize(
     fa.fedavg(optax.sgd(1.0), optax.sgd(1.0)),
-    own.banded_strategy(rounds=1, bands=1),
     clip=CLIP,
-    noise_multiplier=sigma,
+    noise_multiplier=SIGMA,
     denominator=CLIENTS,
-    num_clients=CLIENTS,
+    adaptive=adaptive,
   )
 
 
@@ -104,7 +105,7 @@ def weighted_mean(deltas, present, key):
 def reused_key(deltas, present, key):
   """Draws the same noise in every round."""
   del key
-  return algorithm(independent())(deltas, present, jax.random.key(0))
+  return algorithm(private())(deltas, present, jax.random.key(0))
 
 
 def algorithm(private: fa.Algorithm) -> RoundFn:
@@ -205,17 +206,11 @@ def fixed(key, present):
 
 def poisson_epsilon() -> float:
   """Returns the epsilon of T rounds of Poisson cohorts."""
-  import dp_accounting
-  from dp_accounting import pld
-
-  accountant = pld.PLDAccountant()
-  accountant.compose(
-    dp_accounting.PoissonSampledDpEvent(
-      COHORT / POPULATION, dp_accounting.GaussianDpEvent(REPEATED_SIGMA)
-    ),
-    ROUNDS,
-  )
-  return float(accountant.get_epsilon(DELTA))
+  rate = COHORT / POPULATION
+  event = Event('zero_out', POPULATION, rate, POPULATION, REPEATED_SIGMA)
+  epsilon = Accountant(event, DELTA).tight_epsilon(ROUNDS)
+  assert epsilon is not None
+  return epsilon
 
 
 def of_deltas(round_fn: RoundFn, **options) -> Case:
@@ -252,9 +247,12 @@ def of_bands() -> Case:
 
 # The mechanisms by name, faulty ones last.
 CASES: dict[str, Callable[[], Case]] = {
-  'independent noise': lambda: of_deltas(algorithm(independent())),
-  'independent noise, twice': lambda: of_deltas(
-    algorithm(independent()), reference=True
+  'DP-FedAvg': lambda: of_deltas(algorithm(private())),
+  'DP-FedAvg, two rounds': lambda: of_deltas(
+    algorithm(private()), reference=True
+  ),
+  'DP-FedAvg, adaptive clip': lambda: of_deltas(
+    algorithm(private(own.AdaptiveClip(quantile=0.5)))
   ),
   'correlated noise': of_bands,
   'local noise': of_one_client,

@@ -5,7 +5,7 @@ import pytest
 from experiments.stress import canaries
 from tests.testing import rest_slow
 
-NAMES = ['independent noise', 'reused key', *canaries.CASES]
+NAMES = ['DP-FedAvg', 'reused key', *canaries.CASES]
 
 
 @pytest.mark.parametrize('name', rest_slow(2, dict.fromkeys(NAMES)))

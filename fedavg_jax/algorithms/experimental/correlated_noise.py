@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedavg_jax.algorithms.experimental.contexts import with_own_server_state
 from fedavg_jax.algorithms.experimental.gaussian import add_noise
 from fedavg_jax.algorithms.experimental.gaussian import check_no_model_state
-from fedavg_jax.algorithms.experimental.gaussian import clipped_or_zero
+from fedavg_jax.algorithms.experimental.gaussian import clipped
 from fedavg_jax.algorithms.experimental.gaussian import optional_package
 from fedavg_jax.algorithms.experimental.gaussian import unweighted_sum
 from fedavg_jax.algorithms.experimental.robust import check_takes_the_mean
-from fedavg_jax.algorithms.experimental.contexts import with_own_server_state
 from fedavg_jax.contracts.aggregation import exact_tensordot
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientResult
@@ -218,7 +218,7 @@ def correlated_noise(
       f' the number of bands, {bands}'
     )
   inside = with_own_server_state(algorithm)
-  deviation = noise_multiplier * clip * strategy.sensitivity
+  unit = clip * strategy.sensitivity
 
   def server_init(params):
     noise = jax.tree.map(
@@ -237,13 +237,15 @@ def correlated_noise(
     check_no_model_state('correlated_noise', result.model_state)
     output = inside.client_finish(result)
     check_is_delta('correlated_noise', output.message, result.delta)
-    return output._replace(message=clipped_or_zero(output.message, clip))
+    message, _ = clipped(output.message, clip)
+    return output._replace(message=message)
 
   def server_update(
     params: PyTree, server: CorrelatedServer, sums: Any, context: ServerContext
   ):
     key = jax.random.fold_in(context.key, _NOISE)
-    z = add_noise(key, jax.tree.map(jnp.zeros_like, sums), deviation)
+    nothing = jax.tree.map(jnp.zeros_like, sums)
+    z = add_noise(key, nothing, noise_multiplier, unit)
     noise = jax.tree.map(
       functools.partial(_next_noise, strategy.coefficients), z, server.noise
     )

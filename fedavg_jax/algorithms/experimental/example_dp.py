@@ -8,7 +8,7 @@ import optax
 
 from fedavg_jax.algorithms.experimental.gaussian import add_noise
 from fedavg_jax.algorithms.experimental.gaussian import check_no_model_state
-from fedavg_jax.algorithms.experimental.gaussian import clipped_or_zero
+from fedavg_jax.algorithms.experimental.gaussian import clipped
 from fedavg_jax.algorithms.experimental.gaussian import gaussian_epsilon
 from fedavg_jax.contracts import losses
 from fedavg_jax.contracts.algorithm import Algorithm
@@ -94,18 +94,19 @@ def example_dp(
   ):
     del context
     values, gradients = losses.per_example_gradients(loss_fn, params, batch)
-    short = jax.vmap(lambda g: clipped_or_zero(g, clip))(gradients)
+    short, _ = jax.vmap(lambda g: clipped(g, clip))(gradients)
     return values, jax.tree.map(
       lambda g: jnp.sum(g, axis=0) / denominator, short
     )
 
   def update(updates, state, params=None, **extra):
     key = jax.random.fold_in(extra['context'].key, _NOISE)
-    noisy = add_noise(key, updates, noise_multiplier * clip / denominator)
+    noisy = add_noise(key, updates, noise_multiplier, clip / denominator)
     return optimizer.update(noisy, state, params, **extra)
 
   def client_finish(result: ClientResult):
     check_no_model_state('example_dp', result.model_state)
+    _check_float32(result.params)
     _check_ignores_loss(algorithm, result)
     return algorithm.client_finish(result)
 
@@ -116,6 +117,16 @@ def example_dp(
     ),
     client_finish=client_finish,
   )
+
+
+def _check_float32(params: Params) -> None:
+  """Raises InputError where a sum of gradients would be rounded too much."""
+  for leaf in jax.tree.leaves(params):
+    if leaf.dtype != jnp.float32:
+      raise InputError(
+        f'example_dp: the model has parameters of {leaf.dtype}, must have'
+        ' float32, as rounding to fewer bits may exceed the clip'
+      )
 
 
 def _check_ignores_loss(algorithm: Algorithm, result: ClientResult) -> None:

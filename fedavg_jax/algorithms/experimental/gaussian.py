@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedavg_jax.contracts.aggregation import Aggregator
 from fedavg_jax.contracts.aggregation import weighted_mean
@@ -15,58 +14,63 @@ from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.trees import PyTree
 
-_TINY = float(np.finfo(np.float32).tiny)
+_TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
-def clipped_or_zero(tree: PyTree, clip: Scalar) -> PyTree:
-  """Scales a tree to a Euclidean norm of at most `clip` over all leaves.
-
-  A tree in which a number is not finite becomes zero: whether a client takes
-  part must not depend on its data.
+def clipped(message: PyTree, clip: Scalar) -> tuple[PyTree, Array]:
+  """Returns ONE client's clipped message, and its bit of adaptive clipping.
 
   Args:
-    tree: any tree of arrays.
-    clip: S, above 0.
+    message: any tree of arrays.
+    clip: S, a number or [], the largest norm over all leaves together.
+
+  Returns:
+    The message in float32 with a norm of at most S up to rounding, zeros if a
+    value is not finite; and the bit, 1/2 or -1/2, 0 if a value is not finite.
   """
-  leaves = jax.tree.leaves(tree)
-  largest = jnp.max(
-    jnp.stack([jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in leaves])
-  )
+  # Rounding to fewer bits after the clip would make a message longer.
+  message = jax.tree.map(lambda m: m.astype(jnp.float32), message)
+  leaves = jax.tree.leaves(message)
+  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(m)) for m in leaves]))
   finite = jnp.isfinite(largest)
   # Squares of numbers of at most 1 do not overflow.
-  unit = jnp.where(finite & (largest > 0), largest, 1.0)
-  squares = [
-    jnp.sum(jnp.square(leaf.astype(jnp.float32) / unit)) for leaf in leaves
-  ]
-  norm = jnp.sqrt(jnp.sum(jnp.stack(squares)))  # Of tree / unit.
-  scale = jnp.minimum(1.0, clip / unit / jnp.maximum(norm, _TINY))
-  return jax.tree.map(
-    lambda leaf: jnp.where(
-      finite, (leaf.astype(jnp.float32) * scale).astype(leaf.dtype), 0
-    ),
-    tree,
-  )
+  scale = jnp.where(finite & (largest > 0), largest, 1.0)
+  squares = [jnp.sum((m / scale) ** 2) for m in leaves]
+  norm = jnp.sqrt(sum(squares, jnp.float32(0)))  # Of message / scale.
+  below = norm <= clip / scale
+
+  def cut(leaf):
+    short = leaf / scale * (clip / jnp.maximum(norm, _TINY))
+    return jnp.where(finite, jnp.where(below, leaf, short), 0.0)
+
+  bit = jnp.where(finite, below.astype(jnp.float32) - 0.5, 0.0)
+  return jax.tree.map(cut, message), bit
 
 
-def add_noise(key: Array, tree: PyTree, deviation: Scalar) -> PyTree:
-  """Adds independent Gaussian noise to each number of a tree.
+def add_noise(
+  key: Array, total: PyTree, deviation: Scalar, unit: Scalar
+) -> PyTree:
+  """Adds independent Gaussian noise of `deviation * unit` to each number.
 
   Args:
     key: a random key, from which each leaf derives its own.
-    tree: a tree of arrays.
-    deviation: the standard deviation; a Python 0 changes nothing.
+    total: a tree of arrays.
+    deviation: the standard deviation, in units; with a Python 0 the arrays are
+      returned as they are.
+    unit: the unit.
   """
   if not rules.is_traced(deviation) and deviation == 0:
-    return tree
-  leaves, structure = jax.tree.flatten(tree)
-  return structure.unflatten(
-    leaf
-    + (deviation * jax.random.normal(own, leaf.shape, jnp.float32)).astype(
-      leaf.dtype
-    )
-    for own, leaf in zip(
+    return total
+  leaves, structure = jax.tree.flatten(total)
+  noise = [
+    deviation * unit * jax.random.normal(key, leaf.shape, jnp.float32)
+    for key, leaf in zip(
       jax.random.split(key, len(leaves)), leaves, strict=True
     )
+  ]
+  return structure.unflatten(
+    leaf + own.astype(leaf.dtype)
+    for leaf, own in zip(leaves, noise, strict=True)
   )
 
 
@@ -75,8 +79,10 @@ def unweighted_sum() -> Aggregator:
   return _SUM
 
 
-def _add(sums: PyTree, messages: Any, weights: Array, positions: Array):
-  """Adds messages [L, ...]; those of clients that do not count are zeros."""
+def _add(
+  sums: PyTree, messages: PyTree, weights: Array, positions: Array
+) -> PyTree:
+  """Adds messages [L, ...] with equal weights; those of nobody are zeros."""
   del weights, positions
   return jax.tree.map(
     lambda total, all_: total + jnp.sum(all_.astype(jnp.float32), axis=0),
@@ -85,7 +91,8 @@ def _add(sums: PyTree, messages: Any, weights: Array, positions: Array):
   )
 
 
-def _total(sums: PyTree, weight: Array) -> PyTree:
+def _total(sums: PyTree, weight: jax.Array) -> PyTree:
+  """Returns the sum itself: the realized weight depends on the clients."""
   del weight
   return sums
 

@@ -4,7 +4,7 @@ import jax
 
 from fedavg_jax.algorithms.experimental.gaussian import add_noise
 from fedavg_jax.algorithms.experimental.gaussian import check_no_model_state
-from fedavg_jax.algorithms.experimental.gaussian import clipped_or_zero
+from fedavg_jax.algorithms.experimental.gaussian import clipped
 from fedavg_jax.algorithms.experimental.gaussian import gaussian_epsilon
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientResult
@@ -70,8 +70,8 @@ def local_dp(
     output = algorithm.client_finish(result)
     check_is_delta('local_dp', output.message, result.delta)
     key = jax.random.fold_in(result.context.key, _NOISE)
-    delta = clipped_or_zero(output.message, clip)
-    noisy = add_noise(key, delta, noise_multiplier * clip)
+    delta, _ = clipped(output.message, clip)
+    noisy = add_noise(key, delta, noise_multiplier, clip)
     return output._replace(message=noisy)
 
   return algorithm._replace(client_finish=client_finish)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from fedavg_jax.algorithms.experimental.contexts import with_own_server_state
+from fedavg_jax.algorithms.experimental.gaussian import add_noise
+from fedavg_jax.algorithms.experimental.gaussian import clipped
+from fedavg_jax.algorithms.experimental.gaussian import unweighted_sum
 from fedavg_jax.algorithms.experimental.robust import check_takes_the_mean
-from fedavg_jax.contracts.aggregation import Aggregator
-from fedavg_jax.contracts.aggregation import weighted_mean
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientResult
 from fedavg_jax.contracts.algorithm import ServerContext
@@ -24,7 +25,6 @@ from fedavg_jax.core.trees import PyTree
 
 # Separates the keys of the noise from the key of the wrapped `server_update`.
 _NOISE, _BIT_NOISE = 0x6E6F6973, 0x62697473
-_TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 class AdaptiveClip(NamedTuple):
@@ -180,7 +180,7 @@ def privatize(
   private = inside._replace(
     server_init=server_init,
     client_finish=client_finish,
-    aggregate=_SUM,
+    aggregate=unweighted_sum(),
     server_update=server_update,
     num_bytes=algorithm.num_bytes and num_bytes,
     server_info=lambda server: {'clip': server.clip},
@@ -196,60 +196,6 @@ def privatize(
   )
 
 
-def clipped(message: PyTree, clip: Array) -> tuple[PyTree, Array]:
-  """Returns ONE client's clipped message, and its bit of adaptive clipping.
-
-  Args:
-    message: any tree of arrays.
-    clip: [] S, the largest norm over all leaves together.
-
-  Returns:
-    The message in float32 with a norm of at most S up to rounding, zeros if a
-    value is not finite; and the bit, 1/2 or -1/2, 0 if a value is not finite.
-  """
-  # Rounding to fewer bits after the clip would make a message longer.
-  message = jax.tree.map(lambda m: m.astype(jnp.float32), message)
-  leaves = jax.tree.leaves(message)
-  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(m)) for m in leaves]))
-  finite = jnp.isfinite(largest)
-  # Squares of numbers of at most 1 do not overflow.
-  scale = jnp.where(finite & (largest > 0), largest, 1.0)
-  squares = [jnp.sum((m / scale) ** 2) for m in leaves]
-  norm = jnp.sqrt(sum(squares, jnp.float32(0)))  # Of message / scale.
-  below = norm <= clip / scale
-
-  def cut(leaf):
-    short = leaf / scale * (clip / jnp.maximum(norm, _TINY))
-    return jnp.where(finite, jnp.where(below, leaf, short), 0.0)
-
-  bit = jnp.where(finite, below.astype(jnp.float32) - 0.5, 0.0)
-  return jax.tree.map(cut, message), bit
-
-
-def add_noise(key: Array, total: PyTree, deviation: Scalar, unit: Scalar):
-  """Adds independent Gaussian noise of `deviation * unit` to each number.
-
-  Args:
-    key: the random key of the round's noise.
-    total: a tree of float32 arrays.
-    deviation: the standard deviation, in units; with a Python 0 the arrays are
-      returned as they are.
-    unit: the unit.
-  """
-  if not rules.is_traced(deviation) and deviation == 0:
-    return total
-  leaves, structure = jax.tree.flatten(total)
-  noise = [
-    deviation * unit * jax.random.normal(key, leaf.shape, jnp.float32)
-    for key, leaf in zip(
-      jax.random.split(key, len(leaves)), leaves, strict=True
-    )
-  ]
-  return structure.unflatten(
-    leaf + own for leaf, own in zip(leaves, noise, strict=True)
-  )
-
-
 def next_clip(adaptive: AdaptiveClip, clip: Array, share: Array) -> Array:
   """Returns the clip of the next round.
 
@@ -260,27 +206,6 @@ def next_clip(adaptive: AdaptiveClip, clip: Array, share: Array) -> Array:
   """
   step = jnp.exp(-adaptive.learning_rate * (share - adaptive.quantile))
   return jnp.clip(clip * step, 1e-30, 1e30)
-
-
-def _add(
-  sums: PyTree, messages: PyTree, weights: Array, positions: Array
-) -> PyTree:
-  """Adds messages [L, ...] with equal weights; those of nobody are zeros."""
-  del weights, positions
-  return jax.tree.map(
-    lambda total, all_: total + jnp.sum(all_.astype(jnp.float32), axis=0),
-    sums,
-    messages,
-  )
-
-
-def _total(sums: PyTree, weight: jax.Array) -> PyTree:
-  """Returns the sum itself: the realized weight depends on the clients."""
-  del weight
-  return sums
-
-
-_SUM: Aggregator = weighted_mean()._replace(add=_add, result=_total)
 
 
 def _checked(

@@ -43,7 +43,7 @@ def test_limits_of_epsilon():
 
 def test_clipping_over_all_leaves():
   """Norms of 5 and 1e25 are cut to 2; one of at most the clip is not."""
-  clip = jax.jit(lambda tree: gaussian.clipped_or_zero(tree, 2.0))
+  clip = jax.jit(lambda tree: gaussian.clipped(tree, 2.0)[0])
   tree = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array(4.0)}
   for scale in (1.0, 2e24, 1e-30):
     scaled = jax.tree.map(lambda x, s=scale: x * s, tree)
@@ -63,13 +63,13 @@ def test_noise_of_many_keys():
   """Leaves and keys are independent; variances are within 5 deviations."""
   tree = {'a': jnp.zeros(50), 'b': jnp.zeros((5, 10))}
   keys = jax.random.split(jax.random.key(0), 400)
-  noise = jax.vmap(lambda key: gaussian.add_noise(key, tree, 3.0))(keys)
+  noise = jax.vmap(lambda key: gaussian.add_noise(key, tree, 1.5, 2.0))(keys)
   a, b = (np.asarray(noise[n]).reshape(400, 50) for n in 'ab')
   for values in (a, b, (a + b) / math.sqrt(2)):
     size = values.size
     assert abs(values.mean()) < 5 * 3 / math.sqrt(size)
     assert abs(values.var() / 9 - 1) < 5 * math.sqrt(2 / size)
-  assert gaussian.add_noise(keys[0], tree, 0.0) is tree
+  assert gaussian.add_noise(keys[0], tree, 0.0, 2.0) is tree
 
 
 CASES = {

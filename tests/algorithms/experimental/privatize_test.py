@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import fedavg_jax as fa
+from fedavg_jax.algorithms.experimental.gaussian import clipped
 from fedavg_jax.algorithms.experimental.privatize import PrivateMessage
-from fedavg_jax.algorithms.experimental.privatize import clipped
 from fedavg_jax.algorithms.experimental.privatize import deviation_of_deltas
 from fedavg_jax.algorithms.experimental.privatize import next_clip
 from tests.testing import privacy_twin
