@@ -26,7 +26,6 @@ from fedavg_jax.algorithms.experimental.contexts import with_own_server_state
 from fedavg_jax.algorithms.experimental.gaussian import add_noise
 from fedavg_jax.algorithms.experimental.gaussian import check_no_model_state
 from fedavg_jax.algorithms.experimental.gaussian import clipped
-from fedavg_jax.algorithms.experimental.gaussian import optional_package
 from fedavg_jax.algorithms.experimental.gaussian import unweighted_sum
 from fedavg_jax.algorithms.experimental.robust import check_takes_the_mean
 from fedavg_jax.contracts.aggregation import exact_tensordot
@@ -36,6 +35,7 @@ from fedavg_jax.contracts.algorithm import ServerContext
 from fedavg_jax.contracts.algorithm_checks import check_is_delta
 from fedavg_jax.contracts.algorithm_checks import message_shapes
 from fedavg_jax.contracts.model import Scalar
+from fedavg_jax.core import optional
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.trees import PyTree
@@ -139,8 +139,10 @@ def banded_strategy(
   j = np.arange(1, bands)
   c = np.cumprod(np.concatenate([[1.0], (2 * j - 1) / (2 * j)]))
   if optimized and bands > 1:
-    toeplitz = optional_package(
-      'jax_privacy.matrix_factorization.toeplitz', 'jax-privacy'
+    toeplitz = optional.load(
+      'jax_privacy.matrix_factorization.toeplitz',
+      'banded_strategy',
+      "'fedavg_jax[privacy]'",
     )
     with jax.numpy_dtype_promotion('standard'):
       c = np.asarray(toeplitz.optimize_banded_toeplitz(rounds, bands))

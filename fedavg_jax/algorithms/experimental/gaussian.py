@@ -1,8 +1,5 @@
 """Clips and adds Gaussian noise, and computes the epsilon of what was added."""
 
-import importlib
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +7,7 @@ from fedavg_jax.contracts.aggregation import Aggregator
 from fedavg_jax.contracts.aggregation import weighted_mean
 from fedavg_jax.contracts.model import Array
 from fedavg_jax.contracts.model import Scalar
+from fedavg_jax.core import optional
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.trees import PyTree
@@ -149,26 +147,9 @@ def gaussian_epsilon(
     return 0.0
   if not noise_multiplier:
     return float('inf')
-  accounting: Any = optional_package('dp_accounting', 'dp-accounting')
+  accounting = optional.load(
+    'dp_accounting', 'gaussian_epsilon', "'fedavg_jax[privacy]'"
+  )
   return float(
     accounting.get_epsilon_gaussian(noise_multiplier / releases**0.5, delta)
   )
-
-
-def optional_package(module: str, package: str) -> Any:
-  """Imports a module of the extra `privacy`.
-
-  Args:
-    module: the name of the module.
-    package: the name of its package.
-
-  Raises:
-    InputError: the package is not installed.
-  """
-  try:
-    return importlib.import_module(module)
-  except ImportError as e:
-    raise InputError(
-      f'{package}: is not installed, must be for this function; use'
-      " pip install 'fedavg_jax[privacy]'"
-    ) from e

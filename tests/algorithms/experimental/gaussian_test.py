@@ -87,10 +87,6 @@ CASES = {
     lambda: own.example_epsilon(1.0, 0.1, rounds=1, epochs=0),
     'epochs = 0: must be at least 1',
   ),
-  'not installed': (
-    lambda: gaussian.optional_package('no_such_module', 'no-such'),
-    'no-such: is not installed',
-  ),
 }
 
 

@@ -223,6 +223,12 @@ CASES = {
     ),
     'secure_aggregation: the algorithm aggregates its messages in its own way',
   ),
+  'sums with noise of the server': (
+    lambda: own.secure_aggregation(
+      own.privatize(FEDAVG, clip=1.0, noise_multiplier=1.0, denominator=5), 1.0
+    ),
+    'secure_aggregation: the algorithm aggregates its messages in its own way',
+  ),
   'norms bounded by the server': (
     lambda: own.bound_norms(SECURE, 1.0),
     'bound_norms: the algorithm aggregates its messages in its own way',
