@@ -374,6 +374,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Number of clients from which cohorts of noise_cohort_size would be drawn.
   config.privacy.population = 0
 
+  # Scores of canaries from which a lower bound on the epsilon of a round is
+  # measured after the last one, such as 64000, in seconds; 0: none is.
+  config.privacy.canary_scores = 0
+
   # Reaction to a client update with NaN or infinity: 'stop' (ends the run) |
   # 'skip_client' (drops the update).
   config.on_nan = 'stop'

@@ -34,6 +34,9 @@ class Trained(Protocol):
   def first(self) -> Algorithm:
     """Returns the algorithm; in a sweep, that of the first value."""
 
+  def at(self, index: int) -> Algorithm:
+    """Returns the algorithm of value `index`; the same for a single one."""
+
   @property
   def values(self) -> tuple[float, ...] | None:
     """Returns the values of a sweep, or None for a single algorithm."""
@@ -83,6 +86,10 @@ class Single:
   first: Algorithm
   values: None = None
 
+  def at(self, index: int) -> Algorithm:
+    del index
+    return self.first
+
   @property
   def going(self) -> np.ndarray:
     return np.ones((), bool)
@@ -127,9 +134,12 @@ class Sweep:
     if not self.values:
       raise InputError('values = (): must hold at least one value')
 
+  def at(self, index: int) -> Algorithm:
+    return self.algorithm_of(jnp.float32(self.values[index]))
+
   @property
   def first(self) -> Algorithm:
-    return self.algorithm_of(jnp.float32(self.values[0]))
+    return self.at(0)
 
   @property
   def going(self) -> np.ndarray:

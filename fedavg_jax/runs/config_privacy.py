@@ -85,6 +85,12 @@ class PrivacyConfig(Options):
     at_least(0),
     'Number of clients from which cohorts of noise_cohort_size would be drawn.',
   )
+  canary_scores: int = option(
+    0,
+    Rule(lambda value: value == 0 or value >= 64, 'must be 0, or at least 64'),
+    'Scores of canaries from which a lower bound on the epsilon of a round is'
+    ' measured after the last one, such as 64000, in seconds; 0: none is.',
+  )
 
 
 def check(cfg: 'RunConfig') -> None:
@@ -93,7 +99,7 @@ def check(cfg: 'RunConfig') -> None:
   if not own.clip:
     for name in (
       *('noise_multiplier', 'target_epsilon', 'quantile'),
-      'noise_cohort_size',
+      *('noise_cohort_size', 'canary_scores'),
     ):
       if value := getattr(own, name):
         raise InputError(

@@ -3,8 +3,6 @@
 from typing import Any
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedavg_jax.algorithms import experimental
@@ -12,6 +10,7 @@ from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import accountant
+from fedavg_jax.runs import canary_audit
 from fedavg_jax.runs import config_privacy
 from fedavg_jax.runs.accountant import Accountant
 from fedavg_jax.runs.accountant import Event
@@ -86,11 +85,13 @@ class Spending(NamedTuple):
     cfg: the config of the run.
     accountant: the accountant of the mechanism that runs.
     noise_multiplier: the noise multiplier of the mechanism.
+    algorithm: the algorithm that runs.
   """
 
   cfg: RunConfig
   accountant: Accountant
   noise_multiplier: float
+  algorithm: Algorithm
 
   def text(self) -> str:
     """Describes what the run will have spent after all rounds."""
@@ -125,6 +126,15 @@ class Spending(NamedTuple):
       'accounting': self.accountant.event.accounting,
       'noise_multiplier': self.noise_multiplier,
     }
+    if own.canary_scores and ended:
+      found |= {
+        'round_epsilon': experimental.gaussian_epsilon(
+          self.noise_multiplier, own.delta
+        ),
+        'measured_round_epsilon': canary_audit.measured_epsilon(
+          self.algorithm, scores=own.canary_scores, delta=own.delta
+        ),
+      }
     if own.noise_cohort_size:
       found |= {
         'projected_epsilon': projected(self.cfg).epsilon(number),
@@ -167,12 +177,11 @@ def spending(
   Raises:
     InputError: the cohorts are not those of `privacy.accounting`.
   """
-  trained = simulation.parts.trained
-  mechanism = trained.first.mechanism
+  algorithm = simulation.parts.trained.at(index)
+  mechanism = algorithm.mechanism
   if mechanism is None:
     return None
-  noises = trained.init(_noise_multiplier)
-  noise = float(np.ravel(noises)[index])
+  noise = float(np.float32(mechanism.noise_multiplier))
   mechanism = mechanism._replace(noise_multiplier=noise)
   own, number = cfg.privacy, len(simulation.planner.num_examples)
   accountant.check_delta('privacy.delta', own.delta, number)
@@ -180,10 +189,4 @@ def spending(
     event = accountant.event_of(simulation.planner, mechanism, own.accounting)
   except InputError as error:
     raise InputError(f'privacy.{error}') from None
-  return Spending(cfg, Accountant(event, own.delta), noise)
-
-
-def _noise_multiplier(algorithm: Algorithm) -> jax.Array:
-  """Returns the noise multiplier of a private algorithm, as devices have it."""
-  assert algorithm.mechanism is not None
-  return jnp.float32(algorithm.mechanism.noise_multiplier)
+  return Spending(cfg, Accountant(event, own.delta), noise, algorithm)

@@ -120,7 +120,8 @@ def spent(cfg, **event):
   accountant = Accountant(
     Event('zero_out', 50, 0.2, own['most'], own['noise']), cfg.privacy.delta
   )
-  return privacy_builder.Spending(cfg, accountant, own['noise'])
+  algorithm = algorithm_builder.build_algorithm(cfg, 50, 10)
+  return privacy_builder.Spending(cfg, accountant, own['noise'], algorithm)
 
 
 def test_what_is_reported():
@@ -184,6 +185,7 @@ def test_a_run_reports_its_mechanism_and_sampler(tmp_path):
     {'privacy__target_epsilon': 4.0, 'privacy__noise_multiplier': 0.0},
     {'sampling': 'uniform', 'privacy__accounting': 'replace_one'},
     {'privacy__quantile': 0.5, 'compression__scheme': 'qsgd'},
+    {'privacy__canary_scores': 3200, 'server__momentum': 0.5},
   ],
 )
 def test_more_runs(tmp_path, changes):
@@ -193,6 +195,9 @@ def test_more_runs(tmp_path, changes):
   summary = train.train(config(**(TRAINED | changes)), tmp_path / 'run')
   *_, line = lines(tmp_path / 'run')
   assert summary['epsilon_rdp'] == line['epsilon'] > 0
+  if 'privacy__canary_scores' in changes:
+    bound = summary['measured_round_epsilon']
+    assert 0.2 < bound < summary['round_epsilon']
   if 'privacy__target_epsilon' in changes:
     assert 3.98 < line['epsilon'] <= 4.0
   if 'sampling' in changes:
@@ -236,6 +241,10 @@ REFUSED = [
       'privacy__population': 1000,
     },
     'privacy.clip = 0.0: must be above 0 with privacy.noise_cohort_size = 100',
+  ),
+  (
+    {'privacy__canary_scores': 63},
+    'privacy.canary_scores = 63: must be 0, or at least 64',
   ),
   ({'privacy__delta': 0.0}, r'privacy.delta = 0.0: must be in \(0, 1\)'),
   (
