@@ -1,7 +1,6 @@
 """Defines the workloads of the benchmark: federations of random data.
 
-A workload consists of plain numbers, so that every system gets the same one.
-Pixels and labels are random: the time of a step does not depend on them.
+The first three are those of `fedavg-jax bench` (`fedavg_jax/cli/workloads.py`).
 """
 
 import dataclasses
@@ -13,46 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import fedavg_jax as fa
-from fedavg_jax.core import choices
+from fedavg_jax.cli import bench_rounds
+from fedavg_jax.cli import workloads
 from fedavg_jax.models import layers
 from fedavg_jax.models import zoo
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Workload:
-  """Defines one federation and its rounds; letters are the paper's.
-
-  Attributes:
-    about: a one-line definition.
-    model: a name of `choices.MODELS`, 'lr' or 'simple_cnn'.
-    shape: the shape of an image or a sequence.
-    classes: the number of labels.
-    sizes: n_k, the number of examples of every client, [K].
-    cohort: m, the number of clients per round.
-    epochs: E, local epochs.
-    batch: B, examples per minibatch.
-    learning_rate: the clients' learning rate.
-    weighting: the weights of the mean, as in `fa.Federation`.
-    lanes: the number of lanes; 0 lets the engine choose.
-    tested: the number of test examples after every round; 0 for no tests.
-  """
-
-  about: str
-  model: str
-  shape: tuple[int, ...] = (28, 28, 1)
-  classes: int = 10
-  sizes: tuple[int, ...]
-  cohort: int
-  epochs: int = 1
-  batch: int = 10
-  learning_rate: float = 0.1
-  weighting: str = 'examples'
-  lanes: int = 0
-  tested: int = 0
-
-  def as_dict(self) -> dict[str, Any]:
-    """Returns the content that workers read, for JSON."""
-    return dataclasses.asdict(self)
+Workload, make_federation = workloads.Workload, bench_rounds.make_federation
 
 
 def _log_normal(clients, median, sigma, most, seed=0) -> tuple[int, ...]:
@@ -71,16 +36,17 @@ ROLES = _log_normal(1069, median=70, sigma=1.6, most=6000)
 LOG_NORMAL = _log_normal(3400, median=100, sigma=1.0, most=2000)
 
 WORKLOADS = {
-  f'{model}{suffix}': Workload(
-    about=f'MNIST {model.upper()}, 100 clients x 600, C = 0.1, E = {epochs},'
-    ' B = 10',
-    model=model,
-    sizes=(600,) * 100,
-    cohort=10,
-    epochs=epochs,
+  'cnn': workloads.WORKLOADS['cnn'],
+  '2nn': workloads.WORKLOADS['2nn'],
+  'flute_lr': workloads.WORKLOADS['lr'],
+}
+WORKLOADS |= {
+  f'{name}_e5': dataclasses.replace(
+    WORKLOADS[name],
+    about=WORKLOADS[name].about.replace('E = 1', 'E = 5'),
+    epochs=5,
   )
-  for epochs, suffix in ((1, ''), (5, '_e5'))
-  for model in ('cnn', '2nn')
+  for name in ('cnn', '2nn')
 }
 WORKLOADS |= {
   'pfl_cifar10': Workload(
@@ -91,14 +57,6 @@ WORKLOADS |= {
     sizes=(50,) * 1000,
     cohort=50,
     weighting='uniform',
-  ),
-  'flute_lr': Workload(
-    about="FLUTE's LR on MNIST: 1,000 clients x 60, 10 per round, E = 1,"
-    ' B = 10',
-    model='lr',
-    sizes=(60,) * 1000,
-    cohort=10,
-    learning_rate=0.03,
   ),
   'writers': Workload(
     about='2NN, sizes like MNIST by writer: 539 clients, 50 per round, 4 lanes',
@@ -202,16 +160,6 @@ WORKLOADS['cohort_10000'] = dataclasses.replace(
 )
 
 
-class LogisticRegression(nn.Module):
-  """Defines logistic regression, 784 to 10 on MNIST; 7,850 parameters."""
-
-  classes: int
-
-  @nn.compact
-  def __call__(self, x):
-    return zoo.Dense(self.classes)(x.reshape(x.shape[0], -1))
-
-
 class SimpleCnn(nn.Module):
   """Defines pfl-research's `simple_cnn` for CIFAR-10, without its dropout.
 
@@ -247,24 +195,14 @@ def from_dict(content: dict[str, Any]) -> Workload:
 
 
 def make_data(workload: Workload) -> tuple[fa.Dataset, fa.Clients]:
-  """Draws random pixels and labels; divides them by the workload's sizes."""
-  rng = np.random.default_rng(0)
-  n = sum(workload.sizes)
-  if len(workload.shape) == 1:
-    examples, padding = _sequences(rng, n, *workload.shape, workload.classes)
-  else:
-    padding = None
-    examples = fa.Examples(
-      rng.integers(0, 256, (n, *workload.shape), np.uint8),
-      rng.integers(0, workload.classes, n, np.int32),
-    )
-  tested = slice(0, max(workload.tested, 1))
-  test = fa.Examples(examples.x[tested], examples.y[tested])
-  data = fa.Dataset(
-    'random', examples, test, workload.classes, 255.0, padding=padding
+  """Draws random examples; divides them by the workload's sizes."""
+  if len(workload.shape) > 1:
+    return bench_rounds.make_data(workload)
+  (length,) = workload.shape
+  examples, padding = _sequences(
+    np.random.default_rng(0), sum(workload.sizes), length, workload.classes
   )
-  parts = np.split(np.arange(n), np.cumsum(workload.sizes)[:-1])
-  return data, fa.build_clients(examples, parts)
+  return bench_rounds.divide(workload, examples, padding)
 
 
 def _sequences(rng, number, length, tokens):
@@ -278,27 +216,6 @@ def _sequences(rng, number, length, tokens):
   return fa.Examples(x, y), tokens - 1
 
 
-def make_federation(
-  workload: Workload, data: fa.Dataset, clients: fa.Clients, cohort: int = 0
-) -> fa.Federation:
-  """Returns the federation of a workload.
-
-  Args:
-    workload: the workload.
-    data: its data set, of `make_data`.
-    clients: its clients, of `make_data`.
-    cohort: the clients of a round; 0 means the workload's.
-  """
-  return fa.Federation(
-    clients,
-    data.test,
-    client_fraction=(cohort or workload.cohort) / len(workload.sizes),
-    epochs=workload.epochs,
-    batch_size=workload.batch,
-    weighting=workload.weighting,
-  )
-
-
 def make_model(
   workload: Workload,
   data: fa.Dataset,
@@ -307,23 +224,20 @@ def make_model(
   precision: str = 'float32',
 ) -> fa.Model:
   """Builds the workload's model: one of the package, or of this file."""
-  if workload.model in choices.MODELS:
-    pipeline = {}
-    if workload.model == 'cifar_cnn':
-      pipeline = {'pixels': 'image', 'augmentation': 'tutorial'}
+  if workload.model == 'cifar_cnn':
     return fa.build_model(
       workload.model,
       data,
+      pixels='image',
+      augmentation='tutorial',
       convolution=convolution,
       precision=precision,
-      **pipeline,
     )
-  module: nn.Module = (
-    SimpleCnn(workload.classes, convolution)
-    if workload.model == 'simple_cnn'
-    else LogisticRegression(workload.classes)
-  )
-
+  if workload.model != 'simple_cnn':
+    return bench_rounds.make_model(
+      workload, data, convolution=convolution, precision=precision
+    )
+  module = SimpleCnn(workload.classes, convolution)
   dtype = 'bfloat16' if precision == 'bfloat16' else 'float32'
 
   def apply(params, x) -> Any:

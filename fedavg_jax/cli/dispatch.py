@@ -23,6 +23,7 @@ COMMANDS = {
   'compare': 'compare finished runs in a table and a picture',
   'partition': 'show the examples per client and label of a config',
   'convert': 'write a federation to disk, for populations larger than memory',
+  'bench': 'time the engine on this machine',
   'config': 'list, show or copy the configs that come with the package',
 }
 

@@ -21,6 +21,7 @@ FLAGS = {
   'compare': ['target', 'picture', 'table'],
   'partition': ['config', 'picture'],
   'convert': ['source', 'path', 'out', 'verify', 'shard_mib'],
+  'bench': ['workloads', 'turns'],
   'config': [],
 }
 ENDED = ['sweep', 'compare', 'partition', 'convert']
@@ -165,6 +166,11 @@ def test_what_a_config_lacks_is_named(command, tmp_path, name, args, words):
     (['convert', '--verify='], ['--verify is empty: must be the folder']),
     (['convert', '--shard_mib=0'], ['--shard_mib=0', 'positive']),
     (['convert', 'leaf'], ['leaf: not a flag']),
+    (['bench', '2nn'], ['2nn: not a flag']),
+    (['bench', '--turns=0'], ['--turns=0', 'positive']),
+    (['bench', '--workloads='], ["--workloads ''", 'one of 2nn, lr, cnn']),
+    (['bench', '--workloads=lr,cn'], ['--workloads cn', 'did you mean cnn?']),
+    (['bench', '--workloads=lr,lr'], ['lr,lr: lr is given twice']),
     (['sweep', 'quickstart', '--grid=x'], ['--grid x', 'key=value']),
     (
       ['partition', 'quickstart', '--picture=no/a.png'],

@@ -24,6 +24,7 @@ from experiments.benchmark import worker
 from experiments.benchmark import workloads
 from experiments.gallery import custom_algorithm
 import fedavg_jax as fa
+from fedavg_jax.cli import workloads as bench_workloads
 from fedavg_jax.contracts.model import num_parameters
 from fedavg_jax.engine import arithmetic
 from tests.testing import results
@@ -321,6 +322,16 @@ def test_the_engine_races_itself_on_devices_and_processes(capsys):
     assert row['num_processes'] == modes[row['system']].get('processes', 1)
     assert row['efficiency'] > 0 and row['reduce_seconds'] > 0
   assert '2 processes, cohort x 2' in capsys.readouterr().out
+
+
+def test_the_package_has_the_workloads_of_its_command():
+  for name, ours in (('2nn', '2nn'), ('lr', 'flute_lr'), ('cnn', 'cnn')):
+    assert workloads.WORKLOADS[ours] is bench_workloads.WORKLOADS[name]
+  assert workloads.WORKLOADS['cnn_e5'].epochs == 5
+  assert 'E = 5' in workloads.WORKLOADS['cnn_e5'].about
+  # A peer's worker and an older commit read the names of these fields.
+  fields = workloads.WORKLOADS['2nn'].as_dict()
+  assert {'model', 'shape', 'sizes', 'cohort', 'batch'} < fields.keys()
 
 
 def test_pfls_model_has_its_parameters():
