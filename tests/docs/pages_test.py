@@ -177,6 +177,10 @@ def test_site_builds_without_a_warning(repository, tmp_path):
     'fedprox',
   ):
     assert 'fedavg_jax.' in api and name in api
+  # Default values are Python, and named tuples have attributes.
+  assert '&lt;function' not in api and '&lt;factory' not in api
+  assert 'Attributes<span' in api and 'Variables<span' not in api
+  assert 'copybutton' in api
 
 
 @pytest.mark.slow
