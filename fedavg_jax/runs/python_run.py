@@ -224,6 +224,7 @@ class _Tracker:
     row = {name: getattr(record, name) for name in _NAMES}
     if self._simulation.sweep is not None:
       row['finite'] = record.finite
+    row |= {f'info_{name}': value for name, value in record.info.items()}
     row |= {f'test_{name}': value for name, value in record.test.items()}
     self._rows.append(row)
     if record.state is not None and record.client_states is not None:

@@ -39,8 +39,9 @@ class Result(Mapping[str, np.ndarray]):
   """Holds the result of a run from Python; as a mapping it is the history.
 
   The history has one entry per round, from round 0 on, under 'round',
-  'train_loss', 'examples', 'seconds' and 'test_<name>' for each metric, such as
-  'test_accuracy'; NaN where there is none. In a sweep of G values, the columns
+  'train_loss', 'examples', 'seconds', 'info_<name>' for each of the algorithm's
+  `info`, and 'test_<name>' for each metric, such as 'test_accuracy'; NaN where
+  there is none. In a sweep of G values, the columns
   other than 'round' and 'seconds' have a second axis, [R + 1, G], and 'finite'
   is False where a value has diverged. A run that starts from states has only
   the rounds after them.

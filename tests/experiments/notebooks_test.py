@@ -8,7 +8,7 @@ import pytest
 
 NAMES = (
   *('fedavg_in_ten_minutes', 'your_own', 'families', 'rounds_per_second'),
-  'paper',
+  *('privacy', 'paper'),
 )
 
 # Numbers in a notebook's output: name and value.
@@ -16,6 +16,7 @@ SAYS = {
   'fedavg_in_ten_minutes': r'(\d+ +[\d.]+)   (\d+)\n',  # E, C: rounds.
   'your_own': r'(accuracy|model +mean of clients) (0\.\d+)',
   'families': r'(?m)^(\S.*?) {2,}(0\.\d{3})',
+  'privacy': r'((?:claimed|measured)[ \w,]*): +([\d.]+)',
   'rounds_per_second': r'(\d+ clients per round)  ([\d.]+) ms',
   'paper': r'(weights: .*in the middle|FedSGD|B = 10:?) +([\d.]+)',
 }
@@ -36,6 +37,12 @@ def _families(accuracy):
   assert accuracy['median'] > accuracy['mean'] + 0.3
 
 
+def _privacy(epsilon):
+  claimed = epsilon['claimed for one round']
+  assert 0 < epsilon['measured, privatize'] < claimed
+  assert claimed < epsilon['measured, forgets to clip']
+
+
 def _per_second(milliseconds):
   assert len(milliseconds) == 4 and min(milliseconds.values()) > 0
 
@@ -53,6 +60,7 @@ LESS = {
     ('rounds_to(0.9,', 'rounds_to(0.7,'),
   ],
   'families': [('ROUNDS = 100', 'ROUNDS = 20')],
+  'privacy': [('rounds=60', 'rounds=10')],
   'rounds_per_second': [
     ('for _ in range(3)', 'for _ in range(1)'),
     ('max(4, 200 // cohort)', '2'),
@@ -70,6 +78,7 @@ PROMISES = {
   'fedavg_in_ten_minutes': _ten_minutes,
   'your_own': _your_own,
   'families': _families,
+  'privacy': _privacy,
   'rounds_per_second': _per_second,
   'paper': _paper,
 }

@@ -25,9 +25,23 @@ from tests.testing.run_folders import load
 # Orbax and its dependencies raise DeprecationWarnings.
 pytestmark = pytest.mark.filterwarnings('default')
 
+
+def counting(algorithm):
+  """Makes clients report the number of their updates."""
+
+  def client_finish(result):
+    info = {'steps': result.num_updates.astype(np.float32)}
+    return algorithm.client_finish(result)._replace(info=info)
+
+  return algorithm._replace(client_finish=client_finish)
+
+
 BUILDS = {
   'plain': {},
-  'on the host': {'client_states_on': 'host'},
+  'on the host': {
+    'client_states_on': 'host',
+    'algorithm': counting(fa.scaffold(0.1, 0.9)),
+  },
   'fedavg': {'algorithm': fa.fedavg(optax.sgd(0.1), optax.sgd(0.9))},
   'its number': {'algorithm': fa.scaffold(0.1, 0.8)},
   'by loss': {'metrics': (fa.metrics.mean_loss(fa.losses.cross_entropy),)},
@@ -80,6 +94,12 @@ def test_in_parts_as_in_one(simulation):
   check_equal(fa.run(simulation, rounds=5, start=first), uninterrupted)
   with pytest.raises(InputError, match='another run has continued'):
     fa.run(simulation, rounds=5, start=first)
+
+
+def test_info_of_clients_is_a_column():
+  result = fa.run(built('on the host'), rounds=2)
+  assert np.isnan(result['info_steps'][0])
+  assert (result['info_steps'][1:] >= 1).all()
 
 
 def test_a_folder_is_saved_and_continued(simulation, tmp_path):
