@@ -139,7 +139,7 @@ def banded(strategy: own.Strategy, chosen: Sequence[int]) -> RoundFn:
     clip=CLIP,
     noise_multiplier=SIGMA,
     denominator=1,
-    num_clients=1,
+    num_clients=strategy.rounds + 1,
   )
   rounds = strategy.rounds
   c = np.zeros((rounds, rounds))
@@ -157,8 +157,8 @@ def banded(strategy: own.Strategy, chosen: Sequence[int]) -> RoundFn:
         round=number,
         key=jax.random.fold_in(key, number),
         share=jnp.ones(()),
-        clients=jnp.arange(1),
-        reported=jnp.zeros(1, bool),  # `takes_part` decides.
+        clients=jnp.where(takes_part[number - 1], 0, number)[None],
+        reported=jnp.zeros(1, bool),  # The schedule decides.
       )
       here = jnp.where(takes_part[number - 1], sums, 0.0)
       new, server = private.server_update(params, server, here, context)

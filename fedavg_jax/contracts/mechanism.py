@@ -22,9 +22,12 @@ class Mechanism(NamedTuple):
       number of clients.
     hooks: the functions of `Algorithm` by name that clip, add and add noise; an
       algorithm in which one of them was replaced has another mechanism.
+    scheduled: whether noise is correlated between rounds and clients take part
+      by a public schedule; then nothing is amplified by sampling.
   """
 
   clip: float
   noise_multiplier: float
   denominator: float
   hooks: dict[str, Callable]
+  scheduled: bool = False

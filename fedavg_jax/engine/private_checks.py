@@ -4,6 +4,7 @@ Each rule protects the sensitivity of the sum, or the law of the cohorts, from
 which an accountant computes epsilon.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,10 +34,11 @@ def check_private(
   """
   mechanism = algorithm.mechanism
   assert mechanism is not None
+  wrapper = 'correlated_noise' if mechanism.scheduled else 'privatize'
   for name, hook in mechanism.hooks.items():
     if getattr(algorithm, name) is not hook:
       raise InputError(
-        f'algorithm.{name}: was replaced by a wrapper around privatize; must be'
+        f'algorithm.{name}: was replaced by a wrapper around {wrapper}; must be'
         ' wrapped before, so that nothing changes what is clipped'
       )
   params, state = split(variables)
@@ -44,23 +46,26 @@ def check_private(
   own = jax.eval_shape(algorithm.client_init, params, client)
   if jax.tree.leaves(own):
     raise InputError(
-      'algorithm.client_init: returns a state, must return () with privatize:'
+      f'algorithm.client_init: returns a state, must return () with {wrapper}:'
       ' what a client keeps shows when it was drawn'
     )
   if jax.tree.leaves(state) and model.state_of != 'nobody':
     raise InputError(
-      f"model.state_of = {model.state_of!r}: must be 'nobody' with privatize,"
+      f"model.state_of = {model.state_of!r}: must be 'nobody' with {wrapper},"
       ' whose noise is added to parameters alone'
     )
-  if name := _cohort_read(algorithm, params, variables):
+  names = ('share', 'reported') + (() if mechanism.scheduled else ('clients',))
+  if name := _cohort_read(algorithm, params, variables, names):
     raise InputError(
-      f'algorithm.server_update: reads context.{name}, must not with privatize,'
+      f'algorithm.server_update: reads context.{name}, must not with {wrapper},'
       ' whose server knows the noisy sum alone'
     )
-  _check_federation(mechanism, federation)
+  _check_federation(mechanism, federation, wrapper)
 
 
-def _check_federation(mechanism: Mechanism, federation: Federation) -> None:
+def _check_federation(
+  mechanism: Mechanism, federation: Federation, wrapper: str
+) -> None:
   """Raises InputError where who counts, or how much, depends on data."""
   for name, needed, why in (
     ('weighting', 'uniform', 'which gives every client the weight 1'),
@@ -68,7 +73,7 @@ def _check_federation(mechanism: Mechanism, federation: Federation) -> None:
   ):
     if (value := getattr(federation, name)) != needed:
       raise InputError(
-        f'{name} = {value!r}: must be {needed!r} with privatize, {why}'
+        f'{name} = {value!r}: must be {needed!r} with {wrapper}, {why}'
       )
   rules = federation.participation
   for name, given in (
@@ -76,15 +81,19 @@ def _check_federation(mechanism: Mechanism, federation: Federation) -> None:
     ('availability_trace', rules.trace is not None),
     ('unavailable_fraction', bool(rules.unavailable_fraction)),
     ('sampling_weights', rules.sampling_weights is not None),
-    ('participation.draw', rules.draw is not None),
+    ('participation.draw', rules.draw is not None and not mechanism.scheduled),
+    ('poisson', rules.poisson and mechanism.scheduled),
     ('participation.completion', rules.completion is not None),
     ('clock.deadline', rules.clock is not None and bool(rules.clock.deadline)),
   ):
     if given:
       raise InputError(
-        f'{name}: is not supported with privatize: all clients must be drawn'
-        ' with the same probability, and no data may decide who counts'
+        f'{name}: is not supported with {wrapper}: all clients must be drawn'
+        f' {"by a public schedule" if mechanism.scheduled else "alike"}, and no'
+        ' data may decide who counts'
       )
+  if mechanism.scheduled:
+    return
   expected = sampling.expected_cohort(
     federation.clients.num_clients,
     federation.client_fraction,
@@ -97,7 +106,9 @@ def _check_federation(mechanism: Mechanism, federation: Federation) -> None:
     )
 
 
-def _cohort_read(algorithm: Algorithm, params: Any, variables: Any) -> str:
+def _cohort_read(
+  algorithm: Algorithm, params: Any, variables: Any, names: Sequence[str]
+) -> str:
   """Returns what the server reads of the cohort; '' if it reads nothing."""
   shape: Any = jax.ShapeDtypeStruct
   context = ServerContext(
@@ -107,7 +118,6 @@ def _cohort_read(algorithm: Algorithm, params: Any, variables: Any) -> str:
     clients=shape((2,), jnp.int32),
     reported=shape((2,), bool),
   )
-  names = 'share', 'clients', 'reported'
   aggregate = jax.eval_shape(
     lambda: algorithm.aggregate.init(message_shapes(algorithm, variables), 2)
   )

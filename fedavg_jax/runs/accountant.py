@@ -26,6 +26,7 @@ import numpy as np
 
 from fedavg_jax.contracts.mechanism import Mechanism
 from fedavg_jax.core import choices
+from fedavg_jax.core import optional
 from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.engine.simulation import Simulation
@@ -70,9 +71,10 @@ def event_of(
     InputError: there is no mechanism, or the relation does not fit the sampler.
   """
   choices.check_choice('accounting', accounting, choices.ACCOUNTINGS)
-  if mechanism is None:
+  if mechanism is None or mechanism.scheduled:
     raise InputError(
-      'algorithm: adds no noise, must be that of fa.experimental.privatize'
+      'algorithm: adds no noise of its own in each round, must be that of'
+      ' fa.experimental.privatize'
     )
   poisson = planner.participation.poisson
   needed = 'zero_out' if poisson else 'replace_one'
@@ -82,12 +84,31 @@ def event_of(
       f' {"Poisson" if poisson else "fixed"} cohorts, whose theorem has this'
       ' relation'
     )
-  # As the devices have it; a replaced client moves the sum by 2 S.
+  # As the devices have it.
   noise = float(np.float32(mechanism.noise_multiplier))
   number, most = len(planner.num_examples), planner.cohort_size
-  if poisson:
-    return Event(accounting, number, planner.rate, most, noise)
-  return Event(accounting, number, most / number, most, noise / 2)
+  return make_event(accounting, number, most, noise, planner.rate)
+
+
+def make_event(
+  accounting: str, num_clients: int, most: int, noise: float, rate: float = 0.0
+) -> Event:
+  """Returns the event of a round whose noise is sigma times the clip S.
+
+  Args:
+    accounting: the neighbouring relation, one of `choices.ACCOUNTINGS`.
+    num_clients: K.
+    most: M, the most clients of a cohort, or their number.
+    noise: sigma. A client that is removed moves the sum by S, one that is
+      replaced by 2 S.
+    rate: q of Poisson cohorts.
+
+  >>> make_event('replace_one', 100, 10, noise=1.0).noise
+  0.5
+  """
+  if accounting == 'zero_out':
+    return Event(accounting, num_clients, rate, most, noise)
+  return Event(accounting, num_clients, most / num_clients, most, noise / 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,13 +372,7 @@ def check_delta(name: str, delta: float, num_clients: int) -> None:
 
 def check_installed() -> None:
   """Raises InputError if dp-accounting is not installed."""
-  try:
-    import dp_accounting  # noqa: F401
-  except ImportError:
-    raise InputError(
-      'privacy: dp-accounting is not installed; must be, as by'
-      " pip install 'fedavg_jax[privacy]'"
-    ) from None
+  optional.load('dp_accounting', 'privacy', "'fedavg_jax[privacy]'")
 
 
 @contextlib.contextmanager

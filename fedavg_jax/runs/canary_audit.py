@@ -3,14 +3,36 @@
 import math
 
 import jax
+import numpy as np
 
 from fedavg_jax.algorithms import experimental
 from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.core.errors import InputError
 
 # The measured round: N canaries, P other clients, messages of d numbers.
 _CANARIES, _OTHERS, _SIZE = 16, 16, 32
 # Canaries are longer than the clip, to find one that does not clip.
 _TIMES_THE_CLIP = 8.0
+
+
+def check(algorithm: Algorithm) -> None:
+  """Raises InputError if an algorithm cannot run the measured round.
+
+  Its model is one array, of which a user-defined algorithm may know nothing.
+  """
+  shape = jax.ShapeDtypeStruct
+  try:
+    jax.eval_shape(
+      experimental.algorithm_round(algorithm, _SIZE, _CANARIES + _OTHERS),
+      shape((_CANARIES + _OTHERS, _SIZE), np.float32),
+      shape((_CANARIES + _OTHERS,), bool),
+      jax.eval_shape(lambda: jax.random.key(0)),
+    )
+  except Exception as error:
+    raise InputError(
+      'privacy.canary_scores: must be 0 with an algorithm that does not train a'
+      f' model of one array ({type(error).__name__})'
+    ) from error
 
 
 def measured_epsilon(

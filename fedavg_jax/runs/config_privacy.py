@@ -115,7 +115,7 @@ def check(cfg: 'RunConfig') -> None:
   if own.clip:
     _check_noise(cfg)
     _check_rounds(cfg)
-    _check_results(cfg)
+    check_results(cfg)
 
 
 def expected_cohort(cfg: 'RunConfig', num_clients: int) -> float:
@@ -161,9 +161,12 @@ def _check_noise(cfg: 'RunConfig') -> None:
       f'privacy.bit_noise = {own.bit_noise}: must be 0 with privacy.quantile ='
       ' 0.0, where clients send no bits'
     )
-  if own.bit_noise and own.bit_noise <= own.noise_multiplier / 2:
+  bit_noise = own.bit_noise
+  if own.quantile and cfg.num_clients and not bit_noise:
+    bit_noise = expected_cohort(cfg, cfg.num_clients) / 20
+  if bit_noise and bit_noise <= own.noise_multiplier / 2:
     raise InputError(
-      f'privacy.bit_noise = {own.bit_noise}: must be above half of'
+      f'privacy.bit_noise = {bit_noise}: must be above half of'
       f' privacy.noise_multiplier = {own.noise_multiplier}'
     )
 
@@ -212,7 +215,7 @@ def _check_rounds(cfg: 'RunConfig') -> None:
     )
 
 
-def _check_results(cfg: 'RunConfig') -> None:
+def check_results(cfg: 'RunConfig') -> None:
   """Raises InputError where a run publishes clients' data without noise."""
   for key, value, why in (
     ('validation_fraction', cfg.validation_fraction, 'chooses the model'),
@@ -220,7 +223,7 @@ def _check_results(cfg: 'RunConfig') -> None:
   ):
     if value:
       raise InputError(
-        f'{key} = {value}: must be 0 with privacy.clip = {cfg.privacy.clip},'
+        f'{key} = {value}: must be 0 with a private algorithm,'
         f" because a test on clients' examples {why} without noise"
       )
 

@@ -83,6 +83,7 @@ def card(
     *('', '| result | value |', '|---|---|'),
     f'| final test {measure.name} | {shown} |',
     f'| best {measure.on} {measure.name} | {top} |',
+    *_privacy(cfg, run),
     f'| parameters | {sum(a.size for a in arrays.values()):,} |',
     *('', '| setting | value |', '|---|---|'),
     *(f'| {key} | {value} |' for key, value in _settings(cfg).items()),
@@ -92,13 +93,28 @@ def card(
   return '\n'.join([*lines, ''])
 
 
+def _privacy(cfg: RunConfig, run: Run) -> list[str]:
+  """Returns the row of what a private run has spent, none for another one."""
+  epsilon = run.records[-1].get('epsilon', ())
+  if epsilon == ():
+    return []
+  shown = 'infinite' if epsilon is None else f'{epsilon:.4g}'
+  own = cfg.privacy
+  of = f'epsilon at delta {own.delta:g} ({own.accounting}), simulated'
+  return [f'| {of} | {shown} |']
+
+
 def _settings(cfg: RunConfig) -> dict[str, Any]:
   """Returns the settings that every card has, and those that differ."""
   default = dict(run_config.flatten(RunConfig()))
-  always = 'dataset', 'model', 'partition', 'algorithm', 'rounds', 'seed'
+  always = ['dataset', 'model', 'partition', 'algorithm', 'rounds']
+  if not cfg.privacy.clip:  # Who knows the seed can compute the noise.
+    always.append('seed')
   return {
     key: value
     for key, value in run_config.flatten(cfg)
     if key in always
-    or (key not in config_changes.PLACES and value != default.get(key))
+    or (
+      key not in (*config_changes.PLACES, 'seed') and value != default.get(key)
+    )
   }

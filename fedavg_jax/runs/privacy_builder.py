@@ -61,14 +61,14 @@ def calibrated(cfg: RunConfig, num_clients: int) -> float:
   """Returns the noise multiplier for `privacy.target_epsilon`."""
   own, fraction = cfg.privacy, cfg.client_fraction
 
-  def event(noise: float) -> Event:
-    if own.accounting == 'zero_out':
-      rate = sampling.poisson_rate(num_clients, fraction)
-      most = sampling.most_drawn(num_clients, fraction)
-      return Event(own.accounting, num_clients, rate, most, noise)
+  if own.accounting == 'zero_out':
+    most = sampling.most_drawn(num_clients, fraction)
+  else:
     most = sampling.cohort_size(num_clients, fraction)
-    rate = most / num_clients
-    return Event(own.accounting, num_clients, rate, most, noise / 2)
+  rate = sampling.poisson_rate(num_clients, fraction)
+
+  def event(noise: float) -> Event:
+    return accountant.make_event(own.accounting, num_clients, most, noise, rate)
 
   return accountant.calibrate(
     event,
@@ -150,16 +150,11 @@ def projected(cfg: RunConfig) -> Accountant:
   Its cohorts are not truncated, and drawn from `privacy.population` clients.
   """
   own = cfg.privacy
-  rate = own.noise_cohort_size / own.population
-  event = Event(
-    'zero_out', own.population, rate, own.population, own.noise_multiplier
+  size, number = own.noise_cohort_size, own.population
+  most = number if own.accounting == 'zero_out' else size
+  event = accountant.make_event(
+    own.accounting, number, most, own.noise_multiplier, size / number
   )
-  if own.accounting == 'replace_one':
-    event = event._replace(
-      accounting=own.accounting,
-      most=own.noise_cohort_size,
-      noise=own.noise_multiplier / 2,
-    )
   return Accountant(event, own.delta)
 
 
@@ -175,16 +170,20 @@ def spending(
     index: the number of the run in a sweep.
 
   Raises:
-    InputError: the cohorts are not those of `privacy.accounting`.
+    InputError: the cohorts are not those of `privacy.accounting`, or the run
+      publishes clients' data.
   """
   algorithm = simulation.parts.trained.at(index)
   mechanism = algorithm.mechanism
-  if mechanism is None:
+  if mechanism is None or mechanism.scheduled:
     return None
+  config_privacy.check_results(cfg)
   noise = float(np.float32(mechanism.noise_multiplier))
   mechanism = mechanism._replace(noise_multiplier=noise)
   own, number = cfg.privacy, len(simulation.planner.num_examples)
   accountant.check_delta('privacy.delta', own.delta, number)
+  if own.canary_scores:
+    canary_audit.check(algorithm)
   try:
     event = accountant.event_of(simulation.planner, mechanism, own.accounting)
   except InputError as error:

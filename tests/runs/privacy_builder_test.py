@@ -346,6 +346,10 @@ REFUSED = [
     {'privacy__bit_noise': 0.5, 'privacy__quantile': 0.5},
     'privacy.bit_noise = 0.5: must be above half of privacy.noise_multiplier',
   ),
+  (
+    {'privacy__noise_multiplier': 2.0, 'privacy__quantile': 0.5},
+    'privacy.bit_noise = 0.5: must be above half of privacy.noise_multiplier',
+  ),
   ({'privacy__quantile': 1.0}, r'privacy.quantile = 1.0: must be in \[0, 1\)'),
   (
     {'privacy__noise_cohort_size': 100},

@@ -104,7 +104,12 @@ def canary_scores(
   rules.check_whole('runs', runs, 2)
   number, most = len(canaries), len(canaries) + len(others)
   deltas = jnp.concatenate([jnp.asarray(canaries), jnp.asarray(others)])
-  units = canaries / jnp.sum(jnp.square(canaries), axis=1, keepdims=True)
+  # Squares of very short or long canaries would leave the range of float32.
+  largest = jnp.max(jnp.abs(canaries), axis=1, keepdims=True)
+  shorter = canaries / largest
+  units = (
+    shorter / jnp.sum(jnp.square(shorter), axis=1, keepdims=True) / largest
+  )
 
   def one_run(key):
     coins, first, second = jax.random.split(key, 3)

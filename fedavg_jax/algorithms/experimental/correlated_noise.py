@@ -26,6 +26,7 @@ from fedavg_jax.algorithms.experimental.contexts import with_own_server_state
 from fedavg_jax.algorithms.experimental.gaussian import add_noise
 from fedavg_jax.algorithms.experimental.gaussian import check_no_model_state
 from fedavg_jax.algorithms.experimental.gaussian import clipped
+from fedavg_jax.algorithms.experimental.gaussian import describe
 from fedavg_jax.algorithms.experimental.gaussian import unweighted_sum
 from fedavg_jax.algorithms.experimental.robust import check_takes_the_mean
 from fedavg_jax.contracts.aggregation import exact_tensordot
@@ -175,8 +176,9 @@ def correlated_noise(
 
   The noise is part of the server's state, so that a resumed run continues it.
   Where the statement would not hold the aggregate is NaN, which ends the run:
-  after T rounds, after a round in which no client counted, and where a client
-  takes part too soon or too often, which `check_separation` finds in advance.
+  after T rounds, and where a client is drawn too soon or too often, which
+  `check_separation` finds in advance. Who is drawn is public, and takes part
+  with or without a message; a round draws all M clients.
 
   Args:
     algorithm: the algorithm to wrap, whose clients send one delta; its
@@ -196,7 +198,7 @@ def correlated_noise(
   Raises:
     InputError: a number is out of range, or the algorithm does not average
       single deltas; when a simulation is built, if the model has untrained
-      state.
+      state, or another setting lets a client move a sum by more than S.
 
   >>> import optax
   >>> import fedavg_jax as fa
@@ -263,8 +265,7 @@ def correlated_noise(
       noise,
       server.noise,
     )
-    # Positions past the end, of clients that do not count, change nothing.
-    clients = jnp.where(context.reported, context.clients, num_clients)
+    clients = context.clients
     return params, CorrelatedServer(
       own=own,
       noise=last,
@@ -273,11 +274,16 @@ def correlated_noise(
       count=server.count.at[clients].add(1, mode='drop'),
     )
 
-  return inside._replace(
+  private = inside._replace(
     server_init=server_init,
     client_finish=client_finish,
     aggregate=unweighted_sum(),
     server_update=server_update,
+  )
+  return private._replace(
+    mechanism=describe(
+      private, clip, noise_multiplier, denominator, scheduled=True
+    )
   )
 
 
@@ -292,7 +298,7 @@ def _is_sound(
   return (
     (context.round == server.drawn + 1)
     & (context.round <= strategy.rounds)
-    & ~jnp.any(context.reported & (unknown | soon | often))
+    & ~jnp.any(unknown | soon | often)
   )
 
 

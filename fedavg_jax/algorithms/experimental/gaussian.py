@@ -1,10 +1,13 @@
 """Clips and adds Gaussian noise, and computes the epsilon of what was added."""
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from fedavg_jax.contracts.aggregation import Aggregator
 from fedavg_jax.contracts.aggregation import weighted_mean
+from fedavg_jax.contracts.algorithm import Algorithm
+from fedavg_jax.contracts.mechanism import Mechanism
 from fedavg_jax.contracts.model import Array
 from fedavg_jax.contracts.model import Scalar
 from fedavg_jax.core import optional
@@ -12,6 +15,7 @@ from fedavg_jax.core import rules
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.trees import PyTree
 
+_BLOCK = 64  # Numbers that are added in sequence.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
@@ -29,11 +33,13 @@ def clipped(message: PyTree, clip: Scalar) -> tuple[PyTree, Array]:
   # Rounding to fewer bits after the clip would make a message longer.
   message = jax.tree.map(lambda m: m.astype(jnp.float32), message)
   leaves = jax.tree.leaves(message)
-  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(m)) for m in leaves]))
+  largest = jnp.max(
+    jnp.stack([jnp.max(jnp.abs(m), initial=0.0) for m in leaves])
+  )
   finite = jnp.isfinite(largest)
   # Squares of numbers of at most 1 do not overflow.
   scale = jnp.where(finite & (largest > 0), largest, 1.0)
-  squares = [jnp.sum((m / scale) ** 2) for m in leaves]
+  squares = [_sum_of_squares(m / scale) for m in leaves]
   norm = jnp.sqrt(sum(squares, jnp.float32(0)))  # Of message / scale.
   below = norm <= clip / scale
 
@@ -43,6 +49,20 @@ def clipped(message: PyTree, clip: Scalar) -> tuple[PyTree, Array]:
 
   bit = jnp.where(finite, below.astype(jnp.float32) - 0.5, 0.0)
   return jax.tree.map(cut, message), bit
+
+
+def _sum_of_squares(x: Array) -> Array:
+  """Returns the sum of the squares of [...], in blocks, [].
+
+  XLA adds a long array one number after another in float32 and loses small
+  squares, so that a clipped message would be longer than the clip by 1e-3.
+  """
+  sums = jnp.square(x).ravel()
+  while sums.size > _BLOCK:
+    sums = jnp.pad(sums, (0, -sums.size % _BLOCK)).reshape(-1, _BLOCK)
+    # Else XLA joins the sums of all levels into one.
+    sums = lax.optimization_barrier(jnp.sum(sums, axis=1))
+  return jnp.sum(sums)
 
 
 def add_noise(
@@ -96,6 +116,33 @@ def _total(sums: PyTree, weight: jax.Array) -> PyTree:
 
 
 _SUM = weighted_mean()._replace(add=_add, result=_total)
+
+
+def describe(
+  algorithm: Algorithm,
+  clip: Scalar,
+  noise_multiplier: Scalar,
+  denominator: float,
+  *,
+  scheduled: bool = False,
+) -> Mechanism:
+  """Describes the mechanism of an algorithm that clips, adds and adds noise.
+
+  Args:
+    algorithm: the complete private algorithm.
+    clip: as in `Mechanism`.
+    noise_multiplier: as in `Mechanism`.
+    denominator: as in `Mechanism`.
+    scheduled: as in `Mechanism`.
+  """
+  hooks = ('client_finish', 'aggregate', 'server_update')
+  return Mechanism(
+    clip,
+    noise_multiplier,
+    denominator,
+    {name: getattr(algorithm, name) for name in hooks},
+    scheduled,
+  )
 
 
 def check_no_model_state(wrapper: str, model_state: PyTree) -> None:

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from fedavg_jax.algorithms.experimental.contexts import with_own_server_state
 from fedavg_jax.algorithms.experimental.gaussian import add_noise
 from fedavg_jax.algorithms.experimental.gaussian import clipped
+from fedavg_jax.algorithms.experimental.gaussian import describe
 from fedavg_jax.algorithms.experimental.gaussian import unweighted_sum
 from fedavg_jax.algorithms.experimental.robust import check_takes_the_mean
 from fedavg_jax.contracts.algorithm import Algorithm
 from fedavg_jax.contracts.algorithm import ClientResult
 from fedavg_jax.contracts.algorithm import ServerContext
 from fedavg_jax.contracts.algorithm_checks import check_is_delta
-from fedavg_jax.contracts.mechanism import Mechanism
 from fedavg_jax.contracts.model import Array
 from fedavg_jax.contracts.model import Scalar
 from fedavg_jax.contracts.model import num_bytes as dense_bytes
@@ -185,14 +185,8 @@ def privatize(
     num_bytes=algorithm.num_bytes and num_bytes,
     server_info=lambda server: {'clip': server.clip},
   )
-  hooks = ('client_finish', 'aggregate', 'server_update')
   return private._replace(
-    mechanism=Mechanism(
-      clip,
-      noise_multiplier,
-      denominator,
-      {name: getattr(private, name) for name in hooks},
-    )
+    mechanism=describe(private, clip, noise_multiplier, denominator)
   )
 
 

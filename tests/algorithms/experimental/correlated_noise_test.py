@@ -21,7 +21,9 @@ FEDAVG = fa.fedavg(optax.sgd(ETA), optax.sgd(1.0))
 
 def noisy(algorithm, strategy, **options):
   options = {'clip': 0.5, 'noise_multiplier': 1.0, 'denominator': 2} | options
-  return own.correlated_noise(algorithm, strategy, num_clients=5, **options)
+  return own.correlated_noise(
+    algorithm, strategy, **{'num_clients': 5} | options
+  )
 
 
 def toeplitz(strategy):
@@ -109,7 +111,12 @@ def test_strategies_of_jax_privacy():
 
 
 def states(algorithm, number, **options):
-  options = {'sizes': SIZES, 'centres': CENTRES} | options
+  options = {
+    'sizes': SIZES,
+    'centres': CENTRES,
+    'weighting': 'uniform',
+    'on_nan': 'skip_client',
+  } | options
   built = quadratics.build(algorithm, **options)
   return list(
     fa.simulate(built, rounds=number, needs_state=lambda number: True)
@@ -134,7 +141,9 @@ def test_noise_is_that_of_the_matrix():
   """C times the noise of all rounds is white, over the numbers of a model."""
   strategy = own.banded_strategy(rounds=6, bands=3, participations=2)
   still = fa.fedavg(optax.sgd(0.0), optax.sgd(1.0))
-  private = noisy(still, strategy, noise_multiplier=2.0, denominator=4)
+  private = noisy(
+    still, strategy, noise_multiplier=2.0, denominator=4, num_clients=9
+  )
   model = jnp.zeros(500)
 
   def one_round(carry, number):
@@ -143,7 +152,7 @@ def test_noise_is_that_of_the_matrix():
       round=number,
       key=jax.random.fold_in(jax.random.key(0), number),
       share=jnp.float32(1),
-      clients=jnp.arange(1),
+      clients=number[None],
       reported=jnp.zeros(1, bool),
     )
     new, server = private.server_update(params, server, jnp.zeros(500), context)
@@ -165,7 +174,12 @@ def test_a_resumed_run_continues_the_noise():
   strategy = own.banded_strategy(rounds=9, bands=3)
   private = noisy(FEDAVG, strategy)
   draw = fa.Participation(draw=own.rotating_draw())
-  options = {'client_fraction': 0.4, 'participation': draw}
+  options = {
+    'client_fraction': 0.4,
+    'participation': draw,
+    'weighting': 'uniform',
+    'on_nan': 'skip_client',
+  }
   built = quadratics.build(
     private, sizes=SIZES, centres=CENTRES, lanes=1, **options
   )
@@ -184,9 +198,17 @@ def test_a_resumed_run_continues_the_noise():
   ('cohorts', 'strategy', 'ends'),
   [
     # Too soon, in round 3.
-    ([[0, 1], [2], [1], [3]], own.banded_strategy(9, 2, min_separation=3), 3),
+    (
+      [[0, 1], [2, 3], [1, 4], [3, 0]],
+      own.banded_strategy(9, 2, min_separation=3),
+      3,
+    ),
     # Too often, in round 4.
-    ([[0], [1], [0], [4, 0]], own.banded_strategy(9, 1, participations=2), 4),
+    (
+      [[0, 1], [2, 3], [0, 4], [4, 0]],
+      own.banded_strategy(9, 1, participations=2),
+      4,
+    ),
   ],
 )
 def test_a_schedule_that_breaks_the_strategy_ends_the_run(
@@ -198,23 +220,40 @@ def test_a_schedule_that_breaks_the_strategy_ends_the_run(
     return np.array(cohorts[(context.round_number - 1) % 4])
 
   private = noisy(FEDAVG, strategy, noise_multiplier=0.0)
-  found = states(private, 4, participation=fa.Participation(draw=draw))
+  found = states(
+    private, 4, client_fraction=0.4, participation=fa.Participation(draw=draw)
+  )
   assert [record.round for record in found if not record.finite] == [ends]
   own.check_separation(cohorts[: ends - 1], strategy)
   with pytest.raises(fa.InputError):
     own.check_separation(cohorts[:ends], strategy)
 
 
-def test_after_a_round_that_nobody_reports_the_run_ends():
-  """The matrix would have a row less, and separations be shorter."""
+def test_a_round_that_nobody_reports_is_noise_alone():
+  """Whether a client sent something must not show; the schedule is public.
+
+  Client 0 is alone in round 1, and its update is not finite in one run.
+
+  """
   strategy = own.banded_strategy(rounds=9, bands=1)
-  private = noisy(FEDAVG, strategy)
+  private = noisy(FEDAVG, strategy, clip=0.01, denominator=1)
+  options = {
+    'client_fraction': 0.2,
+    'participation': fa.Participation(draw=own.rotating_draw()),
+  }
+  for centres in (CENTRES, (1e30, *CENTRES[1:])):
+    found = states(private, 4, centres=centres, **options)
+    assert [bool(record.finite) for record in found] == [True] * 5
+    moved = np.diff([float(record.state.params['w']) for record in found])
+    assert np.abs(moved).min() > 0
 
-  def draw(rng, context):
-    return np.arange(0 if context.round_number == 2 else 2)
 
-  found = states(private, 3, participation=fa.Participation(draw=draw))
-  assert [bool(record.finite) for record in found] == [True] * 3 + [False]
+def reads_the_share():
+  def server_update(params, server, mean, context):
+    mean = jax.tree.map(lambda m: m * context.share, mean)
+    return FEDAVG.server_update(params, server, mean, context)
+
+  return FEDAVG._replace(server_update=server_update)
 
 
 STRATEGY = own.banded_strategy(rounds=4, bands=2)
@@ -250,6 +289,30 @@ CASES = {
   'more than a delta': (
     lambda: states(noisy(fa.scaffold(0.1, 1.0), STRATEGY), 1),
     'beside the delta of the model',
+  ),
+  'compressed after the clip': (
+    lambda: states(own.compress(noisy(FEDAVG, STRATEGY), own.qsgd(1)), 1),
+    'algorithm.client_finish: was replaced by a wrapper around correlated',
+  ),
+  'an attack after the clip': (
+    lambda: states(
+      own.attack(noisy(FEDAVG, STRATEGY), [0], own.scaling(9.0)), 1
+    ),
+    'algorithm.client_finish: was replaced by a wrapper around correlated',
+  ),
+  'a server that reads the cohort': (
+    lambda: states(noisy(reads_the_share(), STRATEGY), 1),
+    'algorithm.server_update: reads context.share, must not with correlated',
+  ),
+  'weights': (
+    lambda: states(noisy(FEDAVG, STRATEGY), 1, weighting='examples'),
+    "weighting = 'examples': must be 'uniform' with correlated_noise",
+  ),
+  'Poisson cohorts': (
+    lambda: states(
+      noisy(FEDAVG, STRATEGY), 1, participation=fa.Participation(poisson=True)
+    ),
+    'poisson: is not supported with correlated_noise',
   ),
   'too soon': (
     lambda: own.check_separation([[0], [1, 2], [2]], STRATEGY),

@@ -41,6 +41,17 @@ def test_limits_of_epsilon():
   assert own.local_epsilon(3.0, 1e-5, rounds=12) == twelve
 
 
+@pytest.mark.parametrize('shape', [(3, 3, 512, 512), (2_000_001,), (9,)])
+def test_many_small_numbers_beside_a_large_one_count(shape):
+  """XLA alone would lose their squares: norms would exceed the clip by 1e-4."""
+  x = np.full(shape, 2.4e-4, np.float32)
+  x.flat[0] = 1.0
+  clip = jax.jit(jax.vmap(lambda tree: gaussian.clipped(tree, 0.5)[0]))
+  found = clip({'x': x[None], 'empty': np.zeros((1, 0), np.float32)})
+  norm = np.linalg.norm(np.asarray(found['x'], np.float64))
+  assert norm == pytest.approx(0.5, rel=1e-6)
+
+
 def test_clipping_over_all_leaves():
   """Norms of 5 and 1e25 are cut to 2; one of at most the clip is not."""
   clip = jax.jit(lambda tree: gaussian.clipped(tree, 2.0)[0])
