@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Mechanism(NamedTuple):
   """Describes the Gaussian mechanism by which clients' messages are summed.
@@ -22,12 +24,18 @@ class Mechanism(NamedTuple):
       number of clients.
     hooks: the functions of `Algorithm` by name that clip, add and add noise; an
       algorithm in which one of them was replaced has another mechanism.
-    scheduled: whether noise is correlated between rounds and clients take part
-      by a public schedule; then nothing is amplified by sampling.
+    check_schedule: the function that raises InputError unless the cohorts of
+      all rounds, `cohort(round) -> clients`, are those that noise which is
+      correlated between rounds allows; None if each round has its own noise.
   """
 
   clip: float
   noise_multiplier: float
   denominator: float
   hooks: dict[str, Callable]
-  scheduled: bool = False
+  check_schedule: Callable[[Callable[[int], np.ndarray]], None] | None = None
+
+  @property
+  def scheduled(self) -> bool:
+    """Returns whether clients take part by a public schedule."""
+    return self.check_schedule is not None

@@ -188,6 +188,9 @@ def lay_out(parts: Parts) -> LaidOut:
     bytes_up=one_client.up,
     gathers=gathers,
   )
+  mechanism = algorithm.mechanism
+  if mechanism is not None and mechanism.check_schedule is not None:
+    mechanism.check_schedule(planner.cohort)
   parts = parts._replace(federation=federation)
   with own.tracing():
     planner, why = _choose_lanes(

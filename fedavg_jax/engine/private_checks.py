@@ -54,7 +54,9 @@ def check_private(
       f"model.state_of = {model.state_of!r}: must be 'nobody' with {wrapper},"
       ' whose noise is added to parameters alone'
     )
-  names = ('share', 'reported') + (() if mechanism.scheduled else ('clients',))
+  names = ['share']
+  if not mechanism.scheduled:  # Which holds them to a schedule.
+    names += ['clients', 'reported']
   if name := _cohort_read(algorithm, params, variables, names):
     raise InputError(
       f'algorithm.server_update: reads context.{name}, must not with {wrapper},'

@@ -195,5 +195,5 @@ def test_bad_numbers_are_refused(monkeypatch):
   with pytest.raises(fa.InputError, match='algorithm: adds no noise'):
     accountant.event_of(simulation.planner, None, 'zero_out')
   monkeypatch.setitem(sys.modules, 'dp_accounting', None)
-  with pytest.raises(fa.InputError, match='dp-accounting is not installed'):
+  with pytest.raises(fa.InputError, match='dp_accounting cannot be imported'):
     fa.epsilon(simulation, rounds=1, delta=0.1)

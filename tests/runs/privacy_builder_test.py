@@ -332,11 +332,11 @@ REFUSED = [
   ),
   (
     {'validation_fraction': 0.1},
-    'validation_fraction = 0.1: must be 0 with privacy.clip = 0.5, because a',
+    'validation_fraction = 0.1: must be 0 with a private algorithm, because a',
   ),
   (
     {'holdout_fraction': 0.2, 'client_eval_every': 2},
-    'client_eval_every = 2: must be 0 with privacy.clip = 0.5',
+    'client_eval_every = 2: must be 0 with a private algorithm',
   ),
   (
     {'privacy__bit_noise': 1.0},

@@ -11,6 +11,7 @@ Letters: T rounds, b bands, k participations of a client, C the lower triangular
 Toeplitz matrix with the coefficients c_0, ..., c_(b - 1).
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 import functools
@@ -175,10 +176,10 @@ def correlated_noise(
   amplified by sampling.
 
   The noise is part of the server's state, so that a resumed run continues it.
-  Where the statement would not hold the aggregate is NaN, which ends the run:
-  after T rounds, and where a client is drawn too soon or too often, which
-  `check_separation` finds in advance. Who is drawn is public, and takes part
-  with or without a message; a round draws all M clients.
+  A simulation whose draws break the strategy is refused when it is built, by
+  `check_separation` of all T cohorts, which are public. The server holds rounds
+  to it too: after T rounds, and where a client counts too soon or too often, as
+  in a round that is built by hand, the aggregate is NaN, which ends a run.
 
   Args:
     algorithm: the algorithm to wrap, whose clients send one delta; its
@@ -259,13 +260,16 @@ def correlated_noise(
       sums,
       noise,
     )
-    params, own = algorithm.server_update(params, server.own, mean, context)
+    # Who reported must not show in the model.
+    seen = context._replace(reported=jnp.ones_like(context.reported))
+    params, own = algorithm.server_update(params, server.own, mean, seen)
     last = jax.tree.map(
       lambda new, old: jnp.concatenate([new[None], old])[: bands - 1],
       noise,
       server.noise,
     )
-    clients = context.clients
+    # Positions past the end, of clients that do not count, change nothing.
+    clients = jnp.where(context.reported, context.clients, num_clients)
     return params, CorrelatedServer(
       own=own,
       noise=last,
@@ -280,9 +284,13 @@ def correlated_noise(
     aggregate=unweighted_sum(),
     server_update=server_update,
   )
+
+  def check_schedule(cohort: Callable[[int], np.ndarray]) -> None:
+    check_separation(map(cohort, range(1, strategy.rounds + 1)), strategy)
+
   return private._replace(
     mechanism=describe(
-      private, clip, noise_multiplier, denominator, scheduled=True
+      private, clip, noise_multiplier, denominator, check_schedule
     )
   )
 
@@ -298,7 +306,7 @@ def _is_sound(
   return (
     (context.round == server.drawn + 1)
     & (context.round <= strategy.rounds)
-    & ~jnp.any(unknown | soon | often)
+    & ~jnp.any(context.reported & (unknown | soon | often))
   )
 
 

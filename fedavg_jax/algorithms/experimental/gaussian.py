@@ -1,5 +1,7 @@
 """Clips and adds Gaussian noise, and computes the epsilon of what was added."""
 
+from collections.abc import Callable
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -123,17 +125,16 @@ def describe(
   clip: Scalar,
   noise_multiplier: Scalar,
   denominator: float,
-  *,
-  scheduled: bool = False,
+  check_schedule: Callable | None = None,
 ) -> Mechanism:
   """Describes the mechanism of an algorithm that clips, adds and adds noise.
 
   Args:
     algorithm: the complete private algorithm.
-    clip: as in `Mechanism`.
-    noise_multiplier: as in `Mechanism`.
-    denominator: as in `Mechanism`.
-    scheduled: as in `Mechanism`.
+    clip: S.
+    noise_multiplier: sigma.
+    denominator: the constant that divides the sum.
+    check_schedule: the attribute of `Mechanism`.
   """
   hooks = ('client_finish', 'aggregate', 'server_update')
   return Mechanism(
@@ -141,7 +142,7 @@ def describe(
     noise_multiplier,
     denominator,
     {name: getattr(algorithm, name) for name in hooks},
-    scheduled,
+    check_schedule,
   )
 
 

@@ -211,7 +211,7 @@ def test_a_resumed_run_continues_the_noise():
     ),
   ],
 )
-def test_a_schedule_that_breaks_the_strategy_ends_the_run(
+def test_a_schedule_that_breaks_the_strategy_is_refused(
   cohorts, strategy, ends
 ):
   """The round is the one that `check_separation` names."""
@@ -220,13 +220,32 @@ def test_a_schedule_that_breaks_the_strategy_ends_the_run(
     return np.array(cohorts[(context.round_number - 1) % 4])
 
   private = noisy(FEDAVG, strategy, noise_multiplier=0.0)
-  found = states(
-    private, 4, client_fraction=0.4, participation=fa.Participation(draw=draw)
-  )
-  assert [record.round for record in found if not record.finite] == [ends]
+  with pytest.raises(fa.InputError, match='takes part in'):
+    states(
+      private, 4, client_fraction=0.4, participation=fa.Participation(draw=draw)
+    )
   own.check_separation(cohorts[: ends - 1], strategy)
   with pytest.raises(fa.InputError):
     own.check_separation(cohorts[:ends], strategy)
+
+
+@pytest.mark.parametrize('soon', [False, True])
+def test_the_server_refuses_a_client_that_comes_too_soon(soon):
+  """It does so where nobody has verified the schedule in advance."""
+  strategy = own.banded_strategy(rounds=4, bands=2)
+  private = noisy(FEDAVG, strategy)
+  params = jnp.zeros(3)
+  server = private.server_init(params)
+  for number, client in ((1, 0), (2, 1), (3, 1 if soon else 0)):
+    context = fa.ServerContext(
+      round=jnp.int32(number),
+      key=jax.random.key(number),
+      share=jnp.float32(1),
+      clients=jnp.array([client, 4]),
+      reported=jnp.array([True, False]),
+    )
+    params, server = private.server_update(params, server, params, context)
+  assert np.isfinite(params).all() != soon
 
 
 def test_a_round_that_nobody_reports_is_noise_alone():
@@ -256,6 +275,7 @@ def reads_the_share():
   return FEDAVG._replace(server_update=server_update)
 
 
+MIMELITE = own.mimelite(optax.sgd(0.1, momentum=0.5), optax.sgd(1.0))
 STRATEGY = own.banded_strategy(rounds=4, bands=2)
 CASES = {
   'more bands than rounds': (
@@ -287,7 +307,7 @@ CASES = {
     'correlated_noise: the algorithm aggregates its messages in its own way',
   ),
   'more than a delta': (
-    lambda: states(noisy(fa.scaffold(0.1, 1.0), STRATEGY), 1),
+    lambda: states(noisy(MIMELITE, STRATEGY), 1),
     'beside the delta of the model',
   ),
   'compressed after the clip': (

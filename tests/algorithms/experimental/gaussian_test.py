@@ -43,7 +43,7 @@ def test_limits_of_epsilon():
 
 @pytest.mark.parametrize('shape', [(3, 3, 512, 512), (2_000_001,), (9,)])
 def test_many_small_numbers_beside_a_large_one_count(shape):
-  """XLA alone would lose their squares: norms would exceed the clip by 1e-4."""
+  """Norms would exceed the clip by 1e-4 if XLA alone added the squares."""
   x = np.full(shape, 2.4e-4, np.float32)
   x.flat[0] = 1.0
   clip = jax.jit(jax.vmap(lambda tree: gaussian.clipped(tree, 0.5)[0]))
