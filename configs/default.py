@@ -378,6 +378,40 @@ def get_config() -> ml_collections.ConfigDict:
   # measured after the last one, such as 64000, in seconds; 0: none is.
   config.privacy.canary_scores = 0
 
+  config.local_privacy = ml_collections.ConfigDict()
+
+  # What the noise protects: 'client' (all data of a client, by noise in its
+  # message) | 'example' (one example of a client, by noise in each local step,
+  # DP-SGD); empty: none. See docs/private_parts.md.
+  config.local_privacy.unit = ''
+
+  # S: largest L2 norm of a message, or of an example's gradient.
+  config.local_privacy.clip = 1.0
+
+  # sigma: standard deviation of the noise, over S.
+  config.local_privacy.noise_multiplier = 0.0
+
+  # delta at which local_epsilon holds.
+  config.local_privacy.delta = 1e-05
+
+  config.secure = ml_collections.ConfigDict()
+
+  # r: largest absolute value of a number of a message, which is sent in fixed
+  # point and summed modulo 2^bits; 0: messages are not encoded.
+  config.secure.max_abs = 0.0
+
+  # v: bits of a number before it is weighted.
+  config.secure.value_bits = 16
+
+  # b: bits of a number that is sent.
+  config.secure.bits = 32
+
+  # Largest weight n_k of a client; 1: all are equal.
+  config.secure.max_weight = 1
+
+  # Rounding to fixed point: 'stochastic' (unbiased) | 'nearest'.
+  config.secure.rounding = 'stochastic'
+
   # Reaction to a client update with NaN or infinity: 'stop' (ends the run) |
   # 'skip_client' (drops the update).
   config.on_nan = 'stop'

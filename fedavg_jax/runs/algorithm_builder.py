@@ -9,6 +9,7 @@ from fedavg_jax.runs import compression_builder
 from fedavg_jax.runs import own_parts
 from fedavg_jax.runs import personal_builder
 from fedavg_jax.runs import privacy_builder
+from fedavg_jax.runs import private_parts_builder
 from fedavg_jax.runs import robust_builder
 from fedavg_jax.runs.run_config import RunConfig
 
@@ -31,6 +32,7 @@ def build_algorithm(
   algorithm = personal_builder.build_algorithm(
     cfg, algorithm, build_client_optimizer(cfg)
   )
+  algorithm = private_parts_builder.noisy(cfg, algorithm)
   algorithm = compression_builder.compressed(cfg, algorithm)
   if cfg.asynchronous.buffer:
     algorithm = experimental.fedbuff(
@@ -38,6 +40,7 @@ def build_algorithm(
     )
   algorithm = robust_builder.defended(cfg, algorithm)
   algorithm = robust_builder.attacked(cfg, algorithm, num_clients, num_classes)
+  algorithm = private_parts_builder.summed(cfg, algorithm)
   return privacy_builder.privatized(cfg, algorithm, num_clients)
 
 

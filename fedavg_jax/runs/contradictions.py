@@ -8,6 +8,7 @@ from fedavg_jax.data import tables
 from fedavg_jax.runs import config_compression
 from fedavg_jax.runs import config_personal
 from fedavg_jax.runs import config_privacy
+from fedavg_jax.runs import config_private_parts
 from fedavg_jax.runs import config_robust
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import metric_words
@@ -96,6 +97,7 @@ def check(cfg: 'RunConfig') -> None:
   config_compression.check(cfg)
   config_personal.check(cfg)
   config_privacy.check(cfg)
+  config_private_parts.check(cfg)
 
 
 def _check_poisson(cfg: 'RunConfig') -> None:

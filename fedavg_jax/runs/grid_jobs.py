@@ -52,6 +52,7 @@ _FITS = (
 )
 _SECTIONS = (
   *('personal', 'compression', 'asynchronous', 'robust', 'attack', 'privacy'),
+  *('local_privacy', 'secure'),
 )
 # These end a run at any number of rounds.
 _EARLY_ENDS = ('target reached', 'diverged')

@@ -14,6 +14,7 @@ from fedavg_jax.runs import canary_audit
 from fedavg_jax.runs import config_privacy
 from fedavg_jax.runs.accountant import Accountant
 from fedavg_jax.runs.accountant import Event
+from fedavg_jax.runs.private_parts_builder import LocalSpending
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.schedule import sampling
 
@@ -160,7 +161,7 @@ def projected(cfg: RunConfig) -> Accountant:
 
 def spending(
   cfg: RunConfig, simulation: Simulation, index: int = 0
-) -> Spending | None:
+) -> Spending | LocalSpending | None:
   """Returns the report of a run's privacy, None if its algorithm has none.
 
   Args:
@@ -176,7 +177,7 @@ def spending(
   algorithm = simulation.parts.trained.at(index)
   mechanism = algorithm.mechanism
   if mechanism is None or mechanism.scheduled:
-    return None
+    return LocalSpending(cfg) if cfg.local_privacy.unit else None
   config_privacy.check_results(cfg)
   noise = float(np.float32(mechanism.noise_multiplier))
   mechanism = mechanism._replace(noise_multiplier=noise)

@@ -20,6 +20,7 @@ from fedavg_jax.runs import checkpoint
 from fedavg_jax.runs import loggers
 from fedavg_jax.runs import plots
 from fedavg_jax.runs.privacy_builder import Spending
+from fedavg_jax.runs.private_parts_builder import LocalSpending
 from fedavg_jax.runs.progress import Progress
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
@@ -60,7 +61,7 @@ class Run(NamedTuple):
   stopping: Callable[[], bool]
   measure: Measure
   began: float
-  spending: Spending | None = None
+  spending: Spending | LocalSpending | None = None
 
   def saves(self, number: int) -> bool:
     """Returns whether a checkpoint is due after a round, by its number."""

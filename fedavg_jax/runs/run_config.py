@@ -33,6 +33,8 @@ from fedavg_jax.runs.config_option import option
 from fedavg_jax.runs.config_option import section
 from fedavg_jax.runs.config_personal import PersonalConfig
 from fedavg_jax.runs.config_privacy import PrivacyConfig
+from fedavg_jax.runs.config_private_parts import LocalPrivacyConfig
+from fedavg_jax.runs.config_private_parts import SecureConfig
 from fedavg_jax.runs.config_robust import AttackConfig
 from fedavg_jax.runs.config_robust import RobustConfig
 from fedavg_jax.runs.config_sections import AsynchronousConfig
@@ -112,6 +114,8 @@ class RunConfig(TaskOptions):
   compression: CompressionConfig = section(CompressionConfig)
   personal: PersonalConfig = section(PersonalConfig)
   privacy: PrivacyConfig = section(PrivacyConfig)
+  local_privacy: LocalPrivacyConfig = section(LocalPrivacyConfig)
+  secure: SecureConfig = section(SecureConfig)
 
   on_nan: str = option(
     'stop',

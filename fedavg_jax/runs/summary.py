@@ -14,6 +14,7 @@ from fedavg_jax.engine.simulation import Simulation
 from fedavg_jax.runs import plots
 from fedavg_jax.runs.builders import Prepared
 from fedavg_jax.runs.privacy_builder import Spending
+from fedavg_jax.runs.private_parts_builder import LocalSpending
 from fedavg_jax.runs.run_config import RunConfig
 from fedavg_jax.runs.run_dir import Workdir
 from fedavg_jax.runs.targets import Measure
@@ -50,7 +51,7 @@ def finish(
   measure: Measure,
   test: Callable[[], dict[str, float]] | None = None,
   start_seconds: float | None = None,
-  spending: Spending | None = None,
+  spending: Spending | LocalSpending | None = None,
 ) -> dict[str, Any]:
   """Writes curves.png, then summary.json; returns the summary.
 
@@ -181,7 +182,7 @@ def to_line(
   record: Record,
   planner: planning.Planner,
   measured_on: str = 'test',
-  spending: Spending | None = None,
+  spending: Spending | LocalSpending | None = None,
 ) -> dict[str, Any]:
   """Returns a line of metrics.jsonl.
 
