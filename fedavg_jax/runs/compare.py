@@ -27,6 +27,7 @@ from fedavg_jax.runs.targets import from_json
 
 # Tests of two runs can be compared if these are equal.
 _SAME = ('dataset', 'test_sha256', 'measured_on', 'loss')
+_ENDS = ('finished', 'target reached', 'diverged')
 _CODE = ('from_python_sha256', 'own_code_sha256')
 _NUMBERS = (
   *(
@@ -48,7 +49,7 @@ class Run(NamedTuple):
     config: the config of the run.
     data: the values of `_SAME`, which must be equal in all runs compared.
     records: the lines of metrics.jsonl.
-    status: the status at its end.
+    status: the status at its end; 'interrupted' before it.
     measure: the measure that decides target and best model.
     final: its value on the test set at the end; None if there was no such test.
     code: the SHA-256 of user-defined code; None if there is none.
@@ -70,7 +71,7 @@ class Run(NamedTuple):
 
 
 def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
-  """Reads the folder of a run that has ended, or has trained some rounds.
+  """Reads the folder of a run that has ended, or was interrupted.
 
   Raises:
     InputError: it is not the folder of a run, or one of its files is damaged.
@@ -83,22 +84,14 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
   summary = _read(folder, 'summary.json')
   path = folder / 'metrics.jsonl'
   measures = [from_json(summary, on) for on in ('validation', 'test')]
-  records = []
-  try:
-    for number, text in enumerate(path.read_text().splitlines(), 1):
-      record = json.loads(text)
-      if not _is_record(record, measures):
-        raise ValueError(f'line {number} is not a round')
-      records.append(record)
-  except (OSError, ValueError, RecursionError) as error:
-    reason = getattr(error, 'strerror', None) or str(error)
-    raise InputError(f'{path}: cannot be read ({reason})') from error
+  records = _read_records(path, measures)
   # The first measure that any line has.
   measure = next(
     (m for m in measures if any(m.key in r for r in records)), measures[-1]
   )
   if not any(measure.of(record) is not None for record in records):
     raise InputError(f'{path}: contains no test of a model')
+  status = _status(summary, config, records)
   return Run(
     name=name or str(folder),
     config=config,
@@ -109,11 +102,36 @@ def read_run(folder: pathlib.Path, name: str | None = None) -> Run:
       'loss': _loss(began, measure),
     },
     records=records,
-    status=str(summary.get('status', '')),
+    status=status,
     measure=measure,
-    final=_final(summary, measure),
+    final=_final(summary, measure) if status != 'interrupted' else None,
     code=[began.get(key) for key in _CODE],
   )
+
+
+def check_ended(run: Run) -> None:
+  """Raises InputError where a run was interrupted, or is still training."""
+  if run.status not in _ENDS:
+    raise InputError(
+      f'{run.name}: has not ended (status {run.status!r}, round'
+      f' {run.records[-1]["round"]}); the command of the run finishes it'
+    )
+
+
+def _status(
+  summary: dict[str, Any],
+  config: dict[str, Any],
+  records: Sequence[dict[str, Any]],
+) -> str:
+  """Returns the status of a run at its last line.
+
+  A run that is extended has the summary of its end with fewer rounds until it
+  ends again: it is interrupted.
+  """
+  status, last = str(summary.get('status', '')), records[-1]['round']
+  known = summary.get('rounds', last)
+  wanted = config.get('rounds', last) if status == 'finished' else last
+  return status if known == last == wanted else 'interrupted'
 
 
 def _final(summary: dict[str, Any], measure: Measure) -> float | None:
@@ -143,8 +161,43 @@ def _loss(began: dict[str, Any], measure: Measure) -> Any:
   return name, options.get('loss', {}), code
 
 
+def _read_records(
+  path: pathlib.Path, measures: Sequence[Measure]
+) -> list[dict[str, Any]]:
+  """Reads metrics.jsonl, whose rounds increase.
+
+  Raises:
+    InputError: names the first line that is damaged.
+  """
+  records: list[dict[str, Any]] = []
+  try:
+    lines = path.read_text(encoding='utf-8').splitlines()
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or str(error)
+    raise InputError(f'{path}: cannot be read ({reason})') from error
+  for number, text in enumerate(lines, 1):
+    try:
+      record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+      reason = getattr(error, 'msg', None) or str(error)
+      raise InputError(
+        f'{path}: cannot be read (line {number}: {reason})'
+      ) from error
+    if not _is_record(record, measures):
+      raise InputError(f'{path}: cannot be read (line {number} is not a round)')
+    if records and record['round'] <= records[-1]['round']:
+      raise InputError(
+        f'{path}: cannot be read (line {number}: round {record["round"]} after'
+        f' round {records[-1]["round"]}; rounds must increase)'
+      )
+    records.append(record)
+  return records
+
+
 def _is_record(record: Any, measures: Sequence[Measure]) -> bool:
   """Returns whether a line of metrics.jsonl has numbers where they are used.
+
+  A round is a whole number; a boolean is none.
 
   Args:
     record: the parsed line.
@@ -152,7 +205,7 @@ def _is_record(record: Any, measures: Sequence[Measure]) -> bool:
   """
   return (
     isinstance(record, dict)
-    and isinstance(record.get('round'), int)
+    and type(record.get('round')) is int
     and all(
       isinstance(record[name], (int, float)) and math.isfinite(record[name])
       for name in _NUMBERS
@@ -295,7 +348,10 @@ def amount(number: float) -> str:
 
 
 def draw(
-  path: pathlib.Path, groups: Mapping[str, Sequence[Run]], target: float
+  path: pathlib.Path,
+  groups: Mapping[str, Sequence[Run]],
+  target: float,
+  maker: str = plots.COMPARE,
 ) -> None:
   """Draws the tests of runs against rounds, bytes and simulated seconds.
 
@@ -304,6 +360,7 @@ def draw(
     groups: the runs of each name, such as seeds; the curve is their mean, with
       a band from the lowest to the highest.
     target: a value of the measure to draw as a line; 0 is none.
+    maker: the maker of the picture, for its metadata.
   """
   everything = [run for runs in groups.values() for run in runs]
   axes = {'round': 'communication round', 'bytes': 'bytes sent, both ways'}
@@ -321,6 +378,7 @@ def draw(
     axes=axes,
     measure=everything[0].measure,
     target=target,
+    maker=maker,
   )
 
 

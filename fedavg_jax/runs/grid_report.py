@@ -1,13 +1,17 @@
 """Writes the tables and the picture of a sweep."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import pathlib
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from fedavg_jax.core.files import atomic_write
 from fedavg_jax.core.files import write_text
 from fedavg_jax.runs import compare
+from fedavg_jax.runs import plots
 from fedavg_jax.runs import results_table
 from fedavg_jax.runs import seed_statistics
 from fedavg_jax.runs.grid_jobs import Job
@@ -37,55 +41,141 @@ def report(
     name: [compare.row(run, target) for run in seeds]
     for name, seeds in runs.items()
   }
-  order = sorted(rows, key=lambda name: _merit(rows[name], target, measure))
-  best = order[0] if measure.on == choose_on else ''
   statistics = seed_statistics.settings(runs, target)
-  why = _why(rows[best], target, measure) if best else ''
-  text = f'{_table(rows, target, best, measure)}\n\n' + (
-    _chosen(best, why, statistics, measure) if best else _NONE_CHOSEN
+  choice = _choose(runs, rows, target, measure, choose_on)
+  text = f'{_table(rows, target, choice.best, measure)}\n\n' + (
+    _chosen(choice, statistics, measure)
+    if choice.best
+    else f'Best: none is chosen, because {choice.why}'
   )
   say(text)
   write_text(workdir / 'table.md', text + '\n')
   for suffix, form in results_table.FORMATS.items():
-    content = form(statistics, target, measure, best)
+    content = form(statistics, target, measure, choice.best)
     write_text(workdir / f'results{suffix}', content)
-  shown = [name for name in rows if name in order[:_MOST_CURVES]]
+  shown = [name for name in rows if name in choice.order[:_MOST_CURVES]]
   with atomic_write(workdir / 'sweep.png') as part:
-    compare.draw(part, {name: runs[name] for name in shown}, target)
+    curves = {name: runs[name] for name in shown}
+    compare.draw(part, curves, target, plots.SWEEP)
+  few = f' (the best {len(shown)} of {len(rows)} settings)'
   say(
-    f'{workdir}/table.md, {workdir}/sweep.png;'
+    f'{workdir}/table.md, {workdir}/sweep.png{few * (len(shown) < len(rows))};'
     f' {workdir}/results{{.csv,.md,.tex}}: mean and standard deviation'
   )
 
 
-_NONE_CHOSEN = (
-  'Best: none is chosen, because the runs have no validation set; give them one'
-  ' with --config.validation_fraction=0.1, or choose on the test set with'
+class _Choice(NamedTuple):
+  """Holds which setting is chosen.
+
+  Attributes:
+    order: the names of all settings, best first.
+    best: the name of the one that is chosen; '' is none.
+    why: the reason for it, or for choosing none.
+  """
+
+  order: list[str]
+  best: str
+  why: str
+
+
+def _choose(
+  runs: Mapping[str, Sequence[compare.Run]],
+  rows: Mapping[str, Sequence[dict[str, Any]]],
+  target: float,
+  measure: Measure,
+  choose_on: str,
+) -> _Choice:
+  """Chooses a setting by the seeds that all settings have.
+
+  Args:
+    runs: the runs of each setting.
+    rows: their rows of `compare.row`, in the same order.
+    target: the target of the runs; 0 is none.
+    measure: their measure.
+    choose_on: the set on which a setting is chosen.
+  """
+  seeds = set.intersection(
+    *({run.seed for run in own} for own in runs.values())
+  )
+  judged = {
+    name: [
+      row
+      for row, run in zip(rows[name], own, strict=True)
+      if run.seed in seeds or not seeds
+    ]
+    for name, own in runs.items()
+  }
+  order = sorted(judged, key=lambda name: _merit(judged[name], target, measure))
+  best = order[0]
+  if measure.on != choose_on:
+    return _Choice(order, '', _NO_VALIDATION)
+  if not seeds:
+    return _Choice(order, '', _no_common_seed(runs))
+  if all(row['status'] == 'diverged' for row in judged[best]):
+    return _Choice(order, '', 'every run has diverged')
+  why = _why(judged, best, target, measure)
+  if len(seeds) < max(map(len, runs.values())):
+    why += f', over the seeds of all settings, {_join(sorted(seeds))}'
+  return _Choice(order, best, why)
+
+
+_NO_VALIDATION = (
+  'the runs have no validation set; give them one with'
+  ' --config.validation_fraction=0.1, or choose on the test set with'
   ' --choose_on=test'
 )
 
 
-def _why(rows, target, measure: Measure) -> str:
-  """Returns the reason for which a setting was chosen."""
-  if np.isfinite(_merit(rows, target, measure)[1]) and target:
-    return f'fewest rounds to {target:g}'
+def _no_common_seed(runs: Mapping[str, Sequence[compare.Run]]) -> str:
+  """Returns why none is chosen, with the first seeds that are missing."""
+  every = {run.seed for own in runs.values() for run in own}
+  name, missing = next(
+    (name, missing)
+    for name, own in runs.items()
+    if (missing := sorted(every - {run.seed for run in own}))
+  )
+  return (
+    f'no seed has runs of all settings; {name} has none of the seed'
+    f' {_join(missing)}'
+  )
+
+
+def _join(seeds: Sequence[int]) -> str:
+  return ', '.join(map(str, seeds))
+
+
+def _why(rows, best: str, target, measure: Measure) -> str:
+  """Returns the reason for which a setting was chosen.
+
+  Args:
+    rows: the rows of each setting, of the seeds that decide.
+    best: the setting.
+    target: the target of the runs; 0 is none.
+    measure: the measure of the runs.
+  """
+  merits = {name: _merit(own, target, measure) for name, own in rows.items()}
+  diverged, rounds, _ = merits[best]
+  few = any(merit[0] != diverged for merit in merits.values())
+  first = 'fewest diverged seeds, then ' if few else ''
+  if np.isfinite(rounds) and target:
+    return f'{first}fewest rounds to {target:g}'
   most = 'lowest' if measure.lower_is_better else 'highest'
-  return f'{most} mean of the best {measure.name}'
+  return f'{first}{most} mean of the best {measure.name}'
 
 
 def _chosen(
-  best: str,
-  why: str,
+  choice: _Choice,
   statistics: Sequence[seed_statistics.Setting],
   measure: Measure,
 ) -> str:
   """Returns the line about the chosen setting, with its final test."""
-  most = 'minimum' if measure.lower_is_better else 'maximum'
-  text = (
-    f'Best: {best}, {why}; chosen on the {measure.on} set, of which the best'
-    f' {measure.name} is the {most} over the rounds'
+  text = f'Best: {choice.best}, {choice.why}; chosen on the {measure.on} set'
+  if not any(row.stopped for row in statistics):
+    most = 'minimum' if measure.lower_is_better else 'maximum'
+    text += f', of which the best {measure.name} is the {most} over the rounds'
+  (final,) = (
+    row.moments.final for row in statistics if row.name == choice.best
   )
-  (final,) = (row.moments.final for row in statistics if row.name == best)
   if final is None or measure.on == 'test':
     return text
   cell = results_table.cell(final, measure.show)
@@ -93,9 +183,14 @@ def _chosen(
 
 
 def _merit(rows, target, measure: Measure) -> tuple[float, float, float]:
-  """Returns a sort key, best first: diverged seeds, rounds to target, best."""
-  diverged = float(sum(row['status'] == 'diverged' for row in rows))
-  best = -measure.score(float(np.mean([row['best'] for row in rows])))
+  """Returns a sort key, best first: diverged seeds, rounds to target, best.
+
+  The best is the mean over the seeds that have not diverged, and the last if
+  all have.
+  """
+  values = [row['best'] for row in rows if row['status'] != 'diverged']
+  diverged = float(len(rows) - len(values))
+  best = -measure.score(float(np.mean(values))) if values else np.inf
   reached = [
     np.inf if row['to_target'] is None else row['to_target'] for row in rows
   ]
@@ -104,25 +199,30 @@ def _merit(rows, target, measure: Measure) -> tuple[float, float, float]:
 
 def _table(rows, target, best, measure: Measure) -> str:
   """Formats the settings as a table in Markdown, and marks the best one."""
-  head = ['setting', 'seeds', f'best {measure.name}: mean', 'lowest', 'highest']
+  head = ['setting', 'seeds']
+  # Runs that end at the target have no comparable best values.
+  stopped = any(
+    row['status'] == 'target reached'
+    for seeds in rows.values()
+    for row in seeds
+  )
+  if not stopped:
+    head += [f'best {measure.name}: mean', 'lowest', 'highest']
   if target:
     head += [f'rounds to {target:g}: median', 'reached by']
   head += ['diverged', '']
   lines = [head, ['---'] * len(head)]
   for name, seeds in rows.items():
-    values = [row['best'] for row in seeds]
-    cells = [
-      name,
-      f'{len(seeds)}',
-      measure.show(float(np.mean(values))),
-      measure.show(min(values)),
-      measure.show(max(values)),
-    ]
+    diverged = sum(row['status'] == 'diverged' for row in seeds)
+    cells = [name, f'{len(seeds)}']
+    if not stopped:
+      values = [row['best'] for row in seeds]
+      found = float(np.mean(values)), min(values), max(values)
+      cells += ['—'] * 3 if diverged else [*map(measure.show, found)]
     if target:
       median = _merit(seeds, target, measure)[1]
       reached = sum(row['to_target'] is not None for row in seeds)
       cells += [f'{median:g}' if np.isfinite(median) else '—', f'{reached}']
-    diverged = sum(row['status'] == 'diverged' for row in seeds)
     cells += [f'{diverged}' if diverged else '', '*' if name == best else '']
     lines.append(cells)
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)

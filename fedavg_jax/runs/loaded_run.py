@@ -46,7 +46,7 @@ class LoadedRun:
   Attributes:
     folder: the folder of the run.
     config: the settings of the run.
-    status: the reason of its end, such as 'finished'.
+    status: the reason of its end, such as 'finished', or 'interrupted'.
     history: name -> column of numbers, [lines], the keys of metrics.jsonl, such
       as 'round' and 'test_accuracy'; NaN where a round has none.
     final: the value of the first metric on the test set, of the last model;
@@ -127,7 +127,8 @@ class LoadedRun:
     """Draws the curves of the run into a new PNG, PDF or SVG, by its ending.
 
     Raises:
-      InputError: the file exists already, or has another ending.
+      InputError: the file exists already, has another ending, or its folder
+        does not exist.
     """
     path = pathlib.Path(path)
     if path.suffix not in plots.SUFFIXES:
@@ -156,7 +157,8 @@ class LoadedRun:
       best: whether to export the model of the best test among the checkpoints.
 
     Raises:
-      InputError: the folder exists, or safetensors is not installed.
+      InputError: the folder exists or cannot be created, or safetensors is not
+        installed.
     """
     tree = self._tree(best=best)
     arrays = trees.flat(tree['params'])
@@ -179,11 +181,12 @@ def load_run(
   The model is read from its checkpoint when it is used.
 
   Args:
-    folder: the folder of the run, which has ended.
+    folder: the folder of the run, which has ended or was interrupted.
     model: the model, for a run that was given its model or data from Python.
 
   Raises:
-    InputError: it is not the folder of such a run, or a file is damaged.
+    InputError: it is not the folder of such a run, a file is damaged, or the
+      model has another type.
 
   >>> import contextlib, io, tempfile
   >>> import fedavg_jax as fa
@@ -198,6 +201,8 @@ def load_run(
   >>> bool(np.isclose(run.history['test_accuracy'][-1], right))
   True
   """
+  if model is not None and not isinstance(model, Model):
+    raise InputError(f'model: is {type(model).__name__}, must be an fa.Model')
   path = pathlib.Path(folder)
   run = compare.read_run(path)
   return LoadedRun(
@@ -252,5 +257,9 @@ def _new_file(
     raise InputError(
       f'path = {str(path)!r}: exists already; choose a new path; existing files'
       ' are never overwritten'
+    )
+  if not path.parent.is_dir():
+    raise InputError(
+      f'path = {str(path)!r}: the folder {path.parent} does not exist'
     )
   return atomic_write_new(path)

@@ -13,6 +13,7 @@ import numpy as np
 
 import fedavg_jax
 from fedavg_jax.core import optional
+from fedavg_jax.core import references
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.core.files import part_name
 from fedavg_jax.runs import config_changes
@@ -40,7 +41,8 @@ def write(
     best: whether the model is that of the best test.
 
   Raises:
-    InputError: the folder exists, or safetensors is not installed.
+    InputError: the folder exists or cannot be created, or safetensors is not
+      installed.
   """
   safetensors = optional.load(
     'safetensors.numpy', 'export', "'fedavg_jax[safetensors]'"
@@ -52,7 +54,13 @@ def write(
     )
   part = folder.with_name(part_name(folder.name))
   shutil.rmtree(part, ignore_errors=True)  # A killed process may have left it.
-  part.mkdir(parents=True)
+  try:
+    part.mkdir(parents=True)
+  except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    raise InputError(
+      f'folder = {str(folder)!r}: cannot be created ({error.strerror}); its'
+      ' parents must be folders'
+    ) from error
   try:
     plain = {
       name: np.ascontiguousarray(array) for name, array in arrays.items()
@@ -74,14 +82,16 @@ def card(
   values = [v for r in run.records if (v := measure.of(r)) is not None]
   top = measure.show(measure.best(values))
   shown = '—' if run.final is None else measure.show(run.final)
+  of = ' (of the last round)' if best else ''  # Other weights than these.
   lines = [
     *('---', 'library_name: fedavg_jax', 'tags: [federated-learning, jax]'),
     *('---', '', f'# {describe(cfg)}', ''),
-    f'Trained by Federated Averaging with fedavg_jax {fedavg_jax.__version__},'
+    f'Trained with fedavg_jax {fedavg_jax.__version__} by the algorithm'
+    f' {references.short(cfg.algorithm)},'
     f' {run.records[-1]["round"]} rounds ({run.status}).',
     f'These are the weights of the {"best test" if best else "last round"}.',
     *('', '| result | value |', '|---|---|'),
-    f'| final test {measure.name} | {shown} |',
+    f'| final test {measure.name}{of} | {shown} |',
     f'| best {measure.on} {measure.name} | {top} |',
     *_privacy(cfg, run),
     f'| parameters | {sum(a.size for a in arrays.values()):,} |',

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from fedavg_jax.runs import picture_metadata
 from fedavg_jax.runs.targets import Measure
 
 # The most clients that a picture of a partition shows.
 MOST_CLIENTS = 5000
 # The formats of pictures, by the ends of their names.
 SUFFIXES = ('.png', '.pdf', '.svg')
-# Comparisons contain this text, in their metadata.
-_OWN = 'fedavg_jax compare'
+# The makers of comparisons, in the metadata of their pictures.
+COMPARE, SWEEP = 'fedavg_jax compare', 'fedavg_jax sweep'
 _MEASURE, _LOSS, _TARGET = '#1f5f99', '#b8541a', '#666666'
 
 
@@ -155,6 +156,7 @@ def draw_comparison(
   axes: dict[str, str],
   measure: Measure,
   target: float,
+  maker: str = COMPARE,
 ) -> None:
   """Draws the tests of several runs, with one panel per cost.
 
@@ -166,6 +168,7 @@ def draw_comparison(
     axes: key of a cost -> the label of its axis.
     measure: the measure of all runs.
     target: the value to mark with a line; 0 is none.
+    maker: `COMPARE` or `SWEEP`, for the metadata.
   """
   from matplotlib.ticker import EngFormatter
 
@@ -213,13 +216,13 @@ def draw_comparison(
     ncols=columns,
     fontsize=9,
   )
-  maker = 'Software' if path.suffix == '.png' else 'Creator'
-  figure.savefig(path, dpi=120, metadata={maker: _OWN})
+  about = picture_metadata.metadata(path, maker)
+  figure.savefig(path, dpi=120, metadata=about)
 
 
 def is_own(path: pathlib.Path) -> bool:
-  """Returns whether a file is a picture that `draw_comparison` has drawn."""
-  return path.is_file() and _OWN.encode() in path.read_bytes()
+  """Returns whether a file is a picture of the command `compare`."""
+  return picture_metadata.is_made_by(path, COMPARE)
 
 
 def draw_partition(

@@ -134,14 +134,16 @@ def _cells(
       table.append([title, *(cell(one, show) for one in found)])
   if target:
     table.append(['reached by', *(f'{row.reached}' for row in rows)])
-  for title, name in (
-    ('difference of final', 'final'),
-    ('difference of best', 'best'),
+  for name, show in (
+    ('final', measure.show),
+    ('best', measure.show),
+    ('rounds', '{:.4g}'.format),
   ):
     found = [getattr(row.differences, name) for row in rows]
     if any(found):
-      table.append([title, *(_difference(one, measure) for one in found)])
-      break  # The best where no run has a final test.
+      title = f'difference of {name}'
+      table.append([title, *(_difference(one, show) for one in found)])
+      break  # The best where no run has a final test, or else the rounds.
   if any(row.diverged for row in rows):
     table.append(['diverged', *(f'{row.diverged}' for row in rows)])
   return [list(line) for line in zip(*table, strict=True)]
@@ -156,21 +158,29 @@ def cell(found: Moments | None, show: Callable[[float], str]) -> str:
   return f'{show(found.mean)} ± {show(found.std)}'
 
 
-def _difference(found: Moments | None, measure: Measure) -> str:
+def _difference(found: Moments | None, show: Callable[[float], str]) -> str:
   """Returns a mean with its sign, the standard deviation, and n."""
   if found is None:
     return _NONE
   sign = _MINUS if found.mean < 0 else '+'
   shown = found._replace(mean=abs(found.mean))
-  return f'{sign}{cell(shown, measure.show)} (n = {found.n})'
+  return f'{sign}{cell(shown, show)} (n = {found.n})'
 
 
 def _note(rows: Sequence[Setting]) -> str:
   """Returns what the numbers of a table are."""
   note = 'Mean ± standard deviation over seeds, if every seed has the value'
-  if len(rows) == 1:
-    return f'{note}.'
-  return f'{note}; difference to {rows[0].name}, seed by seed.'
+  if len(rows) > 1:
+    note += (
+      f'; difference to {rows[0].name}, seed by seed, if every seed that both'
+      ' have run has the value'
+    )
+  if any(row.stopped for row in rows):
+    note += (
+      '; no final and best values, because runs ended when they reached their'
+      ' target, after different rounds'
+    )
+  return f'{note}.'
 
 
 def _escape(text: str) -> str:

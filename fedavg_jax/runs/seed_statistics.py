@@ -5,9 +5,15 @@ For a setting with the values v_1, ..., v_n of n seeds,
   mean = sum_i v_i / n,  std = sqrt(sum_i (v_i - mean)^2 / (n - 1)).
 
 The difference to another setting with values w_i is taken seed by seed, d_i =
-v_i - w_i, over the seeds that both have: what the seed decides, such as the
+v_i - w_i, over the seeds that both have run: what the seed decides, such as the
 cohorts, is then the same on both sides, and the standard deviation of d is that
-of the effect.
+of the effect. There is no difference if one of these runs has no value, because
+it has diverged or has not reached the target: the seeds left would be those
+that both have survived.
+
+Runs that end at their own target end after different rounds, and their last
+models all have just the target: such a table has no final and no best values,
+but the rounds to the target.
 """
 
 from collections.abc import Mapping
@@ -63,16 +69,20 @@ class Setting(NamedTuple):
     seeds: the number of its runs.
     diverged: the number of those that have diverged.
     reached: the number of those that have reached the target.
+    stopped: the number of those that ended when they reached their own target.
     moments: mean and standard deviation of each column; None where a run has no
-      value, because it has diverged or has not reached the target.
+      value, because it has diverged or has not reached the target. Final and
+      best are None in all settings if a run of any was stopped.
     differences: those of the differences to the first setting, over the seeds
-      in which both have a value; None without any, and in the first setting.
+      that both have run; None without any, where a run of these has no value,
+      and in the first setting.
   """
 
   name: str
   seeds: int
   diverged: int
   reached: int
+  stopped: int
   moments: Columns[Moments | None]
   differences: Columns[Moments | None]
 
@@ -105,6 +115,13 @@ def settings(
     name: {run.seed: _of_run(run, target) for run in runs}
     for name, runs in groups.items()
   }
+  if any(_is_stopped(run) for runs in groups.values() for run in runs):
+    values = {
+      name: {
+        seed: one._replace(final=None, best=None) for seed, one in own.items()
+      }
+      for name, own in values.items()
+    }
   first, *_ = values
   return [
     Setting(
@@ -112,6 +129,7 @@ def settings(
       seeds=len(runs),
       diverged=sum(run.status == 'diverged' for run in runs),
       reached=sum(one.rounds is not None for one in values[name].values()),
+      stopped=sum(map(_is_stopped, runs)),
       moments=Columns(*map(moments, zip(*values[name].values(), strict=True))),
       differences=(
         _NO_DIFFERENCES
@@ -126,6 +144,10 @@ def settings(
 _NO_DIFFERENCES: Columns[Moments | None] = Columns(*[None] * 5)
 
 
+def _is_stopped(run: compare.Run) -> bool:
+  return run.status == 'target reached'
+
+
 def _of_run(run: compare.Run, target: float) -> Columns[float | None]:
   """Returns the columns of one run; None for values that it does not have."""
   row = compare.row(run, target)
@@ -133,7 +155,7 @@ def _of_run(run: compare.Run, target: float) -> Columns[float | None]:
   best = row['best']
   return Columns(
     final=None if diverged else run.final,
-    best=None if math.isnan(best) else best,
+    best=None if diverged or math.isnan(best) else best,
     rounds=row['to_target'],
     bytes=row['bytes'] if target else None,
     seconds=row['simulated'] if target else None,
@@ -144,11 +166,13 @@ def _paired(
   values: Mapping[int, Columns[float | None]],
   others: Mapping[int, Columns[float | None]],
 ) -> Columns[Moments | None]:
-  """Returns the moments of the differences in the seeds that both have."""
+  """Returns the moments of the differences in the seeds that both have run."""
   both = [seed for seed in values if seed in others]
 
   def column(i: int) -> Moments | None:
     pairs = [(values[seed][i], others[seed][i]) for seed in both]
-    return moments([v - w for v, w in pairs if v is not None and w is not None])
+    return moments(
+      [None if v is None or w is None else v - w for v, w in pairs]
+    )
 
   return Columns(*map(column, range(len(Columns._fields))))

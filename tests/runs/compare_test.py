@@ -1,7 +1,10 @@
+"""Folders of runs are read, and only tests on the same data compared."""
+
 import pytest
 
 from fedavg_jax.core.errors import InputError
 from fedavg_jax.runs import compare
+from tests.testing.run_folders import write_run
 
 
 def run(name, **data):
@@ -26,3 +29,21 @@ def test_accuracies_on_other_data_are_not_compared(data, words):
   compare.check_same_data([run('one'), run('two')])
   with pytest.raises(InputError, match=f'two: has another test.*{words}'):
     compare.check_same_data([run('one'), run('two', **data)])
+
+
+@pytest.mark.parametrize(
+  ('line', 'words'),
+  [
+    ('{"round": 2', 'line 3: Expecting'),
+    ('{"round": true, "test_accuracy": 0.5}', 'line 3 is not a round'),
+    ('{"round": 2.0, "test_accuracy": 0.5}', 'line 3 is not a round'),
+    ('{"round": 1, "test_accuracy": 0.5}', 'line 3: round 1 after round 1'),
+    ('{"round": 0, "test_accuracy": 0.5}', 'line 3: round 0 after round 1'),
+  ],
+)
+def test_the_number_of_a_damaged_line_is_named(tmp_path, line, words):
+  folder = write_run(tmp_path / 'a', [0.1, 0.5])
+  path = folder / 'metrics.jsonl'
+  path.write_text(path.read_text() + line + '\n')
+  with pytest.raises(InputError, match=f'metrics.jsonl: cannot.*{words}'):
+    compare.read_run(folder)

@@ -56,7 +56,7 @@ def test_means_and_standard_deviations(groups):
   assert other.moments.final == moments([0.8, 0.3, 0.9])
   assert one.moments.final == (0.2, None, 1)
   assert bad.diverged == 1 and bad.moments.final is None
-  assert bad.moments.best == moments([0.6, 0.2])
+  assert bad.moments.best is None  # Of one that diverged, it flatters too.
 
 
 def test_differences_are_those_of_equal_seeds(groups):
@@ -64,12 +64,39 @@ def test_differences_are_those_of_equal_seeds(groups):
   assert set(plain.differences) == {None}
   assert other.differences.final == moments([0.8 - 0.9, 0.3 - 0.75])
   assert other.differences.best == moments([0.9 - 0.9, 0.3 - 0.8])
-  assert other.differences.rounds == (1 - 2, None, 1)  # Of seed 1 alone.
+  # Both have run the seeds 1 and 2, and one did not reach the target in 2.
+  assert other.differences.rounds is None
   assert one.differences.final == (pytest.approx(0.2 - 0.75), None, 1)
-  assert bad.differences.final == (pytest.approx(0.6 - 0.7), None, 1)
+  # Both have run the seeds 0 and 1, and one diverged in 1.
+  assert bad.differences.final is None and bad.differences.best is None
   no_seed_in_common = {'a': groups['one'], 'b': [run(3, [0.5])]}
   _, last = seed_statistics.settings(no_seed_in_common, 0.0)
   assert set(last.differences) == {None}
+
+
+def test_models_of_different_rounds_are_not_compared():
+  def stopped(seed, accuracies):
+    return run(seed, accuracies, 'target reached')
+
+  groups = {
+    'slow': [stopped(0, [0.1, 0.2, 0.51]), stopped(1, [0.1, 0.2, 0.3, 0.52])],
+    'fast': [stopped(0, [0.1, 0.6]), stopped(1, [0.1, 0.3, 0.7])],
+  }
+  slow, fast = seed_statistics.settings(groups, 0.5)
+  assert (slow.stopped, fast.stopped) == (2, 2)
+  for row in (slow, fast):
+    assert row.moments[:2] == row.differences[:2] == (None, None)
+  assert slow.moments.rounds == moments([2, 3])
+  assert fast.differences.rounds == moments([1 - 2, 2 - 3])
+  page = results_table.to_markdown([slow, fast], 0.5, Measure())
+  head, _, _, line, *_ = page.splitlines()
+  assert 'final' not in head and 'best' not in head
+  assert '| difference of rounds |' in head and '| −1 ± 0 (n = 2) |' in line
+  assert 'ended when they reached their target' in page
+  # One such run is enough, in any setting.
+  groups = {'all': [run(0, [0.1, 0.6, 0.7])], 'fast': groups['fast'][:1]}
+  rows = seed_statistics.settings(groups, 0.5)
+  assert [row.moments.final for row in rows] == [None, None]
 
 
 def test_the_csv_has_every_number(groups):
