@@ -23,6 +23,7 @@ from fedavg_jax.runs import grid
 from fedavg_jax.runs import grid_jobs
 from fedavg_jax.runs import grid_report
 from fedavg_jax.runs import grid_training
+from fedavg_jax.runs import plots
 from fedavg_jax.runs import run_config
 from fedavg_jax.runs import summary
 from fedavg_jax.runs import train
@@ -744,6 +745,86 @@ def test_the_test_set_chooses_only_if_asked(repository, tmp_path):
       grid.run_sweep(
         small(repository, **changes), {}, 1, tmp_path, choose_on=choose_on
       )
+
+
+def report(folder, runs, **changes):
+  """Writes a sweep of learning rates by hand; returns table.md.
+
+  Args:
+    folder: a new folder.
+    runs: (learning rate, seed) -> accuracies, or those and the status.
+    **changes: those of the config of all runs.
+  """
+  base = run_config.RunConfig(rounds=2, **changes)
+  jobs = []
+  for (rate, seed), values in runs.items():
+    values, status = values if isinstance(values, tuple) else (values, None)
+    jobs += grid_jobs.plan_jobs(
+      base.replace({'seed': seed}), {'client.learning_rate': [rate]}, 1, folder
+    )
+    cfg = jobs[-1].cfg.to_dict()
+    write_run(jobs[-1].folder, values, status=status or 'finished', **cfg)
+  grid_report.report(jobs, folder, 'test')
+  return (folder / 'table.md').read_text()
+
+
+def test_a_run_that_has_diverged_has_no_best_value(tmp_path):
+  # The untrained model of the one that diverged is better than any.
+  good, bad = [0.1, 0.2, 0.3], ([0.9, 0.0], 'diverged')
+  text = report(
+    tmp_path / 'one',
+    {('0.1', 0): bad, ('0.1', 1): good, ('0.2', 0): good, ('0.2', 1): good},
+  )
+  assert '| client.learning_rate=0.1 | 2 | — | — | — | 1 |' in text
+  assert 'Best: client.learning_rate=0.2, fewest diverged seeds, then ' in text
+  for suffix in ('csv', 'md'):
+    assert '0.9' not in (tmp_path / 'one' / f'results.{suffix}').read_text()
+  text = report(tmp_path / 'all', {('0.1', 0): bad, ('0.2', 0): bad})
+  assert 'Best: none is chosen, because every run has diverged' in text
+
+
+def test_a_setting_is_chosen_by_the_seeds_of_all(tmp_path):
+  low, high = [0.1, 0.2, 0.3], [0.1, 0.2, 0.9]
+  middle = [0.1, 0.2, 0.4]
+  runs = {('0.1', 0): low, ('0.1', 1): high, ('0.2', 0): middle}
+  text = report(tmp_path / 'common', runs)  # The mean of 0.1 is larger.
+  assert 'Best: client.learning_rate=0.2, highest mean of the best' in text
+  assert ', over the seeds of all settings, 0; chosen on the test set' in text
+  text = report(tmp_path / 'none', {('0.1', 1): high, ('0.2', 0): middle})
+  assert (
+    'Best: none is chosen, because no seed has runs of all settings;'
+    ' client.learning_rate=0.1 has none of the seed 0'
+  ) in text
+  assert ' * |' not in text
+
+
+def test_runs_that_ended_at_the_target_have_rounds_to_it(tmp_path):
+  # The one that needs more rounds ends with the better model.
+  late, soon = [0.1, 0.2, 0.9], [0.1, 0.6]
+  text = report(
+    tmp_path / 'target',
+    {
+      ('0.1', 0): (late, 'target reached'),
+      ('0.2', 0): (soon, 'target reached'),
+    },
+    target=0.5,
+  )
+  assert 'Best: client.learning_rate=0.2, fewest rounds to 0.5; chosen' in text
+  assert 'best accuracy' not in text
+  assert '| client.learning_rate=0.1 | 1 | 2 | 1 |' in text
+  results = (tmp_path / 'target' / 'results.md').read_text()
+  assert '−1 (n = 1)' in results and '0.9' not in results
+
+
+def test_a_picture_of_some_settings_says_so(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(grid_report, '_MOST_CURVES', 2)
+  runs = {(f'0.{i}', 0): [0.1, 0.2, i / 10] for i in (1, 2, 3)}
+  report(tmp_path / 'few', runs)
+  assert 'sweep.png (the best 2 of 3 settings);' in capsys.readouterr().out
+  # Only a sweep replaces its picture.
+  assert not plots.is_own(tmp_path / 'few' / 'sweep.png')
+  report(tmp_path / 'all', {key: runs[key] for key in [*runs][:2]})
+  assert 'the best' not in capsys.readouterr().out.partition('sweep.png')[2]
 
 
 # Comparisons.

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 import fedavg_jax as fa
 from fedavg_jax.core.errors import InputError
+from fedavg_jax.runs import model_card
 from tests.testing.run_folders import lines
 
 # Orbax and its dependencies raise DeprecationWarnings.
@@ -108,6 +110,7 @@ def test_plots(folder, tmp_path):
   for name, words in (
     ('curves.svg', 'exists already'),
     ('curves.txt', 'must end with .png, .pdf, .svg'),
+    ('nofolder/x.png', 'the folder .*nofolder does not exist'),
   ):
     with pytest.raises(InputError, match=words):
       run.plot(tmp_path / name)
@@ -141,12 +144,32 @@ def test_weights_as_safetensors_with_a_card(folder, tmp_path):
   card = (tmp_path / 'model' / 'README.md').read_text()
   assert card.startswith('---\nlibrary_name: fedavg_jax\n')
   assert f'| final test accuracy | {run.final:.4f} |' in card
+  assert 'by the algorithm fedavg, 3 rounds (finished).' in card
   assert '| parameters | 714 |' in card and '| layer.w | [64, 10] |' in card
   assert '| client_fraction | 0.1 |' in card and 'data_dir' not in card
   before = sorted(tmp_path.rglob('*'))
   with pytest.raises(InputError, match='exists already; choose a new path'):
     run.export(tmp_path / 'model')
   assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_no_folder_is_made_below_a_file(folder, tmp_path, monkeypatch):
+  for name in ('safetensors', 'safetensors.numpy'):  # It is not reached.
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+  (tmp_path / 'file').touch()
+  with pytest.raises(InputError, match='cannot be created .*must be folders'):
+    fa.load_run(folder).export(tmp_path / 'file' / 'x')
+  assert list(tmp_path.iterdir()) == [tmp_path / 'file']
+
+
+def test_the_card_names_the_algorithm_and_whose_test_it_is(folder):
+  run = fa.load_run(folder)
+  config = run.config.replace({'algorithm': 'fedexp'})
+  card = model_card.card({}, config, run._run, best=True)
+  assert 'by the algorithm fedexp,' in card and 'Averaging' not in card
+  value = f'{run.final:.4f}'
+  assert f'| final test accuracy (of the last round) | {value} |' in card
+  assert '| best test accuracy |' in card
 
 
 def test_export_without_the_library(folder, tmp_path, monkeypatch):
@@ -160,6 +183,10 @@ def test_what_cannot_be_loaded_is_one_line(folder, tmp_path):
   x = fa.load_dataset('digits').test.x
   for call, words in (
     (lambda: fa.load_run(tmp_path), 'config.json: cannot be read'),
+    (
+      lambda: fa.load_run(folder, model='cnn'),
+      'model: is str, must be an fa.Model',
+    ),
     (
       lambda: fa.load_run(folder).predict(x),
       'was given its model from Python; pass the model: fa.load_run',
