@@ -281,7 +281,7 @@ def row(run: Run, target: float) -> dict[str, Any]:
   return {
     'run': run.name,
     'rounds': run.records[-1]['round'],
-    'best': run.measure.best(values),
+    'best': None if run.status == 'diverged' else run.measure.best(values),
     'last': values[-1],
     'to_target': reached,
     'bytes': _sum(spent, 'bytes_down', 'bytes_up'),
@@ -312,7 +312,7 @@ def table(
     cells = [
       one['run'],
       f'{one["rounds"]}',
-      measure.show(one['best']),
+      _or_dash(one['best'], measure.show),
       measure.show(one['last']),
     ]
     if target:

@@ -111,12 +111,12 @@ def _choose(
     return _Choice(order, '', _NO_VALIDATION)
   if not seeds:
     return _Choice(order, '', _no_common_seed(runs))
-  if all(row['status'] == 'diverged' for row in judged[best]):
-    return _Choice(order, '', 'every run has diverged')
-  why = _why(judged, best, target, measure)
+  over = ''
   if len(seeds) < max(map(len, runs.values())):
-    why += f', over the seeds of all settings, {_join(sorted(seeds))}'
-  return _Choice(order, best, why)
+    over = f', over the seeds of all settings, {_join(sorted(seeds))}'
+  if all(row['status'] == 'diverged' for row in judged[best]):
+    return _Choice(order, '', f'every run has diverged{over}')
+  return _Choice(order, best, _why(judged, best, target, measure) + over)
 
 
 _NO_VALIDATION = (
@@ -217,8 +217,13 @@ def _table(rows, target, best, measure: Measure) -> str:
     cells = [name, f'{len(seeds)}']
     if not stopped:
       values = [row['best'] for row in seeds]
-      found = float(np.mean(values)), min(values), max(values)
-      cells += ['—'] * 3 if diverged else [*map(measure.show, found)]
+      cells += (
+        ['—'] * 3
+        if diverged
+        else map(
+          measure.show, (float(np.mean(values)), min(values), max(values))
+        )
+      )
     if target:
       median = _merit(seeds, target, measure)[1]
       reached = sum(row['to_target'] is not None for row in seeds)

@@ -18,7 +18,6 @@ but the rounds to the target.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import math
 import statistics
 from typing import Generic
 from typing import NamedTuple
@@ -151,11 +150,9 @@ def _is_stopped(run: compare.Run) -> bool:
 def _of_run(run: compare.Run, target: float) -> Columns[float | None]:
   """Returns the columns of one run; None for values that it does not have."""
   row = compare.row(run, target)
-  diverged = run.status == 'diverged'
-  best = row['best']
   return Columns(
-    final=None if diverged else run.final,
-    best=None if diverged or math.isnan(best) else best,
+    final=None if run.status == 'diverged' else run.final,
+    best=row['best'],
     rounds=row['to_target'],
     bytes=row['bytes'] if target else None,
     seconds=row['simulated'] if target else None,

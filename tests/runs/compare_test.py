@@ -31,6 +31,13 @@ def test_accuracies_on_other_data_are_not_compared(data, words):
     compare.check_same_data([run('one'), run('two', **data)])
 
 
+def test_a_run_that_has_diverged_has_no_best_value(tmp_path):
+  folder = write_run(tmp_path / 'a', [0.9, 0.1], status='diverged')
+  row = compare.row(compare.read_run(folder, 'a'), 0.0)
+  table = compare.table([row], 0.0)
+  assert '| a | 1 | — | 0.1000 |' in table and '| diverged |' in table
+
+
 @pytest.mark.parametrize(
   ('line', 'words'),
   [
