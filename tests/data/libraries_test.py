@@ -144,7 +144,7 @@ def test_columns_of_a_library(library, tmp_path):
 
 
 def test_a_saved_data_set_without_splits_is_the_split_train(tmp_path):
-  """`save_to_disk` of one data set leaves no dataset_dict.json."""
+  """Reads a folder without dataset_dict.json."""
   library = pytest.importorskip('datasets')
   folder = str(tmp_path / 'data')
   library.Dataset.from_dict(
@@ -203,7 +203,7 @@ def test_a_missing_label_of_the_test_set_is_refused():
 
 
 def test_a_column_of_structs_is_named(tmp_path):
-  """Hugging Face writes encoded images to Parquet as structs."""
+  """Encoded images of Hugging Face are structs in Parquet."""
   pyarrow = pytest.importorskip('pyarrow')
   from pyarrow import parquet
 
