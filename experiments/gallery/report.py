@@ -218,13 +218,15 @@ def listing(folder: pathlib.Path) -> str:
     for outcome in outcomes(folder, source):
       cell = outcome.cell
       published = cell.published
-      text = 'figure' if published is None else f'{published.value:.4f}'
+      text = 'figure'
+      if published is not None:
+        text = published.words or f'{published.value:.4f}'
       state = f'about {duration(60 * cell.minutes)} a seed'
       if outcome.rows:
         state = f'{outcome.mean:.4f}, {len(outcome.rows)} seed(s)'
         if published is not None:
           state += f', {_VERDICTS[outcome.is_inside]}'
-      lines.append(f'  {cell.name:46} {text:>7}  {state}')
+      lines.append(f'  {cell.name:46} {text:>8}  {state}')
   return '\n'.join(lines)
 
 

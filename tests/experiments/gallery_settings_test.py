@@ -12,6 +12,7 @@ from experiments.gallery import flute
 from experiments.gallery import lenet
 from experiments.gallery import niid_bench
 from experiments.gallery import pfl_cifar10
+from experiments.gallery import report
 from experiments.gallery.cell import BEST
 from experiments.gallery.cell import Published
 from experiments.gallery.cell import at_round
@@ -101,6 +102,7 @@ def test_values_read_off_a_plot_are_ranges():
     (cell,) = catalog.named(f'fedprox_mnist/{name}')
     published = cell.published
     assert published.words == words
+    assert f'{words}  ' in report.listing(report.RESULTS)
     assert published.has_inside(low) and published.has_inside(high)
     assert not published.has_inside(low - 1e-3)
     assert not published.has_inside(high + 1e-3)
