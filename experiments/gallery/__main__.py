@@ -112,17 +112,28 @@ def arguments() -> argparse.ArgumentParser:
     '--out',
     type=pathlib.Path,
     default=report.RESULTS,
-    help='folder of the results, a file for each source',
+    help='folder of the results, a file for each source; --report describes'
+    ' only the default',
   )
   return parser
 
 
 def write_report(folder: pathlib.Path) -> None:
-  """Writes the page, the list and the pictures of a folder of results."""
-  text = report.PAGE.read_text('utf-8')
-  report.PAGE.write_text(report.page(text, folder), 'utf-8')
-  report.MISSING.write_text(report.missing(folder), 'utf-8')
+  """Writes the page, the list and the pictures of the kept results.
+
+  Raises:
+    InputError: the folder is another, which the page does not describe.
+  """
+  if folder.resolve() != report.RESULTS.resolve():
+    raise fa.InputError(
+      f'--out {folder}: --report describes only {report.RESULTS}; --list prints'
+      ' the results of another folder'
+    )
+  text = report.page(report.PAGE.read_text('utf-8'), folder)
+  missing = report.missing(folder)
   pictures.draw(folder)
+  report.PAGE.write_text(text, 'utf-8')
+  report.MISSING.write_text(missing, 'utf-8')
 
 
 class Limit(NamedTuple):

@@ -51,30 +51,50 @@ def at_round(number: int) -> Reading:
   )
 
 
+# Two deviations above 5 points would count almost any number as inside.
+_WIDEST = 0.05
+
+
 class Published(NamedTuple):
   """Holds a published number.
 
   Attributes:
-    value: the number, a fraction such as an accuracy.
+    value: the number, a fraction such as an accuracy; of a range its middle.
     spread: its published standard deviation over seeds; None if not published.
     margin: the largest distance that counts as inside, where no standard
       deviation is published.
+    words: the published range, in percent, where it is not one number.
   """
 
   value: float
   spread: float | None = None
   margin: float = 0.01
+  words: str = ''
 
-  def has_inside(self, ours: float) -> bool:
-    """Returns whether our mean is within two published deviations.
+  @property
+  def reach(self) -> float | None:
+    """Returns the largest distance that counts as inside, two deviations.
+
+    None where they exceed 5 points, which leaves no verdict.
+
+    >>> Published(0.5179, 0.2675).reach is None
+    True
+    """
+    if self.spread is None:
+      return self.margin
+    return 2 * self.spread if 2 * self.spread <= _WIDEST else None
+
+  def has_inside(self, ours: float) -> bool | None:
+    """Returns whether our mean is within reach; None without a verdict.
 
     >>> Published(0.9909, 0.0005).has_inside(0.9899)
     True
     >>> Published(0.10, 0.0).has_inside(0.11)
     False
     """
-    margin = self.margin if self.spread is None else 2 * self.spread
-    return abs(ours - self.value) <= margin + 1e-9  # For decimal numbers.
+    if self.reach is None:
+      return None
+    return abs(ours - self.value) <= self.reach + 1e-9  # For decimal numbers.
 
 
 class Claim(NamedTuple):

@@ -48,9 +48,10 @@ _SPEED = {'mnist': 7_500, 'cifar10': 2_000}
 SOURCE = Source(
   key='niid_bench',
   title='NIID-Bench, ten clients',
-  published='Li et al. 2022, in the table of Flower, `baselines/niid_bench`:'
+  published="Flower's reproduction of Li et al. 2022, `baselines/niid_bench`:"
   ' mean and deviation over seeds, in percent.',
-  inside='within two published deviations',
+  inside='within two published deviations; no verdict where these exceed 5'
+  ' points',
   differences='FedProx has mu = 0.01, the published number is that of the best'
   ' of four values. SCAFFOLD corrects each gradient, the baseline each step'
   ' after momentum, with control variates that momentum makes larger: the'

@@ -28,9 +28,18 @@ _QUANTITIES = (
 _LINES = (
   (0, 'mu_0', 'C0', '-'),
   (0, 'mu_1', 'C1', '-'),
+  (50, 'dropped', 'C2', '--'),
+  (50, 'mu_0', 'C0', '--'),
+  (50, 'mu_1', 'C1', '--'),
   (90, 'dropped', 'C2', ':'),
   (90, 'mu_0', 'C0', ':'),
   (90, 'mu_1', 'C1', ':'),
+)
+# (data, stragglers in percent) of each column of panels; only of (1, 1) are
+# there claims about 50 % stragglers.
+_COLUMNS = (
+  *((data, (0, 90)) for data in fedprox_synthetic.DATA),
+  ('1_1', (50,)),
 )
 
 
@@ -71,15 +80,15 @@ def _draw_numbers(path: pathlib.Path, outcomes: Sequence[Outcome]) -> None:
   axes = figure.subplots()
   for height, (cell, rows) in enumerate(reversed(outcomes)):
     assert cell.published is not None
-    value, spread, margin = cell.published
-    half = margin if spread is None else 2 * spread
-    axes.plot(
-      [value - half, value + half],
-      [height, height],
-      color='0.8',
-      linewidth=7,
-      solid_capstyle='butt',
-    )
+    value, reach = cell.published.value, cell.published.reach
+    if reach is not None:
+      axes.plot(
+        [value - reach, value + reach],
+        [height, height],
+        color='0.8',
+        linewidth=7,
+        solid_capstyle='butt',
+      )
     axes.plot([value], [height], '|', color='0.3', markersize=9)
     each = [row['value'] for row in rows.values()]
     axes.plot(each, [height] * len(each), '.', color='C0', markersize=5)
@@ -96,33 +105,48 @@ def _draw_numbers(path: pathlib.Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _draw_synthetic(path: pathlib.Path, outcomes: Sequence[Outcome]) -> None:
-  """Draws means over seeds: three quantities on each synthetic data set."""
+  """Draws three quantities on each synthetic data set.
+
+  Lines are means over the seeds, bands their smallest and largest values.
+  """
   found = {outcome.cell.name: outcome for outcome in outcomes}
-  figure = new_figure(12, 8)
-  panels = figure.subplots(len(_QUANTITIES), len(fedprox_synthetic.DATA))
+  figure = new_figure(15, 8)
+  panels = figure.subplots(len(_QUANTITIES), len(_COLUMNS))
   for row, (name, label, logarithmic) in zip(panels, _QUANTITIES, strict=True):
     row[0].set_ylabel(label)
-    for axes, data in zip(row, fedprox_synthetic.DATA, strict=True):
+    for axes, (data, percents) in zip(row, _COLUMNS, strict=True):
       for stragglers, kind, color, style in _LINES:
         key = f'{fedprox_synthetic.SOURCE.key}/{data}'
         key += f'/stragglers_{stragglers}/{kind}'
-        if key in found:
-          axes.plot(
-            training.tested_rounds(found[key].cell),
-            report.mean_curve(found[key], name),
-            color=color,
-            linestyle=style,
-            linewidth=1,
-            label=f'{stragglers} % stragglers, {kind.replace("_", " = ")}',
-          )
+        if key not in found or stragglers not in percents:
+          continue
+        rounds = training.tested_rounds(found[key].cell)
+        curves = report.curves_of_seeds(found[key], name)  # [S, T]
+        axes.plot(
+          rounds,
+          curves.mean(axis=0),
+          color=color,
+          linestyle=style,
+          linewidth=1,
+          label=f'{stragglers} % stragglers, {kind.replace("_", " = ")}',
+        )
+        axes.fill_between(
+          rounds,
+          curves.min(axis=0),
+          curves.max(axis=0),
+          color=color,
+          alpha=0.12,
+          linewidth=0,
+        )
       if logarithmic:
         axes.set_yscale('log')
       axes.grid(alpha=0.3)
-  for axes, data in zip(panels[0], fedprox_synthetic.DATA, strict=True):
+  for axes, (data, _) in zip(panels[0], _COLUMNS, strict=True):
     axes.set_title(f'synthetic {data.replace("_", ", ")}')
   for axes in panels[-1]:
     axes.set_xlabel('communication round')
-  panels[0][0].legend(fontsize=6)
+  for axes in panels[0][[0, -1]]:  # A legend for each set of lines.
+    axes.legend(fontsize=6)
   _save(figure, path, outcomes)
 
 

@@ -29,6 +29,7 @@ RESULTS = HERE / 'results'
 PAGE = HERE.parents[1] / 'docs' / 'gallery.md'
 MISSING = HERE / 'missing.md'
 _BLOCK = re.compile(r'(<!-- (\w+) -->\n).*?(<!-- end -->)', re.S)
+_VERDICTS = {True: 'inside', False: 'outside', None: 'no verdict'}
 _LAST = 20  # Rounds of the means that stand for a curve without a number.
 
 
@@ -50,7 +51,7 @@ class Outcome(NamedTuple):
 
   @property
   def is_inside(self) -> bool | None:
-    """Returns whether the mean is inside; None without a published number."""
+    """Returns whether the mean is inside; None if there is no verdict."""
     if self.cell.published is None or not self.rows:
       return None
     return self.cell.published.has_inside(self.mean)
@@ -112,14 +113,14 @@ def _numbers(done: Sequence[Outcome]) -> str:
   for outcome in done:
     cell, rows = outcome
     assert cell.published is not None
-    published = f'{100 * cell.published.value:g}'
+    published = cell.published.words or f'{100 * cell.published.value:g}'
     if cell.published.spread is not None:
       published += f' ± {100 * cell.published.spread:g}'
     each = [f'{100 * rows[seed]["value"]:.2f}' for seed in sorted(rows)]
     lines.append(
       f'| {_short(cell)} | {cell.reading.name} | {published} |'
       f' {100 * outcome.mean:.2f} | {", ".join(each)} |'
-      f' {"inside" if outcome.is_inside else "outside"} |'
+      f' {_VERDICTS[outcome.is_inside]} |'
     )
   return '\n'.join(lines)
 
@@ -217,15 +218,15 @@ def listing(folder: pathlib.Path) -> str:
     for outcome in outcomes(folder, source):
       cell = outcome.cell
       published = cell.published
-      text = 'figure' if published is None else f'{published.value:.4f}'
+      text = 'figure'
+      if published is not None:
+        text = published.words or f'{published.value:.4f}'
       state = f'about {duration(60 * cell.minutes)} a seed'
       if outcome.rows:
-        mark = {True: ', inside', False: ', outside', None: ''}
-        state = (
-          f'{outcome.mean:.4f}, {len(outcome.rows)} seed(s)'
-          f'{mark[outcome.is_inside]}'
-        )
-      lines.append(f'  {cell.name:46} {text:>7}  {state}')
+        state = f'{outcome.mean:.4f}, {len(outcome.rows)} seed(s)'
+        if published is not None:
+          state += f', {_VERDICTS[outcome.is_inside]}'
+      lines.append(f'  {cell.name:46} {text:>8}  {state}')
   return '\n'.join(lines)
 
 
@@ -237,6 +238,6 @@ def page(text: str, folder: pathlib.Path) -> str:
   )
 
 
-def mean_curve(outcome: Outcome, name: str) -> np.ndarray:
-  """Returns the mean of a curve over the seeds, [T]."""
-  return np.mean([r['curves'][name] for r in outcome.rows.values()], axis=0)
+def curves_of_seeds(outcome: Outcome, name: str) -> np.ndarray:
+  """Returns a curve of each seed, [S, T]."""
+  return np.array([row['curves'][name] for row in outcome.rows.values()])

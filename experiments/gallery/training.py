@@ -237,24 +237,30 @@ class Comparison(NamedTuple):
     cell: the name of the cell.
     seed: the seed.
     values: the kept number and the new one.
-    difference: the largest difference of the curves of accuracies.
+    devices: the number of devices of the kept run and of the new one.
+    difference: the largest difference of any curve, in the six digits that
+      are kept; infinite where names or lengths of the curves differ.
   """
 
   cell: str
   seed: int
   values: tuple[float, float]
+  devices: tuple[int, int]
   difference: float
 
   def describe(self) -> str:
     """Returns the comparison as a sentence."""
     kept, new = self.values
+    curves = (
+      'all curves are equal in their six digits'
+      if not self.difference
+      else f'the curves differ by up to {self.difference:.6g}'
+    )
+    before, now = self.devices
+    where = '' if before == now else f' (on {before} device(s), again on {now})'
     return (
-      f'{self.cell}, seed {self.seed}: {kept:.4f}, again {new:.4f}; the curves'
-      + (
-        ' are equal'
-        if not self.difference
-        else f' differ by up to {self.difference:.4f}'
-      )
+      f'{self.cell}, seed {self.seed}: {kept:.4f}, again {new:.4f}; {curves}'
+      f'{where}'
     )
 
 
@@ -266,14 +272,38 @@ def again(cell: Cell, row: dict[str, Any]) -> Comparison:
   """
   with tempfile.TemporaryDirectory() as folder:
     new = row_of(cell, row['seed'], pathlib.Path(folder) / 'run')
-  kept, found = (np.array(r['curves']['accuracy']) for r in (row, new))
-  same_length = len(kept) == len(found)
   return Comparison(
     cell.name,
     row['seed'],
     (row['value'], new['value']),
-    float(np.abs(kept - found).max()) if same_length else math.inf,
+    (row['num_devices'], new['num_devices']),
+    largest_difference(row['curves'], new['curves']),
   )
+
+
+def largest_difference(
+  kept: dict[str, list[float]], found: dict[str, list[float]]
+) -> float:
+  """Returns the largest difference of curves with the same names.
+
+  It is infinite where names or lengths differ, or only one value is NaN.
+
+  >>> largest_difference({'a': [1.0], 'b': [2.0]}, {'a': [1.0], 'b': [2.5]})
+  0.5
+  """
+  lengths = [
+    {name: len(curve) for name, curve in curves.items()}
+    for curves in (kept, found)
+  ]
+  if lengths[0] != lengths[1]:
+    return math.inf
+  largest = 0.0
+  for name, curve in kept.items():
+    for one, other in zip(curve, found[name], strict=True):
+      if one != other and not (math.isnan(one) and math.isnan(other)):
+        gap = abs(one - other)
+        largest = max(largest, math.inf if math.isnan(gap) else gap)
+  return largest
 
 
 def _digest(prepared: Prepared) -> str:

@@ -4,7 +4,8 @@
   name, from the cache or the Hub.
 * `tfds:NAME`: tensorflow-datasets, which must be prepared as array_record; rows
   are read by their numbers, without TensorFlow.
-* `parquet`: a folder with files SPLIT*.parquet, through pyarrow.
+* `parquet`: a folder with files SPLIT.parquet or SPLIT-*.parquet, through
+  pyarrow.
 """
 
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def load(
     InputError: the library is not installed, or does not find the data, or a
       column cannot be used.
   """
+  columns = tables.check(columns._asdict(), 'columns')
   library, _, own = name.partition(':')
   open_split = {'hf': _hugging_face, 'tfds': _tfds, 'parquet': _parquet}[
     library
@@ -67,11 +69,15 @@ def _one_line(name: str) -> Iterator[None]:
 def _hugging_face(
   name: str, own: str, folder: pathlib.Path | None, columns: Columns
 ) -> Callable[[str], Table]:
-  """Opens a data set of Hugging Face."""
+  """Opens a data set of Hugging Face; one saved without splits is `train`."""
+  if folder and not folder.is_dir():
+    raise InputError(f'data_dir = {str(folder)!r}: must be a folder')
   library = optional.load('datasets', f'dataset = {name!r}', "'fedavg_jax[hf]'")
   with _one_line(name):
     if folder and (folder / 'dataset_dict.json').is_file():
       found = library.load_from_disk(str(folder))
+    elif folder and (folder / 'state.json').is_file():
+      found = {'train': library.load_from_disk(str(folder))}
     else:
       found = library.load_dataset(own, cache_dir=folder and str(folder))
   tables.check_names(name, 'split', columns.splits, list(found))
@@ -143,6 +149,7 @@ def _parquet(
     for path in paths:
       schema = parquet.read_schema(path)
       tables.check_names(name, 'column', columns.names, schema.names)
+      _check_types(name, columns.names, schema)
       parts.append(parquet.read_table(path, columns=columns.names))
     return Table(
       {
@@ -152,6 +159,17 @@ def _parquet(
     )
 
   return read
+
+
+def _check_types(name: str, columns: list[str], schema: Any) -> None:
+  """Raises InputError where a column has structs, such as encoded images."""
+  for column in columns:
+    kind = str(schema.field(column).type)
+    if 'struct<' in kind:
+      raise InputError(
+        f'dataset = {name!r}: column {column} is of type {kind}; must be'
+        ' numbers, texts, or lists of them'
+      )
 
 
 def _rows(column: Any) -> list[Any]:

@@ -59,11 +59,18 @@ class Table(NamedTuple):
   classes: Sequence[str] = ()
 
 
-def check(options: Mapping[str, Any]) -> Columns:
-  """Makes columns of the options of a config.
+def check(
+  options: Mapping[str, Any], where: str = 'options.dataset'
+) -> Columns:
+  """Makes columns of the options of a config, or of `Columns._asdict`.
+
+  Args:
+    options: field of `Columns` -> its value; others have their defaults.
+    where: the name of the options in messages.
 
   Raises:
-    InputError: an option is unknown, or has another type.
+    InputError: an option is unknown, or has another type, or training and test
+      set are the same split.
 
   >>> check({'x': 'img', 'test': 0.2}).test
   0.2
@@ -71,17 +78,21 @@ def check(options: Mapping[str, Any]) -> Columns:
   for key, value in options.items():
     if key not in Columns._fields:
       raise InputError(
-        f'options.dataset.{key}: must be one of {", ".join(Columns._fields)}'
+        f'{where}.{key}: must be one of {", ".join(Columns._fields)}'
         f'{did_you_mean(key, Columns._fields)}'
       )
     if isinstance(value, str) and (value or key == 'client'):
       continue
     if key != 'test' or not isinstance(value, float) or not 0 < value < 1:
       also = ', or a fraction in (0, 1)' if key == 'test' else ''
-      raise InputError(
-        f'options.dataset.{key} = {value!r}: must be a name{also}'
-      )
-  return Columns(**options)
+      raise InputError(f'{where}.{key} = {value!r}: must be a name{also}')
+  columns = Columns(**options)
+  if columns.train == columns.test:
+    raise InputError(
+      f'{where}.test = {columns.test!r}: is the split of training too; must be'
+      ' another, or a fraction in (0, 1)'
+    )
+  return columns
 
 
 def check_names(
@@ -116,10 +127,13 @@ def to_dataset(
     test: the test set; None draws `columns.test` of the training examples.
 
   Raises:
-    InputError: a column cannot be converted by `forms.form`, or a test label
-      does not occur in training.
+    InputError: a column cannot be converted by `forms.form`, a label or client
+      is missing, or a test label does not occur in training.
   """
   where = f'dataset = {name!r}'
+  _check_complete(f'{where}: train', train, (columns.y, columns.client))
+  if test is not None:
+    _check_complete(f'{where}: test', test, (columns.y,))
   classes = tuple(train.classes) or _texts(train.columns[columns.y])
   formed = _form(f'{where}: train', columns, train, classes)
   owners, ids = None, ()
@@ -183,6 +197,24 @@ def _form(
         )
     y = [numbers[text] for text in texts]
   return forms.form(np.stack([np.asarray(v) for v in x]), np.asarray(y), where)
+
+
+def _check_complete(where: str, table: Table, names: Sequence[str]) -> None:
+  """Raises InputError where a label or a client is missing."""
+  for name in filter(None, names):
+    for row, value in enumerate(table.columns[name]):
+      if _is_missing(value):
+        raise InputError(
+          f'{where}: {name} is missing in row {row} (the first is row 0); must'
+          ' have a value in every row'
+        )
+
+
+def _is_missing(value: Any) -> bool:
+  """Returns whether a value is null; NaN stands for null among numbers."""
+  if isinstance(value, np.ndarray):
+    return not value.ndim and _is_missing(value[()])
+  return value is None or value != value
 
 
 def _texts(values: Sequence[Any]) -> tuple[str, ...]:

@@ -143,6 +143,92 @@ def test_columns_of_a_library(library, tmp_path):
       fa.load_dataset(name, str(tmp_path / 'data'), columns)
 
 
+def test_a_saved_data_set_without_splits_is_the_split_train(tmp_path):
+  """Reads a folder without dataset_dict.json."""
+  library = pytest.importorskip('datasets')
+  folder = str(tmp_path / 'data')
+  library.Dataset.from_dict(
+    {'x': [[i, 1, 2] for i in range(4)], 'y': [0, 1, 0, 1], 'who': [3, 3, 1, 3]}
+  ).save_to_disk(folder)
+  columns = Columns(x='x', y='y', client='who', test=0.25)
+  data = fa.load_dataset('hf:mine', folder, columns)
+  assert (len(data.train.y), len(data.test.y)) == (3, 1)
+  assert data.client_names == ('1', '3')
+  with pytest.raises(InputError, match='has no split test; must be one of tra'):
+    fa.load_dataset('hf:mine', folder, Columns(x='x', y='y'))
+
+
+def test_a_folder_of_hugging_face_must_exist(tmp_path):
+  with pytest.raises(
+    InputError, match=r"^data_dir = '.*none': must be a folde"
+  ):
+    fa.load_dataset('hf:mine', str(tmp_path / 'none'))
+
+
+@pytest.mark.parametrize(
+  ('who', 'kind', 'words'),
+  [
+    ([1, None, 2], [0, 1, 0], 'train: who is missing in row 1 '),
+    (['a', 'b', None], [0, 1, 0], 'train: who is missing in row 2 '),
+    ([1, 1, 2], [None, 1, 0], 'train: kind is missing in row 0 '),
+    ([1, 1, 2], ['a', None, 'b'], 'train: kind is missing in row 1 '),
+    ([2, 10, 2], [0, 1, 0], ''),
+  ],
+)
+def test_a_missing_label_or_client_is_refused(tmp_path, who, kind, words):
+  """Arrow keeps integers whole only in a column without nulls."""
+  pyarrow = pytest.importorskip('pyarrow')
+  from pyarrow import parquet
+
+  table = pyarrow.table({'pixels': [[1], [2], [3]], 'kind': kind, 'who': who})
+  parquet.write_table(table, tmp_path / 'train.parquet')
+  columns = COLUMNS._replace(test=0.34)
+  if words:
+    with pytest.raises(InputError, match=words) as info:
+      fa.load_dataset('parquet', str(tmp_path), columns)
+    assert '\n' not in str(info.value)
+  else:
+    data = fa.load_dataset('parquet', str(tmp_path), columns)
+    assert data.client_names == ('2', '10')
+
+
+def test_a_missing_label_of_the_test_set_is_refused():
+  x = np.zeros((2, 2), np.float32)
+  nothing = np.asarray(None)  # As a row of Hugging Face becomes an array.
+  for labels in (['a', nothing], [0, nothing], [0, np.nan]):
+    with pytest.raises(InputError, match='test: label is missing in row 1 '):
+      tables.to_dataset(
+        'mine', Columns(), table(x, [labels[0]] * 2), table(x, labels)
+      )
+
+
+def test_a_column_of_structs_is_named(tmp_path):
+  """Encoded images of Hugging Face are structs in Parquet."""
+  pyarrow = pytest.importorskip('pyarrow')
+  from pyarrow import parquet
+
+  image = {'bytes': b'png', 'path': 'a.png'}
+  table = pyarrow.table({'image': [image, image], 'label': [0, 1]})
+  parquet.write_table(table, tmp_path / 'train.parquet')
+  with pytest.raises(InputError, match='column image is of type struct<bytes'):
+    fa.load_dataset('parquet', str(tmp_path), Columns(test=0.5))
+
+
+@pytest.mark.parametrize(
+  ('columns', 'words'),
+  [
+    (Columns(test=0), 'columns.test = 0: must be a name, or a fraction in'),
+    (Columns(test=-0.5), 'columns.test = -0.5: must be a name, or a fraction'),
+    (Columns(test=1.5), 'columns.test = 1.5: must be a name, or a fraction in'),
+    (Columns(x=''), "columns.x = '': must be a name$"),
+    (Columns(test='train'), "columns.test = 'train': is the split of training"),
+  ],
+)
+def test_columns_from_python_are_checked(tmp_path, columns, words):
+  with pytest.raises(InputError, match=words):
+    fa.load_dataset('parquet', str(tmp_path), columns)
+
+
 @pytest.mark.parametrize(
   ('name', 'module', 'install'),
   [
@@ -233,6 +319,7 @@ def test_columns_that_are_refused(train, test, words):
     ({'xs': 'a'}, 'options.dataset.xs: must be one of x, y, client, train, te'),
     ({'x': ''}, "options.dataset.x = '': must be a name$"),
     ({'y': 3}, 'options.dataset.y = 3: must be a name$'),
+    ({'test': 'train'}, "options.dataset.test = 'train': is the split of trai"),
     ({'test': 1.0}, 'test = 1.0: must be a name, or a fraction in'),
   ],
 )

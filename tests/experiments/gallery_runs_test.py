@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import signal
 import threading
 
@@ -11,6 +12,7 @@ import pytest
 
 from experiments.gallery import __main__ as command
 from experiments.gallery import catalog
+from experiments.gallery import fedprox_synthetic
 from experiments.gallery import niid_bench
 from experiments.gallery import pictures
 from experiments.gallery import report
@@ -174,7 +176,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path):
     (row,) = store.rows
     comparison = training.again(cell, row)
   assert comparison.difference == 0
-  assert 'the curves are equal' in comparison.describe()
+  assert 'all curves are equal' in comparison.describe()
   assert len(row['curves']['accuracy']) == 4  # Rounds 0, 2, 4 and 6.
   assert row['value'] == max(row['curves']['accuracy'])
   assert row['seed'] == 0 and row['config_sha256'] == cell.digest(0)
@@ -192,6 +194,30 @@ def test_the_curve_of_a_diverged_run_ends_before(tmp_path):
   assert 1 <= len(curve) < 7 and row['value'] == max(curve)
   later = cell._replace(reading=mean_of_last(1))
   assert training.value_of(later, row['curves']) == 0
+
+
+def test_a_check_compares_every_curve(tmp_path, monkeypatch, capsys):
+  """The accuracies are equal; the losses differ in their sixth digit."""
+  kept = row_of(CELL, 0)
+  kept['curves']['loss'] = [2.0, 1.0, math.nan]
+  again = kept | {'num_devices': 2}
+  store = training.opened(tmp_path, SOURCE)
+  store.append([kept])
+  monkeypatch.setattr(catalog, 'sources', lambda: [SOURCE])
+  monkeypatch.setattr(catalog, 'of', lambda source: [CELL])
+  monkeypatch.setattr(training, 'row_of', lambda *args: again)
+  command.check(1, tmp_path)
+  said = capsys.readouterr().out
+  assert 'all curves are equal in their six digits (on 1 device(s)' in said
+  for loss, words in (
+    ([2.0, 1.00001, math.nan], 'differ by up to 1e-05'),
+    ([2.0, 1.0, 0.5], 'differ by up to inf'),
+    ([2.0, 1.0], 'differ by up to inf'),
+  ):
+    again['curves'] = kept['curves'] | {'loss': loss}
+    with pytest.raises(SystemExit):
+      command.check(1, tmp_path)
+    assert words in capsys.readouterr().out
 
 
 def test_the_end_of_the_time_is_no_signal():
@@ -260,6 +286,34 @@ def test_arithmetic_of_the_tables(results):
   assert '0.9915, 2 seed(s), inside' in report.listing(results)
 
 
+def test_a_number_without_a_verdict_is_not_counted(tmp_path):
+  (cell,) = catalog.named('niid_bench/mnist/1_label/fedprox')
+  training.opened(tmp_path, niid_bench.SOURCE).append([row_of(cell, 0, (0.1,))])
+  assert '| 26 | 1 | 0 of 0 |' in report.table(tmp_path)
+  assert '| 51.79 ± 26.75 | 10.00 | 10.00 | no verdict |' in report.detail(
+    tmp_path
+  )
+  assert '1 seed(s), no verdict' in report.listing(tmp_path)
+
+
+def test_a_report_describes_only_the_kept_results(tmp_path, monkeypatch):
+  """Another folder, or a picture that fails, leaves the page as it is."""
+  for name in ('PAGE', 'MISSING'):
+    (tmp_path / name).write_text('<!-- table -->\n<!-- end -->')
+    monkeypatch.setattr(report, name, tmp_path / name)
+  with pytest.raises(fa.InputError, match='--report describes only .*results'):
+    command.write_report(tmp_path)
+
+  def fail(folder):
+    raise OSError
+
+  monkeypatch.setattr(pictures, 'draw', fail)
+  with pytest.raises(OSError):
+    command.write_report(report.RESULTS)
+  for name in ('PAGE', 'MISSING'):
+    assert (tmp_path / name).read_text() == '<!-- table -->\n<!-- end -->'
+
+
 def test_the_page_has_the_results(repository):
   text = report.PAGE.read_text('utf-8')
   assert report.page(text, report.RESULTS) == text
@@ -274,6 +328,26 @@ def test_the_pictures_show_the_results():
   ):
     with contextlib.closing(image.open(report.RESULTS / name)) as picture:
       assert picture.text['Description'] == pictures.digest(shown)
+
+
+def test_the_picture_shows_the_cells_of_every_claim(monkeypatch):
+  pytest.importorskip('matplotlib')
+  drawn = set()
+  curves_of_seeds = report.curves_of_seeds
+
+  def record(outcome, name):
+    drawn.add((outcome.cell.name, name))
+    return curves_of_seeds(outcome, name)
+
+  monkeypatch.setattr(report, 'curves_of_seeds', record)
+  monkeypatch.setattr(pictures, '_save', lambda *args: None)
+  pictures.draw(report.RESULTS)
+  source = fedprox_synthetic.SOURCE
+  assert drawn >= {
+    (f'{source.key}/{cell}', claim.curve)
+    for claim in source.claims
+    for cell in (claim.lower, claim.higher)
+  }
 
 
 def test_values_are_read_from_the_curves():

@@ -12,6 +12,7 @@ from experiments.gallery import flute
 from experiments.gallery import lenet
 from experiments.gallery import niid_bench
 from experiments.gallery import pfl_cifar10
+from experiments.gallery import report
 from experiments.gallery.cell import BEST
 from experiments.gallery.cell import Published
 from experiments.gallery.cell import at_round
@@ -76,6 +77,35 @@ def test_inside_is_two_deviations_or_the_margin():
   assert not Published(0.1, 0.0).has_inside(0.1001)
   assert Published(0.63, margin=0.05).has_inside(0.68)
   assert not Published(0.63, margin=0.05).has_inside(0.6801)
+
+
+def test_large_deviations_leave_no_verdict():
+  """Two deviations are 53.5 points of FedProx with one label per client."""
+  assert Published(0.5, 0.025).has_inside(0.55)
+  assert Published(0.5, 0.0251).has_inside(0.5) is None
+  unclear = [
+    cell.name.removeprefix('niid_bench/')
+    for cell in catalog.CELLS
+    if cell.published is not None and cell.published.has_inside(0) is None
+  ]
+  assert unclear == [
+    f'mnist/1_label/{kind}' for kind in ('fedavg', 'fedprox', 'fednova')
+  ]
+
+
+def test_values_read_off_a_plot_are_ranges():
+  for name, words, low, high in (
+    ('dropped', '60 to 70', 0.6, 0.7),
+    ('mu_0', '70 to 80', 0.7, 0.8),
+    ('mu_2', 'about 85', 0.8, 0.9),
+  ):
+    (cell,) = catalog.named(f'fedprox_mnist/{name}')
+    published = cell.published
+    assert published.words == words
+    assert f'{words}  ' in report.listing(report.RESULTS)
+    assert published.has_inside(low) and published.has_inside(high)
+    assert not published.has_inside(low - 1e-3)
+    assert not published.has_inside(high + 1e-3)
 
 
 def test_cells_have_their_own_names_and_settings():
