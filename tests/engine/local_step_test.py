@@ -200,7 +200,7 @@ def server(sums_of, own=None):
 def test_the_server_adds_the_mean_delta():
   (state, finite), sums = server({})
   assert finite and state.round == 5 and state.params['w'] == 1.5
-  metrics = compiled_round.round_metrics(sums, finite)
+  metrics = compiled_round.round_metrics(sums, finite, {})
   assert metrics.train_loss == 2 and metrics.examples == 3
 
 

@@ -61,6 +61,7 @@ def test_fedrep_of_a_client_that_never_trains_the_body():
 
 
 STRATEGY = fx.banded_strategy(rounds=3, bands=1)
+UNIFORM = {'weighting': 'uniform', 'on_nan': 'skip_client'}
 PRIVATE = {  # value -> algorithm, and two values.
   'correlated noise': (
     lambda sigma: fx.correlated_noise(
@@ -91,8 +92,8 @@ def test_a_sweep_of_private_algorithms_has_the_model_of_each(name):
   models = [
     record.state.params['w']
     for built in (
-      quadratics.build(build, sweep=values),
-      quadratics.build(build(values[1])),
+      quadratics.build(build, sweep=values, **UNIFORM),
+      quadratics.build(build(values[1]), **UNIFORM),
     )
     for *_, record in [fa.simulate(built, rounds=3)]
   ]
