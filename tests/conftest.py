@@ -73,6 +73,13 @@ os.environ['PYTHONPATH'] = str(REPOSITORY)
 
 
 @pytest.fixture
+def real_programs(request):
+  """Skips a test that needs programs as a run compiles them."""
+  if not request.config.option.real_programs:
+    pytest.skip('needs --real-programs')
+
+
+@pytest.fixture
 def repository() -> pathlib.Path:
   return REPOSITORY
 

@@ -66,7 +66,8 @@ def test_parameter_counts_of_the_paper(name, data, kwargs, expected):
   ('name', 'data', 'kwargs'),
   rest_slow(1, [case[:3] for case in MODELS], several=True),
 )
-def test_initial_weights_do_not_depend_on_compilation(name, data, kwargs):
+@pytest.mark.usefixtures('real_programs')
+def test_initial_weights_have_the_bits_of_operations(name, data, kwargs):
   """Compiled as one program, they have the bits of single operations."""
   init = zoo.build_model(name, data, **kwargs).init
   compiled = init(jax.random.key(3))

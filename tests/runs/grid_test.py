@@ -240,11 +240,11 @@ def test_killed_between_its_folders_and_resumed_with_more(
   with monkeypatch.context() as patch:
     configs = []
 
-    def dies(cfg, *args):
+    def dies(cfg, *args, **kwargs):
       configs.append(cfg)
       if len(configs) == 2:
         raise MemoryError('killed')
-      return finish(cfg, *args)
+      return finish(cfg, *args, **kwargs)
 
     patch.setattr(summary, 'finish', dies)
     with pytest.raises(MemoryError):
