@@ -59,7 +59,13 @@ LESS = {
     ('rounds=100', 'rounds=50'),
     ('rounds_to(0.9,', 'rounds_to(0.7,'),
   ],
-  'families': [('ROUNDS = 100', 'ROUNDS = 20')],
+  'families': [
+    ('ROUNDS = 100', 'ROUNDS = 20'),
+    ('in optimizers.items()', 'in [*optimizers.items()][::4]'),
+    ('in compression.items()', 'in [*compression.items()][:2]'),
+    ('in rules.items()', 'in [*rules.items()][:2]'),
+    ('in methods.items()', 'in [*methods.items()][::3]'),
+  ],
   'privacy': [('rounds=60', 'rounds=10')],
   'rounds_per_second': [
     ('for _ in range(3)', 'for _ in range(1)'),
