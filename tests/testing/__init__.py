@@ -1,5 +1,6 @@
 """Holds helpers of several tests, and the programs that tests start."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 import pathlib
 from typing import Any
@@ -7,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedavg_jax.core.errors import InputError
+
 PROGRAMS = pathlib.Path(__file__).parent / 'programs'
+
+
+def check_refused(build: Callable[[], Any], words: str) -> None:
+  """Calls a function that must raise InputError: one line, with these words."""
+  with pytest.raises(InputError) as caught:
+    build()
+  assert words in str(caught.value) and '\n' not in str(caught.value)
 
 
 def uneven_examples() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
